@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Runs the test suite, making .venv first if needed. Arguments go to pytest: bash launch_scripts/test.sh -k storage
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch_scripts/environment.sh
+
+# The tests run on the CPU everywhere. One thread a rank: ranks that share cores and spin for each other crawl.
+export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
+exec python -m pytest "$@"

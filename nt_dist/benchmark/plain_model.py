@@ -1,0 +1,168 @@
+"""The same model of torch.nn.Linear, trained in a plain PyTorch loop: what the trainer is measured against.
+
+Trunk, fork and trails as an ordinary user would write them: one module a trail, called one after the other; LLaMA
+blocks (RMSNorm, rotary embedding, grouped-query attention through scaled_dot_product_attention, SwiGLU). Nothing here
+is shared with nt_dist/model, so that neither can be slow or wrong for the other's reasons; a test compares logits.
+
+Shapes: B sequences, S positions, H hidden size, V padded vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nt_dist.config import Config
+
+
+class PlainBlock(nn.Module):
+    """One LLaMA block: [B, S, H] -> [B, S, H]."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        model = config.model
+        self.head_size = config.head_size
+        keys = config.num_kv_heads * config.head_size
+        self.attention_norm = nn.RMSNorm(model.hidden_size, eps=model.norm_eps)
+        self.query = nn.Linear(model.hidden_size, model.hidden_size, bias=False)
+        self.key = nn.Linear(model.hidden_size, keys, bias=False)
+        self.value = nn.Linear(model.hidden_size, keys, bias=False)
+        self.output = nn.Linear(model.hidden_size, model.hidden_size, bias=False)
+        self.mlp_norm = nn.RMSNorm(model.hidden_size, eps=model.norm_eps)
+        self.gate = nn.Linear(model.hidden_size, model.ffn_size, bias=False)
+        self.up = nn.Linear(model.hidden_size, model.ffn_size, bias=False)
+        self.down = nn.Linear(model.ffn_size, model.hidden_size, bias=False)
+
+    def forward(self, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Attention, then the MLP, each with its norm before and its input added after."""
+        normed = self.attention_norm(hidden)
+        query, key, value = (
+            project(normed).unflatten(-1, (-1, self.head_size)).transpose(1, 2)  # [B, heads, S, head size]
+            for project in (self.query, self.key, self.value)
+        )
+        query, key = rotate(query, rotary), rotate(key, rotary)
+        grouped = query.shape[1] != key.shape[1]
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+        hidden = hidden + self.output(mixed.transpose(1, 2).flatten(-2))
+        normed = self.mlp_norm(hidden)
+        return hidden + self.down(F.silu(self.gate(normed)) * self.up(normed))
+
+
+class PlainTrail(nn.Module):
+    """The blocks, final norm and output matrix of one trail: [B, S, H] -> logits [B, S, V]."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.blocks = nn.ModuleList(PlainBlock(config) for _ in range(config.model.num_layers - config.trunk_layers))
+        self.norm = nn.RMSNorm(config.model.hidden_size, eps=config.model.norm_eps)
+        self.norms = 2 if config.trails.final_norm_twice else 1
+        self.output = nn.Linear(config.model.hidden_size, config.padded_vocab_size, bias=False)
+
+    def forward(self, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Logits of this trail."""
+        for block in self.blocks:
+            hidden = block(hidden, rotary)
+        for _ in range(self.norms):
+            hidden = self.norm(hidden)
+        return self.output(hidden)
+
+
+class PlainModel(nn.Module):
+    """Embedding, trunk and trails, all dense: tokens [B, S] -> logits, a list of T tensors [B, S, V].
+
+    Args:
+        config: Sizes of [model] and [trails]; [sparsity] matters only for the padding of the vocabulary.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        width, rows = config.model.hidden_size, config.padded_vocab_size
+        num_tables = config.trails.count if config.trails.fork == "embedding" else 1
+        self.embeddings = nn.ModuleList(nn.Embedding(rows, width) for _ in range(num_tables))
+        self.trunk = nn.ModuleList(PlainBlock(config) for _ in range(config.trunk_layers))
+        self.trails = nn.ModuleList(PlainTrail(config) for _ in range(config.trails.count))
+        self.rotary = rotary_tables(config.model.max_seq_len, config.head_size, config.model.rope_theta)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, tokens: torch.Tensor) -> list[torch.Tensor]:
+        """Logits of each trail."""
+        rotary = tuple(table[: tokens.shape[1]].to(tokens.device) for table in self.rotary)
+        hidden = [embedding(tokens) for embedding in self.embeddings]
+        for block in self.trunk:
+            hidden = [block(each, rotary) for each in hidden]
+        if len(hidden) < len(self.trails):
+            hidden = hidden * len(self.trails)
+        return [trail(each, rotary) for trail, each in zip(self.trails, hidden, strict=True)]
+
+
+def rotary_tables(length: int, size: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [length, size] of the rotary embedding (Su et al., arXiv 2104.09864), halves rotated."""
+    angles = torch.arange(length)[:, None] * theta ** (-torch.arange(0, size, 2) / size)
+    angles = torch.cat([angles, angles], -1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Applies the rotary embedding to [B, heads, S, head size]; the tables are cast to the type of x."""
+    cosine, sine = (table.to(x.dtype) for table in rotary)
+    first, second = x.chunk(2, -1)
+    return x * cosine + torch.cat([-second, first], -1) * sine
+
+
+class PlainTrainer:
+    """A plain loop: forward, backward, torch.optim.AdamW(fused).
+
+    In bf16 the module's parameters are bf16 and AdamW steps fp32 masters: gradients are added to the masters' in fp32,
+    new masters copied to the parameters. It is what DeepSpeed's bf16 does, written by hand, and a harder opponent than
+    autocast, which keeps fp32 parameters and casts every weight in every pass.
+
+    Args:
+        config: Sizes, learning rate, Adam's settings, precision.
+        device: Where to train.
+    """
+
+    def __init__(self, config: Config, device: torch.device):
+        self.model = PlainModel(config).to(device)
+        self.vocab_size = config.model.vocab_size
+        self.parameters = list(self.model.parameters())
+        self.masters = self.parameters
+        if config.train.precision == "bf16":
+            self.masters = [nn.Parameter(parameter.detach().clone()) for parameter in self.parameters]
+            self.model.bfloat16()
+        train = config.train
+        self.optimizer = torch.optim.AdamW(
+            self.masters, train.lr, train.betas, train.adam_eps, train.weight_decay, fused=True
+        )
+
+    def step(self, micro_batches: list) -> None:
+        """One optimizer step on micro-batches (tokens, targets, weights: [B, S]); the loss is a mean over tokens."""
+        tokens = sum(float(batch.weights.sum()) for batch in micro_batches)
+        for batch in micro_batches:
+            losses = [
+                token_losses(logits[..., : self.vocab_size], batch.targets) for logits in self.model(batch.tokens)
+            ]
+            loss = sum((each * batch.weights).sum() for each in losses) / tokens
+            loss.backward()
+            if self.masters is not self.parameters:
+                self._collect_gradients()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.masters is not self.parameters:
+            torch._foreach_copy_(
+                [parameter.data for parameter in self.parameters], [each.data for each in self.masters]
+            )
+
+    def _collect_gradients(self) -> None:
+        """Adds the bf16 gradients to the masters' fp32 ones, as the trainer does."""
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            if master.grad is None:
+                master.grad = parameter.grad.float()
+            else:
+                master.grad += parameter.grad
+            parameter.grad = None
+
+
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of every token in fp32: logits [B, S, V], targets [B, S] -> [B, S]."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)

@@ -1,0 +1,164 @@
+"""Tokens per second of this trainer against a plain loop over plain linear layers, and what a topology update costs.
+
+All contenders live in one process and take turns round by round, in rotating order, so that whatever else the machine
+does meets all of them. Figures are ratios within a round: their median, and the range over rounds.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nt_dist.benchmark.plain_model import PlainTrainer
+from nt_dist.benchmark.setup import at_density, build_bench, check, synchronizer
+from nt_dist.config import Config
+from nt_dist.parallel.mesh import Mesh
+
+WARM_UP_STEPS = 2
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure measured in several rounds."""
+
+    rounds: list[float] = field(repr=False)
+
+    @property
+    def median(self) -> float:
+        """The middle of the rounds."""
+        return statistics.median(self.rounds)
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({min(self.rounds):.3f}-{max(self.rounds):.3f})"
+
+
+@dataclass(frozen=True)
+class SpeedReport:
+    """What `measure_speed` found.
+
+    Attributes:
+        tokens_per_step: Tokens in one step of each contender.
+        plain: Tokens per second of the plain loop.
+        trainer: Tokens per second of this trainer, by density.
+        ratio: trainer over plain of the same round, by density.
+        update_share: Extra time of a step with a topology update (its dense gradients, update and check) over an
+            ordinary step of the same round, divided by update_every, by density: the update's share of training.
+        update_steps: The same, not divided: the update's cost in ordinary steps.
+    """
+
+    tokens_per_step: int
+    plain: Spread
+    trainer: dict[float, Spread]
+    ratio: dict[float, Spread]
+    update_share: dict[float, Spread]
+    update_steps: dict[float, Spread]
+
+    def table(self) -> str:
+        """The report for a terminal, and as Markdown."""
+        lines = [
+            "| | tokens per second | of plain: median (range) | topology update, share of training | in steps |",
+            "|---|---|---|---|---|",
+            f"| plain dense layers, plain loop | {self.plain.median:.0f} | 1 | - | - |",
+        ]
+        for density, ratio in self.ratio.items():
+            share, steps = self.update_share.get(density), self.update_steps.get(density)
+            update = f"{share.median:.2%} ({min(share.rounds):.2%}-{max(share.rounds):.2%}) | {steps}" if share else "- | -"
+            lines.append(f"| density {density:g} | {self.trainer[density].median:.0f} | {ratio} | {update} |")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict:
+        """Every round of every figure, for JSON."""
+        by_density = {
+            f"{density:g}": {
+                name: figures[density].rounds
+                for name, figures in vars(self).items()
+                if isinstance(figures, dict) and density in figures
+            }
+            for density in self.ratio
+        }
+        return {"tokens_per_step": self.tokens_per_step, "plain": self.plain.rounds, "density": by_density}
+
+
+def measure_speed(
+    config: Config,
+    mesh: Mesh,
+    densities: list[float],
+    num_rounds: int,
+    num_steps: int,
+    progress: Callable[[str], None] = lambda line: None,
+) -> SpeedReport:
+    """Measures the trainer at some densities against the plain loop.
+
+    Args:
+        config: Sizes, precision, ZeRO stage; its density is replaced by each of `densities`.
+        mesh: One rank.
+        densities: 1 is allowed, and has no topology update.
+        num_rounds: Rounds; each contender takes `num_steps` steps in every one.
+        num_steps: Steps timed together.
+        progress: Told of every round.
+
+    Raises:
+        ConfigError: The config cannot be benchmarked.
+    """
+    assert num_rounds > 0 and num_steps > 0 and densities
+    check(config)
+    configs = {density: at_density(config, density) for density in densities}
+    plain = PlainTrainer(config, mesh.device)
+    benches = {density: build_bench(each, mesh) for density, each in configs.items()}
+    batches = next(iter(benches.values())).batches
+    steps = {PLAIN: lambda: plain.step(batches)} | {density: bench.step for density, bench in benches.items()}
+    updates = {density: bench for density, bench in benches.items() if bench.topology.sparse}
+    clock = _Clock(synchronizer(mesh.device))
+    for step in steps.values():
+        for _ in range(WARM_UP_STEPS):
+            step()
+    for bench in updates.values():
+        bench.step_before_update()
+        bench.update()
+    seconds: dict = {name: [] for name in steps}
+    extra: dict = {density: [] for density in updates}
+    for number in range(num_rounds):
+        for name in _rotated(list(steps), number):
+            step = steps[name]
+            seconds[name].append(clock.seconds(step, num_steps) / num_steps)
+        for density, bench in updates.items():
+            ordinary = clock.seconds(bench.step, 1)  # the step before, not the round's mean: the machine may have changed
+            extra[density].append((clock.seconds(bench.step_before_update, 1) + clock.seconds(bench.update, 1)) / ordinary - 1)
+        progress(f"round {number + 1} of {num_rounds}: " + ", ".join(f"{n} {s[-1]:.3f} s" for n, s in seconds.items()))
+    tokens = sum(batch.tokens.numel() for batch in batches)
+    rates = {name: Spread([tokens / each for each in times]) for name, times in seconds.items()}
+    ratios = {
+        density: Spread([p / t for p, t in zip(seconds[PLAIN], seconds[density], strict=True)]) for density in densities
+    }
+    every = config.sparsity.update_every
+    return SpeedReport(
+        tokens_per_step=tokens,
+        plain=rates.pop(PLAIN),
+        trainer=rates,
+        ratio=ratios,
+        update_share={density: Spread([each / every for each in figures]) for density, figures in extra.items()},
+        update_steps={density: Spread(figures) for density, figures in extra.items()},
+    )
+
+
+class _Clock:
+    """Wall time of work, the device's included."""
+
+    def __init__(self, synchronize: Callable[[], None]):
+        self._synchronize = synchronize
+
+    def seconds(self, work: Callable[[], None], times: int) -> float:
+        """Does `work` so often and returns the seconds it took together."""
+        self._synchronize()
+        start = time.perf_counter()
+        for _ in range(times):
+            work()
+        self._synchronize()
+        return time.perf_counter() - start
+
+
+def _rotated(names: list, number: int) -> list:
+    """The names, beginning with another one each round."""
+    start = number % len(names)
+    return names[start:] + names[:start]

@@ -1,0 +1,59 @@
+"""How every command of this project starts and, above all, ends."""
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from nt_dist.errors import NTDistError
+
+BAD_INPUT = 2
+BUG = 1
+INTERRUPTED = 130
+
+
+def run_main(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command and leave the process.
+
+    Errors of the family NTDistError are printed as one line a problem, without a traceback, and end with exit code 2;
+    any other exception with its traceback and 1; Ctrl-C with 130.
+
+    The process is always left with ``os._exit``, on success as well: after a good run the threads of gloo and
+    DeepSpeed can abort an interpreter that is being taken down ("terminate called without an active exception"), and
+    the exit code would then say that the run had failed.
+
+    Args:
+        main: The command; what it returns is the exit code, None being 0.
+    """
+    _leave(_exit_code(main))
+
+
+def _exit_code(main: Callable[[], int | None]) -> int:
+    try:
+        return main() or 0
+    except NTDistError as error:
+        for line in str(error).splitlines() or [type(error).__name__]:
+            print(f"error: {line}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as leaving:  # argparse's --help and usage errors
+        if isinstance(leaving.code, str):
+            print(leaving.code, file=sys.stderr)
+            return BUG
+        return leaving.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return BUG
+
+
+def _leave(code: int) -> NoReturn:
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe or stream: nobody is reading any more
+            stream.flush()
+    os._exit(code)

@@ -1,0 +1,98 @@
+"""Rules of the mesh: which degrees of tensor, pipe and trail parallelism a model and a number of ranks allow."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from nt_dist.config.settings import Config, Parallel
+
+KEYS = (
+    "parallel.tensor",
+    "parallel.pipe",
+    "parallel.trail",
+    "model.num_layers",
+    "model.num_attention_heads",
+    "model.num_kv_heads",
+    "model.ffn_size",
+    "sparsity.topology_shards",
+    "trails.count",
+    "train.precision",
+)
+"""What these rules read."""
+
+
+def check(config: Config) -> Iterator[str]:
+    """Say what is wrong with the layout and, where there is one, the nearest that works."""
+    broken = list(_broken(config))
+    yield from broken
+    if broken:
+        near = nearest_layout(config)
+        if near:
+            data = config.world_size // (near.tensor * near.pipe * near.trail)
+            yield (
+                f"the nearest layout that works on {config.world_size} ranks: parallel.tensor = {near.tensor}, "
+                f"parallel.pipe = {near.pipe}, parallel.trail = {near.trail} (data degree {data})"
+            )
+
+
+def nearest_layout(config: Config) -> Parallel | None:
+    """The layout of as many ranks that keeps all rules and changes the degrees by the smallest factors, if any does."""
+    wanted = config.parallel
+
+    def distance(layout: Parallel) -> float:
+        pairs = ((layout.tensor, wanted.tensor), (layout.pipe, wanted.pipe), (layout.trail, wanted.trail))
+        return sum(abs(math.log(new / old)) for new, old in pairs)
+
+    layouts = [
+        Parallel(tensor=tensor, pipe=pipe, trail=trail)
+        for tensor in _divisors(config.world_size)
+        for pipe in _divisors(config.world_size // tensor)
+        for trail in _divisors(config.world_size // (tensor * pipe))
+    ]
+    working = [layout for layout in layouts if _works(replace(config, parallel=layout))]
+    return min(working, key=distance, default=None)
+
+
+def _works(config: Config) -> bool:
+    batch, unit = config.train.batch_size, config.train.micro_batch_size * config.data_degree
+    return batch % unit == 0 and not any(_broken(config))
+
+
+def _broken(config: Config) -> Iterator[str]:
+    yield from _not_yet(config)
+    model, degrees = config.model, config.parallel
+    if config.world_size % config.model_degree:
+        yield (
+            f"parallel.tensor × pipe × trail = {degrees.tensor} × {degrees.pipe} × {degrees.trail} must divide "
+            f"the number of ranks, {config.world_size}"
+        )
+    divided_by_tensor = {
+        "model.num_attention_heads": model.num_attention_heads,
+        "model.num_kv_heads": config.num_kv_heads,
+        "model.ffn_size": model.ffn_size,
+        "sparsity.topology_shards": config.sparsity.topology_shards,
+    }
+    for name, size in divided_by_tensor.items():
+        if size % degrees.tensor:
+            yield f"parallel.tensor = {degrees.tensor} must divide {name} = {size}"
+    if config.trails.count % degrees.trail:
+        yield f"parallel.trail = {degrees.trail} must divide trails.count = {config.trails.count}"
+    if degrees.pipe > model.num_layers:
+        yield f"parallel.pipe = {degrees.pipe} must be at most model.num_layers = {model.num_layers}"
+    if degrees.pipe > 1 and config.zero_stage > 1:
+        yield (
+            f"parallel.pipe = {degrees.pipe} allows ZeRO stages 0 and 1 (a limit of DeepSpeed), not "
+            f"zero_optimization.stage = {config.zero_stage} of the DeepSpeed JSON"
+        )
+
+
+def _not_yet(config: Config) -> Iterator[str]:
+    """Layouts that the checkpoint format and the mesh foresee and the model cannot be cut into yet."""
+    for axis in ("tensor", "pipe", "trail"):
+        degree = getattr(config.parallel, axis)
+        if degree != 1:
+            yield f"parallel.{axis} = {degree} must be 1 in this version, which has data parallelism and ZeRO"
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

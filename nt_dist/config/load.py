@@ -1,0 +1,220 @@
+"""From a TOML file, ``section.key=value`` overrides and a DeepSpeed JSON to a checked Config.
+
+Every problem found on the way is kept, and all are raised together.
+"""
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nt_dist.config import deepspeed_json, paths, rules
+from nt_dist.config.keys import keys_of
+from nt_dist.config.names import hint, nearest, nearest_key
+from nt_dist.config.settings import SECTIONS, Config
+from nt_dist.config.values import convert, parse_override
+from nt_dist.errors import ConfigError
+
+DEFAULT_CONFIG = "configs/quickstart.toml"
+_KEYS = [f"{name}.{entry}" for name, section in SECTIONS.items() for entry in keys_of(section)]
+
+
+def parse_command_line(argv: Sequence[str]) -> tuple[str, str | None, list[str]]:
+    """Take a command line apart: ``[--config FILE] [--ds_config FILE] [section.key=value …]``.
+
+    DeepSpeed's injected ``--local_rank`` is accepted and dropped: ranks come from the environment.
+
+    Args:
+        argv: The arguments, without the program's name.
+
+    Returns:
+        The config's path, the DeepSpeed JSON's path or None, and the overrides as written.
+
+    Raises:
+        ConfigError: For an unknown flag, a flag without its value, a word that is no override.
+    """
+    options: dict[str, str] = {}
+    flags = {"--config": "config", "--ds_config": "ds_config", "--ds-config": "ds_config"}
+    flags |= {"--local_rank": "local_rank", "--local-rank": "local_rank"}
+    overrides, problems = [], []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag in flags:
+            if not equals:
+                if not words or words[0].startswith("--"):
+                    problems.append(f"{flag} needs a value")
+                    continue
+                value = words.pop(0)
+            options[flags[flag]] = value
+        elif word.startswith("-"):
+            problems.append(f"{flag} is no option{hint(nearest(flag, [*flags, '--help']))}")
+        elif not equals:
+            problems.append(f"{word!r} is neither an option nor section.key=value")
+        else:
+            overrides.append(word)
+    if problems:
+        raise ConfigError(problems)
+    return options.get("config", DEFAULT_CONFIG), options.get("ds_config"), overrides
+
+
+def load_config(
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    ds_config: str | Path | Mapping[str, Any] | None = None,
+    world_size: int = 1,
+    check_paths: bool = True,
+) -> Config:
+    """Read, resolve and check a configuration.
+
+    Args:
+        path: The TOML file.
+        overrides: ``section.key=value`` each; they win over the file, the last one over the others.
+        ds_config: A DeepSpeed JSON (a file, or its contents), or None for the built-in one.
+        world_size: Ranks of the run.
+        check_paths: Also check that the files it names are there.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    problems: list[str] = []
+    sections = _read_toml(Path(path), problems)
+    _apply_overrides(sections, overrides, problems)
+    deepspeed = _read_json(Path(ds_config), problems) if isinstance(ds_config, str | Path) else ds_config
+    return build_config(sections, deepspeed, world_size, problems, check_paths)
+
+
+def build_config(
+    sections: Mapping[str, Any],
+    deepspeed: Mapping[str, Any] | None,
+    world_size: int,
+    problems: Iterable[str] = (),
+    check_paths: bool = False,
+) -> Config:
+    """Build and check a Config from plain values.
+
+    Args:
+        sections: Values by section and key.
+        deepspeed: A DeepSpeed configuration, or None for the built-in one.
+        world_size: Ranks of the run.
+        problems: What was found wrong before, to be reported together with what is found here.
+        check_paths: Also check that the files it names are there.
+
+    Raises:
+        ConfigError: With every problem.
+    """
+    problems = list(problems)
+    wrong: set[str] = set()  # keys whose values cannot be used: rules over them would only confuse
+    values = _typed_sections(sections, problems, wrong)
+    config = Config(**{name: SECTIONS[name](**entries) for name, entries in values.items()}, world_size=world_size)
+    resolved, found = deepspeed_json.resolve(deepspeed, config, wrong)
+    config = replace(config, deepspeed=resolved)
+    problems += rules.check(config, wrong) + found
+    if check_paths:
+        problems += paths.check_paths(config, wrong)
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return config
+
+
+def _read_text(path: Path, problems: list[str]) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        problems.append(f"{path}: is not a text file")
+    except FileNotFoundError:
+        problems.append(f"{path}: no such file")
+    except (OSError, ValueError) as error:
+        problems.append(f"{path}: {getattr(error, 'strerror', None) or error}")
+    return None
+
+
+def _read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
+    text = _read_text(path, problems)
+    try:
+        return tomllib.loads(text or "")
+    except (ValueError, RecursionError) as error:
+        problems.append(f"{path}: is not TOML: {error}")
+        return {}
+
+
+def _read_json(path: Path, problems: list[str]) -> Any:
+    text = _read_text(path, problems)
+    if text is None:
+        return None
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: _without_repeats(pairs, path, problems))
+    except (ValueError, RecursionError) as error:
+        problems.append(f"{path}: is not JSON: {error}")
+        return None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]], path: Path, problems: list[str]) -> dict[str, Any]:
+    """An object of a JSON file, in which a key that stands twice is a problem: DeepSpeed refuses it as well."""
+    names = [name for name, _ in pairs]
+    problems += [f"{path}: {name} stands there twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    return dict(pairs)
+
+
+def _apply_overrides(sections: dict[str, Any], overrides: Iterable[str], problems: list[str]) -> None:
+    """Write overrides into the sections; their names and types are checked with the file's."""
+    for override in overrides:
+        dotted, _, text = override.partition("=")
+        name, _, entry = dotted.partition(".")
+        section = SECTIONS.get(name)
+        if section is None or entry not in keys_of(section):
+            problems.append(f"{dotted} is no setting{hint(nearest_key(dotted, _KEYS))}")
+            continue
+        try:
+            value = parse_override(text, keys_of(section)[entry].type)
+        except TypeError:
+            value = text  # of the wrong type: reported with the key when the section is read
+        if isinstance(sections.setdefault(name, {}), dict):
+            sections[name][entry] = value
+
+
+def _typed_sections(sections: Mapping[str, Any], problems: list[str], wrong: set[str]) -> dict[str, dict[str, Any]]:
+    """The sections with every value in its key's type and keeping its key's rule; the others are left out."""
+    typed: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    for name, entries in sections.items():
+        if name not in SECTIONS:
+            problems.append(_unknown_section(name, entries))
+        elif not isinstance(entries, Mapping):
+            problems.append(f"{name} = {entries!r} must be a section, [{name}], with keys under it")
+        else:
+            for entry, value in entries.items():
+                _typed_entry(name, entry, value, typed[name], problems, wrong)
+    return typed
+
+
+def _unknown_section(name: str, entries: Any) -> str:
+    if isinstance(entries, Mapping):
+        return f"[{name}] is no section{hint(nearest(name, SECTIONS))}; sections are {', '.join(SECTIONS)}"
+    return f"{name} stands outside a section{hint(nearest_key(name, _KEYS))}"
+
+
+def _typed_entry(
+    name: str, entry: str, value: Any, typed: dict[str, Any], problems: list[str], wrong: set[str]
+) -> None:
+    dotted = f"{name}.{entry}"
+    setting = keys_of(SECTIONS[name]).get(entry)
+    if setting is None:
+        own = nearest(entry, keys_of(SECTIONS[name]))
+        problems.append(f"{dotted} is no setting{hint(f'{name}.{own}' if own else nearest_key(dotted, _KEYS))}")
+        return
+    try:
+        converted = convert(value, setting.type)
+    except TypeError as error:
+        problems.append(f"{dotted} = {value!r} must be {error}")
+        wrong.add(dotted)
+        return
+    rule = setting.metadata["rule"]
+    if rule and not rule.holds(converted):
+        asked = hint(nearest(converted, rule.choices)) if rule.choices else ""
+        problems.append(f"{dotted} = {value!r} {rule.text}{asked}")
+        wrong.add(dotted)
+        return
+    typed[entry] = converted

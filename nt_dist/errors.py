@@ -1,0 +1,39 @@
+"""The errors that users see: one small family, so that a command can tell bad input from a bug.
+
+A message gives the key, the value and the rule. Bugs of our own are ``assert`` and never one of these.
+"""
+
+
+class NTDistError(Exception):
+    """Bad input or a fault outside this program; shown without a traceback."""
+
+
+class ConfigError(NTDistError):
+    """Everything that is wrong with a configuration, reported together.
+
+    Args:
+        problems: One message per problem.
+    """
+
+    def __init__(self, problems: list[str]):
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+    def __reduce__(self):
+        return (ConfigError, (self.problems,))
+
+
+class DataError(NTDistError):
+    """A corpus, a tokenizer or a prepared file that cannot be used."""
+
+
+class CheckpointError(NTDistError):
+    """A checkpoint that is missing, damaged, or of another model."""
+
+
+class RunError(NTDistError):
+    """A run that cannot start or go on: its folder, its ranks, its numbers."""
+
+
+class TopologyError(NTDistError):
+    """Replicas of one weight whose topologies differ."""

@@ -1,0 +1,1 @@
+"""What a trained ensemble is worth: its metrics, its topologies, its report."""

@@ -1,0 +1,133 @@
+"""Perplexity, gain and disagreement of an ensemble, as sums that can be added up over batches and ranks.
+
+Everything is a sum over tokens until `EnsembleSums.result`, so batch size, ragged last batches and the number of ranks
+do not change the figures (averages are never averaged).
+
+Shapes: T trails, B sequences, S positions, V vocabulary (padded entries are -inf and count for nothing).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+# Tokens whose logits are held in fp32 at once: bounds memory at [T, 1024, V] whatever the batch.
+CHUNK_TOKENS = 1024
+
+
+class EnsembleSums:
+    """Streaming sums over tokens, in float64 on one device.
+
+    Args:
+        num_trails: T.
+        device: Where the sums live; the logits must be there too.
+    """
+
+    def __init__(self, num_trails: int, device: torch.device | str = "cpu"):
+        assert num_trails >= 1
+        self.num_trails = num_trails
+        # nll of each trail [T], nll of the mean probability, nll of the mean logit, disagreement, tokens
+        self.sums = torch.zeros(num_trails + 4, dtype=torch.float64, device=device)
+
+    def add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
+        """Adds one batch.
+
+        Args:
+            logits: [T, B, S, V], any floating type.
+            targets: [B, S], the token each position has to predict.
+            weights: [B, S], 1 for a real token, 0 for padding (whose logits and targets are not looked at).
+        """
+        assert logits.shape[0] == self.num_trails and logits.shape[1:3] == targets.shape == weights.shape
+        logits = logits.flatten(1, 2)  # [T, N, V]
+        targets, weights = targets.flatten(), weights.flatten()  # [N]
+        for start in range(0, targets.numel(), CHUNK_TOKENS):
+            part = slice(start, start + CHUNK_TOKENS)
+            self._add_chunk(logits[:, part].float(), targets[part], weights[part].double())
+
+    def _add_chunk(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
+        real = weights > 0
+        targets = torch.where(real, targets, 0)  # a padded target may be any number
+        log_prob = target_log_prob(logits, targets.expand(self.num_trails, -1))  # [T, N]
+        mean_prob = torch.logsumexp(log_prob, 0) - math.log(self.num_trails)  # [N]
+        mean_logit = target_log_prob(logits.mean(0), targets)  # [N]
+        figures = torch.cat(
+            [
+                -log_prob.double(),
+                torch.stack(
+                    [
+                        -mean_prob.double(),
+                        -mean_logit.double(),
+                        disagreement(logits.argmax(-1)),
+                    ]
+                ),
+            ]
+        )  # [T + 3, N]
+        # where, not only a product: 0 * inf of a padded position would be nan
+        figures = torch.where(real, figures, 0.0) * weights
+        self.sums[:-1] += figures.sum(1)
+        self.sums[-1] += weights.sum()
+
+    def reduce(self, all_reduce: Callable[[torch.Tensor], object]) -> None:
+        """Adds up the sums of all ranks that saw other tokens, by one call of `all_reduce` (a sum in place)."""
+        all_reduce(self.sums)
+
+    def result(self) -> dict[str, float | int | list[float]]:
+        """The figures of all tokens added so far.
+
+        Returns:
+            ppl_trails: perplexity of each trail, exp of its mean negative log-likelihood.
+            ppl_ensemble_prob: of the mean of the trails' probabilities (what a deep ensemble predicts:
+                Lakshminarayanan et al., arXiv 1612.01474, section 2.4).
+            ppl_ensemble_logit: of the softmax of the mean of the trails' logits (what the NeuroTrails paper,
+                arXiv 2505.17909, reports).
+            disagreement: share of tokens on which two trails' most likely tokens differ, mean over pairs
+                (Fort et al., arXiv 1912.02757, section 4, not normalised); 0 with one trail.
+            ensemble_gain: mean of ppl_trails minus ppl_ensemble_prob, in perplexity: what averaging is worth over
+                using one trail at random.
+            tokens: sum of the weights.
+
+        Raises:
+            ValueError: no real token was added.
+        """
+        *figures, tokens = self.sums.tolist()
+        if tokens <= 0:
+            raise ValueError("an evaluation needs at least one real token (of weight > 0)")
+        trails = [perplexity(nll / tokens) for nll in figures[: self.num_trails]]
+        by_prob, by_logit, differing = figures[self.num_trails :]
+        ensemble = perplexity(by_prob / tokens)
+        return {
+            "ppl_trails": trails,
+            "ppl_ensemble_prob": ensemble,
+            "ppl_ensemble_logit": perplexity(by_logit / tokens),
+            "disagreement": differing / tokens,
+            "ensemble_gain": sum(trails) / len(trails) - ensemble,
+            "tokens": int(tokens) if tokens == int(tokens) else tokens,
+        }
+
+
+def target_log_prob(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each target: logits [..., V], targets [...] -> [...]."""
+    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return chosen - torch.logsumexp(logits, -1)
+
+
+def disagreement(answers: torch.Tensor) -> torch.Tensor:
+    """Share of the pairs of trails that answer differently.
+
+    Args:
+        answers: [T, N], each trail's most likely token.
+
+    Returns:
+        [N] float64 in 0 .. 1; zeros with one trail.
+    """
+    trails = answers.shape[0]
+    differing = torch.zeros(answers.shape[1], dtype=torch.float64, device=answers.device)
+    for first in range(trails):
+        for second in range(first + 1, trails):
+            differing += answers[first] != answers[second]
+    return differing / max(1, trails * (trails - 1) // 2)
+
+
+def perplexity(nll: float) -> float:
+    """exp of a mean negative log-likelihood in nats; inf where that is no double any more."""
+    return math.exp(nll) if nll < 709 else math.inf if not math.isnan(nll) else math.nan

@@ -1,0 +1,157 @@
+"""The layers of a LLaMA (Touvron et al., arXiv 2302.13971, §2.2), for one trail or many at once.
+
+A hidden state is [T, B, S, H] (trails, batch, sequence, hidden); the trunk is the case T = 1. Every matrix product is one
+batched product over trails, so the same block serves trunk and trails.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nt_dist.config.settings import Config
+from nt_dist.model.place import Place
+from nt_dist.sparsity.storage import Weight
+
+MakeWeight = Callable[[str], Weight]  # from a full name
+
+
+class Rotary:
+    """Rotary position embedding (Su et al., arXiv 2104.09864, §3.2), as two half-vectors rotated against each other.
+
+    No module and no buffers: casting a module to bf16 would cast its tables too, and with them the positions.
+    """
+
+    def __init__(self, head_size: int, theta: float):
+        self.head_size, self.theta = head_size, theta
+        self._tables: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def tables(self, length: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and sines [length, head_size] in the type and on the device of ``like``."""
+        key = (length, like.dtype, like.device)
+        if key not in self._tables:
+            exponent = torch.arange(0, self.head_size, 2, dtype=torch.float32) / self.head_size
+            angles = torch.outer(torch.arange(length, dtype=torch.float32), 1.0 / self.theta**exponent)
+            angles = torch.cat([angles, angles], dim=-1)
+            self._tables[key] = (angles.cos().to(like), angles.sin().to(like))
+        return self._tables[key]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Rotate x [..., sequence, head_size]."""
+        cosines, sines = self.tables(x.shape[-2], x)
+        first, second = x.chunk(2, dim=-1)
+        return x * cosines + torch.cat([-second, first], dim=-1) * sines
+
+
+class Norm(nn.Module):
+    """RMSNorm (Zhang and Sennrich, arXiv 1910.07467, eq. 4) with one scale a trail."""
+
+    def __init__(self, weight: Weight, eps: float):
+        super().__init__()
+        self.scale, self.eps = weight, eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalize x [T, B, S, H]."""
+        return self.scale(F.rms_norm(x, x.shape[-1:], eps=self.eps))
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and grouped key/value heads (Ainslie et al., arXiv 2305.13245)."""
+
+    def __init__(self, config: Config, prefix: str, make: MakeWeight, place: Place):
+        super().__init__()
+        self.place, self.head_size = place, config.head_size
+        self.norm = Norm(make(f"{prefix}.norm"), config.model.norm_eps)
+        self.query, self.key, self.value = (make(f"{prefix}.{each}") for each in ("query", "key", "value"))
+        self.output = make(f"{prefix}.output")
+        self.rotary = Rotary(config.head_size, config.model.rope_theta)
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (-1, self.head_size)).flatten(0, 1).transpose(1, 2)  # [T*B, heads, S, head_size]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Attend within x [T, B, S, H]."""
+        trails, batch = x.shape[:2]
+        x = self.place.into_columns(self.norm(x))
+        query, key, value = (self._heads(weight(x)) for weight in (self.query, self.key, self.value))
+        query, key = self.rotary(query), self.rotary(key)
+        grouped = key.shape[1] != query.shape[1]
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+        mixed = mixed.transpose(1, 2).flatten(2).unflatten(0, (trails, batch))
+        return self.place.out_of_rows(self.output(mixed))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer, arXiv 2002.05202, eq. 6)."""
+
+    def __init__(self, config: Config, prefix: str, make: MakeWeight, place: Place):
+        super().__init__()
+        self.place = place
+        self.norm = Norm(make(f"{prefix}.norm"), config.model.norm_eps)
+        self.gate, self.up, self.down = (make(f"{prefix}.{each}") for each in ("gate", "up", "down"))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Transform x [T, B, S, H]."""
+        x = self.place.into_columns(self.norm(x))
+        return self.place.out_of_rows(self.down(F.silu(self.gate(x)) * self.up(x)))
+
+
+class Block(nn.Module):
+    """One transformer block, of the trunk or of all trails held here."""
+
+    def __init__(self, config: Config, number: int, make: MakeWeight, place: Place):
+        super().__init__()
+        self.attention = Attention(config, f"blocks.{number}.attention", make, place)
+        self.mlp = FeedForward(config, f"blocks.{number}.mlp", make, place)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Transform x [T, B, S, H]."""
+        x = x + self.attention(x)
+        return x + self.mlp(x)
+
+
+class Embedding(nn.Module):
+    """Token embedding."""
+
+    def __init__(self, make: MakeWeight, place: Place):
+        super().__init__()
+        self.table, self.place = make("embedding"), place
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Look up tokens [B, S] → [T, B, S, H]."""
+        first_row = self.table.shards.start * self.table.spec.shard_length
+        return self.place.out_of_rows(self.table(tokens - first_row))
+
+
+class Fork(nn.Module):
+    """Where the trunk parts into trails."""
+
+    def __init__(self, num_trails: int, place: Place):
+        super().__init__()
+        self.num_trails, self.place = num_trails, place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Give every trail the trunk's state: [1, B, S, H] → [T, B, S, H]."""
+        return self.place.fork(x).expand(self.num_trails, -1, -1, -1)
+
+
+class Output(nn.Module):
+    """Each trail's final norm and output matrix."""
+
+    def __init__(self, config: Config, make: MakeWeight, place: Place):
+        super().__init__()
+        self.norm = Norm(make("norm"), config.model.norm_eps)
+        self.matrix, self.place = make("output"), place
+        self.times = 2 if config.trails.final_norm_twice else 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits [T, B, S, V] of x [T, B, S, H], V the padded pieces held here; padding's are -inf."""
+        for _ in range(self.times):
+            x = self.norm(x)
+        logits = self.matrix(self.place.into_columns(x))
+        real = self.matrix.spec.valid - self.matrix.shards.start * self.matrix.spec.shard_length
+        if real >= logits.shape[-1]:
+            return logits
+        padding = torch.arange(logits.shape[-1], device=logits.device) >= real
+        return logits.masked_fill(padding, -torch.inf)

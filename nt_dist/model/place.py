@@ -1,0 +1,36 @@
+"""Which part of the model is built here, and the few spots where parts meet.
+
+A layer calls these at fixed points of its forward pass; on one device they do nothing. parallel/ has a Place whose
+methods communicate, and the model does not know the difference. Hidden states are [T, batch, sequence, hidden].
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from nt_dist.sparsity.shards import WeightSpec
+
+
+@dataclass(frozen=True)
+class Place:
+    """The whole model on one device."""
+
+    def trails(self, spec: WeightSpec) -> range:
+        """Return the global numbers of the trails of ``spec`` that are held here."""
+        return range(spec.trails)
+
+    def shards(self, spec: WeightSpec) -> range:
+        """Return the global numbers of the topology shards of ``spec`` that are held here."""
+        return range(spec.shards)
+
+    def into_columns(self, x: torch.Tensor) -> torch.Tensor:
+        """Pass a whole hidden state to matrices that are cut by rows of W (column-parallel)."""
+        return x
+
+    def out_of_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """Join the partial results of matrices that are cut by columns of W (row-parallel): their sum."""
+        return x
+
+    def fork(self, x: torch.Tensor) -> torch.Tensor:
+        """Pass the trunk's hidden state [1, B, S, H] to the trails held here."""
+        return x

@@ -1,0 +1,76 @@
+"""The whole model: one list of layers, which a pipeline can cut anywhere."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from nt_dist.config.settings import Config
+from nt_dist.model.layers import Block, Embedding, Fork, Output
+from nt_dist.model.place import Place
+from nt_dist.model.weights import choose_storages, weight_specs
+from nt_dist.sparsity.storage import Weight
+
+MakeLayer = Callable[[], nn.Module]
+
+
+def layer_makers(config: Config, place: Place, device: torch.device | str = "cpu") -> list[MakeLayer]:
+    """Return one function per layer, in order, that makes it: a pipeline stage makes only its own."""
+    specs = weight_specs(config)
+    storages = choose_storages(config, specs)
+
+    def make(name: str) -> Weight:
+        spec = specs[name]
+        return Weight(spec, storages[name], place.trails(spec), place.shards(spec), device)
+
+    def block(number: int) -> MakeLayer:
+        return lambda: Block(config, number, make, place)
+
+    makers: list[MakeLayer] = [lambda: Embedding(make, place)]
+    for number in range(config.model.num_layers):
+        if number == config.trunk_layers and config.trails.fork == "blocks":
+            makers.append(lambda: Fork(len(place.trails(specs["norm"])), place))
+        makers.append(block(number))
+    return [*makers, lambda: Output(config, make, place)]
+
+
+class TrailsModel(nn.Sequential):
+    """Embedding, trunk blocks, fork, trail blocks, outputs.
+
+    Args:
+        layers: The layers in order.
+        recompute: Whether the blocks' activations are computed again in backward instead of being kept.
+    """
+
+    def __init__(self, layers: list[nn.Module], recompute: bool = False):
+        super().__init__(*layers)
+        self.recompute = recompute
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the trails' logits [T, B, S, V] for tokens [B, S]."""
+        x = tokens
+        for layer in self:
+            if self.recompute and self.training and isinstance(layer, Block):
+                x = checkpoint(layer, x, use_reentrant=False)
+            else:
+                x = layer(x)
+        return x
+
+
+def weights_of(module: nn.Module) -> dict[str, Weight]:
+    """Return the weights in ``module`` by their full names."""
+    return {each.spec.name: each for each in module.modules() if isinstance(each, Weight)}
+
+
+def build_model(config: Config, place: Place | None = None, device: torch.device | str = "cpu") -> TrailsModel:
+    """Build the part of the model that ``place`` holds (all of it by default) and draw its initial state.
+
+    On the meta device nothing is drawn.
+    """
+    layers = [make() for make in layer_makers(config, place or Place(), device)]
+    model = TrailsModel(layers, config.train.activation_checkpointing)
+    if torch.device(device).type != "meta":
+        for weight in weights_of(model).values():
+            weight.reset(config.train.seed)
+    return model

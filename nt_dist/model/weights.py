@@ -1,0 +1,126 @@
+"""THE table of the model's weights: names, shapes, what cuts them, densities, storages.
+
+Sharding, checkpoints, plans and tests all read this one. Everything follows from the config's global shapes, never from
+local modules. Column-parallel matrices are cut along their rows (axis 0), row-parallel ones along their columns (axis 1).
+"""
+
+import math
+from fnmatch import fnmatchcase
+
+from nt_dist.config.settings import Config
+from nt_dist.sparsity.density import spread_density
+from nt_dist.sparsity.shards import WeightSpec
+
+INIT_STD = 0.02  # LLaMA's; the paper's code leaves it at that
+COLUMN, ROW = 0, 1
+
+
+def is_in_trail(config: Config, block: int) -> bool:
+    """Say whether block number ``block`` lies behind the fork."""
+    return block >= config.trunk_layers
+
+
+def _block_shapes(config: Config) -> dict[str, tuple[int, int, int]]:
+    model = config.model
+    hidden, ffn = model.hidden_size, model.ffn_size
+    key_value = config.num_kv_heads * config.head_size
+    return {
+        "attention.query": (hidden, hidden, COLUMN),
+        "attention.key": (key_value, hidden, COLUMN),
+        "attention.value": (key_value, hidden, COLUMN),
+        "attention.output": (hidden, hidden, ROW),
+        "mlp.gate": (ffn, hidden, COLUMN),
+        "mlp.up": (ffn, hidden, COLUMN),
+        "mlp.down": (hidden, ffn, ROW),
+    }
+
+
+def weight_specs(config: Config) -> dict[str, WeightSpec]:
+    """Return every weight of the model by name, in the order in which the layers use them."""
+    hidden, vocab = config.model.hidden_size, config.model.vocab_size
+    shards, trails = config.sparsity.topology_shards, config.trails.count
+    padded = (config.padded_vocab_size, hidden)
+
+    def norm(name: str, in_trail: bool) -> WeightSpec:
+        return WeightSpec(name, (hidden,), 0, trails if in_trail else 1, init=None, role="scale", in_trail=in_trail)
+
+    def matrix(name: str, shape, cut_axis: int, in_trail: bool, role: str = "linear", valid=None) -> WeightSpec:
+        copies = trails if in_trail else 1
+        return WeightSpec(name, shape, cut_axis, copies, shards, valid, 1.0, INIT_STD, role, in_trail)
+
+    specs = [matrix("embedding", padded, COLUMN, config.trails.fork == "embedding", "lookup", vocab)]
+    for block in range(config.model.num_layers):
+        behind = is_in_trail(config, block)
+        for name, (rows, columns, cut_axis) in _block_shapes(config).items():
+            if name in ("attention.query", "mlp.gate"):
+                specs.append(norm(f"blocks.{block}.{name.split('.')[0]}.norm", behind))
+            specs.append(matrix(f"blocks.{block}.{name}", (rows, columns), cut_axis, behind))
+    specs += [norm("norm", True), matrix("output", padded, COLUMN, True, valid=vocab)]
+    return {spec.name: spec for spec in _with_densities(config, specs)}
+
+
+def is_exempt(config: Config, name: str) -> bool:
+    """Say whether ``sparsity.exempt`` keeps the weight dense."""
+    return any(fnmatchcase(name, pattern) for pattern in config.sparsity.exempt)
+
+
+def real_shape(spec: WeightSpec) -> tuple[int, ...]:
+    """Return one trail's shape without padding."""
+    shape = list(spec.shape)
+    shape[spec.cut_axis] = spec.valid
+    return tuple(shape)
+
+
+def _with_densities(config: Config, specs: list[WeightSpec]) -> list[WeightSpec]:
+    sparse = {
+        spec.name: (real_shape(spec), spec.trails)
+        for spec in specs
+        if spec.role != "scale" and not is_exempt(config, spec.name)
+    }
+    density = spread_density(sparse, config.sparsity.density, config.sparsity.distribution) if sparse else {}
+    return [spec.with_density(density[spec.name]) if spec.name in density else spec for spec in specs]
+
+
+def count_parameters(config: Config) -> dict[str, int]:
+    """Count the model's parameters: those stored (active, without padding) and those of its dense shapes."""
+    specs = weight_specs(config).values()
+    dense = {spec.name: math.prod(real_shape(spec)) * spec.trails for spec in specs}
+    stored = sum(spec.total_slots() * spec.trails if spec.is_sparse else dense[spec.name] for spec in specs)
+    return {"stored": stored, "dense": sum(dense.values())}
+
+
+def bytes_per_parameter(config: Config) -> dict[str, float]:
+    """Return the bytes that one stored value costs a rank, by kind, at the config's precision and ZeRO stage.
+
+    ZeRO stage s partitions over the data ranks: from 1 masters and moments, from 2 gradients, from 3 weights
+    (Rajbhandari et al., arXiv 1910.02054, §3). fp32 at stage 0 steps the weights themselves: no masters. In bf16,
+    gradients are accumulated in fp32.
+    """
+    stage, ranks = config.zero_stage, config.data_degree
+    low = config.train.precision == "bf16"
+    optimizer_ranks = ranks if stage >= 1 or low else 1  # DeepSpeed's bf16 optimizer partitions at stage 0 as well
+    return {
+        "weights": (2 if low else 4) / (ranks if stage == 3 else 1),
+        "gradients": 4 / (ranks if stage >= 2 else 1),
+        "masters": 4 / optimizer_ranks if stage >= 1 or low else 0,
+        "moments": 8 / optimizer_ranks,
+    }
+
+
+INDEX_BYTES, MASK_BYTES = 4, 1  # of a compact slot, of a masked entry; not partitioned
+
+
+def choose_storages(config: Config, specs: dict[str, WeightSpec] | None = None) -> dict[str, str]:
+    """Return each weight's storage: as ``sparsity.storage`` says, or for "auto" the one with fewer bytes on a rank."""
+    per_value = sum(bytes_per_parameter(config).values())
+
+    def cheaper(spec: WeightSpec) -> str:
+        compact = spec.total_slots() * (per_value + INDEX_BYTES)
+        return "compact" if compact < math.prod(spec.shape) * (per_value + MASK_BYTES) else "masked"
+
+    chosen = config.sparsity.storage
+    specs = weight_specs(config) if specs is None else specs
+    return {
+        name: "dense" if not spec.is_sparse else cheaper(spec) if chosen == "auto" else chosen
+        for name, spec in specs.items()
+    }

@@ -1,0 +1,174 @@
+"""The process mesh: which rank does what, built once and passed explicitly (DESIGN §6).
+
+Axes (pipe, data, trail, tensor), tensor fastest: rank = ((p·D + d)·R + r)·T + t, as DeepSpeed's
+PipeModelDataParallelTopology counts with trail × tensor for its model axis.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from nt_dist.config.settings import Config
+from nt_dist.errors import RunError
+from nt_dist.parallel import launcher
+
+AXES = ("pipe", "data", "trail", "tensor")
+TIMEOUT = timedelta(minutes=10)  # of a collective whose peers do not come
+_OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the mesh, as this rank sees it: the ranks that differ from it in this axis alone."""
+
+    name: str
+    rank: int
+    degree: int
+    group: dist.ProcessGroup | None
+
+
+class Mesh:
+    """Where this rank stands, and the few collectives that the rest of the package uses.
+
+    Attributes:
+        pipe, data, trail, tensor: The axes.
+        rank, world_size: Of all ranks.
+        device: Where this rank computes.
+    """
+
+    def __init__(self, device_mesh: DeviceMesh, device: torch.device):
+        self.device_mesh, self.device = device_mesh, device
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.pipe, self.data, self.trail, self.tensor = (self._axis(name) for name in AXES)
+
+    def _axis(self, name: str) -> Axis:
+        degree = self.device_mesh.size(AXES.index(name))
+        return Axis(name, self.device_mesh.get_local_rank(name), degree, self.device_mesh.get_group(name))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank speaks for all: writes logs and shared files."""
+        return self.rank == 0
+
+    def all_reduce(self, tensor: torch.Tensor, axes: tuple[str, ...] = AXES, op: str = "sum") -> torch.Tensor:
+        """Reduce ``tensor`` in place over the ranks along ``axes``; return it. ``op``: "sum", "max" or "min"."""
+        if set(axes) == set(AXES):
+            if self.world_size > 1:
+                dist.all_reduce(tensor, _OPERATIONS[op])
+            return tensor
+        for axis in (getattr(self, name) for name in axes):
+            if axis.degree > 1:
+                dist.all_reduce(tensor, _OPERATIONS[op], group=axis.group)
+        return tensor
+
+    def gather_objects(self, thing: Any) -> list[Any]:
+        """Return every rank's ``thing``, in rank order."""
+        if self.world_size == 1:
+            return [thing]
+        things: list[Any] = [None] * self.world_size
+        dist.all_gather_object(things, thing)
+        return things
+
+    def broadcast_object(self, thing: Any, source: int = 0) -> Any:
+        """Return rank ``source``'s ``thing``."""
+        if self.world_size == 1:
+            return thing
+        things = [thing]
+        dist.broadcast_object_list(things, src=source)
+        return things[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def init_mesh(config: Config) -> Mesh:
+    """Join the other ranks and build the mesh of ``config.parallel``.
+
+    Uses the process group that exists, or makes one: over NCCL where there is a GPU for each local rank, else gloo.
+
+    Raises:
+        RunError: If there are more local ranks than GPUs, or the ranks are not those the config was read for.
+    """
+    keep_freed_memory()
+    device = _device()
+    if not dist.is_initialized():
+        _join(device)
+    with without_compiled_ops():
+        _init_deepspeed(device)
+    if dist.get_world_size() != config.world_size:
+        raise RunError(f"{dist.get_world_size()} ranks have met, but the launcher announced {config.world_size}")
+    shape = (config.parallel.pipe, config.data_degree, config.parallel.trail, config.parallel.tensor)
+    return Mesh(init_device_mesh(device.type, shape, mesh_dim_names=AXES), device)
+
+
+def close() -> None:
+    """Leave the process group; to be called before a process ends well."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        return torch.device("cpu")
+    if launcher.local_rank() >= torch.cuda.device_count():
+        raise RunError(
+            f"local rank {launcher.local_rank()} has no GPU: there are {torch.cuda.device_count()} here; start as many "
+            "ranks on each host as it has GPUs"
+        )
+    device = torch.device("cuda", launcher.local_rank())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _join(device: torch.device) -> None:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if launcher.world_size() == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return
+    os.environ.update(RANK=str(launcher.rank()), WORLD_SIZE=str(launcher.world_size()))
+    os.environ.setdefault("LOCAL_RANK", str(launcher.local_rank()))
+    dist.init_process_group(backend, timeout=TIMEOUT)
+
+
+def _init_deepspeed(device: torch.device) -> None:
+    import deepspeed  # slow to import, so only where a run needs it
+
+    os.environ.setdefault("LOCAL_RANK", str(launcher.local_rank()))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+@contextlib.contextmanager
+def without_compiled_ops() -> Iterator[None]:
+    """Keep DeepSpeed from compiling its shared-memory all-reduce for CPUs at first use.
+
+    It needs a compiler and 20 s, serves ranks on one host only, and stands still where the processor lacks AVX-512.
+    """
+    backend = importlib.import_module("deepspeed.comm.torch")  # the attribute of that name is torch itself
+    original = backend.build_shm_op
+    backend.build_shm_op = lambda: None
+    try:
+        yield
+    finally:
+        backend.build_shm_op = original
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed: giving pages back and faulting them in again took a fifth of a CPU step."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, -1)

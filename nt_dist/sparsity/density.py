@@ -1,0 +1,41 @@
+"""How one overall density is spread over the weights.
+
+``erk`` is Erdős–Rényi-Kernel (Evci et al., RigL, arXiv 1911.11134, §3): the density of a weight is proportional to
+(sum of its dimensions) / (product of its dimensions), scaled so that the overall density is met, and capped at 1.
+``er`` (Mocanu et al., SET, arXiv 1707.04780) counts a convolution's input and output channels only. ``uniform`` gives
+every weight the same density.
+"""
+
+import math
+
+Shape = tuple[int, ...]
+
+
+def _raw(shape: Shape, distribution: str) -> float:
+    if distribution == "uniform":
+        return 1.0
+    axes = shape[:2] if distribution == "er" else shape
+    return sum(axes) / math.prod(axes)
+
+
+def spread_density(shapes: dict[str, tuple[Shape, int]], density: float, distribution: str) -> dict[str, float]:
+    """Return the density of every weight.
+
+    Args:
+        shapes: For each weight its real shape and how many copies of it the model has (1 for a trunk's).
+        density: Overall share of active entries, in (0, 1].
+        distribution: "erk", "er" or "uniform".
+    """
+    assert distribution in ("erk", "er", "uniform"), distribution
+    sizes = {name: math.prod(shape) * copies for name, (shape, copies) in shapes.items()}
+    raw = {name: _raw(shape, distribution) for name, (shape, _) in shapes.items()}
+    wanted = density * sum(sizes.values())
+    full: set[str] = set()
+    while len(full) < len(shapes):
+        left = wanted - sum(sizes[name] for name in full)
+        scale = left / sum(raw[name] * sizes[name] for name in shapes if name not in full)
+        over = {name for name in shapes if name not in full and scale * raw[name] >= 1.0}
+        if not over:
+            return {name: 1.0 if name in full else scale * raw[name] for name in shapes}
+        full |= over
+    return dict.fromkeys(shapes, 1.0)

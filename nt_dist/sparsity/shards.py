@@ -1,0 +1,133 @@
+"""What a weight is, before anybody stores it, and how it is cut into topology shards (DESIGN §3).
+
+A weight is cut into equal shards along one axis. Each shard has its own slot count, streams, drop and regrow, so a rank
+that owns whole shards needs no other rank for an update, and any layout trains the same model.
+
+Shapes: a *dense* tensor is [trails, *shape]; its *blocks* are [trails, shards, shard_elements], each block one shard
+flattened in row-major order. A *position* counts inside one block; a *flat index* counts inside one trail's dense tensor
+as this rank holds it.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """One weight of the model, the same on every rank.
+
+    Attributes:
+        name: Full name; with a trail and a shard it keys every random stream.
+        shape: One trail's whole dense shape, padding included.
+        cut_axis: Axis of ``shape`` that is cut into shards.
+        trails: Copies: 1 in the trunk, one per trail after the fork.
+        shards: Topology shards; must divide ``shape[cut_axis]``.
+        valid: Entries of the cut axis that are real; the rest is padding and never active.
+        density: Share of the real entries that is active, in (0, 1].
+        init: Standard deviation of the normal distribution of initial values, or None for ones.
+        role: "linear" (x · Wᵀ), "lookup" (rows by number) or "scale" (element-wise factor).
+        in_trail: Whether the weight belongs to the trails (and not to the trunk).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    cut_axis: int = 0
+    trails: int = 1
+    shards: int = 1
+    valid: int | None = None
+    density: float = 1.0
+    init: float | None = 0.02
+    role: str = "linear"
+    in_trail: bool = False
+
+    def __post_init__(self):
+        assert self.shape[self.cut_axis] % self.shards == 0, f"{self.name}: {self.shards} shards of {self.shape}"
+        assert 0.0 < self.density <= 1.0, f"{self.name}: density {self.density}"
+        if self.valid is None:
+            object.__setattr__(self, "valid", self.shape[self.cut_axis])
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether some entries are inactive."""
+        return self.density < 1.0
+
+    @property
+    def shard_length(self) -> int:
+        """Entries of the cut axis in one shard."""
+        return self.shape[self.cut_axis] // self.shards
+
+    @property
+    def shard_elements(self) -> int:
+        """Entries of one shard, padding included."""
+        return math.prod(self.shape) // self.shards
+
+    @property
+    def slice_elements(self) -> int:
+        """Entries of the weight for each entry of the cut axis."""
+        return math.prod(self.shape) // self.shape[self.cut_axis]
+
+    def real_length(self, shard: int) -> int:
+        """Real entries of the cut axis in ``shard``."""
+        return min(max(self.valid - shard * self.shard_length, 0), self.shard_length)
+
+    def slots(self, shard: int) -> int:
+        """Active entries of ``shard``: its density of the real entries, at least one where there are any.
+
+        A dense weight has a slot for every entry, its padding included (which no gradient reaches).
+        """
+        if not self.is_sparse:
+            return self.shard_elements
+        real = self.real_length(shard) * self.slice_elements
+        return min(max(round(self.density * real), 1), real)
+
+    def total_slots(self, shards: range | None = None) -> int:
+        """Active entries of one trail over ``shards`` (all of them by default)."""
+        return sum(self.slots(shard) for shard in (shards if shards is not None else range(self.shards)))
+
+    def local_shape(self, shards: range) -> tuple[int, ...]:
+        """One trail's dense shape on a rank that holds ``shards``."""
+        shape = list(self.shape)
+        shape[self.cut_axis] = self.shard_length * len(shards)
+        return tuple(shape)
+
+    def with_density(self, density: float) -> "WeightSpec":
+        """Return the same weight at another density."""
+        return replace(self, density=density)
+
+
+def to_blocks(spec: WeightSpec, dense: torch.Tensor) -> torch.Tensor:
+    """Return ``dense`` [trails, *local_shape] as blocks [trails, local shards, shard_elements] (a view if it can be)."""
+    axis = spec.cut_axis + 1
+    count = dense.shape[axis] // spec.shard_length
+    cut = dense.unflatten(axis, (count, spec.shard_length)).movedim(axis, 1)
+    return cut.reshape(dense.shape[0], count, spec.shard_elements)
+
+
+def flat_index(spec: WeightSpec, shards: range, shard: int, positions: torch.Tensor) -> torch.Tensor:
+    """Return where ``positions`` of ``shard`` lie in one trail's dense tensor on a rank that holds ``shards``."""
+    inner = math.prod(spec.shape[spec.cut_axis + 1 :])
+    block = spec.shard_length * inner
+    outer, rest = positions // block, positions % block
+    return outer * (block * len(shards)) + (shard - shards.start) * block + rest
+
+
+def block_positions(spec: WeightSpec, shards: range, flat: torch.Tensor) -> torch.Tensor:
+    """Invert :func:`flat_index` for entries that are known to lie in one shard: flat indices to positions."""
+    inner = math.prod(spec.shape[spec.cut_axis + 1 :])
+    block = spec.shard_length * inner
+    outer, rest = flat // (block * len(shards)), flat % block
+    return outer * block + rest
+
+
+def padding_mask(spec: WeightSpec, shard: int, device: torch.device | str = "cpu") -> torch.Tensor | None:
+    """Return a bool mask [shard_elements] of the padded entries of ``shard``, or None if there are none."""
+    real = spec.real_length(shard)
+    if real == spec.shard_length:
+        return None
+    block_shape = list(spec.shape)
+    block_shape[spec.cut_axis] = spec.shard_length
+    mask = torch.zeros(block_shape, dtype=torch.bool, device=device)
+    mask.narrow(spec.cut_axis, real, spec.shard_length - real).fill_(True)
+    return mask.flatten()

@@ -1,0 +1,64 @@
+"""Random numbers that depend on what they are for and on nothing else (DESIGN §3).
+
+A stream is keyed by words such as (seed, purpose, weight name, trail, shard, step); its n-th number is a hash of the key
+and n. So any rank draws the same number for the same entry of the same weight, in any layout, in any order, on any
+device, and nothing has to be saved to resume. The mixing function is splitmix64 (Steele, Lea and Flood, 2014).
+"""
+
+import hashlib
+import math
+
+import torch
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def stream_key(*words: object) -> int:
+    """Return a signed 64-bit key for a stream named by ``words``."""
+    text = "\x1f".join(str(word) for word in words)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def stream_keys(words: list[tuple], device: torch.device | str = "cpu") -> torch.Tensor:
+    """Return one key per tuple of words: int64 [len(words)]."""
+    return torch.tensor([stream_key(*each) for each in words], dtype=torch.int64, device=device)
+
+
+def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:
+    return (value >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift: torch's keeps the sign
+
+
+def hash_positions(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return the 64-bit hash of every position in its stream.
+
+    Args:
+        keys: int64, broadcastable to ``positions``.
+        positions: Integers, any shape.
+    """
+    value = (positions.to(torch.int64) + 1) * _signed(_GOLDEN) + keys
+    value = (value ^ _shift(value, 30)) * _signed(_MIX_1)
+    value = (value ^ _shift(value, 27)) * _signed(_MIX_2)
+    return value ^ _shift(value, 31)
+
+
+def uniform(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return float64 numbers in the open interval (0, 1), shaped like ``positions``."""
+    return (_shift(hash_positions(keys, positions), 11).to(torch.float64) + 0.5) * 2.0**-53
+
+
+def normal(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return standard normal float64 numbers, shaped like ``positions`` (Box and Muller, 1958)."""
+    radius = torch.sqrt(-2.0 * torch.log(uniform(keys, positions)))
+    angle = uniform(hash_positions(keys, torch.zeros_like(keys)), positions)
+    return radius * torch.cos(2.0 * math.pi * angle)
+
+
+def gumbel(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return standard Gumbel float64 numbers, shaped like ``positions``."""
+    return -torch.log(-torch.log(uniform(keys, positions)))

@@ -1,0 +1,143 @@
+"""One rank of the pool: ``python -m nt_dist.testing.worker SOCKET BACKEND`` (pool.py starts it).
+
+Each task begins as if the interpreter were new: the globals that DeepSpeed and megatron-core keep are put back to what
+they were after the import, as are the environment, the working folder, sys.path and torch's generator and default type.
+"""
+
+import datetime
+import faulthandler
+import gc
+import importlib
+import os
+import pickle
+import queue
+import sys
+import threading
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# Modules whose module-level variables outlive an engine: groups, the communication backend, the contexts of ZeRO 3, …
+STATEFUL_MODULES = (
+    "deepspeed.comm.comm",
+    "deepspeed.utils.groups",
+    "deepspeed.runtime.zero.partition_parameters",
+    "deepspeed.runtime.activation_checkpointing.checkpointing",
+    "deepspeed.runtime.pipe.p2p",
+    "megatron.core.parallel_state",
+)
+SEED = 1234
+
+
+class GlobalState:
+    """The state of this interpreter as it is now, to be put back after each task."""
+
+    def __init__(self):
+        self.variables = [
+            (module, name, value, _copied(value))
+            for module in map(importlib.import_module, STATEFUL_MODULES)
+            for name, value in vars(module).items()
+            if not name.startswith("__") and _is_state(value)
+        ]
+        self.environment = dict(os.environ)
+        self.folder = os.getcwd()
+        self.path = list(sys.path)
+
+    def restore(self) -> None:
+        """Undo what a task has left behind, its process groups included."""
+        gc.collect()  # engines are full of cycles, and hold groups and shared buffers
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for module, name, value, content in self.variables:
+            _refill(value, content)
+            setattr(module, name, value)
+        os.environ.clear()
+        os.environ.update(self.environment)
+        os.chdir(self.folder)
+        sys.path[:] = self.path
+        torch.set_default_dtype(torch.float32)
+        torch.manual_seed(SEED)
+        torch.set_num_threads(1)
+
+
+def _is_state(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, list, dict, set))
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if isinstance(value, (list, dict, set)) else None
+
+
+def _refill(value: Any, content: Any) -> None:
+    """Put a container's first content back in place, since other modules may hold the same container."""
+    if isinstance(value, list):
+        value[:] = content
+    elif isinstance(value, (dict, set)):
+        value.clear()
+        value.update(content)
+
+
+def _run_task(task: bytes, backend: str) -> bytes:
+    """Run one task; returns the pickled (succeeded, result or exception, traceback text)."""
+    path, store, rank, world_size, timeout, call = pickle.loads(task)
+    sys.path[:] = path
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+    faulthandler.dump_traceback_later(timeout)
+    try:
+        fn, args = pickle.loads(call)
+        if backend == "nccl":
+            torch.cuda.set_device(rank)
+        dist.init_process_group(
+            backend,
+            store=dist.FileStore(store, world_size),
+            rank=rank,
+            world_size=world_size,
+            timeout=datetime.timedelta(seconds=timeout),
+        )
+        return pickle.dumps((True, fn(rank, world_size, *args), ""))
+    except BaseException as error:  # SystemExit too: a command that leaves is an answer like any other
+        text = traceback.format_exc()
+        error.__traceback__ = None  # its frames would keep engines and groups alive
+        return _pickled_failure(error, text)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _pickled_failure(error: BaseException, text: str) -> bytes:
+    error.__cause__ = error.__context__ = None
+    try:
+        answer = pickle.dumps((False, error, text))
+        pickle.loads(answer)  # some exceptions pickle well and then do not unpickle
+    except Exception:
+        answer = pickle.dumps((False, None, text))
+    return answer
+
+
+def _receive(connection: Connection, tasks: queue.Queue) -> None:
+    """Hand tasks to the main thread, and end this rank, busy or not, as soon as the parent is gone."""
+    try:
+        while True:
+            tasks.put(connection.recv_bytes())
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def main(arguments: list[str]) -> None:
+    """Answer tasks until the parent closes the connection or dies."""
+    connection = Connection(int(arguments[0]))
+    backend = arguments[1]
+    tasks: queue.Queue = queue.Queue()
+    threading.Thread(target=_receive, args=(connection, tasks), daemon=True).start()
+    state = GlobalState()
+    state.restore()
+    while True:
+        answer = _run_task(tasks.get(), backend)
+        state.restore()  # before the answer: peers that wait for this rank in a collective see it leave
+        connection.send_bytes(answer)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

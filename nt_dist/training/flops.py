@@ -1,0 +1,82 @@
+"""Floating-point operations of one token, from the table of weights: an explicit formula, no profiler.
+
+A product of one token with a matrix of n entries takes 2 n operations forward and 4 n backward (the gradients of the
+input and of the matrix), so 6 n in training (Kaplan et al., arXiv 2001.08361, section 2.1). Attention's two products,
+with the keys and with the values of a window of S tokens, take 4 S hidden forward in each block and are counted
+without the causal half, as in PaLM (arXiv 2204.02311, appendix B). Looking up the embedding, norms, rotary embedding,
+softmax and activations are left out, and so is what activation checkpointing computes twice.
+
+*Dense-equivalent* counts all entries of every matrix: what this program's products really are, since it multiplies
+dense matrices. *Sparse-effective* counts active entries only: what a program that skips zeros would need. Where an
+update grows by gradient, that step's matrix gradients count as dense (RigL, arXiv 1911.11134, appendix H). The trunk is
+counted once however many trails share it; padding of the vocabulary is not counted.
+"""
+
+from dataclasses import dataclass
+
+from nt_dist.config import Config
+from nt_dist.model.weights import weight_specs
+from nt_dist.sparsity.schedule import last_update_step
+
+
+@dataclass(frozen=True)
+class TokenFlops:
+    """Operations of one input token, over all trails.
+
+    Attributes:
+        dense: Forward, of the matrices counted as dense.
+        sparse: Forward, of their active entries.
+        attention: Forward, of the products with keys and values.
+        regrowth: Training, mean over steps of what the dense gradients of topology updates cost beyond sparse ones.
+    """
+
+    dense: int
+    sparse: int
+    attention: int
+    regrowth: float
+
+    @property
+    def training_dense(self) -> int:
+        """Dense-equivalent operations of training on one token."""
+        return 3 * (self.dense + self.attention)
+
+    @property
+    def training_sparse(self) -> float:
+        """Sparse-effective operations of training on one token."""
+        return 3 * (self.sparse + self.attention) + self.regrowth
+
+    @property
+    def inference_dense(self) -> int:
+        """Dense-equivalent operations of predicting from one token."""
+        return self.dense + self.attention
+
+    @property
+    def inference_sparse(self) -> int:
+        """Sparse-effective operations of predicting from one token."""
+        return self.sparse + self.attention
+
+
+def token_flops(config: Config) -> TokenFlops:
+    """Count the operations of one token for the whole model of `config` (all trails, whatever rank holds them)."""
+    dense = sparse = 0
+    for spec in weight_specs(config).values():
+        if spec.role == "linear":
+            real = spec.trails * spec.valid * spec.slice_elements
+            dense += 2 * real
+            sparse += 2 * (spec.trails * spec.total_slots() if spec.is_sparse else real)
+    model = config.model
+    num_blocks = config.trunk_layers + config.trails.count * (model.num_layers - config.trunk_layers)
+    attention = 4 * model.max_seq_len * model.hidden_size * num_blocks
+    return TokenFlops(dense, sparse, attention, _regrowth(config, dense - sparse))
+
+
+def _regrowth(config: Config, inactive: int) -> float:
+    """Mean over a run's steps of the matrix gradients' inactive entries, which only an update by gradient needs."""
+    settings = config.sparsity
+    dense_gradient = "gradient" in (settings.grow, settings.new_moments)
+    if settings.update_every == 0 or not dense_gradient or settings.density == 1:
+        return 0.0
+    last = min(last_update_step(config.train.steps, settings.stop_fraction), config.train.steps - 1)
+    updates = last // settings.update_every
+    share = 1 / config.accumulation_steps if settings.regrow_from == "last_micro_batch" else 1.0
+    return inactive * share * updates / config.train.steps

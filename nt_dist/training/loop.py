@@ -1,0 +1,261 @@
+"""A run, from its config to its table: everything is made once, then one loop calls each part by name."""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import torch
+
+from nt_dist.config import Config
+from nt_dist.data import open_data
+from nt_dist.data.loader import StepLoader, evaluation_batches
+from nt_dist.errors import CheckpointError, RunError
+from nt_dist.evaluation.evaluate import evaluate
+from nt_dist.evaluation.report import evaluation_table
+from nt_dist.evaluation.topology import density, trail_overlap
+from nt_dist.model.trails import build_model, weights_of
+from nt_dist.model.weights import count_parameters
+from nt_dist.parallel import launcher
+from nt_dist.parallel.agree import agree
+from nt_dist.parallel.mesh import Mesh, close, init_mesh
+from nt_dist.training import checkpoint
+from nt_dist.training.checkpoint_find import find
+from nt_dist.training.checkpoint_manifest import Progress, read_manifest
+from nt_dist.training.engine import StepResult, build_engine, train_step
+from nt_dist.training.flops import token_flops
+from nt_dist.training.logging import LOGGER, BarHandler, start_logging
+from nt_dist.training.metrics_log import last_evaluation
+from nt_dist.training.optimizer_state import optimizer_state
+from nt_dist.training.reporter import METRICS, TENSORBOARD, Reporter
+from nt_dist.training.run_folder import RunFolder
+from nt_dist.training.topology import TopologyUpdater
+
+CHECKPOINTS = "checkpoints"
+
+
+def train(config: Config) -> int:
+    """Trains or continues the run in ``run.dir`` and ends with its table; every rank calls it.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        NTDistError: The run cannot start or go on; on every rank.
+    """
+    handler = start_logging(launcher.rank())
+    mesh = init_mesh(config)
+    folder = Path(config.run.dir)
+    with ExitStack() as stack:
+        own = agree(mesh, lambda: RunFolder(folder) if mesh.is_main else None)
+        if own:
+            stack.enter_context(closing(own))
+        found = find(folder / CHECKPOINTS, config.run.resume_from, mesh)
+        done = agree(mesh, lambda: read_manifest(found).progress.step, only_main=True) if found else 0
+        if done < last_step(config):
+            if own:
+                own.write_config(config)
+            with closing(Trainer(config, mesh, found, handler)) as trainer:
+                trainer.run()
+        elif mesh.is_main:
+            LOGGER.info("%s holds step %d of %d: nothing is left to do", found, done, last_step(config))
+        if mesh.is_main:
+            print_table(config)
+    close()
+    return 0
+
+
+def last_step(config: Config) -> int:
+    """The step at which this run leaves: ``run.stop_after``, or the end of training."""
+    return min(config.run.stop_after or config.train.steps, config.train.steps)
+
+
+def is_due(step: int, every: int, end: int) -> bool:
+    """Whether what is done every so many steps (0: never) is done after ``step``; at the end it always is."""
+    return step == end or (every > 0 and step % every == 0)
+
+
+def print_table(config: Config) -> None:
+    """Prints the newest evaluation of the run in ``run.dir`` as a table, and how to look further."""
+    folder = Path(config.run.dir)
+    record = last_evaluation(folder / METRICS)
+    if record is None:
+        LOGGER.info("%s has no evaluation yet", folder)
+        return
+    parameters = count_parameters(config)
+    facts = {
+        "weights": f"{parameters['stored']:,} stored of {parameters['dense']:,}",
+        "evaluated": f"after step {record['step']} of {config.train.steps}",
+        "curves": f"tensorboard --logdir {folder / TENSORBOARD}",
+    }
+    print(evaluation_table(record["eval"], facts), flush=True)
+
+
+class Trainer:
+    """One run between its first and its last step; every rank has one.
+
+    Args:
+        config: The resolved config.
+        mesh: The ranks.
+        found: A checkpoint, verified, to continue from, or None.
+        handler: Where this rank's messages go.
+
+    Raises:
+        NTDistError: Data, checkpoint or folder cannot be used; on every rank.
+    """
+
+    def __init__(self, config: Config, mesh: Mesh, found: Path | None, handler: BarHandler):
+        self.config, self.mesh, self.folder = config, mesh, Path(config.run.dir)
+        self.step = self.tokens = self.consumed_samples = 0
+        self.regrown = self.drop_fraction = 0.0  # of the last update
+        self.data = open_data(config, mesh.is_main, lambda work: agree(mesh, work, only_main=True))
+        self.model = build_model(config, device=mesh.device)
+        self.weights = weights_of(self.model)
+        self.engine = build_engine(config, self.model, mesh)
+        self.optimizer_state = optimizer_state(self.engine)
+        self.optimizer_state.create()
+        self.topology = TopologyUpdater(config, mesh, self.model, self.optimizer_state, self.engine)
+        if found:
+            self.load(found)
+        self.checksum = self.topology.check("loading" if found else "the start")
+        self.batches = self.read_batches()
+        self.flops = token_flops(config)
+        self.seconds, self.timed_tokens = 0.0, 0  # since the last logged step
+        self.reporter = agree(mesh, lambda: self.make_reporter(handler) if mesh.is_main else None)
+
+    def run(self) -> None:
+        """Trains up to the last step."""
+        run, steps, last = self.config.run, self.config.train.steps, last_step(self.config)
+        for step in range(self.step + 1, last + 1):
+            began = time.perf_counter()
+            result = self.train_one(step)
+            self.count(result, time.perf_counter() - began)
+            if is_due(step, run.log_every, steps):
+                self.log(result)
+            if is_due(step, run.eval_every, steps):
+                self.evaluate()
+            if is_due(step, run.save_every, last):
+                self.save()
+
+    def train_one(self, step: int) -> StepResult:
+        """One optimizer step, and the topology update that follows it where one is due.
+
+        Raises:
+            RunError: The loss is no longer a number.
+            TopologyError: The replicas' topologies differ.
+        """
+        collect = self.topology.collects_at(step)
+        result = train_step(self.engine, self.config, self.mesh, next(self.batches), step, collect)
+        if not math.isfinite(result.loss):
+            raise RunError(f"step {step}: the loss is {result.loss}; the last checkpoint is from before that")
+        if not result.applied:
+            LOGGER.warning("step %d was skipped: its gradients overflowed", step)
+            self.topology.skip()
+        elif self.topology.updates_at(step):
+            report = self.topology.update(step)
+            self.regrown, self.drop_fraction = report.regrown, report.drop_fraction
+            self.checksum = self.topology.check(f"the update at step {step}")
+        self.step = step
+        self.consumed_samples += self.config.train.batch_size
+        return result
+
+    def count(self, result: StepResult, seconds: float) -> None:
+        """Adds a step to the sums and moves the progress bar."""
+        tokens = int(result.tokens)
+        self.tokens += tokens
+        self.timed_tokens += tokens
+        self.seconds += seconds
+        if self.reporter:
+            self.reporter.stepped(self.step, result.loss, self.timed_tokens / self.seconds)
+
+    def log(self, result: StepResult) -> None:
+        """Writes the step's line of ``metrics.jsonl``."""
+        memory = self.mesh.all_reduce(torch.tensor(peak_memory(self.mesh.device), device=self.mesh.device), op="max")
+        pace = self.timed_tokens / self.seconds
+        record = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "loss": result.loss,
+            "objective": result.objective,
+            "loss_per_trail": result.loss_per_trail,
+            "lr": result.learning_rate,
+            "grad_norm": result.grad_norm,
+            "tokens_per_second": pace,
+            "flops_per_second_dense_equivalent": pace * self.flops.training_dense,
+            "flops_per_second_sparse_effective": pace * self.flops.training_sparse,
+            "memory": int(memory),
+            "density": density(self.weights.values()),
+            "drop_fraction": self.drop_fraction,
+            "regrown": self.regrown,
+            "topology_checksum": self.checksum,
+        }
+        if self.reporter:
+            self.reporter.logged(record)
+        self.seconds, self.timed_tokens = 0.0, 0
+
+    def evaluate(self) -> None:
+        """Evaluates on the first validation samples and writes the result's line of ``metrics.jsonl``."""
+        config, axis = self.config, self.mesh.data
+        batches = evaluation_batches(
+            self.data.validation,
+            config.train.micro_batch_size,
+            num_samples=config.run.eval_batches * config.train.batch_size,
+            data_rank=axis.rank,
+            data_degree=axis.degree,
+        )
+        figures = evaluate(self.model, batches, self.mesh, config)
+        if self.reporter:
+            self.reporter.evaluated({"step": self.step, "eval": figures}, trail_overlap(self.weights.values()))
+
+    def save(self) -> None:
+        """Writes a checkpoint. One that fails is a warning as long as there will be another."""
+        extra = {"tokens": self.tokens, "regrown": self.regrown, "drop_fraction": self.drop_fraction}
+        progress = Progress(self.step, self.consumed_samples, self.optimizer_state.step, self.data.digest, extra)
+        folder = self.folder / CHECKPOINTS
+        try:
+            path = checkpoint.save(folder, self.config, self.mesh, self.model, self.optimizer_state, progress)
+        except CheckpointError as problem:
+            if self.step == last_step(self.config):
+                raise
+            LOGGER.warning("step %d was not saved: %s", self.step, problem)
+        else:
+            LOGGER.info("saved %s", path)
+
+    def load(self, found: Path) -> None:
+        """Continues from a checkpoint."""
+        digest = self.data.digest
+        arguments = (found, self.config, self.mesh, self.model, self.optimizer_state)
+        progress = checkpoint.load(*arguments, data_digest=digest, verified=True)
+        self.step, self.consumed_samples = progress.step, progress.consumed_samples
+        self.tokens = progress.extra["tokens"]
+        self.regrown, self.drop_fraction = progress.extra["regrown"], progress.extra["drop_fraction"]
+        LOGGER.info("continuing from %s, step %d of %d", found, self.step, self.config.train.steps)
+
+    def read_batches(self) -> Iterator:
+        """This rank's micro-batches, a list for each step from here on."""
+        train, axis = self.config.train, self.mesh.data
+        sizes = (train.batch_size, train.micro_batch_size, axis.rank, axis.degree)
+        return iter(
+            StepLoader(self.data.train, train.seed, *sizes, self.consumed_samples, self.config.data.num_workers)
+        )
+
+    def make_reporter(self, handler: BarHandler) -> Reporter:
+        """What the main rank shows and writes."""
+        return Reporter(self.folder, self.step, last_step(self.config), self.weights, handler)
+
+    def close(self) -> None:
+        """Ends what runs beside the training: the threads that read ahead, the bar, TensorBoard's writer."""
+        self.batches.close()
+        if self.reporter:
+            self.reporter.close()
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this rank has held so far: on its GPU, or, without one, of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

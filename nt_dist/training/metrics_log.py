@@ -1,0 +1,100 @@
+"""``metrics.jsonl``: one JSON object a line, for every logged step and for every evaluation of a run.
+
+A run that continues from a checkpoint first cuts off what was written after it, so that no step stands in the file
+twice. Lines are written whole and handed to the operating system at once; a line that a killed run left half-written is
+cut off as well.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from nt_dist.errors import RunError
+
+
+class MetricsLog:
+    """Appends objects to a file; the main rank alone has one.
+
+    Args:
+        path: The file; made where there is none.
+        last_step: The step of the checkpoint that the run continues from (0: from the start). Later lines are cut off.
+
+    Raises:
+        RunError: A line other than the last is no JSON object with a step.
+    """
+
+    def __init__(self, path: Path, last_step: int):
+        truncate_after(path, last_step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Adds one line. Numbers that are not finite, which JSON has not, become null."""
+        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file, with everything on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics file, in order; none if there is no such file.
+
+    Raises:
+        RunError: A line other than the last is no JSON object with a step.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    lines = text.split("\n")[:-1]  # what follows the last newline was not finished
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record["step"], int):
+                raise TypeError(f"step is {record['step']!r}")
+        except (ValueError, TypeError, KeyError) as problem:
+            raise RunError(f"{path}, line {number}: not a JSON object with a step ({problem})") from problem
+        records.append(record)
+    return records
+
+
+def last_evaluation(path: Path) -> dict[str, Any] | None:
+    """The newest evaluation in a metrics file, as ``{"step": …, "eval": {…}}``, or None.
+
+    Raises:
+        RunError: As for ``read_metrics``.
+    """
+    return next((record for record in reversed(read_metrics(path)) if "eval" in record), None)
+
+
+def truncate_after(path: Path, last_step: int) -> None:
+    """Cuts off every line whose step is later than ``last_step``, by replacing the file in one rename.
+
+    Raises:
+        RunError: As for ``read_metrics``.
+    """
+    if not path.exists():
+        return
+    kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= last_step]
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

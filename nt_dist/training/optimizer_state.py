@@ -1,0 +1,226 @@
+"""One door to the optimizer (DESIGN §7): masters, moments and Adam's step, wherever a DeepSpeed engine keeps them.
+
+What DeepSpeed 0.19.8 makes of the client's AdamW:
+
+    precision  ZeRO   engine.optimizer              masters                         compute copy
+    fp32       0      ClippedAdamW itself           the parameters                  (the same)
+    fp32       1, 2   DeepSpeedZeroOptimizer        flat partitions                 views of flat buffers
+    bf16       1      BF16_Optimizer                flat partitions                 views of flat buffers
+    bf16       2      DeepSpeedZeroOptimizer        flat partitions                 views of flat buffers
+    both       3      DeepSpeedZeroOptimizer_Stage3 one flat partition a sub-group  ds_tensor, and the parameter if kept
+
+A *piece* is the part of one parameter that this rank's partition holds; in all cases it is one contiguous range.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from deepspeed import comm
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import nn
+
+from nt_dist.sparsity.storage import Weight
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class State(NamedTuple):
+    """What the optimizer knows of a weight: fp32 tensors shaped like ``weight.values``.
+
+    Entries of a masked weight that are not active are 0 in all three.
+    """
+
+    value: torch.Tensor
+    exp_avg: torch.Tensor
+    exp_avg_sq: torch.Tensor
+
+
+class Piece(NamedTuple):
+    """The part of a parameter whose state this rank keeps.
+
+    Attributes:
+        start: Its first entry, in the flattened parameter.
+        state: Views [entries] of master and moments.
+    """
+
+    start: int
+    state: State
+
+
+class OptimizerState(ABC):
+    """Reads and writes the state of one engine's optimizer; one subclass for each place it may be.
+
+    Args:
+        engine: The DeepSpeed engine.
+    """
+
+    def __init__(self, engine: Any):
+        self.engine = engine
+        self.wrapper = engine.optimizer
+        self.adam: torch.optim.AdamW = engine.basic_optimizer
+        assert isinstance(self.adam, torch.optim.AdamW), type(self.adam)
+
+    def create(self) -> None:
+        """Make the moments (zero) and Adam's step (0), which otherwise exist only after the first step."""
+        for group, master in self._masters():
+            state = self.adam.state[master]
+            if state:
+                continue
+            at_device = group["fused"] or group["capturable"]  # torch keeps the step on the CPU otherwise
+            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device if at_device else "cpu")
+            for moment in MOMENTS:
+                state[moment] = torch.zeros_like(master, memory_format=torch.preserve_format)
+        self._after_create()
+
+    def read(self, weight: Weight) -> State:
+        """Return copies of the whole state of ``weight``, to the bit, on every rank.
+
+        A collective of the data ranks: all read the same weights in the same order.
+        """
+        shape, piece = _whole_shape(weight.values), self._piece(weight.values)
+        if comm.get_world_size(self.engine.data_parallel_group) == 1 or not self._is_partitioned():
+            return State(*(part.clone().view(shape) for part in piece.state))
+        whole = torch.zeros(3, shape.numel(), dtype=torch.float32, device=self.engine.device)
+        if piece is not None:
+            for row, part in zip(whole, piece.state, strict=True):
+                row.narrow(0, piece.start, part.numel()).copy_(part)
+        # Of each entry one rank has the bits and the others 0: as integers their sum is exact, also for -0 and NaN.
+        comm.all_reduce(whole.view(torch.int32), group=self.engine.data_parallel_group)
+        return State(*(row.view(shape) for row in whole))
+
+    @torch.no_grad()
+    def write(self, weight: Weight, state: State) -> None:
+        """Replace the state of ``weight`` (the same on all data ranks), its compute copy included. No communication."""
+        shape, piece = _whole_shape(weight.values), self._piece(weight.values)
+        for part in state:
+            assert part.shape == shape and part.dtype == torch.float32, f"{weight.spec.name}: {part.shape}, {part.dtype}"
+        if piece is not None:
+            for mine, whole in zip(piece.state, state, strict=True):
+                mine.copy_(whole.flatten().narrow(0, piece.start, mine.numel()))
+        self._write_compute_copy(weight.values, state.value)
+
+    @property
+    def step(self) -> int:
+        """Adam's step, of which its bias correction is a function."""
+        steps = {int(self.adam.state[master]["step"]) for _, master in self._masters()}
+        assert len(steps) == 1, f"parts of the model are at different steps of Adam: {sorted(steps)}"
+        return steps.pop()
+
+    @step.setter
+    def step(self, step: int) -> None:
+        for _, master in self._masters():
+            self.adam.state[master]["step"].fill_(step)
+
+    def state_bytes(self) -> int:
+        """Return the bytes of masters (where they are not the parameters) and moments on this rank."""
+        masters = [master for _, master in self._masters()]
+        moments = sum(self.adam.state[master][name].nbytes for master in masters for name in MOMENTS)
+        return moments + (sum(master.nbytes for master in masters) if self._is_partitioned() else 0)
+
+    def _is_partitioned(self) -> bool:
+        """Say whether masters are flat partitions apart from the parameters."""
+        return True
+
+    @abstractmethod
+    def _masters(self) -> list[tuple[dict, torch.Tensor]]:
+        """Return (parameter group, fp32 tensor) for all that Adam steps on this rank."""
+
+    def _after_create(self) -> None:
+        """Tell the wrapper of the moments that have been made."""
+
+    @abstractmethod
+    def _piece(self, parameter: nn.Parameter) -> Piece | None:
+        """Return this rank's piece of ``parameter``, if it has any."""
+
+    def _write_compute_copy(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """Put the whole ``value`` where forward passes read it."""
+        parameter.data.copy_(value)
+
+
+class PlainState(OptimizerState):
+    """fp32 at ZeRO 0: the parameters are the masters."""
+
+    def _is_partitioned(self) -> bool:
+        return False
+
+    def _masters(self) -> list[tuple[dict, torch.Tensor]]:
+        return [(group, parameter) for group in self.adam.param_groups for parameter in group["params"]]
+
+    def _piece(self, parameter: nn.Parameter) -> Piece:
+        state = self.adam.state[parameter]
+        return Piece(0, State(*(each.data.view(-1) for each in (parameter, *(state[name] for name in MOMENTS)))))
+
+    def _write_compute_copy(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """The piece is the compute copy."""
+
+
+class LinkedState(OptimizerState):
+    """ZeRO 1 and 2, and DeepSpeed's bf16 optimizer: each parameter is linked to its piece of a flat partition."""
+
+    def _masters(self) -> list[tuple[dict, torch.Tensor]]:
+        if isinstance(self.wrapper, BF16_Optimizer):
+            flat = self.wrapper.fp32_groups_flat_partition
+        else:
+            flat = self.wrapper.single_partition_of_fp32_groups
+        return list(zip(self.adam.param_groups, flat, strict=True))
+
+    def _after_create(self) -> None:
+        self.wrapper._lazy_init_hp_params_optimizer_state()
+
+    def _piece(self, parameter: nn.Parameter) -> Piece | None:
+        link = parameter._hp_mapping
+        if link is None:
+            return None
+        parts = (link.get_hp_fragment().detach(), *(link.get_hp_fragment(name) for name in MOMENTS))
+        return Piece(link.lp_fragment_address.start, State(*parts))
+
+
+class Stage3State(OptimizerState):
+    """ZeRO 3: parameters are cut into equal pieces, the last of which may end in padding."""
+
+    def _masters(self) -> list[tuple[dict, torch.Tensor]]:
+        groups = self.wrapper.sub_group_to_group_id
+        flat = self.wrapper.fp32_partitioned_groups_flat
+        return [(self.adam.param_groups[groups[number]], master) for number, master in enumerate(flat)]
+
+    def _range(self, parameter: nn.Parameter) -> tuple[int, int]:
+        """Return the first entry of this rank's piece and the number of its entries that are not padding."""
+        size = parameter.partition_numel()
+        start = self.wrapper._get_param_partition_rank(parameter) * size
+        return start, max(min(size, parameter.ds_numel - start), 0)
+
+    def _piece(self, parameter: nn.Parameter) -> Piece | None:
+        start, entries = self._range(parameter)
+        if entries == 0:
+            return None
+        sub_group, offset, _ = self.wrapper.grad_position[self.wrapper.get_param_id(parameter)]
+        master = self.wrapper.fp32_partitioned_groups_flat[sub_group]
+        parts = (master.detach(), *(self.adam.state[master][name] for name in MOMENTS))
+        return Piece(start, State(*(part.narrow(0, offset, entries) for part in parts)))
+
+    def _write_compute_copy(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        start, entries = self._range(parameter)
+        if entries:
+            parameter.ds_tensor.data.narrow(0, 0, entries).copy_(value.flatten().narrow(0, start, entries))
+        assert parameter.ds_status != ZeroParamStatus.INFLIGHT, "a parameter is written while it is being gathered"
+        if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # small ones stay gathered between steps
+            parameter.data.copy_(value)
+
+
+def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """Return the shape of ``parameter`` when gathered; under ZeRO 3 it is empty between uses."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def optimizer_state(engine: Any) -> OptimizerState:
+    """Return the adapter for ``engine``'s optimizer."""
+    if isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
+        return Stage3State(engine)
+    if isinstance(engine.optimizer, DeepSpeedZeroOptimizer | BF16_Optimizer):
+        return LinkedState(engine)
+    assert isinstance(engine.optimizer, torch.optim.AdamW), f"no adapter for {type(engine.optimizer)}"
+    return PlainState(engine)

@@ -1,0 +1,81 @@
+"""Everything that the main rank shows and writes of a run while it goes on; no other rank has one."""
+
+from pathlib import Path
+from typing import Any
+
+from nt_dist.evaluation.topology import Overlap
+from nt_dist.sparsity.storage import Weight
+from nt_dist.training.logging import LOGGER, BarHandler
+from nt_dist.training.metrics_log import MetricsLog
+from nt_dist.training.progress import ProgressBar
+from nt_dist.training.tensorboard import TensorBoard, pictured_weight
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+
+class Reporter:
+    """The progress bar, ``metrics.jsonl`` and TensorBoard of one run.
+
+    Args:
+        folder: ``run.dir``.
+        first_step: The step that the run continues from (0: from the start).
+        last_step: The step at which it ends.
+        weights: The model's weights, of which one is drawn.
+        handler: Where messages go; they are written above the bar as long as there is one.
+
+    Raises:
+        RunError: ``metrics.jsonl`` holds something else.
+        OSError: The folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, first_step: int, last_step: int, weights: dict[str, Weight], handler: BarHandler):
+        self._metrics = MetricsLog(folder / METRICS, first_step)
+        self._board = TensorBoard(folder / TENSORBOARD, first_step)
+        self._pictured = pictured_weight(weights)
+        self._bar = ProgressBar(last_step, first_step)
+        self._handler = handler
+        handler.bar = self._bar
+        if first_step == 0:
+            self._draw_topology(0)
+
+    def stepped(self, step: int, loss: float, tokens_per_second: float) -> None:
+        """Moves the bar."""
+        self._bar.update(step, f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s")
+
+    def logged(self, record: dict[str, Any]) -> None:
+        """Writes and draws one logged step, given as its line of ``metrics.jsonl``."""
+        self._metrics.write(record)
+        self._board.training(record)
+
+    def evaluated(self, record: dict[str, Any], overlap: Overlap | None) -> None:
+        """Writes and draws one evaluation, and the topology as it is then.
+
+        Args:
+            record: Its line of ``metrics.jsonl``.
+            overlap: How alike the trails' topologies are; None where no sparse weight has several trails.
+        """
+        self._metrics.write(record)
+        alike = {"overlap": overlap.jaccard, "overlap_by_chance": overlap.chance} if overlap else {}
+        self._board.evaluation(record, alike)
+        self._draw_topology(record["step"])
+        figures = record["eval"]
+        trails = ", ".join(f"{perplexity:.2f}" for perplexity in figures["ppl_trails"])
+        LOGGER.info(
+            "step %d: validation perplexity of the trails %s; of the ensemble %.2f; disagreement %.1f %%",
+            record["step"],
+            trails,
+            figures["ppl_ensemble_prob"],
+            100 * figures["disagreement"],
+        )
+
+    def close(self) -> None:
+        """Writes what is still in memory and ends the bar."""
+        self._handler.bar = None
+        self._bar.close()
+        self._board.close()
+        self._metrics.close()
+
+    def _draw_topology(self, step: int) -> None:
+        if self._pictured is not None:
+            self._board.topology(self._pictured, step)

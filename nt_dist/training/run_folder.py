@@ -1,0 +1,47 @@
+"""The folder of a run: who may write into it, and the resolved config beside the results."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from nt_dist.config import Config
+from nt_dist.errors import RunError
+
+
+class RunFolder:
+    """``run.dir``, made where there is none and locked against a second run for as long as this object is open.
+
+    The main rank alone has one. The lock is the operating system's: it goes with the process, however that ends.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        RunError: Another run is working in the folder.
+        OSError: It cannot be made or written.
+    """
+
+    def __init__(self, path: Path):
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._lock = (path / ".lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise RunError(f"run.dir = {str(path)!r}: another run is working in it (process {owner})") from None
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()} on {os.uname().nodename}\n")
+        self._lock.flush()
+
+    def write_config(self, config: Config) -> None:
+        """Writes ``config.toml`` with every setting resolved, whole or not at all."""
+        temporary = self.path / "config.toml.tmp"
+        temporary.write_text(config.to_toml(), encoding="utf-8")
+        os.replace(temporary, self.path / "config.toml")
+
+    def close(self) -> None:
+        """Gives the folder back."""
+        self._lock.close()

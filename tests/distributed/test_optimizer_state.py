@@ -1,0 +1,180 @@
+"""The door to the optimizer: what is written is read to the bit, is computed with, and is stepped on as by plain AdamW."""
+
+import pytest
+import torch
+from torch import nn
+
+from nt_dist.config import Config
+from nt_dist.parallel.mesh import init_mesh
+from nt_dist.sparsity.shards import WeightSpec
+from nt_dist.sparsity.storage import Weight
+from nt_dist.testing import run_distributed
+from nt_dist.training.engine import build_engine, parameter_groups
+from nt_dist.training.optimizer_state import State, optimizer_state
+
+BETAS, EPS, LR, DECAY, CLIP = (0.8, 0.9), 1e-3, 0.01, 0.1, 2.0
+WRAPPERS = {
+    ("fp32", 0): "ClippedAdamW",
+    ("fp32", 1): "DeepSpeedZeroOptimizer",
+    ("fp32", 2): "DeepSpeedZeroOptimizer",
+    ("fp32", 3): "DeepSpeedZeroOptimizer_Stage3",
+    ("bf16", 1): "BF16_Optimizer",
+    ("bf16", 2): "DeepSpeedZeroOptimizer",
+    ("bf16", 3): "DeepSpeedZeroOptimizer_Stage3",
+}
+
+
+class Toy(nn.Module):
+    """Weights of all storages; a loss that is linear in them, so that small whole numbers give exact gradients.
+
+    The sizes are odd: pieces begin and end within weights, and at ZeRO 3 some ranks' pieces end in padding. The largest is
+    not kept gathered at ZeRO 3, the others are.
+    """
+
+    def __init__(self):
+        super().__init__()
+        specs = [
+            (WeightSpec("compact", (6, 5), 0, trails=3, shards=2, density=0.5), "compact"),
+            (WeightSpec("masked", (4, 5), 0, trails=1, shards=2, density=0.4), "masked"),
+            (WeightSpec("dense", (9, 5), 0, trails=1), "dense"),
+            (WeightSpec("scale", (5,), 0, trails=1, init=None, role="scale"), "dense"),
+        ]
+        self.weights = nn.ModuleList(Weight(spec, storage) for spec, storage in specs)
+        for weight in self.weights:
+            weight.reset(seed=5)
+
+    def forward(self, x):
+        """Sum over weights of a weighted sum of their outputs for x [1, 1, N, 5]."""
+        total = 0.0
+        for number, weight in enumerate(self.weights):
+            total = total + (number + 1) * weight(x).float().sum()
+        return total
+
+
+def _toy_config(precision, stage, world_size):
+    train = {"batch_size": world_size, "micro_batch_size": 1, "precision": precision, "betas": list(BETAS)}
+    train |= {"adam_eps": EPS, "lr": LR, "weight_decay": DECAY, "grad_clip": CLIP, "warmup_steps": 0}
+    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 30} if stage == 3 else {})
+    json = {"zero_optimization": zero}
+    if precision == "bf16":
+        json["data_types"] = {"grad_accum_dtype": "fp32"}
+    return Config.from_dict({"train": train}, json, world_size)
+
+
+def _input(rank, dtype=torch.float32):
+    return (torch.arange(15).view(1, 1, 3, 5) % 4 + rank).to(dtype)
+
+
+def _random_states(weights):
+    """A state for each weight that a compact and a masked storage can hold; with a -0 in each."""
+    generator = torch.Generator().manual_seed(1)
+    states = []
+    for weight in weights:
+        slots = torch.rand(3, len(weight.trails), weight.num_slots, generator=generator) + 0.1
+        slots[:, 0, 0] = -0.0
+        states.append(State(*(weight.from_slots(each).clone() for each in slots)))
+    return states
+
+
+def _stepped_by_plain_adamw(states, adam_step, world_size):
+    """What one clipped AdamW step makes of ``states``, written out (Loshchilov and Hutter, arXiv 1711.05101, alg. 2)."""
+    toy = Toy()
+    torch.stack([toy(_input(rank)) for rank in range(world_size)]).mean().backward()
+    norm = torch.cat([weight.values.grad.flatten() for weight in toy.weights]).norm()
+    assert norm > CLIP
+    after = []
+    for weight, (value, exp_avg, exp_avg_sq) in zip(toy.weights, states, strict=True):
+        gradient = weight.values.grad * CLIP / norm
+        decay = 0.0 if weight.spec.role == "scale" else DECAY
+        exp_avg = BETAS[0] * exp_avg + (1 - BETAS[0]) * gradient
+        exp_avg_sq = BETAS[1] * exp_avg_sq + (1 - BETAS[1]) * gradient**2
+        unbiased = (exp_avg / (1 - BETAS[0] ** adam_step), exp_avg_sq / (1 - BETAS[1] ** adam_step))
+        value = value * (1 - LR * decay) - LR * unbiased[0] / (unbiased[1].sqrt() + EPS)
+        after.append(State(value, exp_avg, exp_avg_sq))
+    return after, norm
+
+
+def _assert_same_bits(states, expected, names):
+    for state, wanted, name in zip(states, expected, names, strict=True):
+        for part, found, right in zip(State._fields, state, wanted, strict=True):
+            assert torch.equal(found.view(torch.int32), right.view(torch.int32)), f"{name}.{part}"
+
+
+def _assert_computed_with(weights, states, dtype):
+    import deepspeed
+
+    for weight, state in zip(weights, states, strict=True):
+        with deepspeed.zero.GatheredParameters([weight.values]):
+            assert torch.equal(weight.values.data, state.value.to(dtype)), weight.spec.name
+
+
+def _check_adapter(rank, world_size, precision, stage):
+    config = _toy_config(precision, stage, world_size)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    toy = Toy()
+    first = [State(w.values.detach().to(dtype).float(), *torch.zeros(2, *w.values.shape)) for w in toy.weights]
+    names = [weight.spec.name for weight in toy.weights]
+    engine = build_engine(config, toy, init_mesh(config))
+    assert type(engine.optimizer).__name__ == WRAPPERS[precision, stage]
+    door = optimizer_state(engine)
+
+    door.create()  # before any step
+    assert door.step == 0
+    _assert_same_bits([door.read(weight) for weight in toy.weights], first, names)
+
+    states = _random_states(toy.weights)
+    for weight, state in zip(toy.weights, states, strict=True):
+        door.write(weight, state)
+    door.step = 7
+    door.create()  # leaves alone what is there
+    _assert_same_bits([door.read(weight) for weight in toy.weights], states, names)
+    _assert_computed_with(toy.weights, states, dtype)
+
+    engine.backward(engine(_input(rank, dtype)))
+    engine.step()
+    expected, norm = _stepped_by_plain_adamw(states, 8, world_size)
+    assert engine.was_step_applied() and door.step == 8
+    assert float(engine.get_global_grad_norm()) == pytest.approx(float(norm), rel=1e-5)
+    after = [door.read(weight) for weight in toy.weights]
+    for name, found, wanted in zip(names, after, expected, strict=True):
+        for part in State._fields:
+            torch.testing.assert_close(
+                getattr(found, part), getattr(wanted, part), rtol=1e-5, atol=1e-6, msg=lambda text, at=(name, part): f"{at}: {text}"
+            )
+    _assert_computed_with(toy.weights, after, dtype)
+
+    engine.backward(engine(_input(rank, dtype) * (torch.inf if rank == world_size - 1 else 1.0)))
+    engine.step()  # one rank's gradients overflowed: no rank may step
+    assert not engine.was_step_applied() and door.step == 8
+    _assert_same_bits([door.read(weight) for weight in toy.weights], after, names)
+    _assert_computed_with(toy.weights, after, dtype)
+    return door.state_bytes()
+
+
+@pytest.mark.parametrize(("precision", "stage"), WRAPPERS)
+def test_state_is_read_written_and_stepped_on(precision, stage):
+    sizes = run_distributed(_check_adapter, 2, precision, stage)
+    stored = sum(weight.values.numel() for weight in Toy().weights)
+    if stage == 0:
+        assert sizes == [8 * stored] * 2
+    else:  # master and two moments, halved but for alignment
+        assert all(12 * stored / 2 <= size <= 12 * (stored / 2 + 8) for size in sizes)
+
+
+@pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("bf16", 1), ("fp32", 3)])
+def test_one_rank_alone(precision, stage):
+    run_distributed(_check_adapter, 1, precision, stage)
+
+
+def test_every_parameter_is_in_exactly_one_group():
+    toy = Toy()
+    matrices, scales = parameter_groups(toy, 0.3)
+    assert (matrices["weight_decay"], scales["weight_decay"]) == (0.3, 0.0)
+    assert scales["params"] == [toy.weights[3].values] and len(matrices["params"]) == 3
+    toy.stray = nn.Parameter(torch.zeros(1))
+    with pytest.raises(AssertionError, match="belongs to no weight"):
+        parameter_groups(toy, 0.3)
+    del toy.stray
+    toy.weights[1].values = toy.weights[0].values
+    with pytest.raises(AssertionError, match="in two optimizer groups"):
+        parameter_groups(toy, 0.3)

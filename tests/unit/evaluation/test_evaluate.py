@@ -1,0 +1,70 @@
+"""The evaluation loop: sums over data ranks, leaves the model as it was, and refuses to report on nothing."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nt_dist.errors import DataError
+from nt_dist.evaluation.evaluate import evaluate
+from nt_dist.evaluation.metrics import EnsembleSums
+
+CONFIG = SimpleNamespace(trails=SimpleNamespace(count=2), data=SimpleNamespace(validation=0.02))
+
+
+class Model(torch.nn.Module):
+    """Two trails over 5 tokens, with dropout so that the mode shows."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Parameter(torch.randn(2, 5, 5))
+        self.dropout = torch.nn.Dropout(0.9)
+
+    def forward(self, tokens):
+        return self.dropout(self.table[:, tokens])
+
+
+class Mesh:
+    """A mesh whose other data rank has seen exactly what this one has."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.reduced = []
+
+    def all_reduce(self, tensor, axis_names, op="sum"):
+        self.reduced.append((tensor.shape, axis_names, op))
+        tensor.mul_(2)
+
+
+def _batch(seed, real=True):
+    generator = torch.Generator().manual_seed(seed)
+    tokens, targets = torch.randint(5, (2, 3, 4), generator=generator)
+    return SimpleNamespace(tokens=tokens, targets=targets, weights=torch.full((3, 4), float(real)))
+
+
+def test_the_figures_of_all_batches_and_data_ranks_in_evaluation_mode():
+    model, mesh, batches = Model().train(), Mesh(), [_batch(1), _batch(2)]
+    result = evaluate(model, batches, mesh, CONFIG)
+    assert model.training
+    assert mesh.reduced == [(torch.Size([6]), ("data",), "sum")]
+    expected = EnsembleSums(2)
+    for batch in batches:
+        expected.add(model.table[:, batch.tokens].detach(), batch.targets, batch.weights)
+    expected = expected.result()
+    assert result.pop("tokens") == 2 * expected.pop("tokens") == 48
+    for key, value in expected.items():
+        assert result[key] == pytest.approx(value), key
+
+
+def test_the_mode_is_restored_after_an_error():
+    model = Model().train()
+    with pytest.raises(IndexError):
+        evaluate(model, [SimpleNamespace(tokens=torch.tensor([[9]]))], Mesh(), CONFIG)
+    assert model.training
+
+
+def test_only_padding_is_bad_data():
+    with pytest.raises(DataError, match=r"data\.validation = 0\.02.*real token"):
+        evaluate(Model(), [_batch(1, real=False)], Mesh(), CONFIG)

@@ -1,0 +1,45 @@
+"""The table holds every figure, and says nothing of an ensemble where there is one trail."""
+
+import math
+
+from nt_dist.evaluation.report import evaluation_table
+
+ENSEMBLE = {
+    "ppl_trails": [73.4, 74.1, 73.1],
+    "ppl_ensemble_prob": 68.62,
+    "ppl_ensemble_logit": 68.20,
+    "disagreement": 0.345,
+    "ensemble_gain": 4.9133,
+    "tokens": 204800,
+}
+
+
+def test_every_figure_is_shown():
+    text = evaluation_table(ENSEMBLE, {"parameters": "4.42 M"})
+    for figure in (
+        "73.40",
+        "74.10",
+        "73.10",
+        "73.53",
+        "68.62",
+        "68.20",
+        "34.5%",
+        "4.91",
+        "204,800",
+        "4.42 M",
+    ):
+        assert figure in text
+    by_prob = next(line for line in text.splitlines() if "mean of probabilities" in line)
+    assert by_prob.endswith("-6.7 %")
+    assert not any(line != line.rstrip() for line in text.splitlines())
+
+
+def test_one_trail_has_no_ensemble():
+    text = evaluation_table(ENSEMBLE | {"ppl_trails": [73.4]})
+    assert "73.40" in text and "ensemble" not in text and "disagreement" not in text
+
+
+def test_a_diverged_run_is_still_shown():
+    bad = dict.fromkeys(("ppl_ensemble_prob", "ppl_ensemble_logit", "ensemble_gain"), math.inf)
+    text = evaluation_table(ENSEMBLE | bad | {"ppl_trails": [math.inf, math.nan]})
+    assert "inf" in text and "nan" in text

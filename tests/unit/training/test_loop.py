@@ -1,0 +1,84 @@
+"""The parts of the loop that need no ranks, and what train.py does before it imports torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nt_dist.config import Config
+from nt_dist.config.load import build_config
+from nt_dist.training.loop import is_due, last_step, peak_memory, print_table
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize(("stop_after", "steps", "last"), [(0, 300, 300), (120, 300, 120), (500, 300, 300)])
+def test_last_step(stop_after, steps, last):
+    sections = {"train": {"steps": steps, "warmup_steps": 10}, "run": {"stop_after": stop_after}}
+    assert last_step(build_config(sections, None, 1)) == last
+
+
+def test_is_due():
+    assert [step for step in range(1, 11) if is_due(step, 4, 10)] == [4, 8, 10]
+    assert [step for step in range(1, 11) if is_due(step, 0, 10)] == [10]
+    assert [step for step in range(1, 11) if is_due(step, 4, 300)] == [4, 8]
+
+
+def test_peak_memory_counts_bytes():
+    before = peak_memory(torch.device("cpu"))
+    block = torch.ones(64 << 20, dtype=torch.uint8) if before < 4 << 30 else None
+    grown = peak_memory(torch.device("cpu")) - before
+    assert block is None or grown <= 80 << 20
+    assert 50 << 20 < before < 16 << 30
+
+
+def test_the_table_is_that_of_the_last_evaluation(tmp_path, capsys):
+    config = build_config({"run": {"dir": str(tmp_path)}}, None, 1)
+    print_table(config)
+    assert capsys.readouterr().out == ""
+    figures = {"ppl_trails": [60.0, 62.0, 61.0], "ppl_ensemble_prob": 55.0, "ppl_ensemble_logit": 54.0}
+    rest = {"disagreement": 0.3, "ensemble_gain": 6.0, "tokens": 4096}
+    lines = [{"step": step, "eval": {**figures, **rest, "tokens": 4096 + step}} for step in (100, 200)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    print_table(config)
+    shown = capsys.readouterr().out
+    assert "55.00" in shown and "4,296" in shown and "4,196" not in shown
+    assert f"after step 200 of {Config().train.steps}" in shown
+
+
+def _start_without_torch(*arguments):
+    """train.py in an interpreter in which importing torch or deepspeed fails."""
+    code = (
+        "import runpy, sys; sys.modules.update(torch=None, deepspeed=None, numpy=None); "
+        "sys.argv = ['train.py', *sys.argv[1:]]; runpy.run_path('train.py', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_help_lists_every_setting_without_torch():
+    done = _start_without_torch("--help")
+    assert done.returncode == 0, done.stderr
+    for key in ("sparsity.update_every", "run.stop_after", "train.lr"):
+        assert key.split(".")[1] in done.stdout
+
+
+def test_a_bad_config_ends_with_all_its_problems_before_torch_is_imported(tmp_path):
+    folder = tmp_path / "run"
+    done = _start_without_torch(
+        "--local_rank=0", f"run.dir={folder}", "sparsity.density=1.5", "trails.layers=99", "train.step=3"
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    problems = done.stderr.splitlines()
+    assert len(problems) == 3 and all(line.startswith("error: ") for line in problems)
+    assert any("sparsity.density = 1.5" in line for line in problems)
+    assert any("train.step " in line and "train.steps" in line for line in problems)
+    assert not folder.exists()
+
+
+def test_the_entry_point_stays_short():
+    assert len((ROOT / "train.py").read_text().splitlines()) < 80

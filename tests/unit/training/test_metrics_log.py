@@ -1,0 +1,96 @@
+"""metrics.jsonl: whole lines, none twice after a resume, none half."""
+
+import json
+import os
+
+import pytest
+
+from nt_dist.errors import RunError
+from nt_dist.training.metrics_log import MetricsLog, last_evaluation, read_metrics
+
+
+def _write(path, steps, last_step=0):
+    log = MetricsLog(path, last_step)
+    for step in steps:
+        log.write({"step": step, "loss": step / 3})
+    log.close()
+
+
+def test_lines_are_read_back_exactly(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    _write(path, [10, 20])
+    assert read_metrics(path) == [{"step": 10, "loss": 10 / 3}, {"step": 20, "loss": 20 / 3}]
+
+
+def test_a_line_is_on_file_before_the_log_is_closed(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    log.write({"step": 1})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
+    log.close()
+
+
+def test_resume_cuts_off_later_lines_and_keeps_the_checkpoints_own(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    _write(path, [10, 20, 30, 40])
+    _write(path, [30], last_step=20)
+    assert [record["step"] for record in read_metrics(path)] == [10, 20, 30]
+
+
+def test_a_start_from_nothing_begins_a_new_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    _write(path, [10, 20])
+    _write(path, [10])
+    assert [record["step"] for record in read_metrics(path)] == [10]
+
+
+def test_a_half_written_last_line_is_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 10, "loss": 1.5}\n{"step": 20, "los\xc3')
+    assert [record["step"] for record in read_metrics(path)] == [10]
+    _write(path, [20], last_step=10)
+    assert path.read_text().splitlines() == ['{"step": 10, "loss": 1.5}', '{"step": 20, "loss": 6.666666666666667}']
+
+
+def test_truncation_is_one_rename_of_a_finished_file(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    _write(path, [10, 20, 30])
+    before = path.read_bytes()
+
+    def fail(source, target):
+        assert [json.loads(line)["step"] for line in source.read_text().splitlines()] == [10]
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk is gone"):
+        MetricsLog(path, 10)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("line", ["nonsense", '{"loss": 1}', "[1, 2]", '{"step": "ten"}'])
+def test_a_foreign_line_is_named_and_nothing_is_cut(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
+    before = path.read_bytes()
+    with pytest.raises(RunError, match="line 2"):
+        MetricsLog(path, 1)
+    assert path.read_bytes() == before
+
+
+def test_numbers_that_json_has_not_become_null(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    log.write({"step": 1, "loss": float("nan"), "loss_per_trail": [1.0, float("inf")], "eval": {"ppl": -float("inf")}})
+    log.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")) == {
+        "step": 1,
+        "loss": None,
+        "loss_per_trail": [1.0, None],
+        "eval": {"ppl": None},
+    }
+
+
+def test_last_evaluation(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert last_evaluation(path) is None
+    path.write_text('{"step": 1, "eval": {"tokens": 1}}\n{"step": 2, "eval": {"tokens": 2}}\n{"step": 3}\n')
+    assert last_evaluation(path) == {"step": 2, "eval": {"tokens": 2}}

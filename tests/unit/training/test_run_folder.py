@@ -1,0 +1,46 @@
+"""A run's folder: one run at a time, and its config beside the results."""
+
+import subprocess
+import sys
+
+import pytest
+
+from nt_dist.config import Config, load_config
+from nt_dist.errors import RunError
+from nt_dist.training.run_folder import RunFolder
+
+
+def test_a_second_run_is_refused_and_told_of_the_first(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(RunError, match=r"run\.dir = .*run': another run is working in it \(process \d+ on "):
+        RunFolder(tmp_path / "run")
+    folder.close()
+    RunFolder(tmp_path / "run").close()
+
+
+def test_the_lock_goes_with_the_process_however_that_ends(tmp_path):
+    code = f"""
+import os
+from pathlib import Path
+from nt_dist.training.run_folder import RunFolder
+folder = RunFolder(Path({str(tmp_path)!r}))
+os.kill(os.getpid(), 9)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=pytest.importorskip("nt_dist").__path__[0] + "/..")
+    assert killed.returncode == -9
+    assert (tmp_path / ".lock").read_text()  # it did take the lock
+    RunFolder(tmp_path).close()
+
+
+def test_a_file_in_the_way_is_an_error_of_the_system(tmp_path):
+    (tmp_path / "run").write_text("not a folder")
+    with pytest.raises(OSError):
+        RunFolder(tmp_path / "run")
+
+
+def test_the_written_config_reads_back_as_the_same(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_config(Config())
+    folder.close()
+    assert load_config(tmp_path / "config.toml").to_dict() == Config().to_dict()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.toml"]

@@ -1,0 +1,137 @@
+"""What TensorBoard is told: read back from its own files, as TensorBoard reads them."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from nt_dist.sparsity.shards import WeightSpec
+from nt_dist.sparsity.storage import Weight
+from nt_dist.training.tensorboard import PICTURE_SIDE, TensorBoard, pictured_weight, topology_picture
+
+
+def _record(step, loss=4.0):
+    return {
+        "step": step,
+        "tokens": 512 * step,
+        "loss": loss,
+        "objective": 2 * loss,
+        "loss_per_trail": [loss - 0.5, loss + 0.5],
+        "lr": 1e-3,
+        "grad_norm": 1.25,
+        "density": 0.5,
+        "regrown": 0.25,
+        "drop_fraction": 0.5,
+        "topology_checksum": "0123",
+    }
+
+
+def _evaluation(step):
+    figures = {"ppl_trails": [60.0, 62.0], "ppl_ensemble_prob": 55.0, "ppl_ensemble_logit": 54.0}
+    return {"step": step, "eval": {**figures, "disagreement": 0.3, "ensemble_gain": 6.0, "tokens": 4096}}
+
+
+def _read(folder):
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return events
+
+
+def _curve(events, name):
+    return [(event.step, pytest.approx(event.value)) for event in events.Scalars(name)]
+
+
+def _sparse(name="blocks.2.mlp.gate", trails=2, shape=(8, 6), storage="compact", in_trail=True):
+    weight = Weight(WeightSpec(name, shape, trails=trails, shards=2, density=0.5, in_trail=in_trail), storage)
+    weight.reset(seed=0)
+    return weight
+
+
+def test_curves_are_drawn_for_each_trail_and_figure(tmp_path):
+    board = TensorBoard(tmp_path, 0)
+    board.training(_record(10))
+    board.training(_record(20, loss=3.0))
+    board.evaluation(_evaluation(20), {"overlap": 0.4, "overlap_by_chance": 0.33})
+    board.close()
+    events = _read(tmp_path)
+    assert _curve(events, "loss_of_trail/0") == [(10, 3.5), (20, 2.5)]
+    assert _curve(events, "loss_of_trail/1") == [(10, 4.5), (20, 3.5)]
+    assert _curve(events, "training/loss") == [(10, 4.0), (20, 3.0)]
+    assert _curve(events, "topology/density") == [(10, 0.5), (20, 0.5)]
+    assert _curve(events, "topology/regrown") == [(10, 0.25), (20, 0.25)]
+    assert _curve(events, "topology/overlap") == [(20, 0.4)]
+    assert _curve(events, "validation/disagreement") == [(20, 0.3)]
+    assert _curve(events, "validation_of_trail/1") == [(20, 62.0)]
+
+
+def test_a_resumed_run_hides_what_the_killed_one_wrote_after_the_checkpoint(tmp_path):
+    board = TensorBoard(tmp_path, 0)
+    for step in (10, 20, 30):
+        board.training(_record(step, loss=5.0))
+    board.close()
+    board = TensorBoard(tmp_path, 10)
+    board.training(_record(20, loss=3.0))
+    board.close()
+    assert _curve(_read(tmp_path), "training/loss") == [(10, 5.0), (20, 3.0)]
+
+
+def test_a_start_from_nothing_hides_everything_older(tmp_path):
+    for loss in (5.0, 4.0):
+        board = TensorBoard(tmp_path, 0)
+        board.topology(_sparse(), 0)
+        board.training(_record(10, loss=loss))
+        board.close()
+    events = _read(tmp_path)
+    assert _curve(events, "training/loss") == [(10, 4.0)]
+    assert [image.step for image in events.Images("topology/blocks.2.mlp.gate")] == [0]
+
+
+def test_pictures_follow_the_topology(tmp_path):
+    weight = _sparse()
+    board = TensorBoard(tmp_path, 0)
+    board.topology(weight, 0)
+    weight.set_index(weight.slot_index().flip(0))
+    board.topology(weight, 50)
+    board.close()
+    images = _read(tmp_path).Images("topology/blocks.2.mlp.gate")
+    assert [image.step for image in images] == [0, 50]
+    first, second = (np.asarray(Image.open(io.BytesIO(image.encoded_image_string))) for image in images)
+    assert first.shape == (8, 6, 3)
+    assert np.array_equal(first[..., 0], second[..., 1]) and np.array_equal(first[..., 1], second[..., 0])
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("storage", ["compact", "masked"])
+def test_each_trail_has_a_colour_of_its_own(storage):
+    weight = _sparse(storage=storage)
+    picture = topology_picture(weight)
+    assert picture.shape == (8, 6, 3) and picture.dtype == np.uint8
+    for trail in range(2):
+        expected = torch.zeros(48).index_fill(0, weight.slot_index()[trail], 255.0).view(8, 6)
+        assert np.array_equal(picture[..., trail], expected.numpy())
+    assert not picture[..., 2].any()
+
+
+def test_one_trail_is_grey():
+    picture = topology_picture(_sparse(trails=1))
+    assert np.array_equal(picture[..., 0], picture[..., 1]) and np.array_equal(picture[..., 0], picture[..., 2])
+    assert (picture == 255).mean() == 0.5
+
+
+def test_large_matrices_are_shrunk_to_their_local_density():
+    weight = _sparse(trails=1, shape=(4 * PICTURE_SIDE, 8))
+    picture = topology_picture(weight)
+    assert picture.shape == (PICTURE_SIDE, 8, 3)
+    assert picture.mean() / 255 == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_pictured_weight_is_a_sparse_matrix_of_the_trails():
+    dense = Weight(WeightSpec("norm", (8,), trails=2, init=None, role="scale", in_trail=True), "dense")
+    trunk = _sparse("blocks.0.mlp.gate", trails=1, in_trail=False)
+    trail = _sparse("blocks.2.mlp.gate")
+    assert pictured_weight({"a": dense, "b": trunk, "c": trail}) is trail
+    assert pictured_weight({"a": dense, "b": trunk}) is trunk
+    assert pictured_weight({"a": dense}) is None

@@ -1,0 +1,33 @@
+"""Trains a NeuroTrails LLaMA: ``deepspeed --num_gpus 2 train.py --config configs/quickstart.toml``.
+
+    [deepspeed [launcher options] | python] train.py [--config FILE] [--ds_config FILE] [section.key=value ...]
+
+``--help`` lists every setting. The config is checked before torch is imported, so that a mistake ends at once.
+"""
+
+import sys
+
+from nt_dist.command_line import run_main
+from nt_dist.config import load_config, parse_command_line
+from nt_dist.config.help import help_text
+from nt_dist.config.ignored import warnings
+from nt_dist.parallel import launcher
+
+
+def main() -> int:
+    """Trains, or continues, the run that the command line describes."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text())
+        return 0
+    config_path, ds_config, overrides = parse_command_line(sys.argv[1:])
+    config = load_config(config_path, overrides, ds_config, world_size=launcher.world_size())
+    if launcher.rank() == 0:
+        for warning in warnings(config):
+            print(f"warning: {warning}", file=sys.stderr)
+    from nt_dist.training.loop import train  # takes seconds: torch and DeepSpeed
+
+    return train(config)
+
+
+if __name__ == "__main__":
+    run_main(main)
