@@ -30,8 +30,7 @@ setup(
         "safetensors>=0.5",
         "numpy>=1.26",
         "pillow>=10.0",
-        "psutil>=5.9",
-        "tqdm>=4.66",
+        "pyarrow>=15.0",
         "zstandard>=0.22",
     ],
     extras_require={

@@ -67,6 +67,7 @@ nt_dist_activate() {
     fi
     [[ -x "$venv/bin/python" ]] || nt_dist_fail "NT_DIST_VENV = $venv holds no bin/python"
     export PATH="$venv/bin:$PATH"
+    export PYTHONPATH="$NT_DIST_ROOT${PYTHONPATH:+:$PYTHONPATH}" # an environment of one's own may lack this package
     unset PYTHONHOME
 }
 

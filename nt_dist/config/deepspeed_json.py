@@ -6,7 +6,7 @@ from typing import Any
 from nt_dist.config.deepspeed_keys import ALLOWED, AT_LEAST_ONE, CHOICES, ONLY, REFUSED
 from nt_dist.config.names import hint, nearest
 from nt_dist.config.settings import Config
-from nt_dist.config.values import convert, describe
+from nt_dist.config.values import convert, describe, plain
 
 AUTO = "auto"
 _IN = " (DeepSpeed JSON)"
@@ -14,6 +14,7 @@ BUILT_IN: dict[str, Any] = {"zero_optimization": {"stage": AUTO}}
 """What is used without a JSON."""
 
 _LEAST_BUCKET = 1 << 22  # elements: a small model's gradients travel in one message
+_BATCH_KEYS = {"train.batch_size", "train.micro_batch_size", "parallel.tensor", "parallel.pipe", "parallel.trail"}
 _KNOWN = [
     *REFUSED,
     *(
@@ -44,7 +45,7 @@ def resolve(
         return resolve(None, config, wrong)[0], ["the DeepSpeed JSON must be an object, { … }"]
     problems: list[str] = []
     resolved = _known_and_typed(given, "", ALLOWED, problems)
-    for dotted, (value, key) in _decided_by_toml(config).items():
+    for dotted, (value, key) in _decided_by_toml(config, wrong).items():
         _decide(resolved, dotted, value, None if key in wrong else key, problems)
     _choose_stage(resolved.setdefault("zero_optimization", {}), config, wrong, problems)
     for dotted, value in _fillings(config).items():
@@ -74,7 +75,7 @@ def _known_and_typed(
                 kept[name] = _known_and_typed(value, f"{dotted}.", kind, problems)
             else:
                 problems.append(f"{dotted} = {value!r} must be an object, {{ … }}{_IN}")
-        elif value == AUTO or (kind is list and isinstance(value, list)):
+        elif value == AUTO:
             kept[name] = value
         else:
             _keep_typed(kept, name, dotted, value, kind, problems)
@@ -87,7 +88,7 @@ def _keep_typed(kept: dict[str, Any], name: str, dotted: str, value: Any, kind: 
     try:
         converted = convert(value, kind)
     except TypeError:
-        problems.append(f"{dotted} = {value!r} must be {'a list' if kind is list else describe(kind)}{_IN}")
+        problems.append(f"{dotted} = {value!r} must be {describe(kind)}{_IN}")
         return
     low = 1 if dotted in AT_LEAST_ONE else 0
     if kind in (int, float) and converted < low:
@@ -95,7 +96,7 @@ def _keep_typed(kept: dict[str, Any], name: str, dotted: str, value: Any, kind: 
     elif dotted in CHOICES and converted not in CHOICES[dotted]:
         problems.append(f"{dotted} = {value!r} must be one of {', '.join(CHOICES[dotted])}{_IN}")
     else:
-        kept[name] = converted
+        kept[name] = plain(converted)
 
 
 def _is_off(value: Any) -> bool:
@@ -106,8 +107,8 @@ def _is_off(value: Any) -> bool:
     return value is None or value is False or (type(value) is int and value <= 1)  # a degree of 1
 
 
-def _decided_by_toml(config: Config) -> dict[str, tuple[Any, str]]:
-    """What the TOML decides, by its place in the JSON: the value, and the key that decides it."""
+def _decided_by_toml(config: Config, wrong: Collection[str]) -> dict[str, tuple[Any, str]]:
+    """What the TOML decides, by its place in the JSON: the value (None if it cannot), and the key that decides it."""
     decided: dict[str, tuple[Any, str]] = {
         "train_batch_size": (config.train.batch_size, "train.batch_size"),
         "train_micro_batch_size_per_gpu": (config.train.micro_batch_size, "train.micro_batch_size"),
@@ -117,8 +118,9 @@ def _decided_by_toml(config: Config) -> dict[str, tuple[Any, str]]:
     }
     unit = config.train.micro_batch_size * config.data_degree
     divides = unit and config.train.batch_size % unit == 0  # else a rule of its own says what does not divide
+    known = not _BATCH_KEYS & set(wrong)
     decided["gradient_accumulation_steps"] = (
-        config.accumulation_steps if divides else None,
+        config.accumulation_steps if divides and known else None,
         "train.batch_size / (train.micro_batch_size × data degree)",
     )
     return decided

@@ -6,7 +6,7 @@ DeepSpeed ignores unknown top-level keys without a word, so that a misspelling t
 
 from typing import Any
 
-ALLOWED: dict[str, type | dict[str, type]] = {
+ALLOWED: dict[str, Any] = {
     "train_batch_size": int,
     "train_micro_batch_size_per_gpu": int,
     "gradient_accumulation_steps": int,
@@ -32,7 +32,7 @@ ALLOWED: dict[str, type | dict[str, type]] = {
         "bf16_optimizer_states": bool,
     },
     "data_types": {"grad_accum_dtype": str},
-    "comms_logger": {"enabled": bool, "verbose": bool, "prof_all": bool, "prof_ops": list, "debug": bool},
+    "comms_logger": {"enabled": bool, "verbose": bool, "prof_all": bool, "prof_ops": tuple[str, ...], "debug": bool},
     "zero_optimization": {
         "stage": int,
         "contiguous_gradients": bool,

@@ -37,11 +37,11 @@ def _warnings(config: Config) -> Iterator[str]:
         yield from _ignored(config, "trails", ("layers",), "trails.fork = 'embedding'")
 
     if config.data.source == "stdlib":
-        yield from _ignored(config, "data", ("path", "subset", "text_key"), "data.source = 'stdlib'")
+        yield from _ignored(config, "data", ("path", "subset"), "data.source = 'stdlib'")
     elif config.data.source != "hf":
         yield from _ignored(config, "data", ("subset",), f"data.source = {config.data.source!r}")
-    if config.data.source == "text":
-        yield from _ignored(config, "data", ("text_key",), "data.source = 'text'")
+    if config.data.source == "text" or (config.data.source == "stdlib" and not isinstance(config.data.validation, str)):
+        yield from _ignored(config, "data", ("text_key",), f"data.source = {config.data.source!r}")
 
     if run.stop_after >= steps:
         yield from _ignored(config, "run", ("stop_after",), f"train.steps = {steps}")

@@ -23,8 +23,8 @@ def check_paths(config: Config, wrong: Collection[str]) -> list[str]:
     data = config.data
     if data.source in _FILES:
         named += [("data.path", path) for path in ([data.path] if isinstance(data.path, str) else data.path)]
-        if isinstance(data.validation, str):
-            named.append(("data.validation", data.validation))
+    if data.source != "hf" and isinstance(data.validation, str):  # for hf it is the name of a split
+        named.append(("data.validation", data.validation))
     if data.tokenizer != "auto":
         named.append(("data.tokenizer", data.tokenizer))
     named.append(("run.resume_from", config.run.resume_from))
@@ -36,4 +36,5 @@ def check_paths(config: Config, wrong: Collection[str]) -> list[str]:
 
 
 def _there(path: str) -> bool:
+    path = os.path.expanduser(path)
     return os.path.exists(path) or bool(glob.glob(path, recursive=True))

@@ -70,9 +70,12 @@ def parse_override(text: str, kind: Any) -> Any:
         TypeError: When it can be neither.
     """
     try:
-        return convert(tomllib.loads(f"value = {text}")["value"], kind)
+        read = tomllib.loads(f"value = {text}")
+        if len(read) == 1:  # a line break in the text would begin a second key
+            return convert(read["value"], kind)
     except (TypeError, ValueError, RecursionError):
-        return convert(text, kind)
+        pass
+    return convert(text, kind)
 
 
 def plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from ..errors import NTDistError, RunError
+from nt_dist.errors import NTDistError, RunError
 
 T = TypeVar("T")
 

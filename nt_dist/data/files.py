@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import DataError
+from nt_dist.errors import DataError
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _BLOCK = 1 << 20
@@ -107,7 +107,9 @@ class _ZstandardFile(io.RawIOBase):
         try:
             import zstandard
         except ImportError as error:
-            raise DataError(f"{path}: reading .zst files needs the package zstandard (pip install zstandard)") from error
+            raise DataError(
+                f"{path}: reading .zst files needs the package zstandard (pip install zstandard)"
+            ) from error
         self._raw = raw
         self._error = zstandard.ZstdError
         self._new = zstandard.ZstdDecompressor().decompressobj

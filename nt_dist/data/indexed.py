@@ -12,11 +12,12 @@ that names it, not a SIGBUS.
 import hashlib
 import os
 import struct
+import weakref
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError
+from nt_dist.errors import DataError
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -40,7 +41,7 @@ class IndexedWriter:
     def __init__(self, prefix: Path, vocab_size: int):
         self._paths = [prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx")]
         self._type = token_type(vocab_size)
-        self._bin = open(self._paths[0], "wb")
+        self._bin = open(self._paths[0], "wb")  # noqa: SIM115 - closed by close() or abandon()
         self._hash = hashlib.sha256()
         self._lengths: list[np.ndarray] = []
 
@@ -122,7 +123,8 @@ class IndexedTokens:
         expected = _HEADER.size + sequences * 12 + documents * 8
         if self._idx.size != expected:
             raise DataError(
-                f"{self.idx_path}: {self._idx.size} bytes, must be {expected} for {sequences} documents: is it cut short?"
+                f"{self.idx_path}: {self._idx.size} bytes, must be {expected} for {sequences} documents: is it "
+                "cut short?"
             )
         self._type = _CODES[code]
         self.num_documents: int = sequences
@@ -154,7 +156,7 @@ class IndexedTokens:
 
     def tokens(self, start: int, count: int) -> np.ndarray:
         """``count`` tokens of all documents one after the other, int64. [count]"""
-        assert 0 <= start and start + count <= self.num_tokens
+        assert start >= 0 and start + count <= self.num_tokens
         size = self._type.itemsize
         return np.frombuffer(self._bin.read(start * size, count * size), dtype=self._type).astype(np.int64)
 
@@ -171,8 +173,9 @@ class _File:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self._stream = open(path, "rb", buffering=0)
-            self.size = os.fstat(self._stream.fileno()).st_size
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._descriptor)
+            self.size = os.fstat(self._descriptor).st_size
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -181,7 +184,7 @@ class _File:
         pieces, missing = [], count
         while missing:  # Linux reads at most 2 GiB at once
             try:
-                piece = os.pread(self._stream.fileno(), missing, offset + count - missing)
+                piece = os.pread(self._descriptor, missing, offset + count - missing)
             except OSError as error:
                 raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
             if not piece:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .order import samples_at
-from .samples import Samples
+from nt_dist.data.order import samples_at
+from nt_dist.data.samples import Samples
 
 _STEPS_AHEAD = 2
 

@@ -5,6 +5,7 @@ earlier, interrupted run left is used again exactly when it holds what it should
 """
 
 import hashlib
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -20,11 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import DataError
-from .crew import Crew
-from .indexed import token_type
-from .sources import Source
-from .tokenizer import Tokenizer
+from nt_dist.data.crew import Crew
+from nt_dist.data.indexed import token_type
+from nt_dist.data.sources import Source
+from nt_dist.data.tokenizer import Tokenizer
+from nt_dist.errors import DataError
 
 _SMALLEST, _LARGEST = 1 << 20, 1 << 24
 _PARTS_WANTED = 256
@@ -72,31 +73,33 @@ def cut_into_chunks(source: Source, stream: str, max_documents: int, crew: Crew)
     size = part_size(source)
     groups = _group(source, size)
     own_groups_only = crew.size > 1 and not max_documents and len(groups) >= 2 * crew.size
-    documents = position = 0
-    for place, units in enumerate(groups):
-        if own_groups_only and place % crew.size != crew.rank:
-            continue
-        number, texts, characters = 0, [], 0
-
-        def chunk() -> Iterator[Chunk]:
-            if texts and (own_groups_only or (place + number) % crew.size == crew.rank):
+    places = range(crew.rank, len(groups), crew.size) if own_groups_only else range(len(groups))
+    placed = ((place, *read) for place in places for read in _read_units(source, groups[place]))
+    for place, documents in itertools.groupby(itertools.islice(placed, max_documents or None), lambda read: read[0]):
+        for number, (texts, position) in enumerate(_cut(documents, size)):
+            if own_groups_only or (place + number) % crew.size == crew.rank:
                 yield Chunk(f"{stream}-{place:06}-{number:06}", texts, position)
 
-        for unit in units:
-            begin = position
-            for document in source.documents(unit):
-                texts.append(document.text)
-                characters += len(document.text)
-                documents += 1
-                position = begin + document.read
-                if characters >= size:
-                    yield from chunk()
-                    number, texts, characters = number + 1, [], 0
-                if documents == max_documents:  # never so at 0, which means all
-                    yield from chunk()
-                    return
-            position = begin + source.units[unit].size
-        yield from chunk()
+
+def _read_units(source: Source, units: list[int]) -> Iterator[tuple[str, int]]:
+    """The texts of some units, each with the bytes of the source up to its end."""
+    for unit in units:
+        begin = sum(before.size for before in source.units[:unit])
+        for document in source.documents(unit):
+            yield document.text, begin + document.read
+
+
+def _cut(documents: Iterator[tuple[int, str, int]], size: int) -> Iterator[tuple[list[str], int]]:
+    """Lists of documents of about ``size`` characters, each with the bytes of the source up to its end."""
+    texts, characters, position = [], 0, 0
+    for _, text, position in documents:
+        texts.append(text)
+        characters += len(text)
+        if characters >= size:
+            yield texts, position
+            texts, characters = [], 0
+    if texts:
+        yield texts, position
 
 
 def _group(source: Source, size: int) -> list[list[int]]:

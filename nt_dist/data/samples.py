@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import DataError
-from .indexed import IndexedTokens
+from nt_dist.data.indexed import IndexedTokens
+from nt_dist.errors import DataError
 
 
 class Sample(NamedTuple):
@@ -80,7 +80,7 @@ class PackedSamples(Samples):
         if len(self) < 1:
             raise DataError(
                 f"{indexed.bin_path}: {indexed.num_tokens} tokens are less than one window of model.max_seq_len + 1 = "
-                f"{sequence_length + 1}; use more text, a shorter sequence, or data.layout = \"rows\""
+                f'{sequence_length + 1}; use more text, a shorter sequence, or data.layout = "rows"'
             )
 
     def __len__(self) -> int:

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config.settings import Data
-from ..errors import ConfigError, DataError
-from .files import expand, open_file, plain_suffix, read_text, refuse_binary
+from nt_dist.config.settings import Data
+from nt_dist.data.files import expand, open_file, plain_suffix, read_text, refuse_binary
+from nt_dist.errors import ConfigError, DataError
 
 # A lone text file, read as one document, would leave nothing to validate on. No document is longer than the second:
 # a tokenizer takes many times a text's size.
@@ -92,7 +92,11 @@ class FileSource(Source):
     @cached_property
     def identity(self) -> list[Any]:
         stats = [(file, self._stat(file)) for file in self.files]
-        return [type(self).__name__, self.text_key, *((file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats)]
+        return [
+            type(self).__name__,
+            self.text_key,
+            *((file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats),
+        ]
 
     @staticmethod
     def _stat(file: Path):
@@ -173,7 +177,9 @@ class JsonLinesSource(FileSource):
                 refuse_binary(file, line)
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if line.strip():
-                    yield Document(_field(_parse(line, file, number), self.text_key, f"{file}, line {number}"), position())
+                    yield Document(
+                        _field(_parse(line, file, number), self.text_key, f"{file}, line {number}"), position()
+                    )
 
 
 def _parse(line: bytes, file: Path, number: int) -> Any:
@@ -182,7 +188,9 @@ def _parse(line: bytes, file: Path, number: int) -> Any:
     except UnicodeDecodeError as error:
         raise DataError(f"{file}, line {number}: is not UTF-8 text: {error.reason}") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{file}, line {number}: is not JSON: {error.msg} at column {error.colno}") from error
+        raise DataError(
+            f"{file}, line {number}: is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+        ) from error
     except RecursionError as error:
         raise DataError(f"{file}, line {number}: is not JSON that can be read: nested too deeply") from error
 

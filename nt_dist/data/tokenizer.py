@@ -13,8 +13,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from ..errors import DataError
-from .sources import Source
+from nt_dist.data.sources import Source
+from nt_dist.errors import DataError
 
 _CHARACTERS = 16_000_000
 """Text that a tokenizer is trained on, at most: seconds of work, and enough for tens of thousands of pieces."""

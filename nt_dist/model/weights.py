@@ -1,7 +1,8 @@
 """THE table of the model's weights: names, shapes, what cuts them, densities, storages.
 
 Sharding, checkpoints, plans and tests all read this one. Everything follows from the config's global shapes, never from
-local modules. Column-parallel matrices are cut along their rows (axis 0), row-parallel ones along their columns (axis 1).
+local modules. Column-parallel matrices are cut along their rows (axis 0), row-parallel ones along their columns (axis
+1).
 """
 
 import math

@@ -45,7 +45,8 @@ def _rank_within_sign(values: torch.Tensor) -> torch.Tensor:
         side = values * sign > 0
         size = torch.where(side, values.abs(), torch.inf)
         order = size.argsort(dim=1, stable=True)
-        rank = torch.empty_like(order).scatter_(1, order, torch.arange(values.shape[1], device=values.device).expand_as(order))
+        places = torch.arange(values.shape[1], device=values.device).expand_as(order)
+        rank = torch.empty_like(order).scatter_(1, order, places)
         score = torch.where(side, (rank + 0.5) / side.sum(1, keepdim=True).clamp(min=1), score)
     return score
 
@@ -72,7 +73,8 @@ def choose_grown(
         if count == 0 or bool((best.values > 0).all()):
             return best.indices
         everywhere = torch.arange(closed.shape[1], device=closed.device).expand(closed.shape[0], -1)
-        score = torch.where(score == 0, (uniform(keys, everywhere) - 1.0).float(), score)  # in (-1, 0): below any gradient
+        by_seed = (uniform(keys, everywhere) - 1.0).float()  # in (-1, 0): below any gradient, above what is closed
+        score = torch.where(score == 0, by_seed, score)
         return score.topk(count, dim=1, sorted=False).indices
     assert rule == "random", rule
     everywhere = torch.arange(closed.shape[1], device=closed.device).expand(closed.shape[0], -1)

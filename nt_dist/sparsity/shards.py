@@ -4,8 +4,8 @@ A weight is cut into equal shards along one axis. Each shard has its own slot co
 that owns whole shards needs no other rank for an update, and any layout trains the same model.
 
 Shapes: a *dense* tensor is [trails, *shape]; its *blocks* are [trails, shards, shard_elements], each block one shard
-flattened in row-major order. A *position* counts inside one block; a *flat index* counts inside one trail's dense tensor
-as this rank holds it.
+flattened in row-major order. A *position* counts inside one block; a *flat index* counts inside one trail's dense
+tensor as this rank holds it.
 """
 
 import math
@@ -98,7 +98,7 @@ class WeightSpec:
 
 
 def to_blocks(spec: WeightSpec, dense: torch.Tensor) -> torch.Tensor:
-    """Return ``dense`` [trails, *local_shape] as blocks [trails, local shards, shard_elements] (a view if it can be)."""
+    """Return ``dense`` [trails, *local_shape] as blocks [trails, local shards, shard_elements], a view if it can be."""
     axis = spec.cut_axis + 1
     count = dense.shape[axis] // spec.shard_length
     cut = dense.unflatten(axis, (count, spec.shard_length)).movedim(axis, 1)

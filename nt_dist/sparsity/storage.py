@@ -1,12 +1,12 @@
 """A weight as it is stored: three storages behind one small interface (DESIGN §2).
 
-- ``compact``: ``values`` [trails, slots] are the active entries, ``index`` their flat places; the dense matrix exists only
-  while a product needs it, and is built again in backward.
+- ``compact``: ``values`` [trails, slots] are the active entries, ``index`` their flat places; the dense matrix
+  exists only while a product needs it, and is built again in backward.
 - ``masked``: ``values`` is dense with zeros, and its gradient is multiplied by a mask.
 - ``dense``: no topology; what density 1 means.
 
-All train the same model. Shapes: T trails and S shards held by this rank, ``slots`` active entries of one trail over those
-shards (shard after shard, ascending within each), ``local_shape`` one trail's dense shape here.
+All train the same model. Shapes: T trails and S shards held by this rank, ``slots`` active entries of one trail over
+those shards (shard after shard, ascending within each), ``local_shape`` one trail's dense shape here.
 """
 
 import math
@@ -106,7 +106,7 @@ class Weight(nn.Module):
         if storage == "masked":
             self.mask = torch.empty(shape, dtype=torch.bool, device=device)
 
-    # -- sizes -------------------------------------------------------------------------------------------------------
+    # -- sizes --------------------
 
     @property
     def num_slots(self) -> int:
@@ -135,7 +135,7 @@ class Weight(nn.Module):
         """Return where the slots of ``shard`` (a global number) begin."""
         return self.spec.total_slots(range(self.shards.start, shard))
 
-    # -- initial state -----------------------------------------------------------------------------------------------
+    # -- initial state --------------------
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
@@ -166,7 +166,7 @@ class Weight(nn.Module):
             score[padding] = -1.0
         return score.topk(self.spec.slots(shard)).indices.sort().values
 
-    # -- slots: the active entries of any tensor shaped like ``values`` --------------------------------------------------
+    # -- slots: the active entries of any tensor shaped like ``values`` --------------------
 
     def slot_index(self) -> torch.Tensor:
         """Return each slot's flat place in its trail's local dense tensor: int64 [T, slots]."""
@@ -209,7 +209,7 @@ class Weight(nn.Module):
         """Return each slot's position in its own shard: int64 [T, slots]."""
         return block_positions(self.spec, self.shards, self.slot_index())
 
-    # -- one shard of one trail, by global number: what a checkpoint holds ------------------------------------------------
+    # -- one shard of one trail, by global number: what a checkpoint holds --------------------
 
     def positions(self, trail: int, shard: int) -> torch.Tensor:
         """Return the active positions of one shard, ascending: int32 [slots(shard)]."""
@@ -220,7 +220,7 @@ class Weight(nn.Module):
         start = self.slot_start(shard)
         return slots[trail - self.trails.start, start : start + self.spec.slots(shard)]
 
-    # -- the dense tensor ------------------------------------------------------------------------------------------------
+    # -- the dense tensor --------------------
 
     def build(self, values: torch.Tensor) -> torch.Tensor:
         """Return the dense tensor [T, *local_shape] of ``values``, without a gradient of its own."""
@@ -254,7 +254,7 @@ class Weight(nn.Module):
         """Apply the weight in its role.
 
         linear: x [T or 1, batch, sequence, in] → [T, batch, sequence, out].
-        lookup: row numbers [batch, sequence] → [T, batch, sequence, width]; a number outside the local rows gives zeros.
+        lookup: row numbers [batch, sequence] → [T, batch, sequence, width]; numbers outside the local rows give 0.
         scale: x [T, batch, sequence, width], times the values.
         """
         if self.spec.role == "scale":
@@ -275,7 +275,7 @@ class Weight(nn.Module):
             return rows
         return rows.masked_fill(outside[None, :, :, None], 0.0)
 
-    # -- consistency -----------------------------------------------------------------------------------------------------
+    # -- consistency --------------------
 
     @torch.no_grad()
     def checksum(self) -> torch.Tensor:
@@ -288,4 +288,3 @@ class Weight(nn.Module):
     def extra_repr(self) -> str:
         """Say what is stored, for ``print(model)``."""
         return f"{self.spec.name} {tuple(self.values.shape)}, {self.storage}, density {self.spec.density:.3f}"
-

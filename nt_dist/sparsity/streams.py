@@ -1,7 +1,7 @@
 """Random numbers that depend on what they are for and on nothing else (DESIGN §3).
 
-A stream is keyed by words such as (seed, purpose, weight name, trail, shard, step); its n-th number is a hash of the key
-and n. So any rank draws the same number for the same entry of the same weight, in any layout, in any order, on any
+A stream is keyed by words such as (seed, purpose, weight name, trail, shard, step); its n-th number is a hash of the
+key and n. So any rank draws the same number for the same entry of the same weight, in any layout, in any order, on any
 device, and nothing has to be saved to resume. The mixing function is splitmix64 (Steele, Lea and Flood, 2014).
 """
 

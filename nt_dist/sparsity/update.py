@@ -1,7 +1,7 @@
 """One topology update of one weight: drop, regrow, and what becomes of values and moments (DESIGN §4).
 
-Nothing here communicates: the dense gradient that comes in is the same on all ranks that hold a copy of the shards, so all
-of them compute the same new topology. Shapes as in storage.py.
+Nothing here communicates: the dense gradient that comes in is the same on all ranks that hold a copy of the shards, so
+all of them compute the same new topology. Shapes as in storage.py.
 """
 
 from collections import defaultdict

@@ -284,7 +284,7 @@ def load(
     manifest = on_main(mesh, lambda: read_manifest(path)) if verified else verify(path, mesh)
 
     def apply() -> None:
-        _check_config(path, manifest, config, resuming=optimizer_state is not None)
+        check_config(path, manifest, config, resuming=optimizer_state is not None)
         saved = manifest.progress.data_digest
         if data_digest is not None and saved != data_digest:
             raise CheckpointError(f"{path}: trained on other data: digest {saved}, now {data_digest}")
@@ -300,7 +300,18 @@ def load(
     return manifest.progress
 
 
-def _check_config(path: Path, manifest: Manifest, config: Config, resuming: bool) -> None:
+def check_config(path: Path, manifest: Manifest, config: Config, resuming: bool) -> None:
+    """Compare a checkpoint's configuration with a run's; no communication.
+
+    Args:
+        path: The checkpoint, for messages.
+        manifest: Its manifest.
+        config: The configuration of the run.
+        resuming: Whether the run goes on, so that its schedule counts, too.
+
+    Raises:
+        CheckpointError: It is of another model, or of a schedule that ``run.allow_schedule_change`` does not allow.
+    """
     try:
         identity, schedule = differences(manifest.config, config)
     except (TypeError, ValueError) as error:  # values of types that no setting has

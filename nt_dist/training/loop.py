@@ -54,13 +54,14 @@ def train(config: Config) -> int:
         if own:
             stack.enter_context(closing(own))
         found = find(folder / CHECKPOINTS, config.run.resume_from, mesh)
-        done = agree(mesh, lambda: read_manifest(found).progress.step, only_main=True) if found else 0
+        manifest = agree(mesh, lambda: read_manifest(found), only_main=True) if found else None
+        done = manifest.progress.step if manifest else 0
         if done < last_step(config):
-            if own:
-                own.write_config(config)
             with closing(Trainer(config, mesh, found, handler)) as trainer:
+                agree(mesh, lambda: own.write_config(config), only_main=True)
                 trainer.run()
-        elif mesh.is_main:
+        else:
+            checkpoint.check_config(found, manifest, config, resuming=True)
             LOGGER.info("%s holds step %d of %d: nothing is left to do", found, done, last_step(config))
         if mesh.is_main:
             print_table(config)
@@ -121,10 +122,26 @@ class Trainer:
         if found:
             self.load(found)
         self.checksum = self.topology.check("loading" if found else "the start")
+        self.say_what_is_trained()
         self.batches = self.read_batches()
         self.flops = token_flops(config)
         self.seconds, self.timed_tokens = 0.0, 0  # since the last logged step
         self.reporter = agree(mesh, lambda: self.make_reporter(handler) if mesh.is_main else None)
+
+    def say_what_is_trained(self) -> None:
+        """Logs the size of the model and what it runs on."""
+        parameters, trails = count_parameters(self.config), self.config.trails
+        LOGGER.info(
+            "model: %s weights stored of %s, %d trails of %d blocks; %d ranks on %s, ZeRO %d, %s",
+            f"{parameters['stored']:,}",
+            f"{parameters['dense']:,}",
+            trails.count,
+            self.config.model.num_layers - self.config.trunk_layers,
+            self.mesh.world_size,
+            self.mesh.device.type,
+            self.config.zero_stage,
+            self.config.train.precision,
+        )
 
     def run(self) -> None:
         """Trains up to the last step."""

@@ -97,7 +97,9 @@ class OptimizerState(ABC):
         """Replace the state of ``weight`` (the same on all data ranks), its compute copy included. No communication."""
         shape, piece = _whole_shape(weight.values), self._piece(weight.values)
         for part in state:
-            assert part.shape == shape and part.dtype == torch.float32, f"{weight.spec.name}: {part.shape}, {part.dtype}"
+            assert part.shape == shape and part.dtype == torch.float32, (
+                f"{weight.spec.name}: {part.shape}, {part.dtype}"
+            )
         if piece is not None:
             for mine, whole in zip(piece.state, state, strict=True):
                 mine.copy_(whole.flatten().narrow(0, piece.start, mine.numel()))

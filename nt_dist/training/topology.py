@@ -81,9 +81,7 @@ class TopologyUpdater:
         """
         assert self.updates_at(step), f"no update is due after step {step}"
         settings, steps = self.config.sparsity, self.config.train.steps
-        fraction = drop_fraction_at(
-            step, settings.drop_fraction, settings.drop_schedule, steps, settings.stop_fraction
-        )
+        fraction = drop_fraction_at(step, settings.drop_fraction, settings.drop_schedule, steps, settings.stop_fraction)
         scale = self._gradient_scale() if self.needs_gradient else None
         replaced = sum(self._update(weight, step, fraction, scale) for weight in self.sparse.values())
         slots = sum(weight.active_elements for weight in self.sparse.values())

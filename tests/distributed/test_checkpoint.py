@@ -102,7 +102,7 @@ def _load_and_train(rank, world_size, path, storage, precision, stage):
     run = Run(world_size, storage, precision, stage, {"dir": "unused"})
     progress = run.load(path)
     loaded = run.content()
-    copies = {name: weight.values.detach().float() for name, weight in run.weights.items()} if stage < 3 else {}
+    copies = {name: weight.values.detach().float().clone() for name, weight in run.weights.items()} if stage < 3 else {}
     masters = {name: run.state.read(weight).value for name, weight in run.weights.items()}
     return (
         progress,

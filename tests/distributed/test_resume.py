@@ -1,15 +1,19 @@
-"""2N steps against N steps, a kill, and the rest from the last checkpoint: the same run to the last bit, in fp32."""
+"""Runs that go on: the same to the last bit as one that was never interrupted. And runs that must not go on."""
 
 import json
 import shutil
+from unittest import mock
 
 import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nt_dist.config.load import build_config
-from nt_dist.testing import run_distributed
+from nt_dist.errors import CheckpointError, RunError
+from nt_dist.testing import RankError, run_distributed
+from nt_dist.training.checkpoint_manifest import read_manifest
 from nt_dist.training.metrics_log import read_metrics
+from nt_dist.training.run_folder import RunFolder
 
 STEPS, SAVED, KILLED = 20, 10, 13  # topologies are updated every 4 steps: before and after each of these
 MEASURED = ("tokens_per_second", "flops_per_second_dense_equivalent", "flops_per_second_sparse_effective", "memory")
@@ -57,15 +61,46 @@ def _sections(corpus, folder, **run):
     }
 
 
-def _train(rank, world_size, sections, stage):
-    from nt_dist.training.loop import train
+def _train(rank, world_size, sections, stage, failing_saves=(), poisoned_at=0):
+    from nt_dist.training import checkpoint, loop
 
-    config = build_config(sections, {"zero_optimization": {"stage": stage}}, world_size)
-    return train(config)
+    save, train_step = checkpoint.save, loop.train_step
+
+    def save_or_fail(folder, config, mesh, model, optimizer_state, progress):
+        if progress.step in failing_saves:
+            raise CheckpointError("no space left")
+        return save(folder, config, mesh, model, optimizer_state, progress)
+
+    def poison_and_train_step(engine, config, mesh, micro_batches, step, collect):
+        if step == poisoned_at:
+            next(engine.module.parameters()).data.fill_(float("nan"))
+        return train_step(engine, config, mesh, micro_batches, step, collect)
+
+    with (
+        mock.patch.object(checkpoint, "save", save_or_fail),
+        mock.patch.object(loop, "train_step", poison_and_train_step),
+    ):
+        return loop.train(build_config(sections, {"zero_optimization": {"stage": stage}}, world_size))
 
 
 def _run(ranks, sections, stage):
     assert run_distributed(_train, ranks, sections, stage) == [0] * ranks
+
+
+def _refused(error, match, ranks, sections, failing_saves=(), poisoned_at=0):
+    with pytest.raises(RankError, match=match) as caught:
+        run_distributed(_train, ranks, sections, 0, failing_saves, poisoned_at)
+    assert isinstance(caught.value.error, error)
+
+
+def _contents(folder):
+    """Every file of a run but its lock, by name."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _checkpoints(folder):
+    return sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
 
 
 def _fragments(checkpoint):
@@ -100,10 +135,53 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(tmp_path, corpus, sta
     assert {key.rsplit("/", 1)[1] for key in before} == {"positions", "value", "exp_avg", "exp_avg_sq"}
     different = [key for key in before if before[key].tobytes() != after[key].tobytes()]
     assert different == []
-    manifests = [json.loads((folder / last / "manifest.json").read_text()) for folder in (whole, broken)]
-    assert manifests[0]["progress"] == manifests[1]["progress"]
-    assert manifests[0]["progress"]["consumed_samples"] == STEPS * 8
+    progress = [read_manifest(folder / last).progress for folder in (whole, broken)]
+    assert progress[0] == progress[1]
+    assert (progress[0].step, progress[0].adam_step, progress[0].consumed_samples) == (STEPS, STEPS, STEPS * 8)
 
     events = EventAccumulator(str(broken / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("training/loss")] == list(range(1, STEPS + 1))
+
+
+def test_a_finished_run_is_left_as_it_is_and_refuses_another_model(tmp_path, corpus):
+    sections = _sections(corpus, tmp_path, save_every=2)
+    sections["train"] |= {"steps": 4, "warmup_steps": 1}
+    _run(1, sections, 0)
+    before = _contents(tmp_path)
+    _run(1, sections, 0)
+    assert _contents(tmp_path) == before
+    _run(1, sections | {"run": {**sections["run"], "stop_after": 2}}, 0)  # it is past that
+    assert _contents(tmp_path) == before
+    other = sections | {"trails": {"count": 3, "layers": 1}}
+    _refused(CheckpointError, r"trails\.count", 1, other)
+    longer = sections | {"train": {**sections["train"], "steps": 6}}
+    _refused(CheckpointError, r"train\.steps", 1, longer)
+    assert _contents(tmp_path) == before
+    longer["run"] = {**longer["run"], "allow_schedule_change": True}
+    _run(1, longer, 0)
+    assert _checkpoints(tmp_path)[-1] == "step-00000006"
+
+
+def test_a_save_that_fails_stops_the_run_only_at_its_end(tmp_path, corpus):
+    sections = _sections(corpus, tmp_path, save_every=2)
+    sections["train"] |= {"steps": 6, "warmup_steps": 1}
+    _refused(CheckpointError, "no space left", 1, sections, failing_saves=(2, 6))
+    assert _checkpoints(tmp_path) == ["step-00000004"]
+    _run(1, sections, 0)
+    assert _checkpoints(tmp_path) == ["step-00000004", "step-00000006"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path, corpus):
+    sections = _sections(corpus, tmp_path, save_every=1)
+    _refused(RunError, "step 2: the loss is nan", 1, sections, poisoned_at=2)
+    assert _checkpoints(tmp_path) == ["step-00000001"]
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_two_runs_in_one_folder_are_refused_on_every_rank(tmp_path, corpus):
+    folder = RunFolder(tmp_path)
+    sections = _sections(corpus, tmp_path)
+    _refused(RunError, "another run is working in it", 2, sections)
+    folder.close()
+    assert _contents(tmp_path) == {}

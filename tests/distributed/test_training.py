@@ -1,0 +1,289 @@
+"""Training under every ZeRO stage, storage and data degree is the same training, topology updates included."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from nt_dist.config import Config
+from nt_dist.data.loader import Batch
+from nt_dist.errors import TopologyError
+from nt_dist.model.losses import trail_losses
+from nt_dist.model.trails import build_model, weights_of
+from nt_dist.parallel.mesh import init_mesh
+from nt_dist.testing import run_distributed
+from nt_dist.training.engine import build_engine, learning_rate, train_step
+from nt_dist.training.optimizer_state import State, optimizer_state
+from nt_dist.training.topology import TopologyUpdater
+
+STEPS, BATCH, MICRO_BATCH, SEQUENCE, VOCABULARY = 7, 8, 2, 8, 30
+STORAGES = ("compact", "masked")
+
+
+@dataclass
+class Record:
+    """What a run did, on one rank."""
+
+    losses: list[list[float]]
+    norms: list[float]
+    checksums: list[str]
+    regrown: list[float]
+    states: dict[str, State]
+
+
+def _config(world_size, stage=0, precision="fp32", **sparsity):
+    """A tiny model with clipping on, which is updated after steps 2, 4 and 6."""
+    model = {"hidden_size": 16, "ffn_size": 24, "num_layers": 2, "num_attention_heads": 2}
+    train = {"steps": STEPS, "batch_size": BATCH, "micro_batch_size": MICRO_BATCH, "lr": 3e-3, "warmup_steps": 2}
+    train |= {"adam_eps": 1e-4, "weight_decay": 0.1, "grad_clip": 0.5, "precision": precision}
+    sections = {
+        "model": model | {"vocab_size": VOCABULARY, "max_seq_len": SEQUENCE},
+        "trails": {"count": 2, "layers": 1},
+        "sparsity": {"density": 0.4, "topology_shards": 2, "update_every": 2, "storage": "compact"} | sparsity,
+        "train": train,
+    }
+    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 100} if stage == 3 else {})
+    json = {"zero_optimization": zero}
+    if precision == "bf16":
+        json["data_types"] = {"grad_accum_dtype": "fp32"}
+    return Config.from_dict(sections, json, world_size)
+
+
+def _batches(step, rank=0, world_size=1):
+    """One rank's micro-batches of a global step of ragged rows: padded at the end, one of them to the half."""
+    generator = torch.Generator().manual_seed(step)
+    rows = torch.randint(VOCABULARY, (BATCH, SEQUENCE + 1), generator=generator)
+    lengths = torch.randint(2, SEQUENCE + 1, (BATCH,), generator=generator)
+    lengths[0] = SEQUENCE // 2
+    weights = (torch.arange(SEQUENCE) < lengths[:, None]).float()
+    share = BATCH // world_size
+    mine = slice(rank * share, (rank + 1) * share)
+    parts = zip(rows[mine].split(MICRO_BATCH), weights[mine].split(MICRO_BATCH), strict=True)
+    return [Batch(part[:, :-1], part[:, 1:], weight) for part, weight in parts]
+
+
+def _start(config):
+    mesh = init_mesh(config)
+    model = build_model(config)
+    engine = build_engine(config, model, mesh)
+    state = optimizer_state(engine)
+    state.create()
+    return mesh, model, engine, state, TopologyUpdater(config, mesh, model, state, engine)
+
+
+def _train(config):
+    mesh, model, engine, door, updater = _start(config)
+    record = Record([], [], [updater.check("the start")], [], {})
+    for step in range(1, STEPS + 1):
+        batches = _batches(step, mesh.rank, mesh.world_size)
+        result = train_step(engine, config, mesh, batches, step, updater.collects_at(step))
+        assert result.applied and result.learning_rate == learning_rate(config, step)
+        record.losses.append(result.loss_per_trail)
+        record.norms.append(result.grad_norm)
+        if updater.updates_at(step):
+            report = updater.update(step)
+            record.checksums.append(updater.check(f"the update at step {step}"))
+            record.regrown.append(report.regrown)
+            assert report.density == pytest.approx(0.4, abs=0.01) and 0 < report.regrown <= report.drop_fraction
+    assert door.step == STEPS and all(weight.dense_gradient is None for weight in weights_of(model).values())
+    # as a checkpoint has it: by slot, whatever the storage
+    for name, weight in weights_of(model).items():
+        record.states[name] = State(*(weight.to_slots(part) for part in door.read(weight)))
+    return record
+
+
+def _train_in(rank, world_size, stage, precision, storages):
+    return [_train(_config(world_size, stage, precision, storage=storage)) for storage in storages]
+
+
+def _assert_alike(record, wanted, relative, absolute):
+    for losses, right in zip(record.losses, wanted.losses, strict=True):
+        assert losses == pytest.approx(right, rel=relative)
+    assert record.norms == pytest.approx(wanted.norms, rel=relative)
+    assert record.checksums == wanted.checksums
+    assert record.regrown == wanted.regrown
+    for name, state in record.states.items():
+        for part, found, right in zip(State._fields, state, wanted.states[name], strict=True):
+            difference = float((found - right).abs().max())
+            assert difference <= absolute, f"{name}.{part} differs by {difference}"
+
+
+@pytest.fixture(scope="module")
+def one_rank():
+    """One rank in fp32 with compact weights: what all others are compared with."""
+    record = run_distributed(_train_in, 1, 0, "fp32", ("compact",))[0][0]
+    assert len(set(record.checksums)) == 4, "three updates must have changed the topology"
+    assert max(record.norms) > 0.5, "clipping must have been at work"
+    return record
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_stage_and_storage_trains_as_one_rank_does(stage, one_rank):
+    for records in run_distributed(_train_in, 2, stage, "fp32", STORAGES):
+        compact, masked = records
+        _assert_alike(compact, one_rank, relative=1e-5, absolute=1e-5)
+        _assert_alike(masked, compact, relative=1e-6, absolute=1e-6)
+
+
+@pytest.fixture(scope="module")
+def one_rank_bf16(one_rank):
+    """One rank in bf16, near to fp32."""
+    record = run_distributed(_train_in, 1, 1, "bf16", ("compact",))[0][0]
+    for losses, right in zip(record.losses, one_rank.losses, strict=True):
+        assert losses == pytest.approx(right, rel=5e-3)
+    return record
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_sums_gradients_in_fp32_at_every_stage(stage, one_rank_bf16):
+    for records in run_distributed(_train_in, 2, stage, "bf16", STORAGES):
+        compact, masked = records
+        _assert_alike(compact, one_rank_bf16, relative=1e-4, absolute=1e-4)
+        _assert_alike(masked, compact, relative=1e-4, absolute=1e-4)
+
+
+def _measure_bytes(rank, world_size, density):
+    """Bytes of optimizer state and of gradients on this rank, in a model whose norms weigh little."""
+    config = _config(world_size, 1, density=density, update_every=0)
+    sections = config.to_dict()
+    sections["model"] |= {"hidden_size": 64, "ffn_size": 96}
+    config = Config.from_dict(sections, {"zero_optimization": {"stage": 1}}, world_size)
+    model, sizes = build_model(config), []
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda parameter: sizes.append(parameter.grad.nbytes))
+    mesh = init_mesh(config)
+    engine = build_engine(config, model, mesh)
+    state = optimizer_state(engine)
+    state.create()
+    train_step(engine, config, mesh, _batches(1, rank, world_size), 1)
+    return state.state_bytes(), sum(sizes) / config.accumulation_steps
+
+
+def test_optimizer_state_and_gradients_shrink_with_density():
+    dense = run_distributed(_measure_bytes, 2, 1.0)
+    for rank, sizes in enumerate(run_distributed(_measure_bytes, 2, 0.2)):
+        for name, size, whole in zip(("optimizer state", "gradients"), sizes, dense[rank], strict=True):
+            assert 0.19 < size / whole <= 0.22, f"{name}: {size} of {whole} bytes"
+
+
+def _check_with_a_corrupted_index(rank, world_size):
+    _, model, _, _, updater = _start(_config(world_size))
+    updater.check("the start")
+    if rank == 1:
+        index = weights_of(model)["blocks.1.mlp.up"].index
+        free = next(place for place in range(24 * 16) if place not in index[1])
+        index[1, 0] = free if free < index[1, 1] else 0
+    with pytest.raises(TopologyError) as caught:
+        updater.check("the update at step 50")
+    return str(caught.value)
+
+
+def test_a_corrupted_index_stops_all_ranks_with_the_name_of_the_weight():
+    messages = run_distributed(_check_with_a_corrupted_index, 2)
+    assert messages[0] == messages[1]
+    words = messages[0].split()
+    assert words[0] == "blocks.1.mlp.up:" and "after the update at step 50" in messages[0]
+    low, high = words[words.index("checksums") + 1], words[words.index("checksums") + 3]
+    assert len(low) == len(high) == 16 and low != high
+    assert "(trail 1, shard 0)" in messages[0]
+
+
+def _compare_regrowth_gradients(rank, world_size):
+    """At the active places, the gradient that regrowth sees is the one that Adam was given: sum, mean, clipping."""
+    for regrow_from in ("all", "last_micro_batch"):
+        config = _config(world_size, 1, regrow_from=regrow_from, update_every=1)
+        mesh, model, engine, door, updater = _start(config)
+        batches = [_batches(1, rank, world_size)[0]] * config.accumulation_steps  # alike: the last stands for all
+        result = train_step(engine, config, mesh, batches, 1, updater.collects_at(1))
+        assert result.grad_norm > config.train.grad_clip
+        scale = updater._gradient_scale()
+        for name, weight in updater.sparse.items():
+            seen = mesh.all_reduce(weight.dense_gradient.clone()) * scale
+            given = door.read(weight).exp_avg / (1 - config.train.betas[0])
+            at_slots = seen.view(len(weight.trails), -1).gather(1, weight.slot_index())
+            torch.testing.assert_close(
+                at_slots, weight.to_slots(given), rtol=1e-4, atol=1e-6, msg=f"{regrow_from}, {name}"
+            )
+        updater.skip()
+        assert all(weight.dense_gradient is None for weight in updater.sparse.values())
+        with pytest.raises(AssertionError, match="has not collected its dense gradient"):
+            updater.update(1)
+
+
+def test_the_regrowth_gradient_is_the_one_that_adam_was_given():
+    run_distributed(_compare_regrowth_gradients, 2)
+
+
+def _first_step_by_hand(rank, world_size):
+    config = _config(world_size)
+    mesh, model, engine, _, _ = _start(config)
+    batch = Batch(*(torch.cat(parts) for parts in zip(*_batches(1), strict=True)))
+    with torch.no_grad():
+        sums = trail_losses(build_model(config)(batch.tokens), batch.targets, batch.weights)
+    result = train_step(engine, config, mesh, _batches(1, rank, world_size), 1)
+    assert float(result.tokens) == float(batch.weights.sum()) < BATCH * SEQUENCE
+    means = (sums / batch.weights.sum()).tolist()
+    assert result.loss_per_trail == pytest.approx(means, rel=1e-5)
+    assert result.loss == pytest.approx(sum(means) / len(means), rel=1e-5)
+    assert result.objective == pytest.approx(sum(means), rel=1e-5)
+
+
+def test_losses_are_means_over_the_real_tokens_of_the_global_step():
+    run_distributed(_first_step_by_hand, 2)
+
+
+def _skip_a_step(rank, world_size, stage):
+    config = _config(world_size, stage)
+    mesh, model, engine, door, updater = _start(config)
+    before = {name: door.read(weight) for name, weight in weights_of(model).items()}
+    batches = _batches(2, rank, world_size)
+    if rank == 0:
+        batches[0].weights[0, 0] = torch.nan
+    result = train_step(engine, config, mesh, batches, 2, updater.collects_at(2))
+    assert not result.applied and result.grad_norm == float("inf") and door.step == 0
+    updater.skip()
+    for name, weight in weights_of(model).items():
+        assert all(torch.equal(*parts) for parts in zip(door.read(weight), before[name], strict=True)), name
+    result = train_step(engine, config, mesh, _batches(3, rank, world_size), 3)
+    assert result.applied and result.grad_norm < float("inf") and door.step == 1
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_step_whose_gradients_are_no_numbers_is_skipped(stage):
+    run_distributed(_skip_a_step, 2, stage)
+
+
+def _what_is_collected(rank, world_size):
+    answers = {}
+    for name, sparsity in {
+        "static": {"update_every": 0},
+        "SET": {"grow": "random", "new_moments": "zero"},
+        "dense": {"density": 1.0},
+        "RigL": {"grow": "gradient", "new_moments": "mean"},
+    }.items():
+        updater = _start(_config(world_size, **sparsity))[-1]
+        answers[name] = (
+            updater.updates_at(2),
+            updater.collects_at(2),
+            updater.updates_at(3),
+            updater.check("the start"),
+        )
+    return answers
+
+
+def test_dense_gradients_are_collected_only_where_an_update_needs_them():
+    answers = run_distributed(_what_is_collected, 1)[0]
+    assert answers["static"][:3] == (False, False, False)
+    assert answers["SET"][:3] == (True, False, False)
+    assert answers["dense"] == (False, False, False, "0" * 16)
+    assert answers["RigL"][:3] == (True, True, False)
+    assert answers["static"][3] == answers["SET"][3] == answers["RigL"][3]
+
+
+def test_learning_rate_warms_up_and_falls_as_a_cosine():
+    config = Config.from_dict({"train": {"steps": 110, "warmup_steps": 10, "lr": 2.0, "min_lr_ratio": 0.1}})
+    assert learning_rate(config, 1) == pytest.approx(0.2)
+    assert learning_rate(config, 10) == pytest.approx(2.0)
+    assert learning_rate(config, 60) == pytest.approx(2.0 * (0.1 + 0.9 / 2))
+    assert learning_rate(config, 110) == learning_rate(config, 500) == pytest.approx(0.2)
+    assert learning_rate(Config.from_dict({"train": {"warmup_steps": 0, "lr": 2.0}}), 1) == pytest.approx(2.0, rel=1e-4)

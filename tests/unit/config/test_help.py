@@ -1,0 +1,23 @@
+"""The settings as text."""
+
+from nt_dist.config.help import help_text, markdown_table
+from nt_dist.config.keys import keys_of
+from nt_dist.config.settings import SECTIONS
+
+
+def test_help_lists_every_setting_with_default_and_mark():
+    text = help_text("tools/x.py")
+    assert "usage: tools/x.py [--config" in text
+    for name, section in SECTIONS.items():
+        assert f"[{name}] " in text
+        for entry in keys_of(section):
+            assert f"\n  {entry} = " in text
+    assert "density = 0.9  (identity)\n      Share of the weights that is stored; 1: dense. Must be in (0, 1]." in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_the_table_has_one_row_a_setting():
+    rows = markdown_table().splitlines()[2:]
+    assert len(rows) == sum(len(keys_of(section)) for section in SECTIONS.values())
+    assert all(row.replace("\\|", "").count("|") == 5 for row in rows)
+    assert '| `train.precision` | `"fp32"` | free | fp32, or bf16 with fp32 masters and gradients. |' in rows

@@ -1,0 +1,55 @@
+"""Warnings about settings that change nothing."""
+
+import pytest
+
+from nt_dist.config import Config
+from nt_dist.config.ignored import warnings
+
+
+def test_nothing_is_ignored_by_default():
+    assert warnings(Config.from_dict({})) == []
+    assert warnings(Config.from_dict({"sparsity": {"density": 1.0}})) == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"sparsity": {"density": 1.0, "drop": "set"}}, "sparsity.drop = 'set' is ignored: sparsity.density = 1.0"),
+        (
+            {"sparsity": {"update_every": 0, "drop_fraction": 0.3}},
+            "sparsity.drop_fraction = 0.3 is ignored: sparsity.update_every = 0",
+        ),
+        (
+            {"sparsity": {"drop": "magnitude", "temperature": 2.0}},
+            "sparsity.temperature = 2.0 is ignored: sparsity.drop = 'magnitude'",
+        ),
+        (
+            {"sparsity": {"grow": "random", "new_moments": "zero", "regrow_from": "last_micro_batch"}},
+            "sparsity.regrow_from = 'last_micro_batch' is ignored: sparsity.grow = 'random'",
+        ),
+        ({"sparsity": {"stop_fraction": 0.01}}, "the topology is never updated"),
+        ({"train": {"steps": 50, "warmup_steps": 5}}, "the topology is never updated"),
+        ({"trails": {"fork": "embedding", "layers": 3}}, "trails.layers = 3 is ignored: trails.fork = 'embedding'"),
+        ({"data": {"path": "x"}}, "data.path = 'x' is ignored: data.source = 'stdlib'"),
+        ({"data": {"source": "jsonl", "path": "x", "subset": "en"}}, "data.subset = 'en' is ignored"),
+        ({"data": {"text_key": "t"}}, "data.text_key = 't' is ignored: data.source = 'stdlib'"),
+        ({"data": {"source": "text", "path": "x", "text_key": "t"}}, "data.text_key = 't' is ignored"),
+        ({"run": {"stop_after": 1000}}, "run.stop_after = 1000 is ignored: train.steps = 1000"),
+        ({"run": {"keep_every": 700}}, "run.keep_every = 700 is no multiple of run.save_every = 500"),
+        ({"run": {"keep_every": 700, "save_every": 0}}, "run.keep_every = 700 is no multiple"),
+    ],
+)
+def test_each_ignored_setting_is_named_once(sections, message):
+    (found,) = warnings(Config.from_dict(sections))
+    assert message in found
+
+
+def test_settings_that_count_are_not_named():
+    sections = {
+        "sparsity": {"drop": "magnitude", "update_every": 100},
+        "data": {"source": "hf", "path": "x", "subset": "en", "text_key": "t"},
+        "run": {"stop_after": 10, "keep_every": 1000},
+    }
+    assert warnings(Config.from_dict(sections)) == []
+    beside_stdlib = {"text_key": "t", "validation": "x.jsonl"}
+    assert warnings(Config.from_dict({"data": beside_stdlib})) == []

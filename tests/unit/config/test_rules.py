@@ -1,0 +1,110 @@
+"""Rules over several settings: what breaks one is named with its keys, its values and what would do."""
+
+import pytest
+
+from nt_dist.config import Config
+from nt_dist.config.rules import weight_names
+from nt_dist.errors import ConfigError
+
+
+def problems_of(world_size=1, **sections):
+    with pytest.raises(ConfigError) as caught:
+        Config.from_dict(sections, world_size=world_size)
+    return caught.value.problems
+
+
+ONE = [
+    (
+        {"model": {"num_attention_heads": 5}},
+        "model.num_attention_heads = 5 must divide model.hidden_size = 128; nearest: 4 or 8",
+    ),
+    (
+        {"model": {"hidden_size": 24, "num_attention_heads": 8}},
+        "model.hidden_size / model.num_attention_heads = 3 must be even: the rotary embedding turns pairs",
+    ),
+    (
+        {"model": {"num_kv_heads": 3}},
+        "model.num_kv_heads = 3 must divide model.num_attention_heads = 4; nearest: 2 or 4",
+    ),
+    (
+        {"trails": {"layers": 7}},
+        "trails.layers = 7 must be at most model.num_layers = 6: a trail is the last blocks of the model",
+    ),
+    (
+        {"model": {"ffn_size": 350}},
+        "sparsity.topology_shards = 8 must divide model.ffn_size = 350; nearest: 344 or 352",
+    ),
+    (
+        {"model": {"hidden_size": 132, "num_attention_heads": 2}},
+        "sparsity.topology_shards = 8 must divide model.hidden_size = 132; nearest: 128 or 136",
+    ),
+    (
+        {"model": {"hidden_size": 48, "num_kv_heads": 1}},
+        "sparsity.topology_shards = 8 must divide model.num_kv_heads × head size = 12; nearest: 8 or 16",
+    ),
+    (
+        {"sparsity": {"exempt": ["embedding", "outputs"]}},
+        "sparsity.exempt: no weight is named 'outputs'; did you mean output?",
+    ),
+    (
+        {"sparsity": {"exempt": ["blocks.6.*"]}},
+        "sparsity.exempt: no weight is named 'blocks.6.*'",
+    ),
+    (
+        {"sparsity": {"grow": "random", "new_moments": "gradient"}},
+        "sparsity.new_moments = 'gradient' needs sparsity.grow = 'gradient', not 'random'",
+    ),
+    ({"data": {"source": "jsonl"}}, "data.path = '' must name files, folders or patterns with data.source = 'jsonl'"),
+    ({"data": {"source": "text", "path": ["a", ""]}}, "must name files, folders or patterns"),
+    ({"data": {"source": "text", "path": []}}, "must name files, folders or patterns"),
+    ({"data": {"source": "hf"}}, "data.path = '' must name a dataset with data.source = 'hf'"),
+    ({"data": {"source": "hf", "path": ["a", "b"]}}, "data.path = ['a', 'b'] must be one name"),
+    ({"data": {"layout": "rows"}, "model": {"max_seq_len": 1}}, "model.max_seq_len = 1 must be at least 2"),
+    ({"train": {"warmup_steps": 1001}}, "train.warmup_steps = 1001 must be at most train.steps = 1000"),
+]
+
+
+@pytest.mark.parametrize(("sections", "message"), ONE)
+def test_each_rule(sections, message):
+    (found,) = problems_of(**sections)
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"model": {"num_kv_heads": 2}},
+        {"trails": {"layers": 6}},
+        {"trails": {"layers": 9, "fork": "embedding"}},
+        {"model": {"ffn_size": 350}, "sparsity": {"topology_shards": 2}},
+        {"sparsity": {"exempt": ["embedding", "blocks.5.attention.*", "*.down", "output"]}},
+        {"sparsity": {"grow": "random", "new_moments": "gradient", "update_every": 0}},
+        {"sparsity": {"grow": "random", "new_moments": "mean"}},
+        {"train": {"steps": 5, "warmup_steps": 5}},
+        {"model": {"vocab_size": 4099}},
+    ],
+)
+def test_what_is_allowed(sections):
+    assert Config.from_dict(sections).to_dict().keys() == Config().to_dict().keys()
+
+
+def test_a_batch_that_does_not_divide_names_what_would():
+    (found,) = problems_of(world_size=4, train={"batch_size": 48, "micro_batch_size": 16})
+    assert found == (
+        "train.batch_size = 48 must be a multiple of train.micro_batch_size × data degree = 16 × 4; nearest: 64; "
+        "or train.micro_batch_size = 12; or a data degree of 1 or 3"
+    )
+    (found,) = problems_of(world_size=7, train={"batch_size": 512, "micro_batch_size": 8})
+    assert found.endswith("nearest: 504 or 560; or a data degree of 1 or 2 or 4")  # a host of eight was lost
+
+
+def test_a_wrong_value_does_not_make_others_wrong():
+    found = problems_of(model={"hidden_size": "wide", "num_attention_heads": 3}, train={"batch_size": 0})
+    assert found == ["model.hidden_size = 'wide' must be an integer", "train.batch_size = 0 must be at least 1"]
+
+
+def test_exempt_is_checked_against_the_names_of_the_model():
+    from nt_dist.model.weights import weight_specs  # imports torch
+
+    config = Config.from_dict({"model": {"num_layers": 5}})
+    assert set(weight_names(config)) == set(weight_specs(config))

@@ -1,0 +1,82 @@
+"""The configs that are shipped: each parses, alone and with the DeepSpeed JSONs, and says what it should."""
+
+from pathlib import Path
+
+import pytest
+
+from nt_dist.config import load_config
+from nt_dist.config.ignored import warnings
+from nt_dist.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+TOML = sorted(CONFIGS.glob("*.toml"))
+LLAMA = {
+    "llama_60m": (512, 1376, 8, 8),
+    "llama_130m": (768, 2048, 12, 12),
+    "llama_350m": (1024, 2736, 24, 16),
+    "llama_1b": (2048, 5504, 24, 32),
+}
+
+
+def test_they_are_all_there():
+    assert {"quickstart", "bench_mini", *LLAMA} <= {path.stem for path in TOML}
+    assert [path.name for path in sorted(CONFIGS.glob("ds/*.json"))] == [f"zero{stage}.json" for stage in range(4)]
+
+
+@pytest.mark.parametrize("path", TOML, ids=lambda path: path.stem)
+def test_each_parses_and_has_no_setting_that_does_nothing(path):
+    config = load_config(path, check_paths=False)
+    assert warnings(config) == []
+    assert config.run.dir == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("name", ["quickstart", *LLAMA])
+def test_each_goes_with_each_stage_that_its_precision_allows(name, stage):
+    arguments = (CONFIGS / f"{name}.toml", (), CONFIGS / f"ds/zero{stage}.json", 2)
+    if stage == 0 and name in LLAMA:
+        with pytest.raises(ConfigError, match="contradicts train.precision = 'bf16'"):
+            load_config(*arguments)
+        arguments = (arguments[0], ["train.precision=fp32"], *arguments[2:])
+    config = load_config(*arguments)
+    assert config.zero_stage == stage
+    assert "auto" not in str(config.deepspeed)
+
+
+@pytest.mark.parametrize("name", LLAMA)
+def test_the_papers_recipe(name):
+    config = load_config(CONFIGS / f"{name}.toml", world_size=8)
+    model, train, sparsity = config.model, config.train, config.sparsity
+    assert (model.hidden_size, model.ffn_size, model.num_layers, model.num_attention_heads) == LLAMA[name]
+    assert (model.vocab_size, model.max_seq_len, config.data.layout) == (32000, 256, "rows")
+    assert (train.batch_size, train.lr, train.min_lr_ratio, train.weight_decay, train.grad_clip) == (
+        512,
+        1.5e-3,
+        0.1,
+        0,
+        0,
+    )
+    assert train.steps == int(10_000 / sparsity.density) and train.warmup_steps == train.steps // 10
+    assert (sparsity.drop, sparsity.temperature, sparsity.drop_fraction, sparsity.update_every) == (
+        "soft_magnitude",
+        3.0,
+        0.5,
+        50,
+    )
+
+
+def test_bench_mini_is_the_setting_of_the_reference_figures():
+    config = load_config(CONFIGS / "bench_mini.toml", check_paths=False)
+    model, train = config.model, config.train
+    assert (model.hidden_size, model.ffn_size, model.num_layers, model.num_attention_heads) == (128, 352, 6, 4)
+    assert (model.vocab_size, model.max_seq_len, config.trails.count, config.trails.layers) == (4096, 128, 3, 4)
+    assert (train.steps, train.batch_size, train.lr, train.warmup_steps, train.precision) == (
+        1500,
+        32,
+        2e-3,
+        150,
+        "fp32",
+    )
+    assert (train.min_lr_ratio, train.weight_decay, train.grad_clip) == (0.1, 0.0, 0.0)
+    assert config.run.eval_batches * train.batch_size == 1600  # windows
+    assert (config.sparsity.density, config.sparsity.temperature, config.sparsity.update_every) == (0.9, 3.0, 50)

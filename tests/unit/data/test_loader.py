@@ -1,0 +1,102 @@
+"""Batches: the same samples in each step whatever the data degree, exact resume, evaluation on fixed shapes."""
+
+import itertools
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from nt_dist.data.loader import Batch, StepLoader, evaluation_batches
+from nt_dist.data.order import samples_at
+from nt_dist.data.samples import Sample
+from nt_dist.errors import DataError
+
+
+class Numbered:
+    """Samples that hold their own number."""
+
+    sequence_length = 3
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        assert 0 <= index < self.count
+        return Sample(np.full(3, index), np.full(3, index + 1), np.ones(3, dtype=np.float32))
+
+
+def steps(count, **arguments):
+    return list(itertools.islice(StepLoader(Numbered(50), 5, 12, **arguments), count))
+
+
+def numbers(micro_batches):
+    return [row for batch in micro_batches for row in batch.tokens[:, 0].tolist()]
+
+
+def test_shapes_and_types():
+    (step,) = steps(1, micro_batch_size=4)
+    assert len(step) == 3
+    for batch in step:
+        assert [tuple(tensor.shape) for tensor in batch] == [(4, 3)] * 3
+        assert [tensor.dtype for tensor in batch] == [torch.int64, torch.int64, torch.float32]
+        assert torch.equal(batch.targets, batch.tokens + 1)
+    assert isinstance(step[0].to("cpu"), Batch)
+
+
+@pytest.mark.parametrize(("micro_batch_size", "degree"), [(12, 1), (4, 1), (6, 2), (2, 2), (4, 3), (1, 4)])
+def test_any_degree_trains_on_the_same_samples_in_the_same_order(micro_batch_size, degree):
+    ranks = [steps(6, micro_batch_size=micro_batch_size, data_rank=rank, data_degree=degree) for rank in range(degree)]
+    for step in range(6):
+        together = list(itertools.chain(*(numbers(rank[step]) for rank in ranks)))
+        assert together == samples_at(5, 50, np.arange(12) + 12 * step).tolist()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_a_start_in_the_middle_and_any_number_of_workers_change_nothing(num_workers):
+    whole = steps(10, micro_batch_size=4)
+    later = steps(4, micro_batch_size=4, start=72, num_workers=num_workers)
+    assert [numbers(step) for step in later] == [numbers(step) for step in whole[6:]]
+
+
+def test_threads_are_gone_when_the_iterator_is_closed():
+    iterator = iter(StepLoader(Numbered(50), 5, 12, 4, num_workers=2))
+    next(iterator)
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("nt_dist-loader")]
+    iterator.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("nt_dist-loader")]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_unreadable_sample_is_raised(num_workers):
+    class Broken(Numbered):
+        def __getitem__(self, index):
+            raise DataError("train.bin: cannot be read")
+
+    with pytest.raises(DataError, match="train.bin"):
+        next(iter(StepLoader(Broken(50), 5, 12, 4, num_workers=num_workers)))
+
+
+@pytest.mark.parametrize(
+    ("micro_batch_size", "degree", "num_samples"), [(4, 1, 0), (4, 1, 9), (4, 3, 10), (5, 2, 3), (2, 4, 999)]
+)
+def test_evaluation_covers_each_sample_once_on_equal_shapes(micro_batch_size, degree, num_samples):
+    samples = Numbered(23)
+    wanted = min(num_samples or 23, 23)
+    ranks = [
+        evaluation_batches(samples, micro_batch_size, num_samples=num_samples, data_rank=rank, data_degree=degree)
+        for rank in range(degree)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    seen = []
+    for batches in ranks:
+        assert len(list(batches)) == len(batches)
+        for batch in batches:
+            assert batch.tokens.shape == (micro_batch_size, 3)
+            real = batch.weights[:, 0] == 1
+            assert torch.equal(batch.weights, real[:, None].float().expand(-1, 3))
+            seen += batch.tokens[real, 0].tolist()
+    assert sorted(seen) == list(range(wanted))

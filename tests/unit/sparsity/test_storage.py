@@ -1,0 +1,168 @@
+"""The three storages: equal results, gradients of active entries only, the same model in any cut."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nt_dist.sparsity.shards import WeightSpec
+from nt_dist.sparsity.storage import Weight
+
+SPARSE = [
+    WeightSpec("columns", (16, 12), 0, trails=3, shards=4, density=0.4),
+    WeightSpec("rows", (12, 16), 1, trails=3, shards=4, density=0.4),
+    WeightSpec("trunk", (16, 12), 0, trails=1, shards=4, density=0.7),
+    WeightSpec("padded", (16, 12), 0, trails=3, shards=4, valid=13, density=0.5),
+    WeightSpec("convolution", (8, 4, 3, 3), 0, trails=2, shards=2, density=0.3),
+]
+IDS = [spec.name for spec in SPARSE]
+
+
+def made(spec, storage, trails=None, shards=None, seed=5):
+    weight = Weight(spec, storage, trails, shards)
+    weight.reset(seed)
+    return weight
+
+
+@pytest.mark.parametrize("spec", SPARSE, ids=IDS)
+def test_storages_hold_the_same_entries(spec):
+    compact, masked = made(spec, "compact"), made(spec, "masked")
+    assert torch.equal(compact.build(compact.values), masked.values.data)
+    assert torch.equal(compact.slot_index(), masked.slot_index())
+    assert torch.equal(compact.checksum(), masked.checksum())
+    assert torch.equal(masked.to_slots(masked.values.data), compact.values.data)
+    assert torch.equal(masked.from_slots(compact.values.data), masked.values.data)
+    assert torch.equal(masked.mask, masked.values != 0)
+    assert compact.values.numel() == compact.active_elements == spec.trails * spec.total_slots()
+
+
+@pytest.mark.parametrize("spec", SPARSE, ids=IDS)
+@pytest.mark.parametrize("storage", ["compact", "masked"])
+def test_a_part_is_cut_from_the_whole(spec, storage):
+    """A rank that holds some trails and shards has exactly the whole model's entries there."""
+    whole = made(spec, storage)
+    trails, shards = range(spec.trails - 1, spec.trails), range(spec.shards // 2, spec.shards)
+    part = made(spec, storage, trails, shards)
+    length = spec.shard_length
+    cut = whole.build(whole.values)[trails.start :].narrow(
+        spec.cut_axis + 1, shards.start * length, len(shards) * length
+    )
+    assert torch.equal(part.build(part.values), cut)
+    assert torch.equal(part.checksum(), whole.checksum()[trails.start :, shards.start :])
+    for shard in shards:
+        trail = trails.start
+        assert torch.equal(part.positions(trail, shard), whole.positions(trail, shard))
+        assert part.positions(trail, shard).diff().gt(0).all()
+        one, other = part.to_slots(part.values), whole.to_slots(whole.values)
+        assert torch.equal(part.fragment(one, trail, shard), whole.fragment(other, trail, shard))
+
+
+def test_a_dense_weight_is_drawn_by_shard_too():
+    spec = WeightSpec("exempt", (16, 12), 0, trails=2, shards=4)
+    whole, part = made(spec, "dense"), made(spec, "dense", range(1, 2), range(1, 3))
+    assert torch.equal(part.values, whole.values[1:, 4:12])
+    assert float(whole.values.detach().std()) == pytest.approx(0.02, rel=0.1)
+    assert torch.equal(whole.checksum(), torch.zeros(2, 4, dtype=torch.int64))
+
+
+def test_trails_differ_in_values_and_topology():
+    weight = made(SPARSE[0], "compact")
+    assert not torch.equal(weight.index[0], weight.index[1])
+    assert not torch.equal(made(SPARSE[0], "compact", seed=6).index, weight.index)
+
+
+def test_padding_is_never_active():
+    weight = made(SPARSE[3], "masked")
+    assert not weight.mask[:, 13:].any() and weight.mask[:, 12].any()
+
+
+@pytest.mark.parametrize("spec", SPARSE[:4], ids=IDS[:4])
+@pytest.mark.parametrize("storage", ["compact", "masked"])
+@pytest.mark.parametrize("one_input", [False, True])
+def test_linear_is_the_dense_product_and_its_gradients(spec, storage, one_input):
+    weight = made(spec, storage)
+    out, inside = spec.shape
+    x = torch.randn(1 if one_input else spec.trails, 2, 5, inside, requires_grad=True)
+    dense = weight.build(weight.values).clone().requires_grad_()
+    expected = torch.einsum("tbsi,toi->tbso", x.expand(spec.trails, -1, -1, -1), dense)
+    seed = torch.randn(spec.trails, 2, 5, out)
+    grad_x, grad_dense = torch.autograd.grad(expected, (x, dense), seed)
+    weight.collecting = True
+    result = weight(x)
+    got_x, got_values = torch.autograd.grad(result, (x, weight.values), seed)
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(got_x, grad_x)
+    torch.testing.assert_close(
+        weight.to_slots(got_values),
+        weight.to_slots(grad_dense.view_as(dense))
+        if storage == "masked"
+        else grad_dense.flatten(1).gather(1, weight.slot_index()),
+    )
+    torch.testing.assert_close(weight.dense_gradient, grad_dense)
+    if storage == "masked":
+        assert not got_values[~weight.mask].any()
+
+
+@pytest.mark.parametrize("storage", ["compact", "masked"])
+def test_dense_serves_any_operation(storage):
+    weight = made(SPARSE[4], storage)
+    x = torch.randn(2, 4, 9, 9)
+    weight.collecting = True
+    result = F.conv2d(x, weight.dense()[1]).square().sum()
+    result.backward()
+    dense = weight.build(weight.values)[1].clone().requires_grad_()
+    F.conv2d(x, dense).square().sum().backward()
+    active = weight.slot_index()
+    torch.testing.assert_close(weight.dense_gradient[1], dense.grad)
+    torch.testing.assert_close(weight.to_slots(weight.values.grad)[1], dense.grad.flatten()[active[1]])
+    assert not weight.values.grad[0].any()
+
+
+@pytest.mark.parametrize("storage", ["compact", "masked"])
+def test_lookup(storage):
+    spec = WeightSpec("embedding", (16, 6), 0, trails=2, shards=4, density=0.5, role="lookup")
+    weight = made(spec, storage)
+    numbers = torch.tensor([[0, 3, 15], [3, 3, 7]])
+    rows = weight(numbers)
+    dense = weight.build(weight.values)
+    assert torch.equal(rows, dense[:, numbers])
+    weight.collecting = True
+    rows.sum().backward()
+    counts = torch.bincount(numbers.flatten(), minlength=16).float()
+    assert torch.equal(weight.dense_gradient, counts[None, :, None].expand(2, 16, 6))
+
+
+def test_lookup_of_rows_held_elsewhere_gives_zeros():
+    spec = WeightSpec("embedding", (16, 6), 0, trails=2, shards=4, density=0.5, role="lookup")
+    whole = made(spec, "compact")
+    parts = [made(spec, "compact", shards=each) for each in (range(1), range(1, 4))]
+    numbers = torch.tensor([[0, 3, 4, 15]])
+    assert torch.equal(parts[0](numbers) + parts[1](numbers - 4), whole(numbers))
+
+
+def test_collected_gradients_add_up_over_micro_batches_in_fp32():
+    weight = made(SPARSE[0], "compact").bfloat16()
+    weight.collecting = True
+    x = torch.randn(3, 1, 4, 12, dtype=torch.bfloat16)
+    for _ in range(2):
+        weight(x).sum().backward()
+    assert weight.dense_gradient.dtype == torch.float32
+    once = x.float().sum((1, 2))[:, None].expand(3, 16, 12)
+    torch.testing.assert_close(weight.dense_gradient, 2 * once, rtol=0.02, atol=0.02)
+    weight.drop_gradient()
+    assert weight.dense_gradient is None
+
+
+def test_nothing_is_collected_unasked():
+    weight = made(SPARSE[0], "compact")
+    weight(torch.randn(3, 1, 4, 12)).sum().backward()
+    assert weight.dense_gradient is None
+
+
+def test_a_changed_index_changes_its_own_checksum_only():
+    weight = made(SPARSE[0], "compact")
+    before = weight.checksum()
+    start = weight.slot_start(2)
+    free = set(range(8 * 12, 12 * 12)) - set(weight.index[1].tolist())
+    weight.index[1, start] = min(free)
+    changed = weight.checksum() != before
+    assert changed.nonzero().tolist() == [[1, 2]]

@@ -1,0 +1,79 @@
+"""How commands end: their exit code, what they print, and nothing that runs at interpreter exit."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+HEAD = """
+import atexit, logging, sys
+from nt_dist.command_line import run_main
+from nt_dist.errors import ConfigError, DataError
+atexit.register(lambda: print("atexit ran"))
+"""
+
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+ENDS = {
+    "success": ("print('done')", 0, "done\n", ""),
+    "code": ("print('stopping', end=''); return 3", 3, "stopping", ""),
+    "bad input": ("raise ConfigError(['a = 1 must be 2', 'b is no setting'])", 2, "", None),
+    "data": ("raise DataError('x.bin: truncated')", 2, "", "error: x.bin: truncated\n"),
+    "interrupt": ("raise KeyboardInterrupt", 130, "", "interrupted\n"),
+    "help": ("sys.exit()", 0, "", ""),
+    "usage": ("sys.exit(2)", 2, "", ""),
+    "exit text": ("sys.exit('no')", 1, "", "no\n"),
+}
+
+
+def run(body):
+    code = HEAD + f"def main():\n    {body}\nrun_main(main)\n"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=BUFFERED)
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_ends(name):
+    body, code, stdout, stderr = ENDS[name]
+    result = run(body)
+    assert (result.returncode, result.stdout) == (code, stdout)
+    expected = "error: a = 1 must be 2\nerror: b is no setting\n" if stderr is None else stderr
+    assert result.stderr == expected
+
+
+def test_a_bug_shows_its_traceback():
+    result = run("return 1 / 0")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr and "ZeroDivisionError" in result.stderr
+
+
+def test_threads_that_never_end_do_not_hold_the_process():
+    result = run("import threading, time; threading.Thread(target=time.sleep, args=(600,)).start()")
+    assert result.returncode == 0
+
+
+def test_buffered_log_records_are_written():
+    body = (
+        "import logging.handlers; h = logging.handlers.MemoryHandler(99, target=logging.StreamHandler(sys.stdout)); "
+        "logging.getLogger('a').addHandler(h); logging.getLogger('a').warning('kept')"
+    )
+    assert run(body).stdout == "kept\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "shown"),
+    [
+        ("sys.stdout.write('x' * 10)", 0, ""),
+        ("print('x' * 100_000)", 141, ""),
+        ("raise BrokenPipeError('of a worker')", 1, "of a worker"),
+    ],
+)
+def test_a_reader_that_went_away_is_no_bug(body, code, shown):
+    script = HEAD + f"def main():\n    {body}\nrun_main(main)\n"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", script], text=True, env=BUFFERED, **pipes)
+    process.stdout.close()
+    stderr = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=60) == code
+    assert shown in stderr and ("Traceback" in stderr) == bool(shown)

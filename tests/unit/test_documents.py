@@ -1,0 +1,111 @@
+"""The documents say what is so: links lead somewhere, named files are there, tables are those of the code."""
+
+import re
+import tomllib
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from nt_dist.config import load_config
+from nt_dist.config.help import markdown_table
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+SHIPPED = ["nt_dist", "tools", "tests", "configs", "docs", "launch_scripts", ".ci"]
+MACHINE_PATH = re.compile(r"(?<![\w.$}/~-])/(?:work|home|root|tmp|opt|Users|mnt)/[\w.]")
+
+documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def _anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _block(name: str) -> str:
+    """What stands in the README between <!-- name --> and <!-- /name -->."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    return readme.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
+
+
+@documents
+def test_links_lead_somewhere(document):
+    links = re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8"))
+    broken = []
+    for link in links:
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        if not target.exists() or (anchor and anchor not in _anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+@documents
+def test_files_named_in_commands_are_there(document):
+    named = re.findall(
+        r"(?<![\w/])(?:launch_scripts|tools|configs|tests|nt_dist)/[\w/.]*\w", document.read_text(encoding="utf-8")
+    )
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing
+
+
+@documents
+def test_nothing_is_left_to_be_filled_in(document):
+    assert "@@" not in document.read_text(encoding="utf-8")
+
+
+def test_table_of_settings_is_that_of_the_code():
+    assert _block("settings") == markdown_table()
+
+
+def test_overrides_in_documents_are_settings():
+    """Every section.key=value in a command is accepted, key and value."""
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        overrides = re.findall(
+            r"(?<![\w.])((?:model|trails|sparsity|data|train|run)\.[a-z_]+=[\w./+-]+)(?![\w.…])", text
+        )
+        for override in overrides:
+            load_config(ROOT / "configs" / "quickstart.toml", [override])
+
+
+def test_no_machine_paths():
+    files = [file for folder in SHIPPED for file in (ROOT / folder).rglob("*") if file.is_file()]
+    files += [*ROOT.glob("*.md"), *ROOT.glob("*.py"), *ROOT.glob("*.toml"), *ROOT.glob("*.txt")]
+    found = []
+    for file in files:
+        if file.suffix == ".pyc" or file == Path(__file__):
+            continue
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            if MACHINE_PATH.search(line):
+                found.append(f"{file.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert not found
+    assert MACHINE_PATH.search('open("/home/x/file")') and not MACHINE_PATH.search("https://example.com/home/x")
+
+
+def test_picture_is_well_formed_and_stands_alone():
+    """No fonts, styles or pictures from elsewhere: it is to be seen on GitHub and offline."""
+    picture = ROOT / "docs" / "architecture.svg"
+    tree = ElementTree.parse(picture)
+    assert tree.getroot().tag.endswith("svg") and tree.getroot().get("viewBox")
+    assert not re.search(r"href=|<style|@import", picture.read_text(encoding="utf-8"))
+
+
+def test_pins_lie_within_the_ranges_of_setup():
+    """Every direct dependency of setup.py is pinned, and pytest's own configuration can be read."""
+    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    needed = re.findall(r'"([\w-]+)>=([\d.]+)(?:,<([\d.]+))?"', (ROOT / "setup.py").read_text())
+    assert {"torch", "deepspeed", "megatron-core"} <= {name for name, _, _ in needed}
+    for name, least, below in needed:
+        if name != "python":
+            assert _version(least) <= _version(pins[name]), name
+            assert not below or _version(pins[name]) < _version(below), name
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["line-length"] == 120
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))

@@ -1,0 +1,38 @@
+"""Prepares the texts of a config: tokenizes them into indexed .bin/.idx files, which training then opens.
+
+    python tools/prepare_data.py [--config configs/X.toml] [section.key=value …]
+    mpirun -np 8 python tools/prepare_data.py --config configs/X.toml        many processes, on many nodes
+
+data.num_workers is the number of processes that tokenize (under mpirun, of each rank). A run that was stopped goes on
+from the parts it had made. train.py prepares by itself; large corpora are better prepared ahead, for its other ranks
+wait meanwhile.
+"""
+
+import logging
+import sys
+
+from nt_dist.command_line import run_main
+from nt_dist.config import load_config, parse_command_line
+
+
+def main() -> None:
+    """Prepare and say where the files are."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
+    from nt_dist.data.crew import find_crew
+    from nt_dist.data.opening import open_data
+    from nt_dist.data.prepare import prepare_data
+
+    with find_crew() as crew:
+        logging.basicConfig(level=logging.INFO if crew.rank == 0 else logging.WARNING, format="%(message)s")
+        path, ds_config, overrides = parse_command_line(sys.argv[1:])
+        config = load_config(path, overrides, ds_config)
+        folder = prepare_data(config, crew)
+        crew.on_first(lambda: open_data(config, exchange=lambda work: str(folder)))
+        if crew.rank == 0:
+            print(folder)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,34 @@
+"""Trains a sentencepiece tokenizer of model.vocab_size pieces on the texts of a config.
+
+    python tools/train_tokenizer.py [--out FILE.model] [--config configs/X.toml] [section.key=value …]
+
+Without --out it is written where data.tokenizer = "auto" looks for it. Training is deterministic.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from nt_dist.command_line import run_main
+from nt_dist.config import load_config, parse_command_line
+
+
+def main() -> None:
+    """Train and say where the file is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, metavar="FILE.model", help="where to write it")
+    arguments, others = parser.parse_known_args()
+    from nt_dist.data.prepare import find_tokenizer, write_file
+    from nt_dist.data.sources import open_source
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    path, ds_config, overrides = parse_command_line(others)
+    config = load_config(path, [*overrides, "data.tokenizer=auto"], ds_config)
+    tokenizer = find_tokenizer(config, open_source(config.data))
+    if arguments.out:
+        write_file(arguments.out, tokenizer.data)
+    print(arguments.out or tokenizer.name)
+
+
+if __name__ == "__main__":
+    run_main(main)
