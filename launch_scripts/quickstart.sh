@@ -76,7 +76,7 @@ echo
 echo "== training on $ranks ranks ($device) =="
 port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
 OMP_NUM_THREADS="$((cores / ranks > 0 ? cores / ranks : 1))" \
-    deepspeed --num_gpus "$ranks" --master_addr 127.0.0.1 --master_port "$port" \
+    deepspeed --num_gpus "$ranks" --log_level warning --master_addr 127.0.0.1 --master_port "$port" \
     train.py --config "$config" --ds_config "$ds_config" "${settings[@]}"
 
 echo

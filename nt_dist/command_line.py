@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,13 +14,14 @@ from nt_dist.errors import NTDistError
 BAD_INPUT = 2
 BUG = 1
 INTERRUPTED = 130
+NOBODY_READS = 141  # as a shell reports SIGPIPE
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and leave the process.
 
     Errors of the family NTDistError are printed as one line a problem, without a traceback, and end with exit code 2;
-    any other exception with its traceback and 1; Ctrl-C with 130.
+    any other exception with its traceback and 1; Ctrl-C with 130; a reader of stdout that went away with 141.
 
     The process is always left with ``os._exit``, on success as well: after a good run the threads of gloo and
     DeepSpeed can abort an interpreter that is being taken down ("terminate called without an active exception"), and
@@ -46,9 +48,21 @@ def _exit_code(main: Callable[[], int | None]) -> int:
             print(leaving.code, file=sys.stderr)
             return BUG
         return leaving.code or 0
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, BrokenPipeError) and _stdout_is_broken():
+            return NOBODY_READS  # "… --help | head": no fault to report
         traceback.print_exc()
         return BUG
+
+
+def _stdout_is_broken() -> bool:
+    """Whether the other end of stdout is closed; a write may have failed on another pipe, and that is a fault."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError):  # no file behind it
+        return False
 
 
 def _leave(code: int) -> NoReturn:

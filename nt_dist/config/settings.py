@@ -106,7 +106,7 @@ class Sparsity:
         1.0, SCHEDULE, "Share of train.steps after which the topology stays as it is.", within(0, 1)
     )
     new_moments: str = key(
-        "gradient",
+        "zero",
         SCHEDULE,
         "Adam moments of a new slot: zero, gradient (second moment from the regrowth gradient) or mean (of the shard).",
         one_of("zero", "gradient", "mean"),

@@ -226,7 +226,11 @@ class _Workers:
                 initializer=_start_worker,
                 initargs=(self._tokenizer.data, self._tokenizer.name),
             )
-        self._waiting.append((chunk, self._pool.submit(_work, path, chunk.texts)))
+        try:
+            future = self._pool.submit(_work, path, chunk.texts)
+        except BrokenProcessPool as error:
+            raise _worker_died(chunk) from error
+        self._waiting.append((chunk, future))
 
     def collect(self, at_most: int) -> Iterator[Chunk]:
         """Wait until at most so many tasks are unfinished; gives the finished ones."""
@@ -236,15 +240,19 @@ class _Workers:
                 if future is not None:
                     future.result()
             except BrokenProcessPool as error:
-                raise DataError(
-                    f"a process that tokenizes died at part {chunk.name} (out of memory?); what is done is kept: start "
-                    "again, perhaps with a smaller data.num_workers"
-                ) from error
+                raise _worker_died(chunk) from error
             yield chunk
 
     def __exit__(self, *error: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _worker_died(chunk: Chunk) -> DataError:
+    return DataError(
+        f"a process that tokenizes died at part {chunk.name} (out of memory?); what is done is kept: start again, "
+        "perhaps with a smaller data.num_workers"
+    )
 
 
 _worker_tokenizer: Tokenizer | None = None  # of a worker process, which gets it once

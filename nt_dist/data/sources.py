@@ -5,6 +5,7 @@ random and nothing is kept between documents, so that preparing can stop and go 
 """
 
 import json
+import os
 import sysconfig
 from collections.abc import Iterator
 from functools import cached_property
@@ -149,12 +150,13 @@ class StdlibSource(TextSource):
 
     def __init__(self) -> None:
         self.root = Path(sysconfig.get_paths()["stdlib"])
-        files = sorted(
-            file for file in self.root.rglob("*.py") if not _NO_TEXT_IN_FOLDERS & set(file.relative_to(self.root).parts)
-        )
+        files = []
+        for folder, inside, names in os.walk(self.root):
+            inside[:] = set(inside) - _NO_TEXT_IN_FOLDERS  # not entered: installed packages are many
+            files += [Path(folder, name) for name in names if name.endswith(".py")]
         if not files:
             raise DataError(f"data.source = 'stdlib': {self.root} holds no .py file; use data.source = 'text'")
-        super().__init__(files, "")
+        super().__init__(sorted(files), "")
 
     _longest = _LONGEST_DOCUMENT
 

@@ -94,16 +94,16 @@ def bytes_per_parameter(config: Config) -> dict[str, float]:
     """Return the bytes that one stored value costs a rank, by kind, at the config's precision and ZeRO stage.
 
     ZeRO stage s partitions over the data ranks: from 1 masters and moments, from 2 gradients, from 3 weights
-    (Rajbhandari et al., arXiv 1910.02054, §3). fp32 at stage 0 steps the weights themselves: no masters. In bf16,
-    gradients are accumulated in fp32.
+    (Rajbhandari et al., arXiv 1910.02054, §3). Stage 0 steps the weights themselves: no masters. In bf16
+    (always at stage 1 or above), gradients are accumulated in fp32.
     """
     stage, ranks = config.zero_stage, config.data_degree
     low = config.train.precision == "bf16"
-    optimizer_ranks = ranks if stage >= 1 or low else 1  # DeepSpeed's bf16 optimizer partitions at stage 0 as well
+    optimizer_ranks = ranks if stage >= 1 else 1
     return {
         "weights": (2 if low else 4) / (ranks if stage == 3 else 1),
         "gradients": 4 / (ranks if stage >= 2 else 1),
-        "masters": 4 / optimizer_ranks if stage >= 1 or low else 0,
+        "masters": 4 / optimizer_ranks if stage >= 1 else 0,
         "moments": 8 / optimizer_ranks,
     }
 

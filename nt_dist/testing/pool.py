@@ -1,7 +1,7 @@
 """One pool of ranks shared by all tests of a process.
 
-Importing torch and DeepSpeed costs seconds a rank, so ranks are started once, when first needed, and kept: a test of two
-ranks uses the first two, a test of four adds two more. Nothing else is kept: every task makes its own process group
+Importing torch and DeepSpeed costs seconds a rank, so ranks are started once, when first needed, and kept: a test
+of two uses the first two, one of four adds two more. Nothing else is kept: every task makes its own process group
 over a FileStore of its own (no ports, so that runs side by side cannot meet) and the libraries' global state is put
 back after it (see worker.py). Ranks are always new interpreters, never forks.
 """
@@ -46,8 +46,8 @@ def run_distributed(
 ) -> list[Any]:
     """Run ``fn(rank, world_size, *args)`` on every rank and return the results, in rank order.
 
-    torch.distributed is initialised when ``fn`` is called, and RANK, WORLD_SIZE and LOCAL_RANK are set; the process group
-    is destroyed after it. With backend "nccl" rank r has GPU r as its current device and the same body runs there.
+    torch.distributed is initialised when ``fn`` is called, and RANK, WORLD_SIZE and LOCAL_RANK are set; the process
+    group is destroyed after it. With backend "nccl" rank r has GPU r as its current device; the same body runs there.
 
     Args:
         fn: A function at the top level of a module; it, its arguments and its results travel by pickle.

@@ -232,7 +232,7 @@ def _collect_weight(
 
 
 def _to_host(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.detach().to("cpu", dtype, copy=True).contiguous()
+    return tensor.detach().to("cpu", dtype).contiguous()  # already a copy: OptimizerState.read gives nothing else
 
 
 def _merge(parts: list[dict[str, WeightEntry]]) -> dict[str, WeightEntry]:

@@ -27,9 +27,9 @@ CLIP_EPS = 1e-6  # added to the norm before clipping by it, as DeepSpeed's ZeRO 
 class ClippedAdamW(torch.optim.AdamW):
     """AdamW that clips, and skips a step with non-finite gradients, as DeepSpeed's own optimizers do.
 
-    For fp32 at ZeRO 0, where DeepSpeed steps the client's optimizer directly: there it keeps no norm, skips no step, and
-    its clipping all-reduces a norm that is the same on all data ranks. ``_global_grad_norm`` and ``overflow`` are the
-    names under which the engine looks for them.
+    For fp32 at ZeRO 0, where DeepSpeed steps the client's optimizer directly: there it keeps no norm, skips no step,
+    and its clipping all-reduces a norm that is the same on all data ranks. ``_global_grad_norm`` and ``overflow`` are
+    the names under which the engine looks for them.
 
     Args:
         groups: Parameter groups.
@@ -51,6 +51,7 @@ class ClippedAdamW(torch.optim.AdamW):
         self._global_grad_norm = torch.stack(norms).double().square().sum().sqrt().float()
         self.overflow = not math.isfinite(self._global_grad_norm)
         if self.overflow:
+            self._global_grad_norm.fill_(torch.inf)
             return
         if self.clip > 0:
             torch._foreach_mul_(gradients, clip_factor(self._global_grad_norm, self.clip))

@@ -1,31 +1,155 @@
-"""Bytes that one rank holds for the model's weights, from formulas; the activations come on top.
+"""Bytes that one rank holds for the model's weights, from formulas; activations and logits come on top.
 
-For a weight with n stored values (compact: its active slots; masked or dense: all entries), k active slots, e dense
-entries, over D data ranks (arXiv 1910.02054, section 3, for what each ZeRO stage divides; in this trainer's terms):
+For a weight with n stored values (compact: its active slots; masked or dense: all entries), k active slots and e dense
+entries, over D data ranks (what each stage divides: Rajbhandari et al., arXiv 1910.02054, section 3; the rest as found
+in DeepSpeed 0.19.8 by tools/benchmark.py memory):
 
     weights     the compute copy: 4 n in fp32, 2 n in bf16; / D at stage 3
-    masters     4 n / D, a separate fp32 copy from stage 1 on and in bf16; none in fp32 at stage 0
-    gradients   4 n, / D from stage 2; in bf16 at stage 1, 2 n more (DeepSpeed adds bf16 gradients to fp32 ones)
+    masters     4 n / D, an fp32 copy of its own from stage 1 on; none at stage 0
+    gradients   4 n, / D from stage 2; 4 n more at stage 0 with D > 1 (the all-reduce keeps its copy), 2 n more in bf16
+                at stage 1 (bf16 gradients are added to fp32 ones)
     moments     8 n, / D from stage 1 on
     index       compact: 4 n (int32); masked: e (one byte an entry); on every rank
-    update      on a topology update only: 4 e for the dense gradient of every sparse weight, and what the update of the
-                largest weight needs besides (`UPDATE_BYTES`), one weight being updated at a time
-
-Buffers are DeepSpeed's buckets at the sizes of the JSON: no function of the model.
+    update      between the backward pass of a topology update and its end: 4 e for every sparse weight's dense
+                gradient, given back weight by weight, and what the update of the weight at hand works with
+    buffers     DeepSpeed's bucket of gradients (reduce_bucket_size; the bf16 optimizer of stage 1 has none), and at
+                stage 3 with D > 1 the weights it keeps gathered (at most stage3_max_live_parameters)
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from nt_dist.config import Config
-from nt_dist.model.weights import (
-    INDEX_BYTES,
-    MASK_BYTES,
-    bytes_per_parameter,
-    choose_storages,
-    count_parameters,
-    weight_specs,
-)
+from nt_dist.model.weights import INDEX_BYTES, MASK_BYTES, choose_storages, count_parameters, weight_specs
 from nt_dist.sparsity.shards import WeightSpec
 
-ZERO_STAGES = (0, 1, 2, 3)
+# What sparsity/update.py works with besides the dense gradient: bytes for each dense entry and each active slot, the
+# larger of its two hungriest moments (the second, only in the embedding, is drawing lots among entries of gradient 0:
+# rows of tokens that did not occur). Fitted to measurements of the default rules, within 2 %; a test repeats one.
+_UPDATE_BYTES = {"compact": ((9, 77.4), (34, 55)), "masked": ((21, 70), (46, 47))}
+_ROW_PARALLEL_COPY = 4  # a matrix cut along its columns is copied to have each shard's gradient in one piece
+# DeepSpeed's defaults, in elements, where the JSON does not say.
+_BUCKET, _LIVE = 500_000_000, 1_000_000_000
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on one rank; what each is, is said above.
+
+    Attributes:
+        stage: ZeRO stage.
+        ranks: Data ranks.
+        storages: How many weights have each storage.
+    """
+
+    stage: int
+    ranks: int
+    storages: dict[str, int]
+    weights: int
+    masters: int
+    gradients: int
+    moments: int
+    index: int
+    update: int
+    buffers: int
+
+    KINDS = ("weights", "masters", "gradients", "moments", "index", "update", "buffers")
+
+    @property
+    def total(self) -> int:
+        """All kinds together: the dense gradients of an update live beside the ordinary ones."""
+        return sum(getattr(self, kind) for kind in self.KINDS)
+
+
+def plan_memory(config: Config) -> MemoryPlan:
+    """The bytes of one rank for the whole of `config`'s model, at its ZeRO stage, precision and data degree."""
+    specs, stage, ranks = weight_specs(config), config.zero_stage, config.data_degree
+    storages = choose_storages(config, specs)
+    low = config.train.precision == "bf16"
+    stored = sum(_stored(spec, storages[name]) for name, spec in specs.items())
+    names = sorted(storages.values())
+    copy = 2 if low else 4
+    return MemoryPlan(
+        stage,
+        ranks,
+        {name: names.count(name) for name in dict.fromkeys(names)},
+        weights=_share(copy * stored, ranks if stage == 3 else 1),
+        masters=_share(4 * stored, ranks) if stage else 0,
+        gradients=_gradients(stored, stage, ranks, low),
+        moments=_share(8 * stored, ranks if stage else 1),
+        index=sum(_index(spec, storages[name]) for name, spec in specs.items()),
+        update=_update(config, [(spec, storages[name]) for name, spec in specs.items() if spec.is_sparse]),
+        buffers=_buffers(config, stored, copy),
+    )
+
+
+def plan_stages(config: Config) -> list[MemoryPlan]:
+    """The plans of `config` at every ZeRO stage it may have (bf16 begins at 1)."""
+    lowest = 1 if config.train.precision == "bf16" else 0
+    zero = config.deepspeed["zero_optimization"]
+    stages = [{**config.deepspeed, "zero_optimization": {**zero, "stage": stage}} for stage in range(lowest, 4)]
+    return [plan_memory(replace(config, deepspeed=each)) for each in stages]
+
+
+def plan_table(config: Config, plans: Iterable[MemoryPlan]) -> str:
+    """The plans as Markdown, in MiB and with the bytes per stored parameter."""
+    stored = count_parameters(config)["stored"]
+    lines = [
+        f"| ZeRO | {' | '.join(MemoryPlan.KINDS)} | total (MiB) | bytes per stored parameter | storages |",
+        "|---|" + "---|" * (len(MemoryPlan.KINDS) + 3),
+    ]
+    for plan in plans:
+        cells = [f"{getattr(plan, kind) / 2**20:,.1f}" for kind in MemoryPlan.KINDS]
+        storages = ", ".join(f"{count} {name}" for name, count in plan.storages.items())
+        total = f"{plan.total / 2**20:,.1f} | {plan.total / stored:.1f}"
+        lines.append(f"| {plan.stage} | {' | '.join(cells)} | {total} | {storages} |")
+    return "\n".join(lines)
+
+
+def _share(total: int, ranks: int) -> int:
+    return math.ceil(total / ranks)
+
+
+def _stored(spec: WeightSpec, storage: str) -> int:
+    return spec.trails * (spec.total_slots() if storage == "compact" else math.prod(spec.shape))
+
+
+def _index(spec: WeightSpec, storage: str) -> int:
+    each = {"compact": INDEX_BYTES, "masked": MASK_BYTES, "dense": 0}[storage]
+    return each * _stored(spec, storage)
+
+
+def _gradients(stored: int, stage: int, ranks: int, low: bool) -> int:
+    extra = 4 * stored if stage == 0 and ranks > 1 else 2 * stored if low and stage == 1 else 0
+    return _share(4 * stored, ranks if stage >= 2 else 1) + extra
+
+
+def _update(config: Config, sparse: list[tuple[WeightSpec, str]]) -> int:
+    """The highest of all moments of an update, whose weights come one after the other."""
+    settings = config.sparsity
+    if settings.update_every == 0:
+        return 0
+    collects = "gradient" in (settings.grow, settings.new_moments)
+    peak = gradients = 0
+    for spec, storage in reversed(sparse):  # from the last, so that the gradients still alive add up
+        gradients += 4 * spec.trails * math.prod(spec.shape) if collects else 0
+        peak = max(peak, gradients + _working(spec, storage))
+    return peak
+
+
+def _working(spec: WeightSpec, storage: str) -> int:
+    entries, slots = spec.trails * math.prod(spec.shape), spec.trails * spec.total_slots()
+    ordinary, lots = (a * entries + b * slots for a, b in _UPDATE_BYTES[storage])
+    hungriest = max(ordinary, lots) if spec.role == "lookup" else ordinary
+    return round(hungriest + (_ROW_PARALLEL_COPY * entries if spec.cut_axis else 0))
+
+
+def _buffers(config: Config, stored: int, copy: int) -> int:
+    zero, stage = config.deepspeed["zero_optimization"], config.zero_stage
+    if stage == 0 or (stage == 1 and config.train.precision == "bf16"):
+        return 0
+    buckets = 2 if zero.get("overlap_comm") and stage < 3 else 1
+    bucket = buckets * copy * zero.get("reduce_bucket_size", _BUCKET)
+    gathered = copy * min(stored, zero.get("stage3_max_live_parameters", _LIVE))
+    return bucket + (gathered if stage == 3 and config.data_degree > 1 else 0)

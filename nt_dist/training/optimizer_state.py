@@ -74,7 +74,6 @@ class OptimizerState(ABC):
             state["step"] = torch.zeros((), dtype=torch.float32, device=master.device if at_device else "cpu")
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(master, memory_format=torch.preserve_format)
-        self._after_create()
 
     def read(self, weight: Weight) -> State:
         """Return copies of the whole state of ``weight``, to the bit, on every rank.
@@ -97,9 +96,8 @@ class OptimizerState(ABC):
         """Replace the state of ``weight`` (the same on all data ranks), its compute copy included. No communication."""
         shape, piece = _whole_shape(weight.values), self._piece(weight.values)
         for part in state:
-            assert part.shape == shape and part.dtype == torch.float32, (
-                f"{weight.spec.name}: {part.shape}, {part.dtype}"
-            )
+            assert part.shape == shape, f"{weight.spec.name}: {part.shape} in place of {shape}"
+            assert part.dtype == torch.float32, f"{weight.spec.name}: {part.dtype}"
         if piece is not None:
             for mine, whole in zip(piece.state, state, strict=True):
                 mine.copy_(whole.flatten().narrow(0, piece.start, mine.numel()))
@@ -131,9 +129,6 @@ class OptimizerState(ABC):
     def _masters(self) -> list[tuple[dict, torch.Tensor]]:
         """Return (parameter group, fp32 tensor) for all that Adam steps on this rank."""
 
-    def _after_create(self) -> None:
-        """Tell the wrapper of the moments that have been made."""
-
     @abstractmethod
     def _piece(self, parameter: nn.Parameter) -> Piece | None:
         """Return this rank's piece of ``parameter``, if it has any."""
@@ -163,15 +158,17 @@ class PlainState(OptimizerState):
 class LinkedState(OptimizerState):
     """ZeRO 1 and 2, and DeepSpeed's bf16 optimizer: each parameter is linked to its piece of a flat partition."""
 
+    def create(self) -> None:
+        """Make the state, and link the parameters to its moments."""
+        super().create()
+        self.wrapper._lazy_init_hp_params_optimizer_state()
+
     def _masters(self) -> list[tuple[dict, torch.Tensor]]:
         if isinstance(self.wrapper, BF16_Optimizer):
             flat = self.wrapper.fp32_groups_flat_partition
         else:
             flat = self.wrapper.single_partition_of_fp32_groups
         return list(zip(self.adam.param_groups, flat, strict=True))
-
-    def _after_create(self) -> None:
-        self.wrapper._lazy_init_hp_params_optimizer_state()
 
     def _piece(self, parameter: nn.Parameter) -> Piece | None:
         link = parameter._hp_mapping

@@ -89,7 +89,7 @@ class ProgressBar:
             return
         columns = shutil.get_terminal_size().columns - 1  # a full last column would wrap
         tail = f" {counts} {share:4.0%}{left}  {text}"
-        width = max(0, min(30, columns - len(tail) - 2))
+        width = max(0, min(20, columns - len(tail) - 2))
         bar = f"[{'#' * int(share * width):-<{width}}]" if width >= 5 else ""
         shown = (bar + tail)[:columns]
         self._stream.write("\r" + shown + " " * max(0, self._drawn - len(shown)))

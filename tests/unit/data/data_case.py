@@ -7,34 +7,13 @@ from pathlib import Path
 
 from nt_dist.config import Config
 
-WORDS = [
-    "the",
-    "old",
-    "house",
-    "by",
-    "sea",
-    "stood",
-    "empty",
-    "while",
-    "rain",
-    "fell",
-    "and",
-    "nobody",
-    "came",
-    "to",
-    "open",
-    "its",
-    "door",
-    "again",
-    "until",
-    "spring",
-]
+SENTENCE = "the old house by sea stood empty while rain fell and nobody came to open its door again until spring"
 
 
 def sentences(count: int, seed: int = 0) -> str:
     """Lines of text that differ."""
-    choose = random.Random(seed)
-    return "".join(" ".join(choose.choices(WORDS, k=9)).capitalize() + ".\n" for _ in range(count))
+    choose, words = random.Random(seed), SENTENCE.split()
+    return "".join(" ".join(choose.choices(words, k=9)).capitalize() + ".\n" for _ in range(count))
 
 
 def write_jsonl(path: Path, texts: list[str]) -> Path:

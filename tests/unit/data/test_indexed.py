@@ -15,7 +15,7 @@ def write(folder, documents=DOCUMENTS, vocab_size=300):
     writer = IndexedWriter(folder / "train", vocab_size)
     for group in (documents[:2], documents[2:]):
         lengths = np.array([len(document) for document in group], dtype=np.int64)
-        writer.add(np.array(sum(group, [])), lengths)
+        writer.add(np.concatenate(group), lengths)
     files = writer.close()
     assert {name: entry["size"] for name, entry in files.items()} == {
         name: (folder / name).stat().st_size for name in ("train.bin", "train.idx")
@@ -58,6 +58,7 @@ def damage(path, change):
         (".idx", lambda data: data[:17] + b"\7" + data[18:], "train.idx: is not the index"),
         (".idx", lambda data: data[:26] + b"\7" + data[27:], "train.idx: has 3 sequences for 6 documents"),
         (".idx", lambda data: data[:34] + b"\5" + data[35:], "train.idx: is damaged"),
+        (".idx", lambda data: data[:46] + b"\2" + data[47:], "train.idx: is damaged"),
         (".idx", lambda data: data[:54] + b"\1" + data[55:], "train.idx: is damaged"),
     ],
 )

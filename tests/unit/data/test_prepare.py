@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -73,9 +74,8 @@ def test_a_second_time_nothing_is_done(config, monkeypatch):
 )
 def test_other_settings_are_other_data(config, tmp_path, change):
     """Without overwriting what another run reads."""
-    for name in ("a.jsonl.gz", "b.jsonl"):
-        records = [json.dumps({"text": text, "title": text.upper()}) for text in TEXTS[1:]]
-        (tmp_path / "b.jsonl").write_text("\n".join(records))
+    records = [json.dumps({"text": text, "title": text.upper()}) for text in TEXTS[1:]]
+    (tmp_path / "b.jsonl").write_text("\n".join(records))
     first = prepare_data(config)
     settings = {"path": str(tmp_path / "b.jsonl")} if {"text_key", "path"} & set(change) else {"path": config.data.path}
     settings |= {"validation": 0.1} | {key: value for key, value in change.items() if key != "path"}
@@ -157,21 +157,20 @@ def test_bad_input_leaves_nothing_behind(tmp_path, damage, which):
         bad.write_text("\n".join([*bad.read_text().splitlines()[:29], '{"text"', "{}"]))
     elif damage == "missing":
         bad.unlink()
-    paths = (
-        {"path": str(bad), "validation": str(good)} if which == "train" else {"path": str(good), "validation": str(bad)}
-    )
+    paths = {"path": str(bad), "validation": str(good)}
+    if which == "validation":
+        paths = {"path": str(good), "validation": str(bad)}
     with pytest.raises(DataError, match=message):
         prepare_data(config_over(tmp_path, **paths))
     left = files_under(tmp_path / "run") if (tmp_path / "run").exists() else []
     assert not [name for name in left if not name.startswith("data/tokenizer-")]
+    assert not list((tmp_path / "run").glob("data/*.partial"))
 
 
 def test_a_tokenizer_of_another_size_is_refused_before_anything_is_written(config, tmp_path):
     (kept,) = prepare_data(config).parent.glob("tokenizer-*.model")
     other = config_over(tmp_path / "b", 500, path=config.data.path, tokenizer=str(kept))
-    with pytest.raises(
-        DataError, match=r"tokenizer-.*.model' has 330 pieces, model.vocab_size = 500: they must be equal"
-    ):
+    with pytest.raises(DataError, match=r"tokenizer-.*.model' has 330 pieces, model.vocab_size = 500"):
         prepare_data(other)
     assert not (tmp_path / "b").exists()
 
@@ -200,11 +199,10 @@ def test_permissions_are_the_umask(config):
 
 def test_two_at_once_prepare_once(config, monkeypatch):
     calls, tokenize = [], prepare.tokenize
-    started = threading.Event()
 
     def slow(*arguments):
         calls.append(1)
-        started.wait(5)
+        time.sleep(0.3)  # time for the other to come
         return tokenize(*arguments)
 
     monkeypatch.setattr(prepare, "tokenize", slow)
@@ -212,7 +210,6 @@ def test_two_at_once_prepare_once(config, monkeypatch):
     threads = [threading.Thread(target=lambda: folders.append(prepare_data(config))) for _ in range(2)]
     for thread in threads:
         thread.start()
-    started.set()
     for thread in threads:
         thread.join(30)
     assert len(folders) == 2 and folders[0] == folders[1] and len(calls) == 1

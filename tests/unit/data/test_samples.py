@@ -10,7 +10,7 @@ from nt_dist.errors import DataError
 
 def samples(folder, layout, documents, length, vocab_size=300):
     writer = IndexedWriter(folder / "train", 300)
-    writer.add(np.array(sum(documents, [])), np.array([len(document) for document in documents]))
+    writer.add(np.concatenate(documents), np.array([len(document) for document in documents]))
     writer.close()
     return make_samples(layout, IndexedTokens(folder / "train"), length, vocab_size)
 

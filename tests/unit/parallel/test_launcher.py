@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from nt_dist.errors import RunError
 from nt_dist.parallel import launcher
 
+ROOT = Path(__file__).resolve().parents[3]
 SRUN = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
 
 
@@ -47,4 +49,4 @@ def test_nonsense_is_named(environment, message):
 def test_torch_is_not_imported():
     """A config is checked against the number of ranks before the seconds that importing torch takes."""
     code = "import sys, nt_dist.parallel.launcher; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0

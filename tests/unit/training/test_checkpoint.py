@@ -208,14 +208,18 @@ def test_old_checkpoints_go_as_the_run_says(tmp_path):
 
 
 def test_damage_found_by_one_rank_is_an_error_on_all(tmp_path):
-    path = save_on(tmp_path, (1, 3, 1, 1))
-    file = path / "state-00002.safetensors"
-    text = bytearray(file.read_bytes())
-    text[-1] ^= 1
-    file.write_bytes(text)
-    for error in load_on(path, (1, 2, 1, 1)):
-        assert isinstance(error, CheckpointError) and str(file) in str(error)
     older = save_on(tmp_path, (1, 3, 1, 1), progress=replace(PROGRESS, step=3))
-    assert on_ranks((1, 2, 1, 1), lambda mesh: find(tmp_path, "", mesh)) == [older] * 2
-    for error in on_ranks((1, 2, 1, 1), lambda mesh: find(tmp_path, str(path), mesh)):
-        assert isinstance(error, CheckpointError) and str(file) in str(error)
+    newer = save_on(tmp_path, (1, 3, 1, 1), progress=replace(PROGRESS, step=9), config=with_run(keep=3))
+    files = [file for file in sorted(newer.iterdir()) if file.name != "manifest.json"]
+    assert len(files) == 4
+    for file in files:
+        whole = file.read_bytes()
+        file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        assert on_ranks((1, 2, 1, 1), lambda mesh: find(tmp_path, "", mesh)) == [older] * 2
+        for error in on_ranks((1, 2, 1, 1), lambda mesh: find(tmp_path, str(newer), mesh)):
+            assert isinstance(error, CheckpointError) and str(file) in str(error)
+        file.write_bytes(whole)
+    assert on_ranks((1, 2, 1, 1), lambda mesh: find(tmp_path, "", mesh)) == [newer] * 2
+    files[-1].write_bytes(whole[:-1])
+    for error in load_on(newer, (1, 2, 1, 1)):
+        assert isinstance(error, CheckpointError) and str(files[-1]) in str(error)
