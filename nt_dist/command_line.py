@@ -37,8 +37,8 @@ def _exit_code(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except NTDistError as error:
-        for line in str(error).splitlines() or [type(error).__name__]:
-            print(f"error: {line}", file=sys.stderr)
+        lines = str(error).splitlines() or [type(error).__name__]
+        sys.stderr.write("".join(f"error: {line}\n" for line in lines))  # in one go: other ranks write as well
         return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

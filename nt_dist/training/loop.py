@@ -55,13 +55,14 @@ def train(config: Config) -> int:
             stack.enter_context(closing(own))
         found = find(folder / CHECKPOINTS, config.run.resume_from, mesh)
         manifest = agree(mesh, lambda: read_manifest(found), only_main=True) if found else None
+        if manifest:  # before any work is done for nothing
+            checkpoint.check_config(found, manifest, config, resuming=True)
         done = manifest.progress.step if manifest else 0
         if done < last_step(config):
             with closing(Trainer(config, mesh, found, handler)) as trainer:
                 agree(mesh, lambda: own.write_config(config), only_main=True)
                 trainer.run()
         else:
-            checkpoint.check_config(found, manifest, config, resuming=True)
             LOGGER.info("%s holds step %d of %d: nothing is left to do", found, done, last_step(config))
         if mesh.is_main:
             print_table(config)

@@ -17,14 +17,16 @@ class RunFolder:
         path: The folder.
 
     Raises:
-        RunError: Another run is working in the folder.
-        OSError: It cannot be made or written.
+        RunError: It cannot be made or written, or another run is working in it.
     """
 
     def __init__(self, path: Path):
-        path.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._lock = (path / ".lock").open("a+")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".lock").open("a+")
+        except OSError as problem:
+            raise RunError(f"run.dir = {str(path)!r}: cannot be made or written: {problem.strerror}") from problem
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
