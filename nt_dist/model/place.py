@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nt_dist.model.losses import token_losses
 from nt_dist.sparsity.shards import WeightSpec
 
 
@@ -34,3 +35,11 @@ class Place:
     def fork(self, x: torch.Tensor) -> torch.Tensor:
         """Pass the trunk's hidden state [1, B, S, H] to the trails held here."""
         return x
+
+    def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the losses [T, B, S] of targets [B, S] under the logits held here [T, B, S, V]."""
+        return token_losses(logits, targets)
+
+    def whole_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return all trails' logits over all pieces, without a gradient."""
+        return logits

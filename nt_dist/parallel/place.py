@@ -1,0 +1,130 @@
+"""The model cut over the mesh: tensor parallelism (Shoeybi et al., arXiv 1909.08053, §3) and trail parallelism (DESIGN
+§6).
+
+The layers are the single-device ones; what differs is which trails and shards a rank holds, and what happens at the
+spots where parts meet. Conjugate collectives: what is the identity forward sums its gradient backward, and the other
+way round.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
+from torch import nn
+
+from nt_dist.model.place import Place
+from nt_dist.model.trails import weights_of
+from nt_dist.parallel.mesh import Axis, Mesh
+from nt_dist.sparsity.shards import WeightSpec
+from nt_dist.sparsity.storage import Weight
+
+
+def part_of(count: int, axis: Axis) -> range:
+    """Return this rank's equal share of ``count`` things that are dealt out along ``axis``, in order."""
+    assert count % axis.degree == 0, f"{count} things over {axis.degree} {axis.name} ranks"
+    share = count // axis.degree
+    return range(axis.rank * share, (axis.rank + 1) * share)
+
+
+@dataclass(frozen=True)
+class MeshPlace(Place):
+    """The part of the model that one rank of ``mesh`` holds; the trunk is replicated over the trail axis."""
+
+    mesh: Mesh
+
+    def trails(self, spec: WeightSpec) -> range:
+        """Deal out the trails' weights over the trail axis; all hold the trunk's."""
+        return part_of(spec.trails, self.mesh.trail) if spec.in_trail else range(spec.trails)
+
+    def shards(self, spec: WeightSpec) -> range:
+        """Deal out the topology shards over the tensor axis; all hold what is not cut."""
+        return part_of(spec.shards, self.mesh.tensor) if spec.shards > 1 else range(1)
+
+    def into_columns(self, x: torch.Tensor) -> torch.Tensor:
+        """Identity; the gradient is summed over the tensor axis."""
+        return x if self.mesh.tensor.degree == 1 else copy_to_tensor_model_parallel_region(x, self.mesh.tensor.group)
+
+    def out_of_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum over the tensor axis; the gradient passes."""
+        if self.mesh.tensor.degree == 1:
+            return x
+        return reduce_from_tensor_model_parallel_region(x, self.mesh.tensor.group)
+
+    def fork(self, x: torch.Tensor) -> torch.Tensor:
+        """Identity; the gradients of all trails are summed over the trail axis."""
+        return x if self.mesh.trail.degree == 1 else copy_to_tensor_model_parallel_region(x, self.mesh.trail.group)
+
+    def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Cross-entropies with the pieces cut over the tensor axis; see :class:`Place`."""
+        if self.mesh.tensor.degree == 1:
+            return super().token_losses(logits, targets)
+        local = targets - self.mesh.tensor.rank * logits.shape[-1]
+        each = [_CutCrossEntropy.apply(trail.float(), local, self.mesh.tensor.group) for trail in logits]
+        return torch.stack(each)
+
+    def whole_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """Gather all trails and all pieces, without a gradient."""
+        return _gathered(_gathered(logits, 3, self.mesh.tensor), 0, self.mesh.trail)
+
+    def owns(self, weight: Weight) -> bool:
+        """Say whether this rank is the one whose copy of ``weight`` counts: in norms, sums and checkpoints."""
+        first_of_trail = weight.spec.in_trail or self.mesh.trail.rank == 0
+        return first_of_trail and (weight.spec.shards > 1 or self.mesh.tensor.rank == 0)
+
+    def keep_trunk_equal(self, model: nn.Module) -> None:
+        """Make the trunk's gradients the same to the bit on all ranks of the trail axis, which hold copies of it.
+
+        The fork's summed gradient is the same already; backward passes on GPUs need not be.
+        """
+        axis = self.mesh.trail
+        if axis.degree == 1:
+            return
+
+        def mean(gradient: torch.Tensor) -> torch.Tensor:
+            gradient = gradient.contiguous()
+            dist.all_reduce(gradient, group=axis.group)
+            return gradient.div_(axis.degree)
+
+        for weight in weights_of(model).values():
+            if not weight.spec.in_trail:
+                weight.values.register_hook(mean)
+
+
+class _CutCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of logits [..., pieces held here], cut over ``group``; targets count from the first local piece.
+
+    megatron-core's takes no group.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, targets, group):
+        highest = logits.amax(-1)
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
+        shifted = logits - highest[..., None]
+        here = (targets >= 0) & (targets < logits.shape[-1])
+        index = targets.masked_fill(~here, 0)[..., None]
+        target = shifted.gather(-1, index)[..., 0].masked_fill(~here, 0.0)
+        probability = shifted.exp_()
+        sums = torch.stack([probability.sum(-1), target])
+        dist.all_reduce(sums, group=group)
+        ctx.save_for_backward(probability.div_(sums[0][..., None]), index, here)
+        return sums[0].log() - sums[1]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        probability, index, here = ctx.saved_tensors
+        grad_logits = probability * gradient[..., None]
+        grad_logits.scatter_add_(-1, index, -(gradient * here)[..., None])
+        return grad_logits, None, None
+
+
+def _gathered(x: torch.Tensor, dim: int, axis: Axis) -> torch.Tensor:
+    if axis.degree == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(axis.degree)]
+    dist.all_gather(parts, x.detach().contiguous(), group=axis.group)
+    return torch.cat(parts, dim)
