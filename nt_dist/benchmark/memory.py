@@ -3,6 +3,8 @@
 import gc
 from dataclasses import dataclass
 
+import torch
+
 from nt_dist.benchmark.allocations import Allocations
 from nt_dist.benchmark.setup import Bench, at_density, build_bench, check
 from nt_dist.config import Config
@@ -12,7 +14,7 @@ from nt_dist.parallel.mesh import Mesh
 from nt_dist.training.memory_plan import MemoryPlan, plan_memory
 from nt_dist.training.optimizer_state import MOMENTS
 
-KINDS = ("weights", "masters", "gradients", "moments", "index", "update")
+KINDS = ("weights", "masters", "gradients", "moments", "index", "update")  # buffers are no function of the model
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,6 @@ def measure_memory(config: Config, mesh: Mesh, density: float) -> MemoryReport:
     """
     check(config)
     config = at_density(config, density)
-    gc.collect()  # what an earlier measurement left would be counted when it goes
     with Allocations(mesh.device) as allocations:
         bench = build_bench(config, mesh)
         _mark_backward(bench, allocations)
@@ -87,7 +88,7 @@ def measure_memory(config: Config, mesh: Mesh, density: float) -> MemoryReport:
     rest = allocations.at("rest")
     is_sparse = bool(bench.topology.sparse)
     batches = sum(tensor.nbytes for batch in bench.batches for tensor in batch)
-    held["gradients"] = allocations.at("backward") - sum(held.values()) - batches
+    held["gradients"] = allocations.at("backward") - sum(held.values()) - batches - _buckets(bench)
     held["update"] = allocations.peak("update", "updated") - rest if is_sparse else 0
     step_peak = allocations.peak("ordinary", "rest")
     return MemoryReport(
@@ -119,6 +120,12 @@ def _mark_update(bench: Bench, allocations: Allocations) -> None:
     allocations.mark("update")
     bench.update()
     allocations.mark("updated")
+
+
+def _buckets(bench: Bench) -> int:
+    """Bytes of DeepSpeed's gradient buckets, which it keeps at stage 3 and gives back after backward below."""
+    buckets = getattr(bench.engine.optimizer, "ipg_buckets", {}).values()
+    return sum(bucket.buffer.nbytes for bucket in buckets if isinstance(bucket.buffer, torch.Tensor))
 
 
 def _held(bench: Bench) -> dict[str, int]:

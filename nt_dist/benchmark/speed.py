@@ -63,7 +63,9 @@ class SpeedReport:
         ]
         for density, ratio in self.ratio.items():
             share, steps = self.update_share.get(density), self.update_steps.get(density)
-            update = f"{share.median:.2%} ({min(share.rounds):.2%}-{max(share.rounds):.2%}) | {steps}" if share else "- | -"
+            update = (
+                f"{share.median:.2%} ({min(share.rounds):.2%}-{max(share.rounds):.2%}) | {steps}" if share else "- | -"
+            )
             lines.append(f"| density {density:g} | {self.trainer[density].median:.0f} | {ratio} | {update} |")
         return "\n".join(lines)
 
@@ -84,6 +86,7 @@ def measure_speed(
     config: Config,
     mesh: Mesh,
     densities: list[float],
+    *,
     num_rounds: int,
     num_steps: int,
     progress: Callable[[str], None] = lambda line: None,
@@ -123,8 +126,12 @@ def measure_speed(
             step = steps[name]
             seconds[name].append(clock.seconds(step, num_steps) / num_steps)
         for density, bench in updates.items():
-            ordinary = clock.seconds(bench.step, 1)  # the step before, not the round's mean: the machine may have changed
-            extra[density].append((clock.seconds(bench.step_before_update, 1) + clock.seconds(bench.update, 1)) / ordinary - 1)
+            ordinary = clock.seconds(
+                bench.step, 1
+            )  # the step before, not the round's mean: the machine may have changed
+            extra[density].append(
+                (clock.seconds(bench.step_before_update, 1) + clock.seconds(bench.update, 1)) / ordinary - 1
+            )
         progress(f"round {number + 1} of {num_rounds}: " + ", ".join(f"{n} {s[-1]:.3f} s" for n, s in seconds.items()))
     tokens = sum(batch.tokens.numel() for batch in batches)
     rates = {name: Spread([tokens / each for each in times]) for name, times in seconds.items()}

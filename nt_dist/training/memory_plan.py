@@ -150,6 +150,7 @@ def _buffers(config: Config, stored: int, copy: int) -> int:
     if stage == 0 or (stage == 1 and config.train.precision == "bf16"):
         return 0
     buckets = 2 if zero.get("overlap_comm") and stage < 3 else 1
-    bucket = buckets * copy * zero.get("reduce_bucket_size", _BUCKET)
+    # gradients travel in fp32, but are cast for it after the bucket below stage 3
+    bucket = buckets * (4 if stage == 3 else copy) * zero.get("reduce_bucket_size", _BUCKET)
     gathered = copy * min(stored, zero.get("stage3_max_live_parameters", _LIVE))
     return bucket + (gathered if stage == 3 and config.data_degree > 1 else 0)

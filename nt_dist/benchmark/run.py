@@ -1,0 +1,65 @@
+"""Both benchmarks from their settings to a text and to plain figures."""
+
+import platform
+from collections.abc import Callable
+
+import torch
+
+from nt_dist.benchmark.memory import measure_memory, memory_table
+from nt_dist.benchmark.speed import measure_speed
+from nt_dist.config import Config
+from nt_dist.parallel.mesh import close, init_mesh
+
+Say = Callable[[str], None]
+
+
+def run_speed(config: Config, densities: list[float], num_rounds: int, num_steps: int, say: Say) -> tuple[str, dict]:
+    """Measures the speed; see speed.measure_speed.
+
+    Args:
+        say: Told how far it is.
+
+    Returns:
+        Markdown, and every round's figures.
+    """
+    mesh = init_mesh(config)
+    report = measure_speed(config, mesh, densities, num_rounds=num_rounds, num_steps=num_steps, progress=say)
+    close()
+    where = describe(config, mesh.device)
+    head = f"{where}; {num_rounds} rounds of {num_steps} steps of {report.tokens_per_step:,} tokens\n\n"
+    return head + report.table(), {"where": where, **report.to_dict()}
+
+
+def run_memory(config: Config, densities: list[float], say: Say) -> tuple[str, list[dict]]:
+    """Counts the memory at each density; see memory.measure_memory.
+
+    Args:
+        say: Told how far it is.
+
+    Returns:
+        Markdown, and every density's figures.
+    """
+    mesh = init_mesh(config)
+    reports = []
+    for density in densities:
+        reports.append(measure_memory(config, mesh, density))
+        say(f"density {density:g}: {sum(reports[-1].measured.values()) / 2**20:,.1f} MiB")
+    close()
+    where = describe(config, mesh.device)
+    head = f"{where}; bytes per stored parameter, measured / formula\n\n"
+    return head + memory_table(reports), [{"where": where, **report.to_dict()} for report in reports]
+
+
+def describe(config: Config, device: torch.device) -> str:
+    """The model, its training and the machine, in one line."""
+    model, trails = config.model, config.trails
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    else:
+        machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return (
+        f"hidden {model.hidden_size}, ffn {model.ffn_size}, {config.trunk_layers} + {trails.count} × "
+        f"{model.num_layers - config.trunk_layers} blocks, vocabulary {model.vocab_size:,}, {config.train.precision}, "
+        f"ZeRO {config.zero_stage}, {config.train.micro_batch_size * model.max_seq_len:,} tokens a micro-batch, "
+        f"torch {torch.__version__} on {machine}"
+    )

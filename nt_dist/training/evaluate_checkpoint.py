@@ -1,0 +1,153 @@
+"""The evaluation of a run from one of its checkpoints, on any number of ranks.
+
+Ranks are data ranks, whatever layout trained the model: each holds all of it, and its own share of the samples.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nt_dist.config import Config, load_config
+from nt_dist.data import open_data, open_texts
+from nt_dist.data.loader import evaluation_batches
+from nt_dist.errors import CheckpointError, RunError
+from nt_dist.evaluation.evaluate import evaluate
+from nt_dist.evaluation.report import evaluation_table
+from nt_dist.model.trails import build_model
+from nt_dist.model.weights import count_parameters
+from nt_dist.parallel.agree import agree
+from nt_dist.parallel.mesh import Mesh, init_mesh
+from nt_dist.training import checkpoint
+from nt_dist.training.checkpoint_find import find, verify
+from nt_dist.training.checkpoint_folder import locate
+
+_ONE_COPY = [f"parallel.{axis}=1" for axis in ("tensor", "pipe", "trail")]
+
+
+@dataclass(frozen=True)
+class CheckpointEvaluation:
+    """What was evaluated, and how it did.
+
+    Attributes:
+        checkpoint: The checkpoint's folder.
+        step: The step at which it was saved.
+        data: What it was evaluated on, for people.
+        parameters: Stored and dense counts.
+        figures: See evaluation.metrics.EnsembleSums.result.
+    """
+
+    checkpoint: str
+    step: int
+    data: str
+    parameters: dict[str, int]
+    figures: dict
+
+    def table(self) -> str:
+        """The figures for a terminal."""
+        facts = {
+            "weights": f"{self.parameters['stored']:,} stored of {self.parameters['dense']:,}",
+            "checkpoint": f"{self.checkpoint}, step {self.step}",
+            "data": self.data,
+        }
+        return evaluation_table(self.figures, facts)
+
+    def write_json(self, path: Path) -> None:
+        """Writes everything to a file, which is whole or not there.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        content = {"checkpoint": self.checkpoint, "step": self.step, "data": self.data, "eval": self.figures}
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            partial.replace(path)
+        except OSError as problem:
+            partial.unlink(missing_ok=True)
+            raise RunError(f"--json {path}: {problem.strerror}") from None
+
+
+def check_json(path: Path) -> None:
+    """Refuses, before any work, a file that could not be written.
+
+    Raises:
+        RunError: It is a folder, or its folder is not there or not writable.
+    """
+    if path.is_dir():
+        raise RunError(f"--json {path}: is a folder")
+    if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise RunError(f"--json {path}: {path.absolute().parent} must be a folder that can be written to")
+
+
+def join(world_size: int) -> Mesh:
+    """The mesh of an evaluation: all ranks are data ranks."""
+    return init_mesh(Config.from_dict({"train": {"batch_size": world_size, "micro_batch_size": 1}}, None, world_size))
+
+
+def evaluate_checkpoint(
+    path: Path, mesh: Mesh, data: str | None = None, overrides: Sequence[str] = ()
+) -> CheckpointEvaluation:
+    """Evaluates a checkpoint as its run would: same samples, precision and figures. Collective.
+
+    Args:
+        path: A checkpoint, a folder of checkpoints or a run's folder (then its newest whole checkpoint).
+        mesh: From `join`.
+        data: Other texts to evaluate on (file, folder or pattern), with the run's tokenizer and layout; None: the run's
+            own validation texts.
+        overrides: ``section.key=value`` over the checkpoint's settings: ``run.eval_batches=0`` evaluates on all there is.
+
+    Raises:
+        NTDistError: Checkpoint, settings or data cannot be used; on all ranks.
+    """
+    path = _locate(path, mesh)
+    config, num_samples = agree(mesh, lambda: _config(path, overrides, mesh.world_size), CheckpointError)
+    model = build_model(config, device=mesh.device)
+
+    def exchange(work):
+        return agree(mesh, work, only_main=True)
+
+    digest = None
+    if data is None:
+        opened = open_data(config, mesh.is_main, exchange)
+        samples = opened.validation
+        if not any(override.startswith("data.") for override in overrides):
+            digest = opened.digest  # other data by oversight: its tokenizer, and so the perplexity, would be another
+    else:
+        samples = open_texts(config, data, exchange)
+    progress = checkpoint.load(path, config, mesh, model, None, data_digest=digest, verified=True)
+    if config.train.precision == "bf16":
+        model.bfloat16()
+    batches = evaluation_batches(
+        samples,
+        config.train.micro_batch_size,
+        num_samples=num_samples,
+        data_rank=mesh.data.rank,
+        data_degree=mesh.data.degree,
+    )
+    figures = evaluate(model, batches, mesh, config)
+    described = data or f"validation of data.source = {config.data.source!r}"
+    return CheckpointEvaluation(str(path), progress.step, described, count_parameters(config), figures)
+
+
+def _locate(path: Path, mesh: Mesh) -> Path:
+    is_one, path = agree(mesh, lambda: locate(path), CheckpointError, only_main=True)
+    if is_one:
+        verify(path, mesh)
+        return path
+    found = find(path, mesh=mesh)
+    if found is None:
+        raise CheckpointError(f"--checkpoint {path}: there is no checkpoint in it")
+    return found
+
+
+def _config(path: Path, overrides: Sequence[str], world_size: int) -> tuple[Config, int]:
+    """The checkpoint's config for this number of ranks, and how many samples its run evaluates on (0: all)."""
+    file, overrides = path / checkpoint.CONFIG, [*overrides, *_ONE_COPY]
+    config = load_config(file, overrides, check_paths=False)
+    num_samples = config.run.eval_batches * config.train.batch_size
+    # the global batch of training need not divide by the ranks of an evaluation
+    batch_size = config.train.micro_batch_size * world_size
+    overrides.append(f"train.batch_size={batch_size}")
+    return load_config(file, overrides, world_size=world_size, check_paths=False), num_samples

@@ -1,0 +1,70 @@
+"""Measures what sparsity costs and saves on this machine, in one process on one rank; prints Markdown.
+
+    python tools/benchmark.py speed [--densities 0.9,0.2] [--rounds 7] [--steps 2]
+    python tools/benchmark.py memory [--densities 0.1,0.2,0.5,0.9,1]
+
+speed: tokens per second of the trainer against the same model of plain dense linear layers in a plain PyTorch loop
+(fused AdamW; with train.precision=bf16, a bf16 module with fp32 masters), in turns; and what a topology update adds to
+training, averaged over sparsity.update_every. memory: bytes per stored parameter, counted / by formula. Both take
+--config (default configs/bench_speed.toml), --ds_config, --json FILE and section.key=value.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from nt_dist.command_line import run_main
+from nt_dist.config import load_config, parse_command_line
+
+CONFIG = "configs/bench_speed.toml"
+
+
+def densities(text: str) -> list[float]:
+    """Parse a list such as "0.9,0.2"; the config's rules judge the numbers."""
+    try:
+        return [float(each) for each in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be numbers with commas between") from None
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def main() -> int:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True, metavar="speed|memory")
+    speed = commands.add_parser("speed", help="tokens per second against a plain loop")
+    speed.add_argument("--densities", type=densities, default=[0.9, 0.2])
+    speed.add_argument("--rounds", type=positive, default=7, help="each contender's turns (default 7)")
+    speed.add_argument("--steps", type=positive, default=2, help="steps in a turn (default 2)")
+    memory = commands.add_parser("memory", help="bytes per stored parameter")
+    memory.add_argument("--densities", type=densities, default=[0.1, 0.2, 0.5, 0.9, 1.0])
+    for command in (speed, memory):
+        command.add_argument("--json", type=Path, help="file for all figures")
+    arguments, rest = parser.parse_known_args()
+    path, ds_config, overrides = parse_command_line(["--config", CONFIG, *rest])
+    config = load_config(path, overrides, ds_config, check_paths=False)
+
+    from nt_dist.benchmark.run import run_memory, run_speed  # takes seconds: torch and DeepSpeed
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if arguments.what == "speed":
+        table, figures = run_speed(config, arguments.densities, arguments.rounds, arguments.steps, say)
+    else:
+        table, figures = run_memory(config, arguments.densities, say)
+    print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
