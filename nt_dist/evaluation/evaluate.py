@@ -15,7 +15,8 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
     because under ZeRO 3 a forward pass gathers weights.
 
     Args:
-        model: tokens [B, S] -> logits [T, B, S, V]; a TrailsModel, or the module inside a DeepSpeed engine.
+        model: tokens [B, S] -> logits [T, B, S, V], or None on all stages of a pipeline but the last; a TrailsModel,
+            a PipelineModel, or the module inside a DeepSpeed engine.
             Its training mode is restored.
         batches: Have tokens [B, S], targets [B, S] and weights [B, S] (data.loader.Batch).
         mesh: parallel.mesh.Mesh; its device is the model's, its `data` ranks hold different batches.
@@ -35,11 +36,12 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
         with torch.no_grad():
             for batch in batches:
                 logits = model(batch.tokens.to(mesh.device))
-                sums.add(logits, batch.targets.to(mesh.device), batch.weights.to(mesh.device))
+                if logits is not None:
+                    sums.add(logits, batch.targets.to(mesh.device), batch.weights.to(mesh.device))
                 del logits  # or two batches' logits would be alive at once
     finally:
         model.train(was_training)
-    sums.reduce(lambda tensor: mesh.all_reduce(tensor, ("data",)))
+    sums.reduce(lambda tensor: mesh.all_reduce(tensor, ("pipe", "data")))
     try:
         return sums.result()
     except ValueError as problem:

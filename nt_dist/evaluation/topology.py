@@ -1,13 +1,19 @@
 """How far the trails' topologies have grown apart, and how dense they really are.
 
 Reads weights (sparsity.storage.Weight) only through `spec`, `trails`, `shards` and `positions`, so it is the same for
-every storage. Figures cover the trails and shards that this rank holds.
+every storage. Figures cover the trails and shards that this rank holds, those of the `whole_` functions all there are.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+
+from nt_dist.config.settings import Config
+from nt_dist.model.weights import weight_specs
+from nt_dist.parallel.mesh import Mesh
+from nt_dist.sparsity.shards import WeightSpec
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,13 @@ def trail_overlap(weights: Iterable) -> Overlap | None:
     return sum(parts[1:], parts[0]) if parts else None
 
 
+def whole_overlap(weights: Iterable, mesh: Mesh) -> Overlap | None:
+    """The :func:`trail_overlap` of all stages of a pipeline together. Collective."""
+    own = trail_overlap(weights) if mesh.data.rank == 0 else None
+    parts = [part for part in mesh.gather_objects(own) if part is not None]
+    return sum(parts[1:], parts[0]) if parts else None
+
+
 def _overlap(weight) -> Overlap:
     num_trails = len(weight.trails)
     pairs = num_trails * (num_trails - 1) // 2
@@ -86,6 +99,20 @@ def density(weights: Iterable) -> float:
     if not entries:
         raise ValueError("no matrix to take the density of")
     return active / entries
+
+
+class _Whole(NamedTuple):
+    """All of a weight, as if one rank held it."""
+
+    spec: WeightSpec
+    trails: range
+    shards: range
+
+
+def whole_density(config: Config) -> float:
+    """The :func:`density` of the whole model of ``config``, whatever part of it this rank holds."""
+    specs = weight_specs(config).values()
+    return density(_Whole(spec, range(spec.trails), range(spec.shards)) for spec in specs)
 
 
 def real_elements(spec, shard: int) -> int:

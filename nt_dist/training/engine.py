@@ -5,7 +5,7 @@ T trails, B sequences of a micro-batch on this rank, S tokens of a sequence, D d
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from nt_dist.config import Config
 from nt_dist.data.loader import Batch
 from nt_dist.model.losses import trail_losses
 from nt_dist.model.trails import weights_of
+from nt_dist.parallel import pipeline
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.storage import Weight
 
@@ -34,12 +35,13 @@ class ClippedAdamW(torch.optim.AdamW):
     Args:
         groups: Parameter groups.
         clip: Largest norm of all gradients together; 0: no clipping.
+        add_stages: Adds up a scalar over the stages of a pipeline, in place.
         options: AdamW's.
     """
 
-    def __init__(self, groups: list[dict], clip: float, **options: Any):
+    def __init__(self, groups: list[dict], clip: float, add_stages: Callable[[torch.Tensor], Any], **options: Any):
         super().__init__(groups, **options)
-        self.clip, self.overflow = clip, False
+        self.clip, self.overflow, self.add_stages = clip, False, add_stages
         self._global_grad_norm = torch.zeros(())
 
     @torch.no_grad()
@@ -48,7 +50,9 @@ class ClippedAdamW(torch.optim.AdamW):
         assert closure is None
         gradients = [each.grad for group in self.param_groups for each in group["params"] if each.grad is not None]
         norms = torch._foreach_norm(gradients)
-        self._global_grad_norm = torch.stack(norms).double().square().sum().sqrt().float()
+        square = torch.stack(norms).double().square().sum()
+        self.add_stages(square)
+        self._global_grad_norm = square.sqrt().float()
         self.overflow = not math.isfinite(self._global_grad_norm)
         if self.overflow:
             self._global_grad_norm.fill_(torch.inf)
@@ -139,17 +143,21 @@ def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.Deep
     groups = parameter_groups(model, train.weight_decay)
     if config.zero_stage == 0:
         assert train.precision == "fp32", "DeepSpeed accumulates no fp32 gradients in bf16 at ZeRO 0"
-        optimizer, settings["gradient_clipping"] = ClippedAdamW(groups, train.grad_clip, **options), 0.0
+        optimizer = ClippedAdamW(groups, train.grad_clip, lambda square: mesh.all_reduce(square, ("pipe",)), **options)
+        settings["gradient_clipping"] = 0.0
     else:
         optimizer = torch.optim.AdamW(groups, **options)
     if train.precision == "bf16":  # else gradients accumulated in fp32 are rounded to bf16 to be summed over ranks
         settings.setdefault("communication_data_type", "fp32")
+    if mesh.pipe.degree > 1:
+        settings["pipeline"] = dict(pipeline.SETTINGS)
     # No mpu: the mesh has no model axes, so that DeepSpeed takes all ranks as data ranks.
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=settings, mpu=None, dist_init_required=False
     )
     if mesh.data.degree == 1 and isinstance(engine.optimizer, ClippedAdamW | BF16_Optimizer):
-        engine.enable_backward_allreduce = False  # it would copy all gradients to sum them over one rank
+        # It would copy all gradients to sum them over one rank.
+        engine.enable_backward_allreduce = engine.pipeline_enable_backward_allreduce = False
     return engine
 
 
@@ -184,17 +192,33 @@ def train_step(
     tokens = mesh.all_reduce(torch.stack([batch.weights.sum() for batch in micro_batches]).sum(), ("data",))
     scale = mesh.data.degree * len(micro_batches) / tokens
     weights = [weight for weight in weights_of(engine.module).values() if weight.spec.is_sparse]
-    nll = torch.zeros((), device=mesh.device)
-    for number, batch in enumerate(micro_batches):
+
+    def before_backward(number: int) -> None:
         is_last = number == len(micro_batches) - 1
         _set_collecting(weights, collect and (is_last or config.sparsity.regrow_from == "all"))
+
+    pass_through = _pass_through if mesh.pipe.degree == 1 else engine.module.train_step
+    nll = pass_through(engine, micro_batches, scale, before_backward)
+    _set_collecting(weights, False)
+    mesh.all_reduce(nll, ("pipe", "data"))
+    return StepResult(nll, tokens, engine.get_global_grad_norm(), engine.was_step_applied(), rate)
+
+
+def _pass_through(
+    engine: deepspeed.DeepSpeedEngine,
+    micro_batches: Sequence[Batch],
+    scale: torch.Tensor,
+    before_backward: Callable[[int], None],
+) -> torch.Tensor:
+    """What :meth:`PipelineModel.train_step` does, without stages."""
+    nll = torch.zeros((), device=scale.device)
+    for number, batch in enumerate(micro_batches):
         sums = trail_losses(engine(batch.tokens), batch.targets, batch.weights)
+        before_backward(number)
         engine.backward(sums.sum() * scale)
         nll = nll + sums.detach()
         engine.step()  # steps the optimizer after the last micro-batch only
-    _set_collecting(weights, False)
-    mesh.all_reduce(nll, ("data",))
-    return StepResult(nll, tokens, engine.get_global_grad_norm(), engine.was_step_applied(), rate)
+    return nll
 
 
 def _set_collecting(weights: list[Weight], on: bool) -> None:

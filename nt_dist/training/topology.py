@@ -14,8 +14,9 @@ from torch import nn
 
 from nt_dist.config import Config
 from nt_dist.errors import TopologyError
-from nt_dist.evaluation.topology import density
+from nt_dist.evaluation.topology import whole_density
 from nt_dist.model.trails import weights_of
+from nt_dist.model.weights import weight_specs
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.schedule import drop_fraction_at, is_update_step
@@ -32,7 +33,7 @@ class UpdateReport:
     """One topology update.
 
     Attributes:
-        replaced: Slots that have a new place, over the sparse weights of this rank.
+        replaced: Slots that have a new place, over the sparse weights of the model.
         regrown: Their share of these weights' slots.
         drop_fraction: Share that was dropped; some of it regrows where it was.
         density: Active over all entries of the model's matrices; an update does not change it.
@@ -60,6 +61,8 @@ class TopologyUpdater:
         self.optimizer_state, self.engine = optimizer_state, engine
         self.weights = weights_of(model)
         self.sparse = {name: weight for name, weight in self.weights.items() if weight.spec.is_sparse}
+        # Of the whole model: all ranks update together, also one that holds none of its sparse weights.
+        self.is_sparse = any(spec.is_sparse for spec in weight_specs(config).values())
         settings = config.sparsity
         self.rules = UpdateRules(
             settings.drop, settings.temperature, settings.grow, settings.new_moments, config.train.seed
@@ -69,7 +72,7 @@ class TopologyUpdater:
     def updates_at(self, step: int) -> bool:
         """Say whether the topology changes after optimizer step ``step`` (from 1)."""
         settings, steps = self.config.sparsity, self.config.train.steps
-        return bool(self.sparse) and is_update_step(step, settings.update_every, steps, settings.stop_fraction)
+        return self.is_sparse and is_update_step(step, settings.update_every, steps, settings.stop_fraction)
 
     def collects_at(self, step: int) -> bool:
         """Say whether step ``step`` has to keep the dense gradients (``collect`` of train_step)."""
@@ -84,9 +87,12 @@ class TopologyUpdater:
         settings, steps = self.config.sparsity, self.config.train.steps
         fraction = drop_fraction_at(step, settings.drop_fraction, settings.drop_schedule, steps, settings.stop_fraction)
         scale = self._gradient_scale() if self.needs_gradient else None
-        replaced = sum(self._update(weight, step, fraction, scale) for weight in self.sparse.values())
-        slots = sum(weight.active_elements for weight in self.sparse.values())
-        return UpdateReport(int(replaced), int(replaced) / slots, fraction, density(self.weights.values()))
+        counts = torch.zeros(2, dtype=torch.int64, device=self.mesh.device)
+        for weight in self.sparse.values():
+            counts[0] += self._update(weight, step, fraction, scale)
+            counts[1] += weight.active_elements
+        replaced, slots = self.mesh.all_reduce(counts, ("pipe",)).tolist()
+        return UpdateReport(replaced, replaced / slots, fraction, whole_density(self.config))
 
     def skip(self) -> None:
         """Forget the dense gradients of a step that was not applied: its update is skipped as well."""
@@ -137,7 +143,8 @@ class TopologyUpdater:
         for (name, trail, shard), checksum in zip(self._entries(), table.tolist(), strict=True):
             words = f"{name}/{trail}/{shard}/{checksum}".encode()
             total += int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
-        return f"{total % (1 << 64):016x}"
+        stages = self.mesh.gather_objects((self.mesh.pipe.rank, total))  # of one stage all ranks have the same
+        return f"{sum(dict(stages).values()) % (1 << 64):016x}"
 
     def _entries(self) -> list[tuple[str, int, int]]:
         """Return (weight, trail, shard), by global numbers, of every checksum, in order."""

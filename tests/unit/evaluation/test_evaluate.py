@@ -48,7 +48,7 @@ def test_the_figures_of_all_batches_and_data_ranks_in_evaluation_mode():
     model, mesh, batches = Model().train(), Mesh(), [_batch(1), _batch(2)]
     result = evaluate(model, batches, mesh, CONFIG)
     assert model.training
-    assert mesh.reduced == [(torch.Size([6]), ("data",), "sum")]
+    assert mesh.reduced == [(torch.Size([6]), ("pipe", "data"), "sum")]
     expected = EnsembleSums(2)
     for batch in batches:
         expected.add(model.table[:, batch.tokens].detach(), batch.targets, batch.weights)

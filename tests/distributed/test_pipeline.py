@@ -1,0 +1,193 @@
+"""A pipeline trains as one rank does: losses, gradient norms, topologies, weights, moments and evaluation."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from nt_dist.config import Config
+from nt_dist.data.loader import Batch
+from nt_dist.evaluation.evaluate import evaluate
+from nt_dist.evaluation.topology import whole_overlap
+from nt_dist.model.trails import weights_of
+from nt_dist.parallel.mesh import init_mesh
+from nt_dist.parallel.pipeline import build_mesh_model
+from nt_dist.testing import run_distributed
+from nt_dist.training.checkpoint import Progress, load, save
+from nt_dist.training.engine import build_engine, train_step
+from nt_dist.training.optimizer_state import State, optimizer_state
+from nt_dist.training.topology import TopologyUpdater
+
+STEPS, BATCH, MICRO_BATCH, SEQUENCE, VOCABULARY = 7, 8, 2, 8, 29
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is spread: ZeRO stage, precision, degrees, and what differs in the config."""
+
+    stage: int = 0
+    precision: str = "fp32"
+    pipe: int = 1
+    tensor: int = 1
+    trail: int = 1
+    checkpointing: bool = False
+    regrow_from: str = "all"
+
+
+@dataclass
+class Record:
+    """What a run did, on one rank; the states are those of all ranks together, by weight, trail and shard."""
+
+    losses: list[list[float]]
+    norms: list[float]
+    checksums: list[str]
+    regrown: list[float]
+    figures: dict
+    states: dict[tuple[str, int, int], State]
+
+
+def config_of(world_size, layout):
+    """A tiny model of 6 trails with clipping on, which is updated after steps 2, 4 and 6."""
+    sections = {
+        "model": {
+            "hidden_size": 16,
+            "ffn_size": 24,
+            "num_layers": 3,
+            "num_attention_heads": 2,
+            "vocab_size": VOCABULARY,
+            "max_seq_len": SEQUENCE,
+        },
+        "trails": {"count": 6, "layers": 2},
+        "sparsity": {
+            "density": 0.4,
+            "topology_shards": 2,
+            "update_every": 2,
+            "storage": "compact",
+            "new_moments": "gradient",
+            "regrow_from": layout.regrow_from,
+        },
+        "train": {
+            "steps": STEPS,
+            "batch_size": BATCH,
+            "micro_batch_size": MICRO_BATCH,
+            "lr": 3e-3,
+            "warmup_steps": 2,
+            "adam_eps": 1e-4,
+            "weight_decay": 0.1,
+            "grad_clip": 0.5,
+            "precision": layout.precision,
+            "activation_checkpointing": layout.checkpointing,
+        },
+        "parallel": {"pipe": layout.pipe, "tensor": layout.tensor, "trail": layout.trail},
+    }
+    return Config.from_dict(sections, {"zero_optimization": {"stage": layout.stage}}, world_size)
+
+
+def batches_of(step, mesh):
+    """One data rank's micro-batches of a global step of ragged rows."""
+    generator = torch.Generator().manual_seed(step)
+    rows = torch.randint(VOCABULARY, (BATCH, SEQUENCE + 1), generator=generator)
+    lengths = torch.randint(2, SEQUENCE + 1, (BATCH,), generator=generator)
+    weights = (torch.arange(SEQUENCE) < lengths[:, None]).float()
+    share = BATCH // mesh.data.degree
+    mine = slice(mesh.data.rank * share, (mesh.data.rank + 1) * share)
+    parts = zip(rows[mine].split(MICRO_BATCH), weights[mine].split(MICRO_BATCH), strict=True)
+    return [Batch(part[:, :-1], part[:, 1:], weight) for part, weight in parts]
+
+
+def start(config):
+    """All parts of a run."""
+    mesh = init_mesh(config)
+    model = build_mesh_model(config, mesh)
+    engine = build_engine(config, model, mesh)
+    state = optimizer_state(engine)
+    state.create()
+    return mesh, model, engine, state, TopologyUpdater(config, mesh, model, state, engine)
+
+
+def _states(mesh, model, door):
+    """All weights' states by global numbers, each fragment the same on all ranks that have it."""
+    mine = {}
+    for name, weight in weights_of(model).items():
+        slots = [weight.to_slots(part) for part in door.read(weight)]
+        for trail in weight.trails:
+            for shard in weight.shards:
+                mine[name, trail, shard] = State(*(weight.fragment(part, trail, shard).clone() for part in slots))
+    whole = {}
+    for states in mesh.gather_objects(mine):
+        for key, state in states.items():
+            same = whole.setdefault(key, state)
+            assert all(torch.equal(*parts) for parts in zip(same, state, strict=True)), f"{key} differs between ranks"
+    return whole
+
+
+def train(config, steps, parts):
+    """Train through ``steps`` and record it."""
+    mesh, model, engine, door, updater = parts
+    record = Record([], [], [updater.check("the start")], [], {}, {})
+    for step in steps:
+        result = train_step(engine, config, mesh, batches_of(step, mesh), step, updater.collects_at(step))
+        assert result.applied
+        record.losses.append(result.loss_per_trail)
+        record.norms.append(result.grad_norm)
+        if updater.updates_at(step):
+            record.regrown.append(updater.update(step).regrown)
+            record.checksums.append(updater.check(f"the update at step {step}"))
+    record.figures = evaluate(model, batches_of(99, mesh), mesh, config)
+    overlap = whole_overlap(weights_of(model).values(), mesh)
+    record.figures |= {"overlap": (overlap.jaccard, overlap.chance)} if config.parallel.trail == 1 else {}
+    assert model.training and door.step == steps[-1]
+    assert all(weight.dense_gradient is None and not weight.collecting for weight in weights_of(model).values())
+    record.states = _states(mesh, model, door)
+    return record
+
+
+def _run(rank, world_size, layout):
+    config = config_of(world_size, layout)
+    parts = start(config)
+    record = train(config, range(1, STEPS + 1), parts)
+    return record, sorted(weights_of(parts[1]))
+
+
+def assert_alike(record, wanted, relative=1e-5, absolute=1e-4):
+    """Compare two records."""
+    for losses, right in zip(record.losses, wanted.losses, strict=True):
+        assert losses == pytest.approx(right, rel=relative)
+    assert record.norms == pytest.approx(wanted.norms, rel=relative)
+    assert record.checksums == wanted.checksums
+    assert record.regrown == wanted.regrown
+    for name in record.figures:
+        assert record.figures[name] == pytest.approx(wanted.figures[name], rel=relative, abs=1e-4), name
+    assert record.states.keys() == wanted.states.keys()
+    for key, state in record.states.items():
+        for part, found, right in zip(State._fields, state, wanted.states[key], strict=True):
+            difference = float((found - right).abs().max())
+            assert difference <= absolute, f"{key}.{part} differs by {difference}"
+
+
+@pytest.fixture(scope="module")
+def one_rank():
+    """One rank in fp32."""
+    record, _ = run_distributed(_run, 1, Layout())[0]
+    assert len(set(record.checksums)) == 4, "three updates must have changed the topology"
+    assert min(record.norms) > 0.5, "clipping must have been at work"
+    return record
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        (2, Layout(pipe=2)),
+        (2, Layout(pipe=2, stage=1, checkpointing=True)),
+        (3, Layout(pipe=3)),
+        (4, Layout(pipe=2, stage=0)),
+        (4, Layout(pipe=2, stage=1)),
+    ],
+    ids=lambda value: str(value).removeprefix("Layout"),
+)
+def test_a_pipeline_trains_as_one_rank_does(ranks, layout, one_rank):
+    answers = run_distributed(_run, ranks, layout)
+    for record, _ in answers:
+        assert_alike(record, one_rank)
+    held = [set(names) for _, names in answers]
+    assert held[0].isdisjoint(held[-1]) and "embedding" in held[0] and "output" in held[-1]
