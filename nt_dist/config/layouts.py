@@ -88,10 +88,8 @@ def _broken(config: Config) -> Iterator[str]:
 
 def _not_yet(config: Config) -> Iterator[str]:
     """Layouts that the checkpoint format and the mesh foresee and the model cannot be cut into yet."""
-    for axis in ("tensor", "pipe", "trail"):
-        degree = getattr(config.parallel, axis)
-        if degree != 1:
-            yield f"parallel.{axis} = {degree} must be 1 in this version, which has data parallelism and ZeRO"
+    if config.parallel.pipe != 1:
+        yield f"parallel.pipe = {config.parallel.pipe} must be 1 in this version, which has no pipeline parallelism"
 
 
 def _divisors(number: int) -> list[int]:
