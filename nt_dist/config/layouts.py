@@ -59,7 +59,6 @@ def _works(config: Config) -> bool:
 
 
 def _broken(config: Config) -> Iterator[str]:
-    yield from _not_yet(config)
     model, degrees = config.model, config.parallel
     if config.world_size % config.model_degree:
         yield (
@@ -84,14 +83,6 @@ def _broken(config: Config) -> Iterator[str]:
             f"parallel.pipe = {degrees.pipe} allows ZeRO stages 0 and 1 (a limit of DeepSpeed), not "
             f"zero_optimization.stage = {config.zero_stage} of the DeepSpeed JSON"
         )
-
-
-def _not_yet(config: Config) -> Iterator[str]:
-    """Layouts that the checkpoint format and the mesh foresee and the model cannot be cut into yet."""
-    for axis in ("tensor", "trail"):
-        degree = getattr(config.parallel, axis)
-        if degree != 1:
-            yield f"parallel.{axis} = {degree} must be 1 in this version, which has data and pipeline parallelism"
 
 
 def _divisors(number: int) -> list[int]:

@@ -46,10 +46,8 @@ def layer_makers(config: Config, place: Place, device: torch.device | str = "cpu
 def run_layers(layers: Iterable[nn.Module], x: torch.Tensor, recompute: bool) -> torch.Tensor:
     """Pass ``x`` through ``layers``; with ``recompute`` the blocks' activations are computed again in backward."""
     for layer in layers:
-        if recompute and isinstance(layer, Block):
-            x = checkpoint(layer, x, use_reentrant=False)
-        else:
-            x = layer(x)
+        again = recompute and isinstance(layer, Block)
+        x = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
     return x
 
 

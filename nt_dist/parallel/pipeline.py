@@ -116,7 +116,7 @@ class PipelineModel(PipelineModule):
 
     def _loss(self, logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         targets, weights = labels
-        sums = (self.place.token_losses(logits, targets) * weights).flatten(1).sum(1)
+        sums = self.place.trail_losses(logits, targets, weights)
         self._nll += sums.detach()
         return sums.sum() * self._scale
 

@@ -16,9 +16,9 @@ from nt_dist.data.loader import StepLoader, evaluation_batches
 from nt_dist.errors import CheckpointError, RunError
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.report import evaluation_table
-from nt_dist.evaluation.topology import whole_density, whole_overlap
+from nt_dist.evaluation.topology import density, trail_overlap
 from nt_dist.model.trails import weights_of
-from nt_dist.model.weights import count_parameters
+from nt_dist.model.weights import count_parameters, weight_specs
 from nt_dist.parallel import launcher
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
@@ -206,7 +206,7 @@ class Trainer:
             "flops_per_second_dense_equivalent": pace * self.flops.training_dense,
             "flops_per_second_sparse_effective": pace * self.flops.training_sparse,
             "memory": int(memory),
-            "density": whole_density(self.config),
+            "density": density(weight_specs(self.config).values()),
             "drop_fraction": self.drop_fraction,
             "regrown": self.regrown,
             "topology_checksum": self.checksum,
@@ -226,7 +226,7 @@ class Trainer:
             data_degree=axis.degree,
         )
         figures = evaluate(self.model, batches, self.mesh, config)
-        overlap = whole_overlap(self.weights.values(), self.mesh)
+        overlap = trail_overlap(self.weights.values(), self.mesh)
         if self.reporter:
             self.reporter.evaluated({"step": self.step, "eval": figures}, overlap)
 

@@ -1,6 +1,6 @@
 """A pipeline trains as one rank does: losses, gradient norms, topologies, weights, moments and evaluation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import torch
 from nt_dist.config import Config
 from nt_dist.data.loader import Batch
 from nt_dist.evaluation.evaluate import evaluate
-from nt_dist.evaluation.topology import whole_overlap
+from nt_dist.evaluation.topology import trail_overlap
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.parallel.pipeline import build_mesh_model
@@ -18,7 +18,7 @@ from nt_dist.training.engine import build_engine, train_step
 from nt_dist.training.optimizer_state import State, optimizer_state
 from nt_dist.training.topology import TopologyUpdater
 
-STEPS, BATCH, MICRO_BATCH, SEQUENCE, VOCABULARY = 7, 8, 2, 8, 29
+STEPS, SAVED, BATCH, MICRO_BATCH, SEQUENCE, VOCABULARY = 7, 3, 8, 2, 8, 29  # updates before and after SAVED
 
 
 @dataclass(frozen=True)
@@ -134,19 +134,30 @@ def train(config, steps, parts):
             record.regrown.append(updater.update(step).regrown)
             record.checksums.append(updater.check(f"the update at step {step}"))
     record.figures = evaluate(model, batches_of(99, mesh), mesh, config)
-    overlap = whole_overlap(weights_of(model).values(), mesh)
-    record.figures |= {"overlap": (overlap.jaccard, overlap.chance)} if config.parallel.trail == 1 else {}
+    overlap = trail_overlap(weights_of(model).values(), mesh)
+    record.figures |= {"overlap": (overlap.jaccard, overlap.chance)}
     assert model.training and door.step == steps[-1]
     assert all(weight.dense_gradient is None and not weight.collecting for weight in weights_of(model).values())
     record.states = _states(mesh, model, door)
     return record
 
 
-def _run(rank, world_size, layout):
+def _run(rank, world_size, layout, folder=None):
+    """Train from the start to the end; with a folder, save after step SAVED."""
     config = config_of(world_size, layout)
-    parts = start(config)
-    record = train(config, range(1, STEPS + 1), parts)
-    return record, sorted(weights_of(parts[1]))
+    mesh, model, _, door, _ = parts = start(config)
+    early = train(config, range(1, SAVED + 1), parts)
+    path = save(folder, config, mesh, model, door, Progress(SAVED, SAVED * BATCH, door.step, "")) if folder else None
+    late = train(config, range(SAVED + 1, STEPS + 1), parts)
+    return early, late, sorted(weights_of(model)), path
+
+
+def _go_on(rank, world_size, layout, path):
+    """Train from a checkpoint to the end."""
+    config = config_of(world_size, layout)
+    mesh, model, _, door, _ = parts = start(config)
+    progress = load(path, config, mesh, model, door)
+    return train(config, range(progress.step + 1, STEPS + 1), parts)
 
 
 def assert_alike(record, wanted, relative=1e-5, absolute=1e-4):
@@ -167,27 +178,65 @@ def assert_alike(record, wanted, relative=1e-5, absolute=1e-4):
 
 @pytest.fixture(scope="module")
 def one_rank():
-    """One rank in fp32."""
-    record, _ = run_distributed(_run, 1, Layout())[0]
-    assert len(set(record.checksums)) == 4, "three updates must have changed the topology"
-    assert min(record.norms) > 0.5, "clipping must have been at work"
-    return record
+    """One rank in fp32, before and after step SAVED."""
+    early, late, *_ = run_distributed(_run, 1, Layout())[0]
+    assert len({*early.checksums, *late.checksums}) == 4, "three updates must have changed the topology"
+    assert min(*early.norms, *late.norms) > 0.5, "clipping must have been at work"
+    return early, late
+
+
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory):
+    """Two stages on two data ranks at ZeRO 1, blocks computed again in backward, saved after step SAVED."""
+    layout = Layout(pipe=2, stage=1, checkpointing=True)
+    return run_distributed(_run, 4, layout, tmp_path_factory.mktemp("saved"))
+
+
+def _assert_trained_alike(answers, one_rank, **limits):
+    for early, late, *_ in answers:
+        assert_alike(early, one_rank[0], **limits)
+        assert_alike(late, one_rank[1], **limits)
+    held = [set(names) for _, _, names, _ in answers]
+    assert held[0].isdisjoint(held[-1]) and "embedding" in held[0] and "output" in held[-1]
 
 
 @pytest.mark.parametrize(
     ("ranks", "layout"),
     [
         (2, Layout(pipe=2)),
-        (2, Layout(pipe=2, stage=1, checkpointing=True)),
-        (3, Layout(pipe=3)),
-        (4, Layout(pipe=2, stage=0)),
-        (4, Layout(pipe=2, stage=1)),
+        (3, Layout(pipe=3, stage=1)),
+        (4, Layout(pipe=2, tensor=2, stage=1)),
+        (4, Layout(pipe=2, trail=2)),
     ],
-    ids=lambda value: str(value).removeprefix("Layout"),
+    ids=("pipe 2", "pipe 3, ZeRO 1", "pipe 2 x tensor 2, ZeRO 1", "pipe 2 x trail 2"),
 )
 def test_a_pipeline_trains_as_one_rank_does(ranks, layout, one_rank):
-    answers = run_distributed(_run, ranks, layout)
-    for record, _ in answers:
-        assert_alike(record, one_rank)
-    held = [set(names) for _, names in answers]
-    assert held[0].isdisjoint(held[-1]) and "embedding" in held[0] and "output" in held[-1]
+    _assert_trained_alike(run_distributed(_run, ranks, layout), one_rank)
+
+
+def test_stages_on_data_ranks_train_as_one_rank_does(four_ranks, one_rank):
+    _assert_trained_alike(four_ranks, one_rank)
+
+
+def test_regrowth_from_the_last_micro_batch_of_each_stage():
+    layout = Layout(regrow_from="last_micro_batch")
+    alone = run_distributed(_run, 1, layout)[0][:2]
+    _assert_trained_alike(run_distributed(_run, 2, replace(layout, pipe=2)), alone)
+
+
+def test_bf16_where_a_rank_of_the_first_stage_owns_nothing():
+    layout = Layout(stage=1, precision="bf16")
+    alone = run_distributed(_run, 1, layout)[0][:2]
+    _assert_trained_alike(
+        run_distributed(_run, 4, replace(layout, pipe=2, trail=2)), alone, relative=5e-3, absolute=5e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [(1, Layout()), (2, Layout(stage=3)), (4, Layout(pipe=2, trail=2))],
+    ids=("one rank", "ZeRO 3", "pipe 2 x trail 2"),
+)
+def test_a_checkpoint_of_a_pipeline_goes_on_in_other_layouts(ranks, layout, four_ranks, one_rank):
+    for record in run_distributed(_go_on, ranks, layout, four_ranks[0][3]):
+        assert_alike(record, one_rank[1])
