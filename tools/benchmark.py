@@ -52,14 +52,18 @@ def main() -> int:
     config = load_config(path, overrides, ds_config, check_paths=False)
 
     from nt_dist.benchmark.run import run_memory, run_speed  # takes seconds: torch and DeepSpeed
+    from nt_dist.parallel.mesh import close, init_mesh
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    mesh = init_mesh(config)
     if arguments.what == "speed":
-        table, figures = run_speed(config, arguments.densities, arguments.rounds, arguments.steps, say)
+        turns = {"num_rounds": arguments.rounds, "num_steps": arguments.steps}
+        table, figures = run_speed(config, mesh, arguments.densities, say, **turns)
     else:
-        table, figures = run_memory(config, arguments.densities, say)
+        table, figures = run_memory(config, mesh, arguments.densities, say)
+    close()
     print(table)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -75,10 +75,9 @@ def measure_memory(config: Config, mesh: Mesh, density: float) -> MemoryReport:
     config = at_density(config, density)
     with Allocations(mesh.device) as allocations:
         bench = build_bench(config, mesh)
-        _mark_backward(bench, allocations)
         bench.step()
-        gc.collect()
         allocations.mark("ordinary")
+        _mark_backward(bench, allocations)
         bench.step()
         gc.collect()
         allocations.mark("rest")
@@ -116,7 +115,6 @@ def _mark_backward(bench: Bench, allocations: Allocations) -> None:
 def _mark_update(bench: Bench, allocations: Allocations) -> None:
     del bench.engine.step  # the marked one: this step's backward keeps dense gradients as well
     bench.step_before_update()
-    gc.collect()
     allocations.mark("update")
     bench.update()
     allocations.mark("updated")

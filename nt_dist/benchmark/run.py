@@ -8,12 +8,14 @@ import torch
 from nt_dist.benchmark.memory import measure_memory, memory_table
 from nt_dist.benchmark.speed import measure_speed
 from nt_dist.config import Config
-from nt_dist.parallel.mesh import close, init_mesh
+from nt_dist.parallel.mesh import Mesh
 
 Say = Callable[[str], None]
 
 
-def run_speed(config: Config, densities: list[float], num_rounds: int, num_steps: int, say: Say) -> tuple[str, dict]:
+def run_speed(
+    config: Config, mesh: Mesh, densities: list[float], say: Say, *, num_rounds: int, num_steps: int
+) -> tuple[str, dict]:
     """Measures the speed; see speed.measure_speed.
 
     Args:
@@ -22,15 +24,13 @@ def run_speed(config: Config, densities: list[float], num_rounds: int, num_steps
     Returns:
         Markdown, and every round's figures.
     """
-    mesh = init_mesh(config)
     report = measure_speed(config, mesh, densities, num_rounds=num_rounds, num_steps=num_steps, progress=say)
-    close()
     where = describe(config, mesh.device)
     head = f"{where}; {num_rounds} rounds of {num_steps} steps of {report.tokens_per_step:,} tokens\n\n"
     return head + report.table(), {"where": where, **report.to_dict()}
 
 
-def run_memory(config: Config, densities: list[float], say: Say) -> tuple[str, list[dict]]:
+def run_memory(config: Config, mesh: Mesh, densities: list[float], say: Say) -> tuple[str, list[dict]]:
     """Counts the memory at each density; see memory.measure_memory.
 
     Args:
@@ -39,12 +39,10 @@ def run_memory(config: Config, densities: list[float], say: Say) -> tuple[str, l
     Returns:
         Markdown, and every density's figures.
     """
-    mesh = init_mesh(config)
     reports = []
     for density in densities:
         reports.append(measure_memory(config, mesh, density))
         say(f"density {density:g}: {sum(reports[-1].measured.values()) / 2**20:,.1f} MiB")
-    close()
     where = describe(config, mesh.device)
     head = f"{where}; bytes per stored parameter, measured / formula\n\n"
     return head + memory_table(reports), [{"where": where, **report.to_dict()} for report in reports]

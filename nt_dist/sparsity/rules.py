@@ -52,30 +52,35 @@ def _rank_within_sign(values: torch.Tensor) -> torch.Tensor:
 
 
 def choose_grown(
-    rule: str, gradient: torch.Tensor | None, closed: torch.Tensor, count: int, keys: torch.Tensor
+    rule: str,
+    gradient: torch.Tensor | None,
+    closed: torch.Tensor,
+    dropped: torch.Tensor,
+    count: int,
+    keys: torch.Tensor,
 ) -> torch.Tensor:
     """Choose the ``count`` open entries of each row that become active.
 
     Args:
-        rule: "gradient" (largest |dense gradient|, RigL; entries of gradient 0, as in the embedding rows of tokens that
-            did not occur, by the stream) or "random" (SET).
+        rule: "gradient" (largest |dense gradient|, RigL) or "random" (SET). Entries of gradient 0, as in the embedding
+            rows of tokens that did not occur, say nothing for or against themselves: of these, what was only just
+            dropped comes back first, value and moments untouched, then others, both in the stream's order.
         gradient: Dense gradient [R, n]; not used by "random".
         closed: bool [R, n], entries that may not be chosen: those that are kept, and padding.
+        dropped: bool [R, n], entries that this update has dropped; they are open.
         count: Entries to choose in each row.
         keys: int64 [R, 1], the rows' grow streams.
 
     Returns:
         int64 [R, count], positions in no particular order.
     """
-    if rule == "gradient":
-        score = gradient.abs().float().masked_fill_(closed, -2.0)
-        best = score.topk(count, dim=1, sorted=False)
-        if count == 0 or bool((best.values > 0).all()):
-            return best.indices
-        everywhere = torch.arange(closed.shape[1], device=closed.device).expand(closed.shape[0], -1)
-        by_seed = (uniform(keys, everywhere) - 1.0).float()  # in (-1, 0): below any gradient, above what is closed
-        score = torch.where(score == 0, by_seed, score)
-        return score.topk(count, dim=1, sorted=False).indices
-    assert rule == "random", rule
     everywhere = torch.arange(closed.shape[1], device=closed.device).expand(closed.shape[0], -1)
-    return uniform(keys, everywhere).masked_fill_(closed, -1.0).topk(count, dim=1, sorted=False).indices
+    if rule == "random":
+        return uniform(keys, everywhere).masked_fill_(closed, -1.0).topk(count, dim=1, sorted=False).indices
+    assert rule == "gradient", rule
+    score = gradient.abs().float().masked_fill_(closed, -2.0)
+    best = score.topk(count, dim=1, sorted=False)
+    if count == 0 or bool((best.values > 0).all()):
+        return best.indices
+    undecided = uniform(keys, everywhere).float().clamp_(max=0.9999) - 1.0 - (~dropped).float()  # in [-2, 0)
+    return torch.where(score == 0, undecided, score * 2).topk(count, dim=1, sorted=False).indices

@@ -75,10 +75,11 @@ def plan_update(
         kept = choose_kept(rules.drop, rows.take(values), slots - drop, rows.keys("drop"), positions, rules.temperature)
         kept_positions = positions[kept].view(len(positions), slots - drop)
         closed = rows.padding.repeat(len(positions), 1).scatter_(1, kept_positions, True)  # [R, n]
-        scores = None if blocks is None else torch.cat([blocks[:, number] for number, *_ in group])
-        grown = choose_grown(rules.grow, scores, closed, drop, rows.keys("grow"))
         slot_at = torch.full(closed.shape, -1, dtype=torch.int32, device=old.device)
         slot_at.scatter_(1, positions, torch.arange(slots, dtype=torch.int32, device=old.device).expand_as(positions))
+        dropped = (slot_at >= 0) & ~closed
+        scores = None if blocks is None else torch.cat([blocks[:, number] for number, *_ in group])
+        grown = choose_grown(rules.grow, scores, closed, dropped, drop, rows.keys("grow"))
         new = torch.cat([kept_positions, grown], dim=1).sort(dim=1).values
         rows.put(index, new, lambda shard, part: flat_index(spec, weight.shards, shard, part))
         came_from = slot_at.gather(1, new).long()

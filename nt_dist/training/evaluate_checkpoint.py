@@ -95,9 +95,9 @@ def evaluate_checkpoint(
     Args:
         path: A checkpoint, a folder of checkpoints or a run's folder (then its newest whole checkpoint).
         mesh: From `join`.
-        data: Other texts to evaluate on (file, folder or pattern), with the run's tokenizer and layout; None: the run's
-            own validation texts.
-        overrides: ``section.key=value`` over the checkpoint's settings: ``run.eval_batches=0`` evaluates on all there is.
+        data: Other texts to evaluate on (file, folder or pattern), with the run's tokenizer and layout; None: the
+            run's own validation texts.
+        overrides: ``section.key=value`` over the checkpoint's settings: ``run.eval_batches=0`` takes all texts.
 
     Raises:
         NTDistError: Checkpoint, settings or data cannot be used; on all ranks.

@@ -3,8 +3,16 @@
 import pytest
 import torch
 
-from nt_dist.sparsity.rules import choose_grown, choose_kept
+from nt_dist.sparsity import rules
+from nt_dist.sparsity.rules import choose_kept
 from nt_dist.sparsity.streams import stream_keys
+
+
+def choose_grown(rule, gradient, closed, count, keys, dropped=None):
+    return rules.choose_grown(
+        rule, gradient, closed, torch.zeros_like(closed) if dropped is None else dropped, count, keys
+    )
+
 
 KEYS = stream_keys([(0, "drop", row) for row in range(3)])[:, None]
 
@@ -68,6 +76,21 @@ def test_entries_without_gradient_are_chosen_by_the_stream_after_all_others():
         assert 70 in row and min(row) >= 50 and len(set(row)) == 20
         assert sorted(row) != list(range(50, 70)) and sorted(row) != list(range(80, 100))
     assert set(grown[0].tolist()) != set(grown[1].tolist())
+
+
+def test_of_entries_without_gradient_the_dropped_ones_come_back_first():
+    closed = torch.zeros(2, 100, dtype=torch.bool)
+    closed[:, :20] = True
+    dropped = torch.zeros(2, 100, dtype=torch.bool)
+    dropped[:, 40:60] = True
+    gradient = torch.zeros(2, 100)
+    gradient[:, [30, 45]] = 1e-30
+    few = choose_grown("gradient", gradient, closed, 12, KEYS[:2], dropped)
+    for row in few.tolist():
+        assert {30, 45} < set(row) <= {30, *range(40, 60)} and len(set(row)) == 12
+    assert set(few[0].tolist()) != set(few[1].tolist())
+    for row in choose_grown("gradient", gradient, closed, 30, KEYS[:2], dropped).tolist():
+        assert {30, *range(40, 60)} < set(row) and min(row) >= 20 and len(set(row)) == 30
 
 
 @pytest.mark.parametrize("rule", ["gradient", "random"])

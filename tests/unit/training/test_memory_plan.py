@@ -1,7 +1,5 @@
 """The plan's formulas against bytes counted on real tensors, and against what each ZeRO stage should divide."""
 
-from dataclasses import replace
-
 import pytest
 
 from nt_dist.config import Config
@@ -50,8 +48,7 @@ def test_weights_and_index_are_those_of_the_built_model(density, storage):
 )
 def test_each_stage_divides_what_it_should(precision, stage, expected):
     plan = plan_memory(_config(storage="compact", ranks=8, precision=precision, stage=stage))
-    stored = plan.index / 4 + 8 * 32  # every matrix is sparse here; 8 norms of 32 have no index
-    norms = 2 * 1 + 2 * 2 * 2 + 2  # the trunk's block, two blocks of two trails, final norms
+    norms = 2 * 1 + 2 * 2 * 2 + 2  # the trunk's block, two blocks of two trails, final norms: dense, of 32 each
     stored = plan.index / 4 + norms * 32
     for kind, each in zip(STATE, expected, strict=True):
         assert getattr(plan, kind) == pytest.approx(each * stored, abs=1), kind
@@ -68,7 +65,6 @@ def test_buffers_are_the_jsons():
 
 def test_an_update_needs_its_dense_gradients_and_a_static_run_nothing():
     config = _config(storage="compact")
-    entries = 2 * (2 * 61 + 0) * 0  # see below
     weights = [weight for weight in weights_of(build_model(config)).values() if weight.spec.is_sparse]
     entries = sum(weight.dense_elements for weight in weights)
     assert plan_memory(config).update > 4 * entries
@@ -83,7 +79,7 @@ def test_stages_begin_where_the_precision_allows_and_sum_up():
     plans = plan_stages(config)
     assert [plan.stage for plan in plans] == [1, 2, 3]
     assert plans[0].total == sum(getattr(plans[0], kind) for kind in MemoryPlan.KINDS)
-    assert plans[0].total > plans[1].total
+    assert plans[0].gradients > plans[1].gradients > 0
     lines = plan_table(config, plans).splitlines()
     assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
-    assert f"{replace(plans[2], update=0).moments / 2**20:,.1f}" in lines[-1]
+    assert f"{plans[2].moments / 2**20:,.1f}" in lines[-1]

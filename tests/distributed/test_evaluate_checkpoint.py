@@ -1,0 +1,163 @@
+"""A checkpoint gives the evaluation of its run, on any number of ranks, and on other texts."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from nt_dist.config.load import build_config
+from nt_dist.errors import CheckpointError, ConfigError, DataError, RunError
+from nt_dist.testing import RankError, run_distributed
+
+STEPS = 3  # with an update after the second
+
+
+def _texts(folder, seed, documents):
+    """Files of words that a very small tokenizer can learn."""
+    folder.mkdir()
+    words = ["trail", "trunk", "fork", "slot", "index", "grow", "drop", "sparse", "dense", "shard", "mesh", "rank"]
+    draw = random.Random(seed)
+    for number in range(documents):
+        (folder / f"{number}.txt").write_text(" ".join(draw.choices(words, k=60)) + ".\n")
+    return folder
+
+
+def _sections(folder, precision):
+    return {
+        "model": {"hidden_size": 16, "ffn_size": 32, "num_layers": 2, "num_attention_heads": 2, "vocab_size": 300}
+        | {"max_seq_len": 8},
+        "trails": {"count": 2, "layers": 1},
+        "sparsity": {"density": 0.4, "topology_shards": 4, "update_every": 2},
+        "data": {"source": "text", "path": str(folder / "train"), "validation": str(folder / "validation")}
+        | {"num_workers": 0},
+        "train": {"steps": 10, "batch_size": 6, "micro_batch_size": 3, "lr": 0.05, "warmup_steps": 0}
+        | {"precision": precision},
+        "run": {"dir": str(folder / "run"), "eval_batches": 2},
+    }
+
+
+def _train(rank, world_size, folder, precision):
+    """A run of three steps that evaluates and saves, as the trainer does."""
+    from nt_dist.data import open_data
+    from nt_dist.data.loader import StepLoader, evaluation_batches
+    from nt_dist.evaluation.evaluate import evaluate
+    from nt_dist.model.trails import build_model
+    from nt_dist.parallel.mesh import init_mesh
+    from nt_dist.training.checkpoint import save
+    from nt_dist.training.checkpoint_manifest import Progress
+    from nt_dist.training.engine import build_engine, train_step
+    from nt_dist.training.optimizer_state import optimizer_state
+    from nt_dist.training.topology import TopologyUpdater
+
+    config = build_config(_sections(folder, precision), None, world_size)
+    mesh, data, model = init_mesh(config), open_data(config), build_model(config)
+    engine = build_engine(config, model, mesh)
+    state = optimizer_state(engine)
+    state.create()
+    topology = TopologyUpdater(config, mesh, model, state, engine)
+    batches = iter(StepLoader(data.train, 0, 6, 3, 0, 1, 0, 0))
+    for step in range(1, STEPS + 1):
+        train_step(engine, config, mesh, next(batches), step, topology.collects_at(step))
+        if topology.updates_at(step):
+            topology.update(step)
+    figures = evaluate(model, evaluation_batches(data.validation, 3, num_samples=12), mesh, config)
+    save(folder / "run" / "checkpoints", config, mesh, model, state, Progress(STEPS, 18, STEPS, data.digest))
+    return figures
+
+
+def _evaluate(rank, world_size, path, data=None, overrides=()):
+    from nt_dist.training.evaluate_checkpoint import evaluate_checkpoint, join
+
+    return evaluate_checkpoint(Path(path), join(world_size), data, overrides)
+
+
+def _run(folder, precision):
+    for seed, name in enumerate(("train", "validation", "other")):
+        _texts(folder / name, seed, 30)
+    return folder, run_distributed(_train, 1, folder, precision)[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder and what it found of itself."""
+    return _run(tmp_path_factory.mktemp("run"), "fp32")
+
+
+def _assert_equal(found, expected, rel):
+    assert found["tokens"] == expected["tokens"]
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=rel, abs=1e-3 if key == "ensemble_gain" else 1e-6), key
+
+
+def test_it_is_the_runs_own_evaluation_on_any_number_of_ranks(run):
+    folder, expected = run
+    assert expected["tokens"] == 12 * 8
+    (alone,) = run_distributed(_evaluate, 1, folder / "run")  # the run's folder: its newest checkpoint
+    assert alone.step == STEPS and alone.checkpoint.endswith("step-00000003")
+    _assert_equal(alone.figures, expected, rel=1e-6)
+    # three ranks divide neither the batch of training nor the samples
+    first, *others = run_distributed(_evaluate, 3, alone.checkpoint)
+    assert all(each.figures == first.figures for each in others)
+    _assert_equal(first.figures, expected, rel=1e-5)
+
+
+def test_a_bf16_run_is_evaluated_in_bf16(tmp_path):
+    folder, expected = _run(tmp_path, "bf16")
+    (result,) = run_distributed(_evaluate, 1, folder / "run")
+    _assert_equal(result.figures, expected, rel=1e-6)
+
+
+def test_other_texts_and_settings(run):
+    folder, expected = run
+    every = run_distributed(_evaluate, 2, folder / "run", None, ["run.eval_batches=0"])[0].figures
+    assert every["tokens"] > expected["tokens"]
+    other = run_distributed(_evaluate, 2, folder / "run", str(folder / "other"))[0]
+    assert other.data == str(folder / "other")
+    assert other.figures["ppl_trails"] != pytest.approx(expected["ppl_trails"], rel=1e-4)
+
+
+def test_table_and_json_hold_the_figures(run, tmp_path):
+    folder, expected = run
+    (result,) = run_distributed(_evaluate, 1, folder / "run")
+    assert f"{expected['ppl_ensemble_prob']:.2f}" in result.table() and "step 3" in result.table()
+    result.write_json(tmp_path / "eval.json")
+    content = json.loads((tmp_path / "eval.json").read_text())
+    assert content["eval"] == result.figures and content["step"] == STEPS
+    assert os.listdir(tmp_path) == ["eval.json"]
+
+
+def test_what_cannot_be_evaluated_is_refused_on_every_rank(run, tmp_path):
+    folder, _ = run
+    (tmp_path / "checkpoints").mkdir()
+    for path, data, overrides, error, message in (
+        (folder / "nowhere", None, [], CheckpointError, "nowhere"),
+        (tmp_path, None, [], CheckpointError, "no checkpoint in it"),
+        (folder / "run", None, ["model.hidden_size=32"], CheckpointError, "another model"),
+        (folder / "run", None, ["run.eval_batch=0"], ConfigError, "run.eval_batches"),
+        (folder / "run", str(folder / "nothing"), [], DataError, "nothing"),
+    ):
+        with pytest.raises(RankError, match=message) as raised:
+            run_distributed(_evaluate, 2, path, data, overrides)
+        assert isinstance(raised.value.error, error)
+
+
+def test_changed_training_texts_are_noticed(run):
+    folder, _ = run
+    new = folder / "train" / "new.txt"
+    new.write_text("another text.\n")
+    try:
+        with pytest.raises(RankError, match="trained on other data"):
+            run_distributed(_evaluate, 1, folder / "run")
+    finally:
+        new.unlink()
+
+
+def test_a_json_file_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    from nt_dist.training.evaluate_checkpoint import check_json
+
+    check_json(tmp_path / "eval.json")
+    for path in (tmp_path, tmp_path / "missing" / "eval.json"):
+        with pytest.raises(RunError, match="--json"):
+            check_json(path)
