@@ -32,6 +32,7 @@ class Layout:
     precision: str = "fp32"
     ragged: bool = False
     storage: str = "auto"
+    grow: str = "gradient"
 
     @property
     def ranks(self) -> int:
@@ -51,7 +52,13 @@ def config_of(layout: Layout) -> Config:
     sections = {
         "model": model | {"vocab_size": VOCABULARY, "max_seq_len": SEQUENCE},
         "trails": {"count": 6, "layers": 1},
-        "sparsity": {"density": 0.4, "topology_shards": 2, "update_every": 2, "storage": layout.storage},
+        "sparsity": {
+            "density": 0.4,
+            "topology_shards": 2,
+            "update_every": 2,
+            "storage": layout.storage,
+            "grow": layout.grow,
+        },
         "train": train,
         "parallel": {"tensor": layout.tensor, "trail": layout.trail},
     }

@@ -13,28 +13,25 @@ SAVED = 3  # after one topology update, before two more
 LAYOUTS = [
     Layout(tensor=2),
     Layout(trail=2),
-    Layout(trail=3),
+    Layout(trail=3, storage="masked"),
     Layout(tensor=2, data=2, stage=1),
     Layout(trail=2, tensor=2),
-    Layout(data=2, stage=1),
-    Layout(data=2, stage=2),
-    Layout(data=2, stage=3),
-    Layout(trail=2, stage=2, storage="masked"),
     Layout(trail=2, data=2, stage=3),
     Layout(tensor=2, data=2, stage=1, ragged=True),
 ]
-REFERENCES: dict[tuple[str, bool], Record] = {}
+REFERENCES: dict[tuple[str, bool, str], Record] = {}
 
 
-def one_rank(precision: str = "fp32", ragged: bool = False) -> Record:
+def one_rank(precision: str = "fp32", ragged: bool = False, grow: str = "gradient") -> Record:
     """What one rank does: computed once for all that are compared with it."""
-    if (precision, ragged) not in REFERENCES:
-        layout = Layout(precision=precision, ragged=ragged, stage=int(precision == "bf16"))
+    key = (precision, ragged, grow)
+    if key not in REFERENCES:
+        layout = Layout(precision=precision, ragged=ragged, grow=grow, stage=int(precision == "bf16"))
         (record,) = run_distributed(train_whole, 1, layout)
         assert len(set(record.checksums)) == 4, "three updates must have changed the topology"
         assert max(record.norms) > 0.5, "clipping must have been at work"
-        REFERENCES[precision, ragged] = record
-    return REFERENCES[precision, ragged]
+        REFERENCES[key] = record
+    return REFERENCES[key]
 
 
 def assert_alike(
@@ -70,19 +67,23 @@ def test_a_layout_trains_as_one_rank_does(layout):
 
 @pytest.mark.parametrize(
     "layout",
-    [Layout(tensor=2, precision="bf16", stage=1), Layout(trail=2, data=2, precision="bf16", stage=2)],
+    [
+        Layout(tensor=2, precision="bf16", stage=1, grow="random"),
+        Layout(trail=2, data=2, precision="bf16", stage=2, grow="random"),
+    ],
     ids=str,
 )
 def test_bf16_stays_near(layout):
-    """bf16 rounds what tensor ranks add up: the topologies may come to differ where two scores nearly tie."""
-    wanted, exact = one_rank("bf16"), one_rank()
+    """Regrowth is random here: gradients rounded to bf16 are so often nearly equal that topologies part."""
+    wanted = one_rank("bf16", grow="random")
     for record in run_distributed(train_whole, layout.ranks, layout):
-        assert record.checksums[0] == wanted.checksums[0]
-        for losses, right, also in zip(record.losses, wanted.losses, exact.losses, strict=True):
-            assert losses == pytest.approx(right, rel=3e-3)
-            assert losses == pytest.approx(also, rel=5e-3)
-        assert record.norms == pytest.approx(wanted.norms, rel=2e-2)
-        assert record.evaluation == pytest.approx(wanted.evaluation, rel=1e-2, abs=5e-2)
+        assert record.checksums == wanted.checksums
+        for losses, right in zip(record.losses, wanted.losses, strict=True):
+            assert losses == pytest.approx(right, rel=1e-3)
+        assert record.norms == pytest.approx(wanted.norms, rel=5e-3)
+        assert record.evaluation == pytest.approx(wanted.evaluation, rel=3e-3, abs=3e-2)
+        for key, found in record.slots.items():
+            assert float((found[1] - wanted.slots[key][1]).abs().max()) < 3e-3, key
 
 
 def _train_and_save(rank, world_size, layout, folder, last):
@@ -190,11 +191,9 @@ def _overflow(rank, world_size, layout):
 @pytest.mark.parametrize(
     "layout",
     [
-        Layout(tensor=2),
         Layout(trail=2),
         Layout(trail=2, stage=1, precision="bf16"),
-        Layout(tensor=2, stage=2, precision="bf16"),
-        Layout(tensor=2, stage=3),
+        Layout(tensor=2, stage=2),
     ],
     ids=str,
 )
