@@ -6,14 +6,13 @@ spots where parts meet. Conjugate collectives: what is the identity forward sums
 way round.
 """
 
+import functools
+import warnings
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
-    reduce_from_tensor_model_parallel_region,
-)
 from torch import nn
 
 from nt_dist.model.place import Place
@@ -52,7 +51,7 @@ class MeshPlace(Place):
         """Sum over the tensor axis; the gradient passes."""
         if self.mesh.tensor.degree == 1:
             return x
-        return reduce_from_tensor_model_parallel_region(x.contiguous(), self.mesh.tensor.group)
+        return _mappings().reduce_from_tensor_model_parallel_region(x.contiguous(), self.mesh.tensor.group)
 
     def fork(self, x: torch.Tensor) -> torch.Tensor:
         """Identity; the gradients of all trails are summed over the trail axis."""
@@ -123,6 +122,15 @@ class MeshPlace(Place):
                 weight.values.register_hook(take_first)
 
 
+@functools.cache
+def _mappings() -> ModuleType:
+    """megatron-core's autograd collectives, imported only where a model is cut: it takes seconds and warns a lot."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from megatron.core.tensor_parallel import mappings
+    return mappings
+
+
 class _ContiguousGradient(torch.autograd.Function):
     """Identity, with a contiguous gradient: megatron-core reduces a copy of any other, and drops it."""
 
@@ -138,7 +146,7 @@ class _ContiguousGradient(torch.autograd.Function):
 def _copied_to(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     if axis.degree == 1:
         return x
-    return _ContiguousGradient.apply(copy_to_tensor_model_parallel_region(x, axis.group))
+    return _ContiguousGradient.apply(_mappings().copy_to_tensor_model_parallel_region(x, axis.group))
 
 
 class _CutCrossEntropy(torch.autograd.Function):

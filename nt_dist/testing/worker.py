@@ -42,6 +42,9 @@ class GlobalState:
             for name, value in vars(module).items()
             if not name.startswith("__") and _is_state(value)
         ]
+        # ZeRO 3 numbers modules in a default argument, and compares the numbers over all ranks
+        register = importlib.import_module("deepspeed.runtime.zero.parameter_offload").DeepSpeedZeRoOffload
+        (self.modules_numbered,) = register._register_deepspeed_module.__defaults__
         self.environment = dict(os.environ)
         self.folder = os.getcwd()
         self.path = list(sys.path)
@@ -54,6 +57,7 @@ class GlobalState:
         for module, name, value, content in self.variables:
             _refill(value, content)
             setattr(module, name, value)
+        self.modules_numbered[:] = [0]
         os.environ.clear()
         os.environ.update(self.environment)
         os.chdir(self.folder)

@@ -1,0 +1,160 @@
+"""A tiny run in any layout, and what it did, in a form that knows no layout. For the tests of layouts."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from nt_dist.config import Config
+from nt_dist.data.loader import Batch
+from nt_dist.evaluation.evaluate import evaluate
+from nt_dist.evaluation.topology import trail_overlap
+from nt_dist.model.trails import build_model, weights_of
+from nt_dist.parallel.mesh import init_mesh
+from nt_dist.parallel.place import MeshPlace
+from nt_dist.training.checkpoint import Progress, load, save
+from nt_dist.training.engine import build_engine, train_step
+from nt_dist.training.optimizer_state import optimizer_state
+from nt_dist.training.topology import TopologyUpdater
+
+STEPS, BATCH, MICRO_BATCH, SEQUENCE, VOCABULARY = 7, 4, 2, 8, 29  # padded to 32: the last shard is short
+STATE = ("value", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Degrees, stage and precision; the number of ranks follows with ``data``."""
+
+    tensor: int = 1
+    trail: int = 1
+    data: int = 1
+    stage: int = 0
+    precision: str = "fp32"
+    ragged: bool = False
+    storage: str = "auto"
+    grow: str = "gradient"
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor * self.trail * self.data
+
+    def __str__(self) -> str:
+        words = [f"{name} {getattr(self, name)}" for name in ("tensor", "trail", "data") if getattr(self, name) > 1]
+        words += [f"ZeRO {self.stage}"] if self.stage else []
+        return ", ".join([*words, self.precision, *["rows"] * self.ragged])
+
+
+def config_of(layout: Layout) -> Config:
+    """Two layers, one of them in six trails, clipped, updated after steps 2, 4 and 6."""
+    model = {"hidden_size": 16, "ffn_size": 24, "num_layers": 2, "num_attention_heads": 4, "num_kv_heads": 2}
+    train = {"steps": STEPS, "batch_size": BATCH, "micro_batch_size": MICRO_BATCH, "lr": 3e-3, "warmup_steps": 2}
+    train |= {"adam_eps": 1e-4, "weight_decay": 0.1, "grad_clip": 0.5, "precision": layout.precision}
+    sections = {
+        "model": model | {"vocab_size": VOCABULARY, "max_seq_len": SEQUENCE},
+        "trails": {"count": 6, "layers": 1},
+        "sparsity": {
+            "density": 0.4,
+            "topology_shards": 2,
+            "update_every": 2,
+            "storage": layout.storage,
+            "grow": layout.grow,
+        },
+        "train": train,
+        "parallel": {"tensor": layout.tensor, "trail": layout.trail},
+    }
+    return Config.from_dict(sections, {"zero_optimization": {"stage": layout.stage}}, layout.ranks)
+
+
+def batches_of(number: int, rank: int, degree: int, ragged: bool) -> list[Batch]:
+    """One data rank's micro-batches of global batch ``number``; ragged ones have documents of 2 to 8 tokens."""
+    generator = torch.Generator().manual_seed(number)
+    rows = torch.randint(VOCABULARY, (BATCH, SEQUENCE + 1), generator=generator)
+    lengths = torch.randint(2, SEQUENCE + 1, (BATCH,), generator=generator) if ragged else torch.tensor([SEQUENCE])
+    weights = (torch.arange(SEQUENCE) < lengths[:, None]).float().expand(BATCH, -1)
+    mine = slice(rank * BATCH // degree, (rank + 1) * BATCH // degree)
+    parts = zip(rows[mine].split(MICRO_BATCH), weights[mine].split(MICRO_BATCH), strict=True)
+    return [Batch(part[:, :-1], part[:, 1:], weight) for part, weight in parts]
+
+
+@dataclass
+class Record:
+    """What a run did, as one rank saw it.
+
+    Attributes:
+        losses: Each trail's, by step.
+        norms: By step.
+        checksums: Of the topology, from the start on.
+        updates: Replaced slots and their share.
+        evaluation: At the end.
+        overlap: Of the trails' topologies, at the end.
+        slots: (weight, trail, shard) -> [4, slots]: positions, values and moments, of what this rank holds at the end.
+    """
+
+    losses: list = field(default_factory=list)
+    norms: list = field(default_factory=list)
+    checksums: list = field(default_factory=list)
+    updates: list = field(default_factory=list)
+    evaluation: dict = field(default_factory=dict)
+    overlap: float = 0.0
+    slots: dict = field(default_factory=dict)
+
+
+class Run:
+    """One rank's part of a run."""
+
+    def __init__(self, layout: Layout):
+        self.layout, self.config = layout, config_of(layout)
+        self.mesh = init_mesh(self.config)
+        self.model = build_model(self.config, MeshPlace(self.mesh), self.mesh.device)
+        self.weights = weights_of(self.model)
+        self.engine = build_engine(self.config, self.model, self.mesh)
+        self.state = optimizer_state(self.engine)
+        self.state.create()
+        self.updater = TopologyUpdater(self.config, self.mesh, self.model, self.state, self.engine)
+        self.record, self.step = Record(), 0
+
+    def train(self, last: int) -> "Run":
+        record, axis = self.record, self.mesh.data
+        record.checksums.append(self.updater.check("loading" if self.step else "the start"))
+        for step in range(self.step + 1, last + 1):
+            batches = batches_of(step, axis.rank, axis.degree, self.layout.ragged)
+            result = train_step(self.engine, self.config, self.mesh, batches, step, self.updater.collects_at(step))
+            assert result.applied
+            record.losses.append(result.loss_per_trail)
+            record.norms.append(result.grad_norm)
+            if self.updater.updates_at(step):
+                report = self.updater.update(step)
+                record.updates.append((report.replaced, report.regrown, report.density))
+                record.checksums.append(self.updater.check(f"the update at step {step}"))
+        self.step = last
+        return self
+
+    def finish(self) -> Record:
+        """Evaluate, and read out what this rank holds."""
+        axis = self.mesh.data
+        batches = batches_of(1000, axis.rank, axis.degree, True)
+        figures = evaluate(self.model, batches, self.mesh, self.config)
+        trails = {f"ppl of trail {trail}": each for trail, each in enumerate(figures.pop("ppl_trails"))}
+        self.record.evaluation = figures | trails
+        self.record.overlap = trail_overlap(self.weights.values(), self.mesh).jaccard
+        for name, weight in self.weights.items():
+            slots = [weight.to_slots(each).float() for each in self.state.read(weight)]
+            positions = weight.slot_positions().float()
+            for trail in weight.trails:
+                for shard in weight.shards:
+                    parts = [weight.fragment(each, trail, shard) for each in (positions, *slots)]
+                    self.record.slots[name, trail, shard] = torch.stack(parts)
+        return self.record
+
+    def save(self, folder: Path) -> Path:
+        progress = Progress(self.step, BATCH * self.step, self.state.step, "abc", {})
+        return save(folder, self.config, self.mesh, self.model, self.state, progress)
+
+    def load(self, path: Path) -> "Run":
+        self.step = load(path, self.config, self.mesh, self.model, self.state).step
+        return self
+
+
+def train_whole(rank: int, world_size: int, layout: Layout) -> Record:
+    """A whole run of one rank, for run_distributed."""
+    return Run(layout).train(STEPS).finish()
