@@ -3,6 +3,7 @@
 Sizes only, from the config; nothing is built. The layers are those of :func:`nt_dist.model.trails.layer_makers`.
 """
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -102,7 +103,7 @@ def stage_layers(config: Config) -> list[list[LayerPart]]:
     """Deal the layers out to the pipeline's stages, so that the stage with the most work has as little as can be."""
     layers = layer_parts(config)
     bounds = _balanced(tuple(layer.work(config.model.max_seq_len) for layer in layers), config.parallel.pipe)
-    return [layers[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [layers[start:stop] for start, stop in itertools.pairwise(bounds)]
 
 
 @lru_cache(maxsize=65536)
@@ -122,7 +123,9 @@ def _balanced(work: tuple[float, ...], parts: int) -> tuple[int, ...]:
     for part in range(1, parts + 1):
         row = {}
         for stop in range(part, count - (parts - part) + 1):
-            candidates = ((max(best[-1][start][0], sums[stop] - sums[start]), start) for start in best[-1] if start < stop)
+            candidates = (
+                (max(best[-1][start][0], sums[stop] - sums[start]), start) for start in best[-1] if start < stop
+            )
             row[stop] = min(candidates)
         best.append(row)
     bounds = [count]
@@ -134,4 +137,3 @@ def _balanced(work: tuple[float, ...], parts: int) -> tuple[int, ...]:
 def local_parts(layers: list[LayerPart]) -> list[Part]:
     """Return the weights of some layers, in order."""
     return [part for layer in layers for part in layer.parts]
-

@@ -42,7 +42,7 @@ class Traffic:
     """Counted payloads.
 
     Attributes:
-        payload: Bytes by (axis, operation); operations: all_reduce, all_gather, reduce_scatter, broadcast, reduce, send.
+        payload: Bytes by (axis, operation): all_reduce, all_gather, reduce_scatter, broadcast, reduce or send.
         calls: Calls by the same.
     """
 
