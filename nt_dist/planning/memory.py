@@ -2,7 +2,7 @@
 
 What is alive at once in a step:
 
-    forward, backward   state + A · activations + max(logits, a product's matrices + block computed again)
+    forward, backward   state + A · activations + max(logits, a product's matrices, block computed again)
     an update step      state + dense gradients + the same, if they add up over several micro-batches; and
     the update itself   state + update (dense gradients, and the work on one weight)
 
@@ -65,7 +65,7 @@ def rank_memory(config: Config, pipe_stage: int = 0) -> RankMemory:
         state=plan_memory(config, pipe_stage),
         activations=in_flight * kept(layers, config),
         logits=logits_bytes(layers, config),
-        work=recomputed(layers, config) + product_bytes(parts, config),
+        work=max(recomputed(layers, config), product_bytes(layers, config)),
         dense_gradients=4 * sum(part.entries for part in parts if part.spec.is_sparse) if collects else 0,
         collects_over=config.accumulation_steps if settings.regrow_from == "all" else 1,
     )
