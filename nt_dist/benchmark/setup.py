@@ -11,6 +11,7 @@ from nt_dist.data.loader import Batch
 from nt_dist.errors import ConfigError
 from nt_dist.model.trails import build_model
 from nt_dist.parallel.mesh import Mesh
+from nt_dist.parallel.place import MeshPlace
 from nt_dist.training.engine import build_engine, train_step
 from nt_dist.training.optimizer_state import OptimizerState, optimizer_state
 from nt_dist.training.topology import TopologyUpdater
@@ -102,7 +103,7 @@ class Bench:
 
 def build_bench(config: Config, mesh: Mesh) -> Bench:
     """Builds model, engine, optimizer state and updater of `config`."""
-    model = build_model(config, device=mesh.device)
+    model = build_model(config, MeshPlace(mesh), mesh.device)
     engine = build_engine(config, model, mesh)
     state = optimizer_state(engine)
     state.create()

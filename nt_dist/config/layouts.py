@@ -87,13 +87,5 @@ def _broken(config: Config) -> Iterator[str]:
         )
 
 
-def _not_yet(config: Config) -> Iterator[str]:
-    """Layouts that the checkpoint format and the mesh foresee and the model cannot be cut into yet."""
-    for axis in ("tensor", "pipe", "trail"):
-        degree = getattr(config.parallel, axis)
-        if degree != 1:
-            yield f"parallel.{axis} = {degree} must be 1 in this version, which has data parallelism and ZeRO"
-
-
 def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

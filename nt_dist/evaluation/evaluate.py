@@ -6,6 +6,7 @@ import torch
 
 from nt_dist.errors import DataError
 from nt_dist.evaluation.metrics import EnsembleSums
+from nt_dist.parallel.place import MeshPlace
 
 
 def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
@@ -15,7 +16,8 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
     because under ZeRO 3 a forward pass gathers weights.
 
     Args:
-        model: tokens [B, S] -> logits [T, B, S, V]; a TrailsModel, or the module inside a DeepSpeed engine.
+        model: tokens [B, S] -> logits [T, B, S, V], of the trails and pieces that this rank holds, or None on all
+            stages of a pipeline but the last; a TrailsModel, a PipelineModel, or the module inside a DeepSpeed engine.
             Its training mode is restored.
         batches: Have tokens [B, S], targets [B, S] and weights [B, S] (data.loader.Batch).
         mesh: parallel.mesh.Mesh; its device is the model's, its `data` ranks hold different batches.
@@ -27,7 +29,7 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
     Raises:
         DataError: the batches hold no real token.
     """
-    sums = EnsembleSums(config.trails.count, mesh.device)
+    sums = EnsembleSums(config.trails.count, mesh.device, MeshPlace(mesh))
     was_training = model.training
     model.eval()
     try:
@@ -35,11 +37,12 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
         with torch.no_grad():
             for batch in batches:
                 logits = model(batch.tokens.to(mesh.device))
-                sums.add(logits, batch.targets.to(mesh.device), batch.weights.to(mesh.device))
+                if logits is not None:
+                    sums.add(logits, batch.targets.to(mesh.device), batch.weights.to(mesh.device))
                 del logits  # or two batches' logits would be alive at once
     finally:
         model.train(was_training)
-    sums.reduce(lambda tensor: mesh.all_reduce(tensor, ("data",)))
+    sums.reduce(lambda tensor: mesh.all_reduce(tensor, ("pipe", "data")))
     try:
         return sums.result()
     except ValueError as problem:

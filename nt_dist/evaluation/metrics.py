@@ -3,13 +3,15 @@
 Everything is a sum over tokens until `EnsembleSums.result`, so batch size, ragged last batches and the number of ranks
 do not change the figures (averages are never averaged).
 
-Shapes: T trails, B sequences, S positions, V vocabulary (padded entries are -inf and count for nothing).
+Shapes: T trails, B sequences, S positions, N tokens, V vocabulary (padded entries are -inf and count for nothing).
 """
 
 import math
 from collections.abc import Callable
 
 import torch
+
+from nt_dist.model.place import Place
 
 # Tokens whose logits are held in fp32 at once: bounds memory at [T, 1024, V] whatever the batch.
 CHUNK_TOKENS = 1024
@@ -21,11 +23,13 @@ class EnsembleSums:
     Args:
         num_trails: T.
         device: Where the sums live; the logits must be there too.
+        place: Which trails and pieces are held here; figures are of all of them, and the sums the same on all ranks
+            that hold parts of one model.
     """
 
-    def __init__(self, num_trails: int, device: torch.device | str = "cpu"):
+    def __init__(self, num_trails: int, device: torch.device | str = "cpu", place: Place | None = None):
         assert num_trails >= 1
-        self.num_trails = num_trails
+        self.num_trails, self.place = num_trails, place or Place()
         # nll of each trail [T], nll of the mean probability, nll of the mean logit, disagreement, tokens
         self.sums = torch.zeros(num_trails + 4, dtype=torch.float64, device=device)
 
@@ -33,11 +37,11 @@ class EnsembleSums:
         """Adds one batch.
 
         Args:
-            logits: [T, B, S, V], any floating type.
+            logits: [T, B, S, V], any floating type: the trails and pieces held here.
             targets: [B, S], the token each position has to predict.
             weights: [B, S], 1 for a real token, 0 for padding (whose logits and targets are not looked at).
         """
-        assert logits.shape[0] == self.num_trails and logits.shape[1:3] == targets.shape == weights.shape
+        assert logits.shape[1:3] == targets.shape == weights.shape
         logits = logits.flatten(1, 2)  # [T, N, V]
         targets, weights = targets.flatten(), weights.flatten()  # [N]
         for start in range(0, targets.numel(), CHUNK_TOKENS):
@@ -47,25 +51,21 @@ class EnsembleSums:
     def _add_chunk(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         real = weights > 0
         targets = torch.where(real, targets, 0)  # a padded target may be any number
-        log_prob = target_log_prob(logits, targets.expand(self.num_trails, -1))  # [T, N]
-        mean_prob = torch.logsumexp(log_prob, 0) - math.log(self.num_trails)  # [N]
-        mean_logit = target_log_prob(logits.mean(0), targets)  # [N]
-        figures = torch.cat(
-            [
-                -log_prob.double(),
-                torch.stack(
-                    [
-                        -mean_prob.double(),
-                        -mean_logit.double(),
-                        disagreement(logits.argmax(-1)),
-                    ]
-                ),
-            ]
-        )  # [T + 3, N]
+        nll = self.place.all_trails(self._losses(logits, targets))  # [T, N]
+        assert len(nll) == self.num_trails, f"{len(nll)} trails in place of {self.num_trails}"
+        mean_prob = torch.logsumexp(-nll, 0) - math.log(self.num_trails)  # [N]
+        mean_logit = self._losses(self.place.mean_of_trails(logits)[None], targets)[0]  # [N]
+        answers = self.place.all_trails(self.place.most_likely(logits))  # [T, N]
+        ensemble = torch.stack([-mean_prob.double(), mean_logit.double(), disagreement(answers)])
+        figures = torch.cat([nll.double(), ensemble])  # [T + 3, N]
         # where, not only a product: 0 * inf of a padded position would be nan
         figures = torch.where(real, figures, 0.0) * weights
         self.sums[:-1] += figures.sum(1)
         self.sums[-1] += weights.sum()
+
+    def _losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Token losses [T, N] of logits [T, N, V]."""
+        return self.place.token_losses(logits[:, None], targets[None])[:, 0]
 
     def reduce(self, all_reduce: Callable[[torch.Tensor], object]) -> None:
         """Adds up the sums of all ranks that saw other tokens, by one call of `all_reduce` (a sum in place)."""
@@ -103,12 +103,6 @@ class EnsembleSums:
             "ensemble_gain": sum(trails) / len(trails) - ensemble,
             "tokens": int(tokens) if tokens == int(tokens) else tokens,
         }
-
-
-def target_log_prob(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probability of each target: logits [..., V], targets [...] -> [...]."""
-    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    return chosen - torch.logsumexp(logits, -1)
 
 
 def disagreement(answers: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,15 @@
 """How far the trails' topologies have grown apart, and how dense they really are.
 
 Reads weights (sparsity.storage.Weight) only through `spec`, `trails`, `shards` and `positions`, so it is the same for
-every storage. Figures cover the trails and shards that this rank holds.
+every storage. Figures are of the whole model, however it is cut.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
+
+from nt_dist.sparsity.shards import WeightSpec
 
 
 @dataclass(frozen=True)
@@ -41,26 +43,36 @@ class Overlap:
         )
 
 
-def trail_overlap(weights: Iterable) -> Overlap | None:
+def trail_overlap(weights: Iterable, mesh=None) -> Overlap | None:
     """Overlap of the trails' topologies over all of `weights`.
 
     Dense weights and the trunk's say nothing about it and are left out.
 
+    Args:
+        weights: The weights that this rank holds.
+        mesh: parallel.mesh.Mesh; None if this rank holds all. With a mesh a collective of all ranks.
+
     Returns:
-        The sum over the weights, or None where no sparse weight has two trails here.
+        The sum over the weights, or None where no sparse weight has two trails.
     """
-    parts = [_overlap(weight) for weight in weights if weight.spec.is_sparse and len(weight.trails) > 1]
-    return sum(parts[1:], parts[0]) if parts else None
+    alike = [weight for weight in weights if weight.spec.is_sparse and weight.spec.trails > 1]
+    total = sum((_overlap(weight, mesh) for weight in alike), Overlap(0, 0, 0, 0))
+    if mesh is not None:
+        figures = torch.tensor(astuple(total), dtype=torch.float64, device=mesh.device)
+        total = Overlap(*mesh.all_reduce(figures, ("pipe", "tensor")).tolist())
+    return total if total.union else None
 
 
-def _overlap(weight) -> Overlap:
-    num_trails = len(weight.trails)
+def _overlap(weight, mesh) -> Overlap:
+    num_trails = weight.spec.trails
     pairs = num_trails * (num_trails - 1) // 2
     total = Overlap(0, 0, 0, 0)
     for shard in weight.shards:
         positions = torch.cat([weight.positions(trail, shard) for trail in weight.trails])
         # an entry that c trails have is common to c (c - 1) / 2 pairs: one count instead of a comparison a pair
-        having = torch.bincount(positions.long())
+        having = torch.bincount(positions.long(), minlength=weight.spec.shard_elements)
+        if mesh is not None:
+            mesh.all_reduce(having, ("trail",))
         common = int((having * (having - 1) // 2).sum())
         slots = weight.spec.slots(shard)
         entries = real_elements(weight.spec, shard)
@@ -69,25 +81,27 @@ def _overlap(weight) -> Overlap:
     return total
 
 
-def density(weights: Iterable) -> float:
+def density(specs: Iterable[WeightSpec]) -> float:
     """Active over all entries of the sparse weights and the dense matrices (not of norms), padding left out.
+
+    Updates do not change it, so it follows from the specs (model.weights.weight_specs).
 
     Raises:
         ValueError: there is no matrix among them.
     """
     active = entries = 0
-    for weight in weights:
-        if weight.spec.role == "scale":
+    for spec in specs:
+        if spec.role == "scale":
             continue
-        for shard in weight.shards:
-            real = real_elements(weight.spec, shard)
-            active += len(weight.trails) * (weight.spec.slots(shard) if weight.spec.is_sparse else real)
-            entries += len(weight.trails) * real
+        for shard in range(spec.shards):
+            real = real_elements(spec, shard)
+            active += spec.trails * (spec.slots(shard) if spec.is_sparse else real)
+            entries += spec.trails * real
     if not entries:
         raise ValueError("no matrix to take the density of")
     return active / entries
 
 
-def real_elements(spec, shard: int) -> int:
+def real_elements(spec: WeightSpec, shard: int) -> int:
     """Entries of one shard of one trail without the padding."""
     return spec.real_length(shard) * spec.slice_elements

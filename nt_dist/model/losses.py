@@ -8,14 +8,3 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the negative log-likelihoods in nats, fp32 [T, B, S], of targets [B, S] under logits [T, B, S, V]."""
     each = [F.cross_entropy(trail.flatten(0, 1).float(), targets.flatten(), reduction="none") for trail in logits]
     return torch.stack(each).unflatten(1, targets.shape)
-
-
-def trail_losses(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return each trail's sum of token losses, fp32 [T].
-
-    Args:
-        logits: [T, B, S, V].
-        targets: Piece numbers [B, S].
-        weights: fp32 [B, S]; 0 for padding.
-    """
-    return (token_losses(logits, targets) * weights).flatten(1).sum(1)

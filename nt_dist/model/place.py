@@ -40,6 +40,28 @@ class Place:
         """Return the losses [T, B, S] of targets [B, S] under the logits held here [T, B, S, V]."""
         return token_losses(logits, targets)
 
+    def trail_losses(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return the sums of token losses, fp32 [T], of the trails held here.
+
+        Args:
+            logits: [T, B, S, V].
+            targets: Piece numbers [B, S].
+            weights: fp32 [B, S]; 0 for padding.
+        """
+        return (self.token_losses(logits, targets) * weights).flatten(1).sum(1)
+
+    def all_trails(self, figures: torch.Tensor) -> torch.Tensor:
+        """Return what all trails have [trails, ...], given that of those held here [T, ...], without a gradient."""
+        return figures
+
+    def mean_of_trails(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the mean over all trails [..., V] of the logits [T, ..., V] held here, without a gradient."""
+        return logits.mean(0)
+
+    def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the piece of the highest logit among all pieces [T, ...], for logits [T, ..., V]."""
+        return logits.argmax(-1)
+
     def whole_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """Return all trails' logits over all pieces, without a gradient."""
         return logits

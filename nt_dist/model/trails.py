@@ -1,6 +1,6 @@
 """The whole model: one list of layers, which a pipeline can cut anywhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -13,10 +13,19 @@ from nt_dist.model.weights import choose_storages, weight_specs
 from nt_dist.sparsity.storage import Weight
 
 MakeLayer = Callable[[], nn.Module]
+FORK = "fork"
+
+
+def layer_names(config: Config) -> list[str]:
+    """Return the names of the layers, in order: "embedding", "blocks.0", …, "fork", …, "output"."""
+    names = ["embedding", *(f"blocks.{number}" for number in range(config.model.num_layers)), "output"]
+    if config.trails.fork == "blocks":
+        names.insert(1 + config.trunk_layers, FORK)
+    return names
 
 
 def layer_makers(config: Config, place: Place, device: torch.device | str = "cpu") -> list[MakeLayer]:
-    """Return one function per layer, in order, that makes it: a pipeline stage makes only its own."""
+    """Return one function per layer of :func:`layer_names` that makes it: a pipeline stage makes only its own."""
     specs = weight_specs(config)
     storages = choose_storages(config, specs)
 
@@ -27,12 +36,19 @@ def layer_makers(config: Config, place: Place, device: torch.device | str = "cpu
     def block(number: int) -> MakeLayer:
         return lambda: Block(config, number, make, place)
 
-    makers: list[MakeLayer] = [lambda: Embedding(make, place)]
-    for number in range(config.model.num_layers):
-        if number == config.trunk_layers and config.trails.fork == "blocks":
-            makers.append(lambda: Fork(len(place.trails(specs["norm"])), place))
-        makers.append(block(number))
-    return [*makers, lambda: Output(config, make, place)]
+    makers: dict[str, MakeLayer] = {f"blocks.{number}": block(number) for number in range(config.model.num_layers)}
+    makers["embedding"] = lambda: Embedding(make, place)
+    makers[FORK] = lambda: Fork(len(place.trails(specs["norm"])), place)
+    makers["output"] = lambda: Output(config, make, place)
+    return [makers[name] for name in layer_names(config)]
+
+
+def run_layers(layers: Iterable[nn.Module], x: torch.Tensor, recompute: bool) -> torch.Tensor:
+    """Pass ``x`` through ``layers``; with ``recompute`` the blocks' activations are computed again in backward."""
+    for layer in layers:
+        again = recompute and isinstance(layer, Block)
+        x = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
+    return x
 
 
 class TrailsModel(nn.Sequential):
@@ -49,13 +65,7 @@ class TrailsModel(nn.Sequential):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the trails' logits [T, B, S, V] for tokens [B, S]."""
-        x = tokens
-        for layer in self:
-            if self.recompute and self.training and isinstance(layer, Block):
-                x = checkpoint(layer, x, use_reentrant=False)
-            else:
-                x = layer(x)
-        return x
+        return run_layers(self, tokens, self.recompute and self.training)
 
 
 def weights_of(module: nn.Module) -> dict[str, Weight]:

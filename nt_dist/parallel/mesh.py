@@ -41,6 +41,7 @@ class Mesh:
 
     Attributes:
         pipe, data, trail, tensor: The axes.
+        model: The trail and tensor axes as one, what DeepSpeed knows as its model axis: rank r·T + t of R·T.
         rank, world_size: Of all ranks.
         device: Where this rank computes.
     """
@@ -49,10 +50,20 @@ class Mesh:
         self.device_mesh, self.device = device_mesh, device
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.pipe, self.data, self.trail, self.tensor = (self._axis(name) for name in AXES)
+        self.model = self._model_axis()
 
     def _axis(self, name: str) -> Axis:
         degree = self.device_mesh.size(AXES.index(name))
         return Axis(name, self.device_mesh.get_local_rank(name), degree, self.device_mesh.get_group(name))
+
+    def _model_axis(self) -> Axis:
+        rank = self.trail.rank * self.tensor.degree + self.tensor.rank
+        degree = self.trail.degree * self.tensor.degree
+        if degree in (self.trail.degree, self.tensor.degree):  # no group of its own is needed
+            group = self.tensor.group if degree == self.tensor.degree else self.trail.group
+        else:  # tensor is the fastest axis and trail the next, so these are ranks in a row
+            group, _ = dist.new_subgroups(degree)
+        return Axis("model", rank, degree, group)
 
     @property
     def is_main(self) -> bool:
@@ -68,6 +79,13 @@ class Mesh:
         for axis in (getattr(self, name) for name in axes):
             if axis.degree > 1:
                 dist.all_reduce(tensor, _OPERATIONS[op], group=axis.group)
+        return tensor
+
+    def broadcast(self, tensor: torch.Tensor, axes: tuple[str, ...]) -> torch.Tensor:
+        """Overwrite ``tensor`` with that of the first rank along ``axes``; return it."""
+        for axis in (getattr(self, name) for name in axes):
+            if axis.degree > 1:
+                dist.broadcast(tensor, group=axis.group, group_src=0)
         return tensor
 
     def gather_objects(self, thing: Any) -> list[Any]:

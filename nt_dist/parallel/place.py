@@ -46,17 +46,17 @@ class MeshPlace(Place):
 
     def into_columns(self, x: torch.Tensor) -> torch.Tensor:
         """Identity; the gradient is summed over the tensor axis."""
-        return x if self.mesh.tensor.degree == 1 else copy_to_tensor_model_parallel_region(x, self.mesh.tensor.group)
+        return _copied_to(x, self.mesh.tensor)
 
     def out_of_rows(self, x: torch.Tensor) -> torch.Tensor:
         """Sum over the tensor axis; the gradient passes."""
         if self.mesh.tensor.degree == 1:
             return x
-        return reduce_from_tensor_model_parallel_region(x, self.mesh.tensor.group)
+        return reduce_from_tensor_model_parallel_region(x.contiguous(), self.mesh.tensor.group)
 
     def fork(self, x: torch.Tensor) -> torch.Tensor:
         """Identity; the gradients of all trails are summed over the trail axis."""
-        return x if self.mesh.trail.degree == 1 else copy_to_tensor_model_parallel_region(x, self.mesh.trail.group)
+        return _copied_to(x, self.mesh.trail)
 
     def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropies with the pieces cut over the tensor axis; see :class:`Place`."""
@@ -66,32 +66,79 @@ class MeshPlace(Place):
         each = [_CutCrossEntropy.apply(trail.float(), local, self.mesh.tensor.group) for trail in logits]
         return torch.stack(each)
 
+    def all_trails(self, figures: torch.Tensor) -> torch.Tensor:
+        """Gather over the trail axis."""
+        return _gathered(figures, 0, self.mesh.trail)
+
+    def mean_of_trails(self, logits: torch.Tensor) -> torch.Tensor:
+        """Mean over the trails held here, then over the trail axis, whose ranks hold equally many."""
+        return self.mesh.all_reduce(logits.mean(0), ("trail",)).div_(self.mesh.trail.degree)
+
+    def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
+        """The highest over the tensor axis; the first of several that are equal."""
+        if self.mesh.tensor.degree == 1:
+            return super().most_likely(logits)
+        pieces = logits.shape[-1]
+        value, piece = logits.max(-1)
+        is_highest = value == self.mesh.all_reduce(value.clone(), ("tensor",), op="max")
+        piece = (piece + self.mesh.tensor.rank * pieces).masked_fill(~is_highest, self.mesh.tensor.degree * pieces)
+        return self.mesh.all_reduce(piece, ("tensor",), op="min")
+
     def whole_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """Gather all trails and all pieces, without a gradient."""
         return _gathered(_gathered(logits, 3, self.mesh.tensor), 0, self.mesh.trail)
 
+    def replica_axes(self, weight: Weight) -> tuple[str, ...]:
+        """Return the axes of the model, trail and tensor, along which other ranks hold copies of ``weight``.
+
+        Along the data axis there always are copies.
+        """
+        over_trails = self.mesh.trail.degree > 1 and not weight.spec.in_trail
+        over_shards = self.mesh.tensor.degree > 1 and weight.spec.shards == 1
+        return ("trail",) * over_trails + ("tensor",) * over_shards
+
     def owns(self, weight: Weight) -> bool:
         """Say whether this rank is the one whose copy of ``weight`` counts: in norms, sums and checkpoints."""
-        first_of_trail = weight.spec.in_trail or self.mesh.trail.rank == 0
-        return first_of_trail and (weight.spec.shards > 1 or self.mesh.tensor.rank == 0)
+        return all(getattr(self.mesh, axis).rank == 0 for axis in self.replica_axes(weight))
+
+    def mark_owned(self, model: nn.Module) -> None:
+        """Tell DeepSpeed which parameters count in this rank's part of the gradient norm."""
+        for weight in weights_of(model).values():
+            weight.values.model_parallel = self.owns(weight)
 
     def keep_trunk_equal(self, model: nn.Module) -> None:
         """Make the trunk's gradients the same to the bit on all ranks of the trail axis, which hold copies of it.
 
-        The fork's summed gradient is the same already; backward passes on GPUs need not be.
+        The fork's summed gradient is the same already; backward passes on GPUs need not be. The first rank's is taken:
+        a mean would round, in bf16 by more than the copies differ.
         """
-        axis = self.mesh.trail
-        if axis.degree == 1:
+        if self.mesh.trail.degree == 1:
             return
 
-        def mean(gradient: torch.Tensor) -> torch.Tensor:
-            gradient = gradient.contiguous()
-            dist.all_reduce(gradient, group=axis.group)
-            return gradient.div_(axis.degree)
+        def take_first(gradient: torch.Tensor) -> torch.Tensor:
+            return self.mesh.broadcast(gradient.clone(memory_format=torch.contiguous_format), ("trail",))
 
         for weight in weights_of(model).values():
             if not weight.spec.in_trail:
-                weight.values.register_hook(mean)
+                weight.values.register_hook(take_first)
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    """Identity, with a contiguous gradient: megatron-core reduces a copy of any other, and drops it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.contiguous()
+
+
+def _copied_to(x: torch.Tensor, axis: Axis) -> torch.Tensor:
+    if axis.degree == 1:
+        return x
+    return _ContiguousGradient.apply(copy_to_tensor_model_parallel_region(x, axis.group))
 
 
 class _CutCrossEntropy(torch.autograd.Function):

@@ -5,7 +5,7 @@ T trails, B sequences of a micro-batch on this rank, S tokens of a sequence, D d
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,14 @@ from torch import nn
 
 from nt_dist.config import Config
 from nt_dist.data.loader import Batch
-from nt_dist.model.losses import trail_losses
 from nt_dist.model.trails import weights_of
+from nt_dist.parallel import pipeline
 from nt_dist.parallel.mesh import Mesh
+from nt_dist.parallel.mpu import ModelParallelUnit
+from nt_dist.parallel.place import MeshPlace
 from nt_dist.sparsity.storage import Weight
 
+MODEL_AXES = ("pipe", "trail", "tensor")  # over which the model is cut
 CLIP_EPS = 1e-6  # added to the norm before clipping by it, as DeepSpeed's ZeRO optimizers do
 
 
@@ -32,23 +35,24 @@ class ClippedAdamW(torch.optim.AdamW):
     the names under which the engine looks for them.
 
     Args:
-        groups: Parameter groups.
+        groups: Parameter groups; the norm counts parameters whose ``model_parallel`` is set, each on one rank.
+        mesh: The ranks.
         clip: Largest norm of all gradients together; 0: no clipping.
         options: AdamW's.
     """
 
-    def __init__(self, groups: list[dict], clip: float, **options: Any):
+    def __init__(self, groups: list[dict], mesh: Mesh, clip: float, **options: Any):
         super().__init__(groups, **options)
-        self.clip, self.overflow = clip, False
+        self.mesh, self.clip, self.overflow = mesh, clip, False
         self._global_grad_norm = torch.zeros(())
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Step once; ``overflow`` says afterwards whether the step was skipped."""
         assert closure is None
-        gradients = [each.grad for group in self.param_groups for each in group["params"] if each.grad is not None]
-        norms = torch._foreach_norm(gradients)
-        self._global_grad_norm = torch.stack(norms).double().square().sum().sqrt().float()
+        parameters = [each for group in self.param_groups for each in group["params"] if each.grad is not None]
+        gradients = [each.grad for each in parameters]
+        self._global_grad_norm = self._norm([each.grad for each in parameters if each.model_parallel])
         self.overflow = not math.isfinite(self._global_grad_norm)
         if self.overflow:
             self._global_grad_norm.fill_(torch.inf)
@@ -56,6 +60,12 @@ class ClippedAdamW(torch.optim.AdamW):
         if self.clip > 0:
             torch._foreach_mul_(gradients, clip_factor(self._global_grad_norm, self.clip))
         super().step()
+
+    def _norm(self, owned: list[torch.Tensor]) -> torch.Tensor:
+        squares = torch.zeros(1, dtype=torch.float64, device=self.mesh.device)
+        if owned:
+            squares += torch.stack(torch._foreach_norm(owned)).double().square().sum()
+        return self.mesh.all_reduce(squares, MODEL_AXES)[0].sqrt().float()
 
 
 def clip_factor(norm: torch.Tensor | float, clip: float) -> torch.Tensor:
@@ -66,7 +76,7 @@ def clip_factor(norm: torch.Tensor | float, clip: float) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did, over all data ranks. Figures that wait for the device are properties: read them when needed.
+    """What a step did, over all ranks. Figures that wait for the device are properties: read them when needed.
 
     Attributes:
         nll: Each trail's sum of token losses, fp32 [T].
@@ -134,23 +144,44 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.DeepSpeedEngine:
     """Give ``model`` to DeepSpeed with an AdamW, at the ZeRO stage and precision of ``config``."""
-    train, settings = config.train, copy.deepcopy(config.deepspeed)
+    train, settings, place = config.train, copy.deepcopy(config.deepspeed), MeshPlace(mesh)
+    place.mark_owned(model)
+    place.keep_trunk_equal(model)
     options = {"lr": train.lr, "betas": train.betas, "eps": train.adam_eps, "fused": True}
     groups = parameter_groups(model, train.weight_decay)
     if config.zero_stage == 0:
         assert train.precision == "fp32", "DeepSpeed accumulates no fp32 gradients in bf16 at ZeRO 0"
-        optimizer, settings["gradient_clipping"] = ClippedAdamW(groups, train.grad_clip, **options), 0.0
+        optimizer, settings["gradient_clipping"] = ClippedAdamW(groups, mesh, train.grad_clip, **options), 0.0
     else:
         optimizer = torch.optim.AdamW(groups, **options)
     if train.precision == "bf16":  # else gradients accumulated in fp32 are rounded to bf16 to be summed over ranks
         settings.setdefault("communication_data_type", "fp32")
-    # No mpu: the mesh has no model axes, so that DeepSpeed takes all ranks as data ranks.
+    if mesh.pipe.degree > 1:
+        settings["pipeline"] = dict(pipeline.SETTINGS)
+    # Without an mpu all ranks are data ranks; a pipeline has its own.
+    mpu = ModelParallelUnit(mesh) if mesh.model.degree > 1 and mesh.pipe.degree == 1 else None
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=settings, mpu=None, dist_init_required=False
+        model=model, optimizer=optimizer, config=settings, mpu=mpu, dist_init_required=False
     )
+    if isinstance(engine.optimizer, BF16_Optimizer):
+        _let_ranks_own_nothing(engine.optimizer)
     if mesh.data.degree == 1 and isinstance(engine.optimizer, ClippedAdamW | BF16_Optimizer):
-        engine.enable_backward_allreduce = False  # it would copy all gradients to sum them over one rank
+        # It would copy all gradients to sum them over one rank.
+        engine.enable_backward_allreduce = engine.pipeline_enable_backward_allreduce = False
     return engine
+
+
+def _let_ranks_own_nothing(optimizer: BF16_Optimizer) -> None:
+    """Keep DeepSpeed from failing on a norm over no gradients, where other ranks own all that a rank holds."""
+    original = optimizer.get_grads_for_norm
+
+    def get_grads_for_norm(for_clipping: bool = False):
+        found = original(for_clipping)
+        if for_clipping or found[0]:
+            return found
+        return [optimizer.fp32_groups_gradients_flat[0].new_zeros(1)], found[1]
+
+    optimizer.get_grads_for_norm = get_grads_for_norm
 
 
 def train_step(
@@ -184,17 +215,37 @@ def train_step(
     tokens = mesh.all_reduce(torch.stack([batch.weights.sum() for batch in micro_batches]).sum(), ("data",))
     scale = mesh.data.degree * len(micro_batches) / tokens
     weights = [weight for weight in weights_of(engine.module).values() if weight.spec.is_sparse]
-    nll = torch.zeros((), device=mesh.device)
-    for number, batch in enumerate(micro_batches):
+
+    def before_backward(number: int) -> None:
         is_last = number == len(micro_batches) - 1
         _set_collecting(weights, collect and (is_last or config.sparsity.regrow_from == "all"))
-        sums = trail_losses(engine(batch.tokens), batch.targets, batch.weights)
+
+    place = MeshPlace(mesh)
+    if mesh.pipe.degree > 1:
+        nll = engine.module.train_step(engine, micro_batches, scale, before_backward)
+    else:
+        nll = _pass_through(engine, place, micro_batches, scale, before_backward)
+    _set_collecting(weights, False)
+    nll = mesh.all_reduce(place.all_trails(nll), ("pipe", "data"))
+    return StepResult(nll, tokens, engine.get_global_grad_norm(), engine.was_step_applied(), rate)
+
+
+def _pass_through(
+    engine: deepspeed.DeepSpeedEngine,
+    place: MeshPlace,
+    micro_batches: Sequence[Batch],
+    scale: torch.Tensor,
+    before_backward: Callable[[int], None],
+) -> torch.Tensor:
+    """What :meth:`PipelineModel.train_step` does, without stages."""
+    nll = torch.zeros((), device=scale.device)
+    for number, batch in enumerate(micro_batches):
+        sums = place.trail_losses(engine(batch.tokens), batch.targets, batch.weights)
+        before_backward(number)
         engine.backward(sums.sum() * scale)
         nll = nll + sums.detach()
         engine.step()  # steps the optimizer after the last micro-batch only
-    _set_collecting(weights, False)
-    mesh.all_reduce(nll, ("data",))
-    return StepResult(nll, tokens, engine.get_global_grad_norm(), engine.was_step_applied(), rate)
+    return nll
 
 
 def _set_collecting(weights: list[Weight], on: bool) -> None:

@@ -19,6 +19,7 @@ from nt_dist.model.trails import build_model
 from nt_dist.model.weights import count_parameters
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh, init_mesh
+from nt_dist.parallel.place import MeshPlace
 from nt_dist.training import checkpoint
 from nt_dist.training.checkpoint_find import find, verify
 from nt_dist.training.checkpoint_folder import locate
@@ -103,7 +104,7 @@ def evaluate_checkpoint(
     """
     path = _locate(path, mesh)
     config, num_samples = agree(mesh, lambda: _config(path, overrides, mesh.world_size), CheckpointError)
-    model = build_model(config, device=mesh.device)
+    model = build_model(config, MeshPlace(mesh), mesh.device)
 
     def exchange(work):
         return agree(mesh, work, only_main=True)

@@ -17,11 +17,12 @@ from nt_dist.errors import CheckpointError, RunError
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.report import evaluation_table
 from nt_dist.evaluation.topology import density, trail_overlap
-from nt_dist.model.trails import build_model, weights_of
-from nt_dist.model.weights import count_parameters
+from nt_dist.model.trails import weights_of
+from nt_dist.model.weights import count_parameters, weight_specs
 from nt_dist.parallel import launcher
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
+from nt_dist.parallel.pipeline import build_mesh_model
 from nt_dist.training import checkpoint
 from nt_dist.training.checkpoint_find import find
 from nt_dist.training.checkpoint_manifest import Progress, read_manifest
@@ -114,7 +115,7 @@ class Trainer:
         self.step = self.tokens = self.consumed_samples = 0
         self.regrown = self.drop_fraction = 0.0  # of the last update
         self.data = open_data(config, mesh.is_main, lambda work: agree(mesh, work, only_main=True))
-        self.model = build_model(config, device=mesh.device)
+        self.model = build_mesh_model(config, mesh)
         self.weights = weights_of(self.model)
         self.engine = build_engine(config, self.model, mesh)
         self.optimizer_state = optimizer_state(self.engine)
@@ -205,7 +206,7 @@ class Trainer:
             "flops_per_second_dense_equivalent": pace * self.flops.training_dense,
             "flops_per_second_sparse_effective": pace * self.flops.training_sparse,
             "memory": int(memory),
-            "density": density(self.weights.values()),
+            "density": density(weight_specs(self.config).values()),
             "drop_fraction": self.drop_fraction,
             "regrown": self.regrown,
             "topology_checksum": self.checksum,
@@ -225,8 +226,9 @@ class Trainer:
             data_degree=axis.degree,
         )
         figures = evaluate(self.model, batches, self.mesh, config)
+        overlap = trail_overlap(self.weights.values(), self.mesh)
         if self.reporter:
-            self.reporter.evaluated({"step": self.step, "eval": figures}, trail_overlap(self.weights.values()))
+            self.reporter.evaluated({"step": self.step, "eval": figures}, overlap)
 
     def save(self) -> None:
         """Writes a checkpoint. One that fails is a warning as long as there will be another."""

@@ -16,15 +16,15 @@ from nt_dist.config import Config
 from nt_dist.errors import TopologyError
 from nt_dist.evaluation.topology import density
 from nt_dist.model.trails import weights_of
+from nt_dist.model.weights import weight_specs
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
+from nt_dist.parallel.place import MeshPlace
 from nt_dist.sparsity.schedule import drop_fraction_at, is_update_step
 from nt_dist.sparsity.storage import Weight
 from nt_dist.sparsity.update import UpdateRules, apply_update, plan_update
-from nt_dist.training.engine import clip_factor
+from nt_dist.training.engine import MODEL_AXES, clip_factor
 from nt_dist.training.optimizer_state import OptimizerState, State
-
-REPLICAS = ("data",)  # axes along which ranks hold copies of the same shards
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class UpdateReport:
     """One topology update.
 
     Attributes:
-        replaced: Slots that have a new place, over the sparse weights of this rank.
+        replaced: Slots that have a new place, over the sparse weights of the whole model.
         regrown: Their share of these weights' slots.
         drop_fraction: Share that was dropped; some of it regrows where it was.
         density: Active over all entries of the model's matrices; an update does not change it.
@@ -56,10 +56,11 @@ class TopologyUpdater:
     """
 
     def __init__(self, config: Config, mesh: Mesh, model: nn.Module, optimizer_state: OptimizerState, engine: Any):
-        self.config, self.mesh = config, mesh
+        self.config, self.mesh, self.place = config, mesh, MeshPlace(mesh)
         self.optimizer_state, self.engine = optimizer_state, engine
         self.weights = weights_of(model)
         self.sparse = {name: weight for name, weight in self.weights.items() if weight.spec.is_sparse}
+        self.specs = weight_specs(config)  # of the whole model
         settings = config.sparsity
         self.rules = UpdateRules(
             settings.drop, settings.temperature, settings.grow, settings.new_moments, config.train.seed
@@ -69,7 +70,8 @@ class TopologyUpdater:
     def updates_at(self, step: int) -> bool:
         """Say whether the topology changes after optimizer step ``step`` (from 1)."""
         settings, steps = self.config.sparsity, self.config.train.steps
-        return bool(self.sparse) and is_update_step(step, settings.update_every, steps, settings.stop_fraction)
+        has_sparse = any(spec.is_sparse for spec in self.specs.values())
+        return has_sparse and is_update_step(step, settings.update_every, steps, settings.stop_fraction)
 
     def collects_at(self, step: int) -> bool:
         """Say whether step ``step`` has to keep the dense gradients (``collect`` of train_step)."""
@@ -84,9 +86,14 @@ class TopologyUpdater:
         settings, steps = self.config.sparsity, self.config.train.steps
         fraction = drop_fraction_at(step, settings.drop_fraction, settings.drop_schedule, steps, settings.stop_fraction)
         scale = self._gradient_scale() if self.needs_gradient else None
-        replaced = sum(self._update(weight, step, fraction, scale) for weight in self.sparse.values())
-        slots = sum(weight.active_elements for weight in self.sparse.values())
-        return UpdateReport(int(replaced), int(replaced) / slots, fraction, density(self.weights.values()))
+        replaced = torch.zeros((), dtype=torch.int64, device=self.mesh.device)
+        for weight in self.sparse.values():
+            count = self._update(weight, step, fraction, scale)
+            if self.place.owns(weight):
+                replaced += count
+        replaced = int(self.mesh.all_reduce(replaced, MODEL_AXES))
+        slots = sum(spec.trails * spec.total_slots() for spec in self.specs.values() if spec.is_sparse)
+        return UpdateReport(replaced, replaced / slots, fraction, density(self.specs.values()))
 
     def skip(self) -> None:
         """Forget the dense gradients of a step that was not applied: its update is skipped as well."""
@@ -109,7 +116,10 @@ class TopologyUpdater:
         weight.drop_gradient()
         if scale is not None:
             assert gradient is not None, f"{weight.spec.name}: step {step} has not collected its dense gradient"
-            self.mesh.all_reduce(gradient, REPLICAS).mul_(scale)
+            self.mesh.all_reduce(gradient, ("data",)).mul_(scale)
+            # On the model's axes copies have the same gradient, and no sum is due. But topologies must not differ by a
+            # bit that two GPUs computed otherwise: the first rank's is everybody's.
+            self.mesh.broadcast(gradient, self.place.replica_axes(weight))
         state = self.optimizer_state.read(weight)
         rewrite = plan_update(weight, state.value, gradient, self.rules, step, fraction)
         new = apply_update(weight, rewrite, *state, gradient, self.rules.new_moments)
@@ -129,36 +139,45 @@ class TopologyUpdater:
         Raises:
             TopologyError: On all ranks, with the first weight that differs and both checksums.
         """
-        table = self._checksums()
-        lowest = self.mesh.all_reduce(table.clone(), REPLICAS, op="min")
-        highest = self.mesh.all_reduce(table.clone(), REPLICAS, op="max")
+        table = {name: weight.checksum() for name, weight in self.sparse.items()}
+        lowest, highest = self._over_replicas(table, "min"), self._over_replicas(table, "max")
         agree(self.mesh, lambda: self._compare(lowest, highest, when))
-        total = 0
-        for (name, trail, shard), checksum in zip(self._entries(), table.tolist(), strict=True):
-            words = f"{name}/{trail}/{shard}/{checksum}".encode()
-            total += int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
-        return f"{total % (1 << 64):016x}"
+        owned = [name for name, weight in self.sparse.items() if self.place.owns(weight)]
+        words = (
+            f"{name}/{trail}/{shard}/{checksum}".encode()
+            for name in owned
+            for trail, of_shards in zip(self.sparse[name].trails, table[name].tolist(), strict=True)
+            for shard, checksum in zip(self.sparse[name].shards, of_shards, strict=True)
+        )
+        digests = [int.from_bytes(hashlib.blake2b(each, digest_size=8).digest(), "little") for each in words]
+        # a sum, so that the order and who computes it do not matter; of halves, which an int64 holds
+        halves = [sum(each >> 32 for each in digests), sum(each % (1 << 32) for each in digests)]
+        high, low = self.mesh.all_reduce(torch.tensor(halves, device=self.mesh.device), MODEL_AXES).tolist()
+        return f"{((high << 32) + low) % (1 << 64):016x}"
 
-    def _entries(self) -> list[tuple[str, int, int]]:
-        """Return (weight, trail, shard), by global numbers, of every checksum, in order."""
-        return [
-            (name, trail, shard)
-            for name, weight in self.sparse.items()
-            for trail in weight.trails
-            for shard in weight.shards
+    def _over_replicas(self, table: dict[str, torch.Tensor], op: str) -> dict[str, torch.Tensor]:
+        """Reduce checksums [trails, shards] over the ranks that hold copies: all weights with the same ones at once."""
+        by_axes: dict[tuple[str, ...], list[str]] = {}
+        for name, weight in self.sparse.items():
+            by_axes.setdefault(self.place.replica_axes(weight), []).append(name)
+        reduced = {}
+        for axes, names in by_axes.items():
+            flat = torch.cat([table[name].flatten() for name in names])
+            parts = self.mesh.all_reduce(flat, ("data", *axes), op).split([table[name].numel() for name in names])
+            reduced |= {name: part.view_as(table[name]) for name, part in zip(names, parts, strict=True)}
+        return reduced
+
+    def _compare(self, lowest: dict[str, torch.Tensor], highest: dict[str, torch.Tensor], when: str) -> None:
+        differs = [
+            (name, row, column)
+            for name in self.sparse
+            for row, column in (lowest[name] != highest[name]).nonzero().tolist()
         ]
-
-    def _checksums(self) -> torch.Tensor:
-        """Return the checksums of all local shards, int64 [entries]."""
-        parts = [weight.checksum().flatten() for weight in self.sparse.values()]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=self.mesh.device)
-
-    def _compare(self, lowest: torch.Tensor, highest: torch.Tensor, when: str) -> None:
-        differs = (lowest != highest).nonzero().flatten().tolist()
         if not differs:
             return
-        name, trail, shard = self._entries()[differs[0]]
-        low, high = (int(each[differs[0]]) % (1 << 64) for each in (lowest, highest))
+        name, row, column = differs[0]
+        trail, shard = self.sparse[name].trails[row], self.sparse[name].shards[column]
+        low, high = (int(each[name][row, column]) % (1 << 64) for each in (lowest, highest))
         others = f", and {len(differs) - 1} more of trail and shard" if len(differs) > 1 else ""
         raise TopologyError(
             f"{name}: the topologies of its replicas differ after {when}: checksums {low:016x} and {high:016x} "

@@ -112,14 +112,15 @@ def _same(records):
     return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (1, 2), (3, 2)])
-def test_a_killed_and_resumed_run_is_the_uninterrupted_one(tmp_path, corpus, stage, ranks):
+@pytest.mark.parametrize(("stage", "ranks", "pipe"), [(0, 1, 1), (1, 2, 1), (3, 2, 1), (0, 2, 2)])
+def test_a_killed_and_resumed_run_is_the_uninterrupted_one(tmp_path, corpus, stage, ranks, pipe):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    _run(ranks, _sections(corpus, whole), stage)
-    _run(ranks, _sections(corpus, broken, stop_after=KILLED), stage)
+    parallel = {"parallel": {"pipe": pipe}}
+    _run(ranks, _sections(corpus, whole) | parallel, stage)
+    _run(ranks, _sections(corpus, broken, stop_after=KILLED) | parallel, stage)
     assert read_metrics(broken / "metrics.jsonl")[-1]["step"] == KILLED
     shutil.rmtree(broken / "checkpoints" / f"step-{KILLED:08d}")  # as if it had been killed after that step
-    _run(ranks, _sections(corpus, broken), stage)
+    _run(ranks, _sections(corpus, broken) | parallel, stage)
 
     expected, found = (read_metrics(folder / "metrics.jsonl") for folder in (whole, broken))
     assert _same(found) == _same(expected)

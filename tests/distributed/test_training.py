@@ -8,7 +8,7 @@ import torch
 from nt_dist.config import Config
 from nt_dist.data.loader import Batch
 from nt_dist.errors import TopologyError
-from nt_dist.model.losses import trail_losses
+from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, weights_of
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.testing import run_distributed
@@ -217,7 +217,7 @@ def _first_step_by_hand(rank, world_size):
     mesh, _, engine, _, _ = _start(config)
     batch = Batch(*(torch.cat(parts) for parts in zip(*_batches(1), strict=True)))
     with torch.no_grad():
-        sums = trail_losses(build_model(config)(batch.tokens), batch.targets, batch.weights)
+        sums = Place().trail_losses(build_model(config)(batch.tokens), batch.targets, batch.weights)
     result = train_step(engine, config, mesh, _batches(1, rank, world_size), 1)
     assert float(result.tokens) == float(batch.weights.sum()) < BATCH * SEQUENCE
     means = (sums / batch.weights.sum()).tolist()

@@ -7,7 +7,7 @@ import torch
 
 from nt_dist.benchmark.plain_model import PlainModel, PlainTrainer
 from nt_dist.config import Config
-from nt_dist.model.losses import trail_losses
+from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, weights_of
 
 PARTS = {  # of a block: here -> in nt_dist.model.weights
@@ -94,7 +94,7 @@ def test_a_step_is_the_trainers_step():
     optimizer = torch.optim.AdamW(model.parameters(), train.lr, train.betas, train.adam_eps, train.weight_decay)
     tokens = sum(batch.weights.sum() for batch in batches)
     for batch in batches:
-        (trail_losses(model(batch.tokens), batch.targets, batch.weights).sum() / tokens).backward()
+        (Place().trail_losses(model(batch.tokens), batch.targets, batch.weights).sum() / tokens).backward()
     optimizer.step()
     trainer.step(batches)
     after = PlainModel(config)

@@ -1,14 +1,9 @@
-"""The rules of the mesh, as they will stand once the model can be cut, and the one that forbids it today."""
+"""The rules of the mesh."""
 
 import pytest
 
-from nt_dist.config import Config, layouts
+from nt_dist.config import Config
 from nt_dist.errors import ConfigError
-
-
-@pytest.fixture
-def cut_allowed(monkeypatch):
-    monkeypatch.setattr(layouts, "_not_yet", lambda config: iter(()))
 
 
 def problems_of(world_size, parallel, stage=1, **sections):
@@ -16,16 +11,6 @@ def problems_of(world_size, parallel, stage=1, **sections):
     with pytest.raises(ConfigError) as caught:
         Config.from_dict({**sections, "parallel": parallel}, {"zero_optimization": {"stage": stage}}, world_size)
     return caught.value.problems
-
-
-@pytest.mark.parametrize("axis", ["tensor", "pipe", "trail"])
-def test_this_version_has_data_parallelism_only(axis):
-    found = problems_of(2, {axis: 2})
-    assert found == [
-        f"parallel.{axis} = 2 must be 1 in this version, which has data parallelism and ZeRO",
-        "the nearest layout that works on 2 ranks: parallel.tensor = 1, parallel.pipe = 1, parallel.trail = 1 "
-        "(data degree 2)",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +31,6 @@ def test_this_version_has_data_parallelism_only(axis):
         (4, {"pipe": 2}, 2, "parallel.pipe = 2 allows ZeRO stages 0 and 1", (1, 1, 1)),
     ],
 )
-@pytest.mark.usefixtures("cut_allowed")
 def test_each_rule_and_the_nearest_layout(world_size, parallel, stage, message, nearest):
     found = problems_of(world_size, parallel, stage)
     assert any(message in problem for problem in found)
@@ -54,20 +38,17 @@ def test_each_rule_and_the_nearest_layout(world_size, parallel, stage, message, 
     assert f"the nearest layout that works on {world_size} ranks: {shown}" in found[-1]
 
 
-@pytest.mark.usefixtures("cut_allowed")
 def test_key_and_value_heads_limit_the_tensor_degree():
     found = problems_of(4, {"tensor": 4}, model={"num_kv_heads": 2})
     assert found[0] == "parallel.tensor = 4 must divide model.num_kv_heads = 2"
     assert "parallel.tensor = 2" in found[1]
 
 
-@pytest.mark.usefixtures("cut_allowed")
 def test_where_no_layout_works_none_is_named():
     found = problems_of(7, {"tensor": 7}, train={"batch_size": 48, "micro_batch_size": 48})
     assert not any("nearest layout" in problem for problem in found)
 
 
-@pytest.mark.usefixtures("cut_allowed")
 def test_layouts_that_work():
     sections = {
         "trails": {"count": 6},

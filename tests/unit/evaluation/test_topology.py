@@ -72,9 +72,9 @@ def test_weights_are_summed_and_trunk_and_dense_ones_left_out():
 
 
 def test_density_leaves_padding_and_norms_out():
-    padded = Held(WeightSpec("embedding", (8, 10), shards=2, valid=5, density=0.5, role="lookup"))  # 20 + 5 of 50
-    dense = Held(WeightSpec("d", (5, 10), trails=2))  # 100 of 100
-    norm = Held(WeightSpec("norm", (1000,), role="scale"))
+    padded = WeightSpec("embedding", (8, 10), shards=2, valid=5, density=0.5, role="lookup")  # 20 + 5 of 50
+    dense = WeightSpec("d", (5, 10), trails=2)  # 100 of 100
+    norm = WeightSpec("norm", (1000,), role="scale")
     assert density([padded, dense, norm]) == pytest.approx(125 / 150)
     with pytest.raises(ValueError, match="no matrix"):
         density([norm])

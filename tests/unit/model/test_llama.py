@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nt_dist.model.layers import Rotary
-from nt_dist.model.losses import token_losses, trail_losses
+from nt_dist.model.losses import token_losses
+from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, weights_of
 
 from .tiny import tiny
@@ -61,7 +62,7 @@ def test_one_dense_trail_equals_transformers_in_logits_and_gradients(kv_heads):
     inputs, targets = TOKENS[:, :-1], TOKENS[:, 1:]
     logits, expected = model(inputs)[0, ..., :101], theirs(inputs).logits
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
-    trail_losses(model(inputs), targets, torch.ones(2, 16)).sum().backward()
+    Place().trail_losses(model(inputs), targets, torch.ones(2, 16)).sum().backward()
     F.cross_entropy(expected.flatten(0, 1), targets.flatten(), reduction="sum").backward()
     for name, weight in weights.items():
         gradient = parameters[their_name(name)].grad
@@ -111,7 +112,7 @@ def test_padding_does_not_change_the_gradients():
         for weight in weights_of(model).values():
             torch.manual_seed(zlib.crc32(weight.spec.name.encode()))
             weight.values.data[:, :101] = torch.randn(weight.values[:, :101].shape) * 0.1
-        trail_losses(model(TOKENS[:, :-1]), TOKENS[:, 1:], torch.ones(2, 16)).sum().backward()
+        Place().trail_losses(model(TOKENS[:, :-1]), TOKENS[:, 1:], torch.ones(2, 16)).sum().backward()
         gradients.append({name: weight.values.grad[:, :101] for name, weight in weights_of(model).items()})
     for name in gradients[0]:
         torch.testing.assert_close(gradients[0][name], gradients[1][name])
@@ -136,7 +137,7 @@ def test_recomputing_activations_changes_nothing(storage):
         weights = weights_of(model)
         for weight in weights.values():
             weight.collecting = weight.spec.is_sparse
-        trail_losses(model(TOKENS[:, :-1]), TOKENS[:, 1:], torch.ones(2, 16)).sum().backward()
+        Place().trail_losses(model(TOKENS[:, :-1]), TOKENS[:, 1:], torch.ones(2, 16)).sum().backward()
         gradients.append([(each.values.grad, each.dense_gradient) for each in weights.values()])
     for (one, one_dense), (other, other_dense) in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
@@ -151,7 +152,7 @@ def test_losses_weigh_tokens():
     each = token_losses(logits, targets)
     expected = -logits.log_softmax(-1).gather(-1, targets.expand(3, -1, -1)[..., None])[..., 0]
     torch.testing.assert_close(each, expected)
-    torch.testing.assert_close(trail_losses(logits, targets, weights), (expected * weights).sum((1, 2)))
+    torch.testing.assert_close(Place().trail_losses(logits, targets, weights), (expected * weights).sum((1, 2)))
 
 
 def test_rotary_positions_are_relative_and_survive_bf16():
