@@ -55,8 +55,8 @@ def measure_traffic(config: Config, densities: list[float]) -> list[TrafficRepor
     if config.data_degree < 2 or config.model_degree > 1:
         raise ConfigError(
             [
-                f"bytes between data ranks need at least two, and no other axis: {config.world_size} ranks are there; start "
-                "with: torchrun --nproc-per-node 2 tools/benchmark.py communication"
+                "bytes between data ranks need at least two of them, and no other axis: start with torchrun "
+                f"--nproc-per-node 2 tools/benchmark.py communication; here are {config.world_size} ranks"
             ]
         )
     return [_measure(at_density(config, density)) for density in dict.fromkeys([*densities, DENSE])]

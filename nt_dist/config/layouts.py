@@ -23,7 +23,7 @@ KEYS = (
 
 def check(config: Config) -> Iterator[str]:
     """Say what is wrong with the layout and, where there is one, the nearest that works."""
-    broken = [*_not_yet(config), *_broken(config)]
+    broken = list(_broken(config))
     yield from broken
     if broken:
         near = nearest_layout(config)
@@ -50,7 +50,7 @@ def nearest_layout(config: Config) -> Parallel | None:
         for trail in _divisors(config.world_size // (tensor * pipe))
     ]
     configs = [replace(config, parallel=layout) for layout in layouts]
-    working = [each.parallel for each in configs if is_possible(each) and not any(_not_yet(each))]
+    working = [each.parallel for each in configs if is_possible(each)]
     return min(working, key=distance, default=None)
 
 

@@ -20,7 +20,7 @@ its gradient, the mask and their product, 3 c e.
 """
 
 from nt_dist.config import Config
-from nt_dist.model.parts import LayerPart, Part
+from nt_dist.parallel.parts import LayerPart, Part
 
 TOKEN_BYTES = 8  # int64
 

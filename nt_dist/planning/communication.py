@@ -18,14 +18,15 @@ data    stage 0        all-reduce 4 n
 tensor  hidden states h = c · trails · B · S · H are all-reduced: after the embedding, twice forward and twice backward
         in each block, backward before the output; once more a block where it is computed again. The loss: 12 bytes a
         trail and token (highest logit; sum and the target's).
-trail   backward at the fork: one trunk state; and the trunk's gradients, c n, so that its replicas stay equal.
+trail   backward at the fork: one trunk state is all-reduced; and the trunk's gradients, c n, are broadcast, so that
+        its replicas stay equal. In an update, 4 bytes a dense entry of the trunk are broadcast and checksums compared.
 pipe    between stages: a hidden state forward, its gradient backward.
 """
 
 from collections import Counter
 
 from nt_dist.config import Config
-from nt_dist.model.parts import LayerPart, Part, local_parts, stage_layers
+from nt_dist.parallel.parts import LayerPart, Part, local_parts, stage_layers
 from nt_dist.planning.activations import element_bytes, hidden_bytes, micro_batch_tokens
 
 Payload = dict[tuple[str, str], int]
@@ -69,22 +70,31 @@ def update_payload(config: Config) -> Payload:
 def update_payload_of(config: Config, parts: list[Part]) -> Payload:
     """Return the payloads of a topology update of some weights, on top of its step's."""
     sparse = [part for part in parts if part.spec.is_sparse]
-    if config.data_degree == 1 or config.sparsity.update_every == 0 or not sparse:
+    if config.sparsity.update_every == 0 or not sparse:
         return {}
-    total = 16 * sum(part.trails * part.shards for part in sparse)
-    if "gradient" in (config.sparsity.grow, config.sparsity.new_moments):
-        total += 4 * sum(part.entries for part in sparse)
-    if config.zero_stage > 0:
-        total += 12 * sum(part.stored for part in sparse)
-    return {("data", "all_reduce"): total}
+    trunk = [part for part in sparse if not part.spec.in_trail]
+    grows = "gradient" in (config.sparsity.grow, config.sparsity.new_moments)
+    payload: Counter = Counter()
+    if config.data_degree > 1:
+        payload["data", "all_reduce"] += _checksums(sparse)
+        payload["data", "all_reduce"] += 4 * sum(part.entries for part in sparse) * grows
+        payload["data", "all_reduce"] += 12 * sum(part.stored for part in sparse) * (config.zero_stage > 0)
+    if config.parallel.trail > 1:
+        payload["trail", "all_reduce"] += _checksums(trunk)
+        payload["trail", "broadcast"] += 4 * sum(part.entries for part in trunk) * grows
+    return dict(payload)
+
+
+def _checksums(parts: list[Part]) -> int:
+    """Bytes of the lowest and the highest checksum of each shard."""
+    return 16 * sum(part.trails * part.shards for part in parts)
 
 
 def _data(config: Config, layers: list[LayerPart]) -> Payload:
     parts, ranks, stage = local_parts(layers), config.data_degree, config.zero_stage
     steps, copy, low = config.accumulation_steps, element_bytes(config), config.train.precision == "bf16"
     stored = sum(part.stored for part in parts)
-    trails = max(layer.trails for layer in layers)
-    scalars = 4 + 4 * trails + _SCALARS[config.train.precision, stage]
+    scalars = 4 + 4 * config.trails.count + _SCALARS[config.train.precision, stage]
     if stage == 0:
         return {("data", "all_reduce"): 4 * stored + scalars}
     if stage < 3:
@@ -136,7 +146,8 @@ def _model_axes(config: Config, layers: list[LayerPart]) -> Payload:
     if config.parallel.trail > 1:
         trunk = [part for part in local_parts(layers) if not part.spec.in_trail]
         fork = hidden_bytes(1, config) if any(layer.forks for layer in layers) else 0
-        payload["trail", "all_reduce"] = fork + element_bytes(config) * sum(part.stored for part in trunk)
+        payload["trail", "all_reduce"] = fork
+        payload["trail", "broadcast"] = element_bytes(config) * sum(part.stored for part in trunk)
     return payload
 
 

@@ -13,7 +13,7 @@ one-forward-one-backward schedule (Narayanan et al., arXiv 2104.04473, section 2
 from dataclasses import dataclass
 
 from nt_dist.config import Config
-from nt_dist.model.parts import local_parts, stage_layers
+from nt_dist.parallel.parts import local_parts, stage_layers
 from nt_dist.planning.activations import kept, logits_bytes, product_bytes, recomputed
 from nt_dist.training.memory_plan import MemoryPlan, plan_memory
 

@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 from nt_dist.config import Config
-from nt_dist.model.parts import LayerPart, local_parts, stage_layers
+from nt_dist.parallel.parts import LayerPart, local_parts, stage_layers
 from nt_dist.parallel.traffic import sent_bytes
 from nt_dist.planning.activations import element_bytes, micro_batch_tokens
 from nt_dist.planning.communication import Payload, step_payload, update_payload_of

@@ -21,8 +21,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from nt_dist.config import Config
-from nt_dist.model.parts import Part, local_parts, stage_layers
 from nt_dist.model.weights import count_parameters
+from nt_dist.parallel.parts import Part, local_parts, stage_layers
 
 # What sparsity/update.py works with besides the dense gradient: bytes for each dense entry and each active slot, the
 # larger of its two hungriest moments (the second, only in the embedding, is drawing lots among entries of gradient 0:

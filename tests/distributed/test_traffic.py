@@ -5,16 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nt_dist.benchmark.setup import build_bench
+from nt_dist.benchmark.setup import build_bench, random_batches
 from nt_dist.config import Config
 from nt_dist.config.settings import Parallel
-from nt_dist.model.parts import local_parts, stage_layers
 from nt_dist.model.trails import build_model
 from nt_dist.parallel.mesh import init_mesh
+from nt_dist.parallel.parts import local_parts, stage_layers
+from nt_dist.parallel.pipeline import build_mesh_model
 from nt_dist.parallel.place import MeshPlace
 from nt_dist.parallel.traffic import counted_traffic, sent_bytes
 from nt_dist.planning.communication import step_payload, update_payload
 from nt_dist.testing import run_distributed
+from nt_dist.training.engine import build_engine, train_step
 
 RANKS = 2
 
@@ -128,6 +130,27 @@ def test_tensor_and_trail_bytes_are_the_formulas(name):
     for counted, _ in counts:
         assert counted == step_payload(config) != {}
     assert max(values for _, values in counts) == stored
+
+
+def _count_pipe(rank, world_size, config):
+    with counted_traffic() as traffic:
+        mesh = init_mesh(config)
+        model = build_mesh_model(config, mesh)
+        engine = build_engine(config, model, mesh)
+        batches = random_batches(config, mesh.device)
+        train_step(engine, config, mesh, batches, 1)  # the first one sends the shapes
+        traffic.start(mesh)
+        train_step(engine, config, mesh, batches, 2)
+        return {key: each for key, each in traffic.stop().items() if key[1] == "send"}
+
+
+@pytest.mark.parametrize("layers", [1, 2], ids=["before the fork", "behind the fork"])
+def test_pipe_bytes_are_the_formulas(layers):
+    config = _config(trails={"layers": layers})
+    config = replace(config, parallel=Parallel(pipe=2))
+    counts = run_distributed(_count_pipe, RANKS, config)
+    for stage, counted in enumerate(counts):
+        assert counted == step_payload(config, stage)
 
 
 def test_what_a_ring_sends():

@@ -8,9 +8,9 @@ import torch
 from nt_dist.benchmark.allocations import Allocations
 from nt_dist.config import Config
 from nt_dist.config.settings import Parallel
-from nt_dist.model.losses import trail_losses
-from nt_dist.model.parts import layer_parts, local_parts, stage_layers
+from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, weights_of
+from nt_dist.parallel.parts import layer_parts, local_parts, stage_layers
 from nt_dist.planning.activations import kept, kept_by
 from nt_dist.planning.memory import fullest_stage, rank_memory
 
@@ -110,10 +110,10 @@ def test_the_peak_of_a_pass_is_the_formula(name):
     weights = torch.ones(targets.shape)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    trail_losses(model(tokens), targets, weights).sum().backward()  # makes the rotary tables
+    Place().trail_losses(model(tokens), targets, weights).sum().backward()  # makes the rotary tables
     with Allocations(torch.device("cpu")) as allocations:
         allocations.mark("start")
-        trail_losses(model(tokens), targets, weights).sum().backward()
+        Place().trail_losses(model(tokens), targets, weights).sum().backward()
         allocations.mark("stop")
     memory = rank_memory(config)
     found = allocations.peak("start", "stop")

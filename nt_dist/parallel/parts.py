@@ -1,6 +1,6 @@
 """What one rank holds of the table of weights: the layers of its pipeline stage, its trails, its topology shards.
 
-Sizes only, from the config; nothing is built. The layers are those of :func:`nt_dist.model.trails.layer_makers`.
+Sizes only, from the config; nothing is built. The layers are those of model/trails.py's layer_names, the fork aside.
 """
 
 import itertools
@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nt_dist.config import Config
+from nt_dist.model.trails import FORK, layer_names
 from nt_dist.model.weights import INDEX_BYTES, MASK_BYTES, choose_storages, is_in_trail, weight_specs
+from nt_dist.parallel.stages import stage_bounds
 from nt_dist.sparsity.shards import WeightSpec
 
 
@@ -100,38 +102,37 @@ def layer_parts(config: Config) -> list[LayerPart]:
 
 
 def stage_layers(config: Config) -> list[list[LayerPart]]:
-    """Deal the layers out to the pipeline's stages, so that the stage with the most work has as little as can be."""
-    layers = layer_parts(config)
-    bounds = _balanced(tuple(layer.work(config.model.max_seq_len) for layer in layers), config.parallel.pipe)
-    return [layers[start:stop] for start, stop in itertools.pairwise(bounds)]
+    """Return the layers of each pipeline stage."""
+    return _stage_layers(_Sizes(config))
+
+
+@lru_cache(maxsize=64)
+def _stage_layers(sizes: "_Sizes") -> list[list[LayerPart]]:
+    config = sizes.config
+    layers = dict(zip((name for name in layer_names(config) if name != FORK), layer_parts(config), strict=True))
+    names, bounds = layer_names(config), stage_bounds(config)
+    return [[layers[name] for name in names[start:stop] if name != FORK] for start, stop in itertools.pairwise(bounds)]
+
+
+class _Sizes:
+    """A config that is equal to others with the same layers on each rank, to remember them by."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        train = (config.train.precision, config.train.micro_batch_size)
+        ranks = (config.parallel, config.data_degree, config.zero_stage)
+        self._key = repr((config.model, config.trails, config.sparsity, train, ranks))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Sizes) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
 
 @lru_cache(maxsize=65536)
 def _slots(spec: WeightSpec, shards: int) -> int:
     return spec.total_slots(range(shards))
-
-
-@lru_cache(maxsize=256)
-def _balanced(work: tuple[float, ...], parts: int) -> tuple[int, ...]:
-    """Return the bounds of ``parts`` contiguous runs, none empty, with the smallest largest sum."""
-    sums = [0.0]
-    for each in work:
-        sums.append(sums[-1] + each)
-    count = len(work)
-    # best[p][i]: the smallest largest sum of the first i layers in p runs, and where the last of them begins
-    best = [{0: (0.0, 0)}]
-    for part in range(1, parts + 1):
-        row = {}
-        for stop in range(part, count - (parts - part) + 1):
-            candidates = (
-                (max(best[-1][start][0], sums[stop] - sums[start]), start) for start in best[-1] if start < stop
-            )
-            row[stop] = min(candidates)
-        best.append(row)
-    bounds = [count]
-    for part in range(parts, 0, -1):
-        bounds.append(best[part][bounds[-1]][1])
-    return tuple(reversed(bounds))
 
 
 def local_parts(layers: list[LayerPart]) -> list[Part]:
