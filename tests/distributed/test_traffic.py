@@ -21,7 +21,7 @@ from nt_dist.training.engine import build_engine, train_step
 RANKS = 2
 
 
-def _config(precision="fp32", stage=0, zero=(), trails=None, sparsity=None, **train):
+def _config(precision="fp32", stage=0, zero=(), trails=None, sparsity=None, parallel=None, **train):
     return Config.from_dict(
         {
             "model": {
@@ -34,6 +34,7 @@ def _config(precision="fp32", stage=0, zero=(), trails=None, sparsity=None, **tr
             },
             "trails": {"count": 2, "layers": 2, **(trails or {})},
             "sparsity": {"density": 0.3, "topology_shards": 4, "update_every": 10, **(sparsity or {})},
+            "parallel": parallel or {},
             "train": {
                 "steps": 100,
                 "batch_size": 2 * RANKS * 2,
@@ -144,10 +145,9 @@ def _count_pipe(rank, world_size, config):
         return {key: each for key, each in traffic.stop().items() if key[1] == "send"}
 
 
-@pytest.mark.parametrize("layers", [1, 2], ids=["before the fork", "behind the fork"])
+@pytest.mark.parametrize("layers", [1, 2], ids=["one block in a trail", "two"])
 def test_pipe_bytes_are_the_formulas(layers):
-    config = _config(trails={"layers": layers})
-    config = replace(config, parallel=Parallel(pipe=2))
+    config = _config(trails={"layers": layers}, parallel={"pipe": 2})
     counts = run_distributed(_count_pipe, RANKS, config)
     for stage, counted in enumerate(counts):
         assert counted == step_payload(config, stage)
