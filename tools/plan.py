@@ -1,38 +1,76 @@
-"""Says how much memory a model's weights need on one rank at each ZeRO stage, by kind, and its work per token.
+"""Lists the layouts of a model that fit on a number of GPUs, fastest first, with memory, bytes moved and step time.
 
-    python tools/plan.py --config configs/llama_1b.toml --gpus 8 [--ds_config FILE] [section.key=value ...]
+    python tools/plan.py --config configs/llama_1b.toml --gpus 64 --gpu h100 [--top 10] [--ds_config FILE]
+        [section.key=value ...]
+    python tools/plan.py --config FILE [--gpus N] [section.key=value ...]
 
-From formulas (nt_dist/training/memory_plan.py, nt_dist/training/flops.py); nothing is built. Activations and logits
-come on top.
+With --gpu (h100, h200 or a100, eight to a node), every layout that the rules allow is looked at: tensor, pipe, trail
+and data degree, ZeRO stage, micro-batch; parallel.* and train.micro_batch_size of the config do not matter. Without it,
+the memory of the model's state at the config's own layout, by ZeRO stage.
+From formulas (nt_dist/planning, nt_dist/training/memory_plan.py, nt_dist/training/flops.py); nothing is built.
 """
 
 import argparse
 
 from nt_dist.command_line import run_main
-from nt_dist.config import load_config, parse_command_line
+from nt_dist.config import Config, load_config, parse_command_line
 
 
 def main() -> int:
     """Parse the command line and print the plan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks (default 1)")
+    parser.add_argument("--gpu", choices=("h100", "h200", "a100"), help="plan all layouts on this GPU")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="layouts shown; 0: all (default 10)")
     arguments, rest = parser.parse_known_args()
     if arguments.gpus < 1:
         parser.error(f"--gpus {arguments.gpus}: must be at least 1")
     path, ds_config, overrides = parse_command_line(rest)
-    config = load_config(path, overrides, ds_config, world_size=arguments.gpus, check_paths=False)
+    if arguments.gpu:
+        config = load_config(path, overrides, ds_config, check_paths=False)
+        return show_layouts(config, arguments.gpus, arguments.gpu, arguments.top)
+    return show_stages(load_config(path, overrides, ds_config, world_size=arguments.gpus, check_paths=False))
 
-    from nt_dist.model.weights import count_parameters  # takes seconds: torch
-    from nt_dist.training.flops import token_flops
+
+def show_layouts(config: Config, gpus: int, name: str, top: int) -> int:
+    """Print the layouts that fit; return the exit code, 1 where none does."""
+    from dataclasses import replace
+
+    from nt_dist.planning.gpus import GPUS, RESERVED  # takes seconds: torch
+    from nt_dist.planning.layouts import plan_layouts
+    from nt_dist.planning.table import layouts_table
+
+    plans, looked_at = plan_layouts(replace(config, world_size=gpus), GPUS[name])
+    print(_model_line(config))
+    room = (GPUS[name].memory - RESERVED) / 2**30
+    print(
+        f"{gpus} {name}: {len(plans)} layouts fit in {room:.1f} GiB a GPU ({looked_at} looked at, micro-batches", end=""
+    )
+    print(f" counted); memory in GiB on the fullest rank{f'; the first {top}' if 0 < top < len(plans) else ''}\n")
+    if not plans:
+        return 1
+    print(layouts_table(plans[: top or None]))
+    return 0
+
+
+def show_stages(config: Config) -> int:
+    """Print the state's memory at each ZeRO stage."""
     from nt_dist.training.memory_plan import plan_stages, plan_table
 
-    parameters, flops = count_parameters(config), token_flops(config)
-    print(f"{parameters['stored']:,} weights stored of {parameters['dense']:,}, {config.train.precision}", end=", ")
-    print(f"{config.data_degree} data ranks; MiB on each rank\n")
+    print(_model_line(config), f"; {config.data_degree} data ranks, MiB on each rank\n", sep="")
     print(plan_table(config, plan_stages(config)))
-    print(f"\ntraining, FLOP a token: {flops.training_dense:.4g} dense-equivalent, ", end="")
-    print(f"{flops.training_sparse:.4g} sparse-effective")
     return 0
+
+
+def _model_line(config: Config) -> str:
+    from nt_dist.model.weights import count_parameters
+    from nt_dist.training.flops import token_flops
+
+    parameters, flops = count_parameters(config), token_flops(config)
+    return (
+        f"{parameters['stored']:,} weights stored of {parameters['dense']:,}, {config.train.precision}; training, FLOP "
+        f"a token: {flops.training_dense:.4g} dense-equivalent, {flops.training_sparse:.4g} sparse-effective"
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Both benchmarks from their settings to a text and to plain figures."""
+"""The benchmarks from their settings to a text and to plain figures."""
 
 import platform
 from collections.abc import Callable
 
 import torch
 
+from nt_dist.benchmark.communication import measure_traffic, traffic_table
 from nt_dist.benchmark.memory import measure_memory, memory_table
 from nt_dist.benchmark.speed import measure_speed
 from nt_dist.config import Config
@@ -46,6 +47,27 @@ def run_memory(config: Config, mesh: Mesh, densities: list[float], say: Say) -> 
     where = describe(config, mesh.device)
     head = f"{where}; bytes per stored parameter, measured / formula\n\n"
     return head + memory_table(reports), [{"where": where, **report.to_dict()} for report in reports]
+
+
+def run_communication(config: Config, densities: list[float]) -> tuple[str, list[dict]]:
+    """Counts the bytes between data ranks at each density; see communication.measure_traffic.
+
+    Returns:
+        Markdown, and every density's payloads.
+    """
+    reports = measure_traffic(config, densities)
+    head = f"{describe(config, torch.device('cpu'))}, {config.accumulation_steps} micro-batches a step; "
+    head += f"bytes that each of {config.data_degree} data ranks sends\n\n"
+    figures = [
+        {
+            "density": report.density,
+            "equals_formulas": report.is_planned,
+            "ordinary": {" ".join(key): each for key, each in report.ordinary.items()},
+            "with_update": {" ".join(key): each for key, each in report.with_update.items()},
+        }
+        for report in reports
+    ]
+    return head + traffic_table(reports, config.data_degree), figures
 
 
 def describe(config: Config, device: torch.device) -> str:

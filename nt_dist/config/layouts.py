@@ -49,11 +49,13 @@ def nearest_layout(config: Config) -> Parallel | None:
         for pipe in _divisors(config.world_size // tensor)
         for trail in _divisors(config.world_size // (tensor * pipe))
     ]
-    working = [layout for layout in layouts if _works(replace(config, parallel=layout))]
+    configs = [replace(config, parallel=layout) for layout in layouts]
+    working = [each.parallel for each in configs if is_possible(each)]
     return min(working, key=distance, default=None)
 
 
-def _works(config: Config) -> bool:
+def is_possible(config: Config) -> bool:
+    """Say whether the model, the batch and the ZeRO stage can be dealt out to the ranks as the degrees say."""
     batch, unit = config.train.batch_size, config.train.micro_batch_size * config.data_degree
     return batch % unit == 0 and not any(_broken(config))
 

@@ -21,8 +21,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from nt_dist.config import Config
-from nt_dist.model.weights import INDEX_BYTES, MASK_BYTES, choose_storages, count_parameters, weight_specs
-from nt_dist.sparsity.shards import WeightSpec
+from nt_dist.model.weights import count_parameters
+from nt_dist.parallel.parts import Part, local_parts, stage_layers
 
 # What sparsity/update.py works with besides the dense gradient: bytes for each dense entry and each active slot, the
 # larger of its two hungriest moments (the second, only in the embedding, is drawing lots among entries of gradient 0:
@@ -62,13 +62,17 @@ class MemoryPlan:
         return sum(getattr(self, kind) for kind in self.KINDS)
 
 
-def plan_memory(config: Config) -> MemoryPlan:
-    """The bytes of one rank for the whole of `config`'s model, at its ZeRO stage, precision and data degree."""
-    specs, stage, ranks = weight_specs(config), config.zero_stage, config.data_degree
-    storages = choose_storages(config, specs)
+def plan_memory(config: Config, pipe_stage: int = 0) -> MemoryPlan:
+    """The bytes of one rank at `config`'s layout, ZeRO stage and precision.
+
+    Args:
+        config: The config.
+        pipe_stage: Of the pipeline; the rank is the first of the tensor and of the trail axis.
+    """
+    parts, stage, ranks = local_parts(stage_layers(config)[pipe_stage]), config.zero_stage, config.data_degree
     low = config.train.precision == "bf16"
-    stored = sum(_stored(spec, storages[name]) for name, spec in specs.items())
-    names = sorted(storages.values())
+    stored = sum(part.stored for part in parts)
+    names = sorted(part.storage for part in parts)
     copy = 2 if low else 4
     return MemoryPlan(
         stage,
@@ -78,8 +82,8 @@ def plan_memory(config: Config) -> MemoryPlan:
         masters=_share(4 * stored, ranks) if stage else 0,
         gradients=_gradients(stored, stage, ranks, low),
         moments=_share(8 * stored, ranks if stage else 1),
-        index=sum(_index(spec, storages[name]) for name, spec in specs.items()),
-        update=_update(config, [(spec, storages[name]) for name, spec in specs.items() if spec.is_sparse]),
+        index=sum(part.index_bytes for part in parts),
+        update=_update(config, [part for part in parts if part.spec.is_sparse]),
         buffers=_buffers(config, stored, copy),
     )
 
@@ -111,38 +115,28 @@ def _share(total: int, ranks: int) -> int:
     return math.ceil(total / ranks)
 
 
-def _stored(spec: WeightSpec, storage: str) -> int:
-    return spec.trails * (spec.total_slots() if storage == "compact" else math.prod(spec.shape))
-
-
-def _index(spec: WeightSpec, storage: str) -> int:
-    each = {"compact": INDEX_BYTES, "masked": MASK_BYTES, "dense": 0}[storage]
-    return each * _stored(spec, storage)
-
-
 def _gradients(stored: int, stage: int, ranks: int, low: bool) -> int:
     extra = 4 * stored if stage == 0 and ranks > 1 else 2 * stored if low and stage == 1 else 0
     return _share(4 * stored, ranks if stage >= 2 else 1) + extra
 
 
-def _update(config: Config, sparse: list[tuple[WeightSpec, str]]) -> int:
+def _update(config: Config, sparse: list[Part]) -> int:
     """The highest of all moments of an update, whose weights come one after the other."""
     settings = config.sparsity
     if settings.update_every == 0:
         return 0
     collects = "gradient" in (settings.grow, settings.new_moments)
     peak = gradients = 0
-    for spec, storage in reversed(sparse):  # from the last, so that the gradients still alive add up
-        gradients += 4 * spec.trails * math.prod(spec.shape) if collects else 0
-        peak = max(peak, gradients + _working(spec, storage))
+    for part in reversed(sparse):  # from the last, so that the gradients still alive add up
+        gradients += 4 * part.entries if collects else 0
+        peak = max(peak, gradients + _working(part))
     return peak
 
 
-def _working(spec: WeightSpec, storage: str) -> int:
-    entries, slots = spec.trails * math.prod(spec.shape), spec.trails * spec.total_slots()
-    ordinary, lots = (a * entries + b * slots for a, b in _UPDATE_BYTES[storage])
-    hungriest = max(ordinary, lots) if spec.role == "lookup" else ordinary
-    return round(hungriest + (_ROW_PARALLEL_COPY * entries if spec.cut_axis else 0))
+def _working(part: Part) -> int:
+    ordinary, lots = (a * part.entries + b * part.slots for a, b in _UPDATE_BYTES[part.storage])
+    hungriest = max(ordinary, lots) if part.spec.role == "lookup" else ordinary
+    return round(hungriest + (_ROW_PARALLEL_COPY * part.entries if part.spec.cut_axis else 0))
 
 
 def _buffers(config: Config, stored: int, copy: int) -> int:

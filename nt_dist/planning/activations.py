@@ -1,0 +1,106 @@
+"""Bytes that forward passes keep for backward, and the loss's, on one rank.
+
+For one trail and one token, with hidden size H, key/value width K, ffn size F and heads h, each cut over t tensor
+ranks where noted, elements of c bytes (4 in fp32, 2 in bf16), a block keeps
+
+    two norms       2 · (4 H + 4 + c H)           input and 1 / rms in fp32, normalized
+    their results   2 · c H                       scaled: the matrices' input
+    attention       (c (2 H + 2 K) + 4 h) / t     rotated query and key, value, result; log-sum-exp in fp32
+    feed-forward    4 c F / t                     gate, silu(gate), up, their product
+
+In fp32 the first norm's input after the fork is one tensor for all trails. The output keeps a norm's tensors (twice
+with final_norm_twice) and its matrix' input, the embedding the 8 bytes of a row number. With activation checkpointing
+blocks keep their input, c H, and one at a time has the rest and gradients of c (F / t + H). Rotary tables are left out.
+To the byte what torch.autograd.graph.saved_tensors_hooks counts on a CPU; a norm fused on a GPU keeps its input in c.
+
+The loss, with V pieces held here: logits c V, log-probabilities (or probabilities) in fp32, and one trail's logits
+in fp32 where they are not already; backward, gradients of c V twice. In backward, a compact weight of e entries and k
+slots has its dense matrix and that one's gradient, 2 c e, and gathers with an index in int64, (8 + c) k; a masked one
+its gradient, the mask and their product, 3 c e.
+"""
+
+from nt_dist.config import Config
+from nt_dist.parallel.parts import LayerPart, Part
+
+TOKEN_BYTES = 8  # int64
+
+
+def element_bytes(config: Config) -> int:
+    """Return the bytes of an activation's element."""
+    return 2 if config.train.precision == "bf16" else 4
+
+
+def micro_batch_tokens(config: Config) -> int:
+    """Return the tokens of one micro-batch on one rank."""
+    return config.train.micro_batch_size * config.model.max_seq_len
+
+
+def kept_by(layer: LayerPart, config: Config) -> int:
+    """Return the bytes that ``layer`` keeps of one micro-batch, without checkpointing."""
+    tokens, hidden, element = micro_batch_tokens(config), config.model.hidden_size, element_bytes(config)
+    norm, scaled = 4 * hidden + 4 + element * hidden, element * hidden
+    if layer.kind == "embedding":
+        return tokens * TOKEN_BYTES
+    if layer.kind == "output":
+        return layer.trails * tokens * (norm * (2 if config.trails.final_norm_twice else 1) + scaled)
+    heads, keys = config.model.num_attention_heads, config.num_kv_heads * config.head_size
+    attention = element * (2 * hidden + 2 * keys) + 4 * heads
+    cut = (attention + 4 * element * config.model.ffn_size) // config.parallel.tensor
+    shared = 4 * hidden * (layer.trails - 1) if layer.forks and element == 4 else 0
+    return tokens * (layer.trails * (2 * norm + 2 * scaled + cut) - shared)
+
+
+def kept(layers: list[LayerPart], config: Config) -> int:
+    """Return the bytes that a stage keeps of one micro-batch, checkpointing as the config says."""
+    if not config.train.activation_checkpointing:
+        return sum(kept_by(layer, config) for layer in layers)
+    blocks = [layer for layer in layers if layer.kind == "block"]
+    rest = sum(kept_by(layer, config) for layer in layers if layer.kind != "block")
+    inputs = sum(hidden_bytes(1 if layer.forks else layer.trails, config) for layer in blocks)
+    return rest + inputs
+
+
+def recomputed(layers: list[LayerPart], config: Config) -> int:
+    """Return the bytes of the block that is computed again at one time, its gradients included; 0 if none is."""
+    if not config.train.activation_checkpointing:
+        return 0
+    width = config.model.hidden_size + config.model.ffn_size // config.parallel.tensor
+    gradients = micro_batch_tokens(config) * element_bytes(config) * width
+    blocks = [layer for layer in layers if layer.kind == "block"]
+    return max((kept_by(layer, config) + layer.trails * gradients for layer in blocks), default=0)
+
+
+def hidden_bytes(trails: int, config: Config) -> int:
+    """Return the bytes of a hidden state [trails, B, S, H]."""
+    return trails * micro_batch_tokens(config) * config.model.hidden_size * element_bytes(config)
+
+
+def logits_bytes(layers: list[LayerPart], config: Config) -> int:
+    """Return the most that logits, losses and their gradients take at one time; 0 before the last stage."""
+    element, one = element_bytes(config), _pieces(layers, config)
+    return max(one * (element + 4) + (4 * one // layers[-1].trails if element < 4 else 0), one * 2 * element)
+
+
+def product_bytes(layers: list[LayerPart], config: Config) -> int:
+    """Return the most that a backward product takes: matrices, index, and the logits' gradient for the last."""
+    element, most = element_bytes(config), 0
+    for layer in layers:
+        logits = element * _pieces(layers, config) if layer.kind == "output" else 0
+        most = max(most, logits + max(_product(part, element) for part in layer.parts))
+    return most
+
+
+def _product(part: Part, element: int) -> int:
+    if part.spec.role != "linear":
+        return 0
+    if part.storage == "compact":
+        return 2 * element * part.entries + (8 + element) * part.slots
+    return (3 if part.storage == "masked" else 1) * element * part.entries
+
+
+def _pieces(layers: list[LayerPart], config: Config) -> int:
+    """Elements of the logits of one micro-batch, all trails; 0 before the last stage."""
+    if layers[-1].kind != "output":
+        return 0
+    rows = config.padded_vocab_size // config.parallel.tensor
+    return layers[-1].trails * micro_batch_tokens(config) * rows

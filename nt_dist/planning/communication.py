@@ -1,0 +1,157 @@
+"""Payload bytes of one step's collectives, by the mesh's axis and the operation, on one rank.
+
+What a payload is, and what a ring sends for it, is said in parallel/traffic.py. Scalars and Python objects of the
+program itself over other axes than data are left out. With n stored values on the rank, c bytes of an element of its
+compute copy, D data ranks, A micro-batches, as counted on DeepSpeed 0.19.8 (tests/distributed/test_traffic.py):
+
+data    stage 0        all-reduce 4 n
+        stage 1        all-reduce 4 n; all-gather c n (values of one parameter group padded to a multiple of 2 D; the
+                       bf16 optimizer's gradients as well)
+        stage 2        all-reduce 4 n in each micro-batch; all-gather c n
+        stage 3        reduce-scatter 4 n and all-gather c n in each micro-batch (each weight padded to a multiple of
+                       D); weights up to stage3_param_persistence_threshold are gathered once a step instead; a weight
+                       is gathered a second time for backward if stage3_max_reuse_distance weights lie between
+        update         all-reduce 4 a dense entry of the sparse weights if it grows by gradient, 12 a stored value to
+                       read partitioned masters and moments (stage 1 on), 16 a shard to compare checksums
+        scalars        4 for the tokens, 4 a trail for the losses, DeepSpeed's norm and overflow
+
+tensor  hidden states h = c · trails · B · S · H are all-reduced: after the embedding, twice forward and twice backward
+        in each block, backward before the output; once more a block where it is computed again. The loss: 12 bytes a
+        trail and token (highest logit; sum and the target's).
+trail   backward at the fork: one trunk state is all-reduced; and the trunk's gradients, c n, are broadcast, so that
+        its replicas stay equal. In an update, 4 bytes a dense entry of the trunk are broadcast and checksums compared.
+pipe    between stages: a hidden state forward, its gradient backward.
+"""
+
+from collections import Counter
+
+from nt_dist.config import Config
+from nt_dist.parallel.parts import LayerPart, Part, local_parts, stage_layers
+from nt_dist.planning.activations import element_bytes, hidden_bytes, micro_batch_tokens
+
+Payload = dict[tuple[str, str], int]
+
+# DeepSpeed's defaults, in elements.
+_PERSISTENCE, _REUSE = 100_000, 1_000_000_000
+# What DeepSpeed all-reduces besides gradients, in bytes, by precision and stage: norms and overflow flags.
+_SCALARS = {
+    ("fp32", 0): 0,
+    ("fp32", 1): 8,
+    ("fp32", 2): 8,
+    ("fp32", 3): 16,
+    ("bf16", 1): 0,
+    ("bf16", 2): 9,
+    ("bf16", 3): 16,
+}
+_LOSS_BYTES = 12  # of a trail and token, fp32: highest logit, sum of exponentials, target's logit
+
+
+def step_payload(config: Config, pipe_stage: int = 0) -> Payload:
+    """Return the payloads of an ordinary step, between topology updates."""
+    stages = stage_layers(config)
+    layers = stages[pipe_stage]
+    payload: Counter = Counter()
+    if config.data_degree > 1:
+        payload.update(_data(config, layers))
+    for _ in range(config.accumulation_steps):
+        payload.update(_model_axes(config, layers))
+    if pipe_stage + 1 < len(stages):
+        _send(payload, config, stages[pipe_stage + 1])
+    if pipe_stage > 0:
+        _send(payload, config, layers)
+    return dict(payload)
+
+
+def update_payload(config: Config) -> Payload:
+    """Return the payloads of a topology update, on top of its step's, on the first pipeline stage's rank."""
+    return update_payload_of(config, local_parts(stage_layers(config)[0]))
+
+
+def update_payload_of(config: Config, parts: list[Part]) -> Payload:
+    """Return the payloads of a topology update of some weights, on top of its step's."""
+    sparse = [part for part in parts if part.spec.is_sparse]
+    if config.sparsity.update_every == 0 or not sparse:
+        return {}
+    trunk = [part for part in sparse if not part.spec.in_trail]
+    grows = "gradient" in (config.sparsity.grow, config.sparsity.new_moments)
+    payload: Counter = Counter()
+    if config.data_degree > 1:
+        payload["data", "all_reduce"] += _checksums(sparse)
+        payload["data", "all_reduce"] += 4 * sum(part.entries for part in sparse) * grows
+        payload["data", "all_reduce"] += 12 * sum(part.stored for part in sparse) * (config.zero_stage > 0)
+    if config.parallel.trail > 1:
+        payload["trail", "all_reduce"] += _checksums(trunk)
+        payload["trail", "broadcast"] += 4 * sum(part.entries for part in trunk) * grows
+    return dict(payload)
+
+
+def _checksums(parts: list[Part]) -> int:
+    """Bytes of the lowest and the highest checksum of each shard."""
+    return 16 * sum(part.trails * part.shards for part in parts)
+
+
+def _data(config: Config, layers: list[LayerPart]) -> Payload:
+    parts, ranks, stage = local_parts(layers), config.data_degree, config.zero_stage
+    steps, copy, low = config.accumulation_steps, element_bytes(config), config.train.precision == "bf16"
+    stored = sum(part.stored for part in parts)
+    scalars = 4 + 4 * config.trails.count + _SCALARS[config.train.precision, stage]
+    if stage == 0:
+        return {("data", "all_reduce"): 4 * stored + scalars}
+    if stage < 3:
+        padded = sum(_padded(sum(part.stored for part in group), 2 * ranks) for group in _groups(parts))
+        reduced = 4 * (padded if low and stage == 1 else stored) * (steps if stage == 2 else 1)
+        return {("data", "all_reduce"): reduced + scalars, ("data", "all_gather"): copy * padded}
+    return {
+        ("data", "all_reduce"): scalars,
+        ("data", "reduce_scatter"): 4 * steps * sum(_padded(part.stored, ranks) for part in parts),
+        ("data", "all_gather"): copy * _gathered(config, parts),
+    }
+
+
+def _gathered(config: Config, parts: list[Part]) -> int:
+    """Values gathered in a step at stage 3."""
+    zero, ranks = config.deepspeed["zero_optimization"], config.data_degree
+    threshold = zero.get("stage3_param_persistence_threshold", _PERSISTENCE)
+    reuse = zero.get("stage3_max_reuse_distance", _REUSE)
+    total = between = 0
+    for part in reversed(parts):
+        padded = _padded(part.stored, ranks)
+        if part.stored <= threshold:
+            total += padded
+        else:
+            total += config.accumulation_steps * padded * (1 if between < reuse else 2)
+        between += 2 * part.stored
+    return total
+
+
+def _groups(parts: list[Part]) -> list[list[Part]]:
+    """The optimizer's parameter groups: matrices and norms' scales."""
+    scales = [part for part in parts if part.spec.role == "scale"]
+    return [group for group in ([part for part in parts if part.spec.role != "scale"], scales) if group]
+
+
+def _padded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def _model_axes(config: Config, layers: list[LayerPart]) -> Payload:
+    """Payloads over the tensor and the trail axis of one micro-batch."""
+    payload: Counter = Counter()
+    if config.parallel.tensor > 1:
+        in_block = 5 if config.train.activation_checkpointing else 4
+        times = {"embedding": 1, "block": in_block, "output": 1}
+        states = sum(times[layer.kind] * hidden_bytes(layer.trails, config) for layer in layers)
+        losses = layers[-1].trails if layers[-1].kind == "output" else 0
+        payload["tensor", "all_reduce"] = states + _LOSS_BYTES * losses * micro_batch_tokens(config)
+    if config.parallel.trail > 1:
+        trunk = [part for part in local_parts(layers) if not part.spec.in_trail]
+        fork = hidden_bytes(1, config) if any(layer.forks for layer in layers) else 0
+        payload["trail", "all_reduce"] = fork
+        payload["trail", "broadcast"] = element_bytes(config) * sum(part.stored for part in trunk)
+    return payload
+
+
+def _send(payload: Counter, config: Config, after: list[LayerPart]) -> None:
+    """Count what goes over the boundary before the layers ``after``, in one direction."""
+    trails = 1 if after[0].forks else after[0].trails
+    payload["pipe", "send"] += config.accumulation_steps * hidden_bytes(trails, config)

@@ -1,0 +1,49 @@
+"""GPUs that a plan can be made for: figures of their data sheets, and the shares of them that a plan counts on.
+
+Sources: NVIDIA H100 Tensor Core GPU data sheet (SXM5; rates without structured sparsity: 989 TFLOP/s bf16, 67 fp32, 80
+GB at 3.35 TB/s, NVLink 900 GB/s both ways together); NVIDIA H200 data sheet (SXM; as H100, 141 GB at 4.8 TB/s); NVIDIA
+A100 data sheet (SXM4 80 GB; 312, 19.5, 2.039 TB/s, NVLink 600 GB/s). Nodes: NVIDIA DGX H100, H200 and A100 data sheets
+(8 GPUs; for each GPU one network port of 400 Gbit/s, 200 for the A100).
+"""
+
+from dataclasses import dataclass
+
+NODE = 8
+"""GPUs of a node, joined by NVLink."""
+RESERVED = 4 * 2**30
+"""Bytes of a GPU that a plan leaves free: CUDA's context, NCCL's buffers, the allocator's gaps."""
+COMPUTE_SHARE = 0.5
+"""Share of the peak rate that matrix products reach, a whole step's other small work included. Public training reports
+lie at 0.35 to 0.6 of the peak (PaLM, arXiv 2204.02311, table 3; Narayanan et al., arXiv 2104.04473, table 1)."""
+MEMORY_SHARE = 0.7
+"""Share of the memory's bandwidth that scatters, gathers and element-wise work reach."""
+LINK_SHARE = 0.8
+"""Share of a link's bandwidth that a collective on large tensors reaches."""
+LATENCY = 20e-6
+"""Seconds that a collective takes for the first byte, for each doubling of its ranks."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU in its usual node.
+
+    Attributes:
+        memory: Bytes.
+        rate: Operations a second by precision, without structured sparsity.
+        bandwidth: Bytes of its memory a second.
+        link: Bytes a second over NVLink in one direction, to the GPUs of its node.
+        network: Bytes a second in one direction to other nodes.
+    """
+
+    memory: float
+    rate: dict[str, float]
+    bandwidth: float
+    link: float
+    network: float
+
+
+GPUS = {
+    "h100": Gpu(80e9, {"bf16": 989e12, "fp32": 67e12}, 3.35e12, 450e9, 50e9),
+    "h200": Gpu(141e9, {"bf16": 989e12, "fp32": 67e12}, 4.8e12, 450e9, 50e9),
+    "a100": Gpu(80e9, {"bf16": 312e12, "fp32": 19.5e12}, 2.039e12, 300e9, 25e9),
+}

@@ -1,0 +1,135 @@
+"""An estimate of a step's time, to order layouts by; nothing overlaps, as DeepSpeed's overlap_comm is off by default.
+
+    step      = (A + P - 1) · m + data + optimizer + update / update_every
+    bubble    = (P - 1) / (A + P - 1)                             (Narayanan et al., arXiv 2104.04473, section 2.2)
+    m         = products + dense matrices + exchange, of the stage that takes longest, for one micro-batch
+    products  = 3 F / (rate · COMPUTE_SHARE), 4 F with activation checkpointing, F the forward operations of the stage
+    matrices  = bytes / (bandwidth · MEMORY_SHARE): a compact weight is zeroed and scattered into twice (2 · (c e + (4 +
+                2 c) k) for e entries and k slots), its gradient gathered ((4 + 2 c) k); a masked one's is multiplied
+                (2 c e + e)
+    optimizer = bytes / (bandwidth · MEMORY_SHARE): Adam reads and writes master and moments and reads the gradient, 28
+                bytes a value that the rank steps, and writes the compute copy
+    exchange, data, update: for each axis and operation, what a ring sends / (bandwidth · LINK_SHARE) + LATENCY ·
+                calls · log2(ranks); NVLink where the axis' ranks lie in one node, else the network
+
+A micro-batches of a step, P stages. The update's own work on the GPU is left out.
+"""
+
+import math
+from dataclasses import dataclass
+
+from nt_dist.config import Config
+from nt_dist.parallel.parts import LayerPart, local_parts, stage_layers
+from nt_dist.parallel.traffic import sent_bytes
+from nt_dist.planning.activations import element_bytes, micro_batch_tokens
+from nt_dist.planning.communication import Payload, step_payload, update_payload_of
+from nt_dist.planning.gpus import COMPUTE_SHARE, LATENCY, LINK_SHARE, MEMORY_SHARE, NODE, Gpu
+
+ADAM_BYTES = 28  # of one fp32 value: master, two moments read and written, gradient read
+AXES = ("tensor", "trail", "data", "pipe")
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step and what they are made of, and the bytes that a rank sends.
+
+    Attributes:
+        products: Matrix products of the slowest stage, over all micro-batches.
+        matrices: Building dense matrices and gathering gradients there.
+        exchange: Over the tensor, trail and pipe axes there.
+        waiting: What the pipeline's bubble adds.
+        data: Over the data axis.
+        optimizer: Adam.
+        update: The share of a topology update that falls on each step, its exchange only.
+        sent: Bytes sent by a rank of that stage in an ordinary step, by axis.
+        update_sent: Bytes sent by a rank in an update.
+        bubble: Share of the pipeline's time in which a stage waits.
+    """
+
+    products: float
+    matrices: float
+    exchange: float
+    waiting: float
+    data: float
+    optimizer: float
+    update: float
+    sent: dict[str, float]
+    update_sent: float
+    bubble: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of a step."""
+        work = self.products + self.matrices + self.exchange + self.waiting
+        return work + self.data + self.optimizer + self.update
+
+
+def step_time(config: Config, gpu: Gpu) -> StepTime:
+    """Estimate the time of a step in the layout of ``config``."""
+    stages = range(config.parallel.pipe)
+    return max((_stage_time(config, gpu, stage) for stage in stages), key=lambda time: time.total)
+
+
+def _stage_time(config: Config, gpu: Gpu, stage: int) -> StepTime:
+    layers = stage_layers(config)[stage]
+    parts, ranks = local_parts(layers), _ranks(config)
+    steps, pipe = config.accumulation_steps, config.parallel.pipe
+    payload, update = step_payload(config, stage), update_payload_of(config, parts)
+    passes = 4 if config.train.activation_checkpointing else 3
+    forward = sum(layer.work(config.model.max_seq_len) for layer in layers) * micro_batch_tokens(config)
+    products = steps * passes * forward / (gpu.rate[config.train.precision] * COMPUTE_SHARE)
+    memory_rate = gpu.bandwidth * MEMORY_SHARE
+    matrices = steps * _matrix_bytes(layers, config) / memory_rate
+    inner = {key: each for key, each in payload.items() if key[0] != "data"}
+    outer = {key: each for key, each in payload.items() if key[0] == "data"}
+    exchange = _seconds(config, gpu, inner, steps * 4 * len(layers))
+    stepped = sum(part.stored for part in parts) / (config.data_degree if config.zero_stage else 1)
+    sent = dict.fromkeys(AXES, 0.0)
+    for (axis, operation), each in payload.items():
+        sent[axis] += sent_bytes(operation, each, ranks[axis])
+    every = config.sparsity.update_every
+    return StepTime(
+        products,
+        matrices,
+        exchange,
+        waiting=(products + matrices + exchange) * (pipe - 1) / steps,
+        data=_seconds(config, gpu, outer, _data_calls(config, len(parts))),
+        optimizer=(ADAM_BYTES + element_bytes(config)) * stepped / memory_rate,
+        update=_seconds(config, gpu, update, len(parts)) / every if every else 0.0,
+        sent=sent,
+        update_sent=sum(sent_bytes(operation, each, ranks[axis]) for (axis, operation), each in update.items()),
+        bubble=(pipe - 1) / (steps + pipe - 1),
+    )
+
+
+def _ranks(config: Config) -> dict[str, int]:
+    degrees = config.parallel
+    return {"tensor": degrees.tensor, "trail": degrees.trail, "data": config.data_degree, "pipe": degrees.pipe}
+
+
+def _data_calls(config: Config, weights: int) -> int:
+    """Collectives over the data axis in a step: at stage 3 one for each weight and pass, else a few buckets."""
+    return 2 * weights * config.accumulation_steps if config.zero_stage == 3 else 4
+
+
+def _matrix_bytes(layers: list[LayerPart], config: Config) -> int:
+    element, total = element_bytes(config), 0
+    passes = 3 if config.train.activation_checkpointing else 2  # in which the dense matrix is built
+    for part in local_parts(layers):
+        if part.storage == "compact":
+            total += passes * (element * part.entries + (4 + 2 * element) * part.slots) + (4 + 2 * element) * part.slots
+        elif part.storage == "masked":
+            total += (2 * element + 1) * part.entries
+    return total
+
+
+def _seconds(config: Config, gpu: Gpu, payload: Payload, calls: int) -> float:
+    ranks, span, seconds = _ranks(config), 1, 0.0
+    for axis in AXES:  # fastest first: the ranks of an axis lie within the product of the degrees up to its own
+        span *= ranks[axis]
+        rate = (gpu.link if span <= NODE else gpu.network) * LINK_SHARE
+        of_axis = [(operation, each) for (name, operation), each in payload.items() if name == axis]
+        if of_axis:
+            sent = sum(sent_bytes(operation, each, ranks[axis]) for operation, each in of_axis)
+            seconds += sent / rate + LATENCY * calls * math.ceil(math.log2(ranks[axis]))
+    return seconds
