@@ -32,7 +32,6 @@ class Layout:
     precision: str = "fp32"
     ragged: bool = False
     storage: str = "auto"
-    grow: str = "gradient"
 
     @property
     def ranks(self) -> int:

@@ -186,3 +186,30 @@ def test_two_runs_in_one_folder_are_refused_on_every_rank(tmp_path, corpus):
     _refused(RunError, "another run is working in it", 2, sections)
     folder.close()
     assert _contents(tmp_path) == {}
+
+
+def _in_layout(corpus, folder, **parallel):
+    """A run cut over the axes of the model, with a larger Adam epsilon: what is 0 but for rounding stays near 0."""
+    sections = _sections(corpus, folder)
+    sections["train"] |= {"adam_eps": 1e-4, "lr": 3e-3}
+    sections["parallel"] = parallel
+    return sections
+
+
+def test_a_run_changes_its_layout_in_the_middle(tmp_path, corpus):
+    whole, moving = tmp_path / "whole", tmp_path / "moving"
+    _run(1, _in_layout(corpus, whole), 0)
+    sections = _in_layout(corpus, moving, trail=2)
+    sections["run"]["stop_after"] = SAVED
+    _run(4, sections, 1)  # and data 2
+    _run(2, _in_layout(corpus, moving, tensor=2), 0)
+    expected, found = (read_metrics(folder / "metrics.jsonl") for folder in (whole, moving))
+    assert [record["step"] for record in found] == [record["step"] for record in expected]
+    assert len(found) == STEPS + STEPS // 5
+    for record, right in zip(_same(found), _same(expected), strict=True):
+        assert record.keys() == right.keys()
+        figures, wanted = ((each.pop("eval", {}) for each in pair) for pair in ((record,), (right,)))
+        for one, other in ((record, right), (next(figures), next(wanted))):
+            assert one.pop("topology_checksum", "") == other.pop("topology_checksum", "")
+            for key, value in one.items():
+                assert value == pytest.approx(other[key], rel=1e-4, abs=1e-4), f"{key} of step {record['step']}"
