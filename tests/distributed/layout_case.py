@@ -56,7 +56,6 @@ def config_of(layout: Layout) -> Config:
             "topology_shards": 2,
             "update_every": 2,
             "storage": layout.storage,
-            "grow": layout.grow,
         },
         "train": train,
         "parallel": {"tensor": layout.tensor, "trail": layout.trail},
