@@ -23,6 +23,7 @@ from nt_dist.parallel import launcher
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.handshake import check_alike
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
+from nt_dist.parallel.peers import naming_lost_ranks
 from nt_dist.training import checkpoint
 from nt_dist.training.checkpoint_find import find
 from nt_dist.training.checkpoint_manifest import Progress, read_manifest
@@ -51,7 +52,7 @@ def train(config: Config) -> int:
     handler, code = start_logging(launcher.rank()), 0
     mesh = init_mesh(config)
     folder = Path(config.run.dir)
-    with ExitStack() as stack:
+    with naming_lost_ranks(mesh.rank), ExitStack() as stack:
         own = agree(mesh, lambda: RunFolder(folder) if mesh.is_main else None)
         if own:
             stack.enter_context(closing(own))
