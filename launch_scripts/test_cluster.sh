@@ -113,7 +113,7 @@ if chosen hosts; then
     start_ssh nt1 nt2 nt3 nt4
     for number in 1 2 3 4; do echo "$SUBNET.$number slots=1"; done >"$work/four"
     grep -v "$SUBNET.3 " "$work/four" >"$work/three"
-    train=(--ds_config configs/ds/zero1.json "run.dir=$run_dir" train.steps=160)
+    train=(--ds_config configs/ds/zero1.json "run.dir=$run_dir" train.steps=120)
     launch() {
         echo "\$ deepspeed_multinode.sh $(basename "$1") --num_nodes $2 -- ${common[*]} ${train[*]}" | sed "s#$work/##g"
         on nt1 bash launch_scripts/deepspeed_multinode.sh "$1" --num_nodes "$2" --num_gpus 1 --log_level warning -- \
@@ -136,7 +136,7 @@ if chosen hosts; then
     launch "$work/three" 3 >"$work/three.log" 2>&1 || { tail -20 "$work/three.log"; fail "three hosts"; }
     excerpt '^\$|continuing|3 ranks|saved|perplexity|ensemble' "$work/three.log" 20
     grep -q "continuing from .*step-" "$work/three.log" || fail "it did not go on from a checkpoint"
-    [[ "$(logged_step "$run_dir")" == 160 ]] || fail "it did not come to its last step"
+    [[ "$(logged_step "$run_dir")" == 120 ]] || fail "it did not come to its last step"
     on nt1 python train.py "${common[@]}" "${train[@]}" "run.dir=$work/alone" >"$work/alone.log" 2>&1 || fail "one rank"
     same_losses "$run_dir" "$work/alone" 60 || fail "the losses differ from those of one rank"
 fi
@@ -146,12 +146,12 @@ if chosen slurm; then
     start_slurm nt1 nt2
     on nt1 sinfo
     run_dir="$work/run-slurm"
-    # As long as 100 s of the pace that this machine has just now: preempted once, or a few times.
+    # Three minutes at the pace that this machine has just now: preempted once, or a few times.
     on nt1 python train.py "${common[@]}" "run.dir=$work/pace" train.steps=40 >"$work/pace.log" 2>&1 || fail "pace"
     steps="$(python -c '
 import json, sys
 records = [json.loads(line) for line in open(sys.argv[1])]
-print(max(300, int(100 * [r for r in records if "loss" in r][-1]["tokens_per_second"] / (12 * 32))))
+print(max(300, int(180 * [r for r in records if "loss" in r][-1]["tokens_per_second"] / (12 * 32))))
 ' "$work/pace/metrics.jsonl")"
     arguments=("${common[@]}" "run.dir=$run_dir" "train.steps=$steps" run.log_every=50 run.save_every=0)
     options=(--nodes 2 --ntasks-per-node 1 --time 3 --signal B:USR1@60 --output "$work/slurm-%j.log")
