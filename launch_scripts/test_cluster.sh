@@ -101,7 +101,7 @@ PYTHON
 }
 
 # Everything that the ranks say of interest; the rest is in the logs.
-excerpt() { grep -E "$1" "$2" | sed -E 's/^/    /' | cut -c1-180 | head -"${3:-12}" || true; }
+excerpt() { grep -E "$1" "$2" | sed -E "s#$work/##g; s/^/    /" | cut -c1-180 | head -"${3:-12}" || true; }
 
 say "four hosts on a bridge"
 start_network nt1 nt2 nt3 nt4
