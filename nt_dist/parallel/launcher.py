@@ -1,12 +1,15 @@
-"""What the launcher says about this process: its rank, the number of ranks, its place on the host.
+"""What the launcher says about this process: its rank, the number of ranks, its place on the host, where all meet.
 
-Knows DeepSpeed's and torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK), SLURM's (srun) and those of Open MPI and of
-MPICH and its relatives (PMI). Imports nothing heavy: a config is checked against the number of ranks before torch is
-imported.
+Knows DeepSpeed's and torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), SLURM's (srun) and
+those of Open MPI and of MPICH and its relatives (PMI). Imports nothing heavy: a config is checked against the number of
+ranks before torch is imported.
 """
 
 import os
+import re
+import socket
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from nt_dist.errors import RunError
 
@@ -20,6 +23,15 @@ VARIABLES = (
     ("SLURM_PROCID", "SLURM_NTASKS", ("SLURM_LOCALID",)),
 )
 FIRST_SPECIAL_STEP = 0xFFFFFFF0  # SLURM numbers the batch script's and interactive shells' own steps from here on
+FIRST_PORT, NUM_PORTS = 12000, 16000  # of SLURM jobs; below 32768, where Linux begins to give ports to anyone
+LOOPBACK = "127.0.0.1"
+
+
+class MeetingPoint(NamedTuple):
+    """Where rank 0 listens for the others."""
+
+    address: str
+    port: int
 
 
 def rank(environment: Mapping[str, str] = os.environ) -> int:
@@ -35,6 +47,101 @@ def world_size(environment: Mapping[str, str] = os.environ) -> int:
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:
     """This process's number on its host, which chooses its GPU; 0 without a launcher."""
     return _place(environment)[2]
+
+
+def meeting_point(environment: Mapping[str, str] = os.environ) -> MeetingPoint:
+    """Where the ranks of a job of several meet; the same on every rank.
+
+    MASTER_ADDR and MASTER_PORT where they are set, as DeepSpeed and torchrun do. Under srun the job's first node and a
+    port made from the numbers of job and step, so that no host file is needed. Under MPI rank 0 chooses both and tells
+    the others through mpi4py; every rank has to call then, and MPI is left at once.
+
+    Raises:
+        RunError: They are not known, or no port.
+    """
+    address = environment.get("MASTER_ADDR")
+    port = _number(environment, "MASTER_PORT", 1) if "MASTER_PORT" in environment else None
+    if address and port:
+        return MeetingPoint(address, port)
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        raise RunError("RANK and WORLD_SIZE are set, but MASTER_ADDR or MASTER_PORT is not; the launcher sets all four")
+    if "OMPI_COMM_WORLD_RANK" not in environment and _is_srun_task(environment):
+        return MeetingPoint(address or _slurm_address(environment), port or _slurm_port(environment))
+    chosen = _mpi_meeting_point(world_size(environment))
+    return MeetingPoint(address or chosen.address, port or chosen.port)
+
+
+def first_host(node_list: str) -> str:
+    """The first name of a SLURM node list: ``a1`` of ``a1,b2``, ``n008`` of ``n[008-011,020]``, ``r1n3`` of
+    ``r[1-2]n[3-4]``. Done here and not by ``scontrol show hostnames``, which containers on compute nodes lack."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", node_list)[0]
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
+
+
+def interface_to(address: str) -> str | None:
+    """The name of this host's network interface on the way to ``address``; None where it cannot be told."""
+    import psutil  # DeepSpeed brings it
+
+    try:
+        family, _, _, _, target = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(target)  # sends nothing: asks the routing table
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    found = psutil.net_if_addrs().items()
+    return next((name for name, entries in found if any(entry.address == own for entry in entries)), None)
+
+
+def _slurm_address(environment: Mapping[str, str]) -> str:
+    if environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES")) == "1":
+        return LOOPBACK
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
+    host = first_host(nodes) if nodes else None
+    # The address of where srun was called is that of the first node only in a batch script, so the name is better; but
+    # SLURM knows nodes by addresses of its own, and their names may mean nothing to others.
+    launched_from = environment.get("SLURM_LAUNCH_NODE_IPADDR")
+    if host and (not launched_from or _resolves(host)):
+        return host
+    if launched_from:
+        return launched_from
+    raise RunError("srun has set none of SLURM_STEP_NODELIST, SLURM_JOB_NODELIST; set MASTER_ADDR to the first node")
+
+
+def _slurm_port(environment: Mapping[str, str]) -> int:
+    job, step = (int(environment.get(name) or 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return FIRST_PORT + (job * 7 + step) % NUM_PORTS  # neighbours in a job's steps and in jobs' numbers stay apart
+
+
+def _resolves(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
+
+
+def _mpi_meeting_point(size: int) -> MeetingPoint:
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise RunError(
+            "several MPI ranks find each other through the package mpi4py (extra [mpi]); without it set MASTER_ADDR "
+            "and MASTER_PORT on all of them"
+        ) from error
+    world = MPI.COMM_WORLD
+    if world.Get_size() != size:
+        raise RunError(f"mpi4py sees {world.Get_size()} ranks and mpirun started {size}; both must be of one MPI")
+    hosts = world.allgather(socket.gethostname())
+    port = world.bcast(_free_port() if world.Get_rank() == 0 else None)
+    MPI.Finalize()  # the ranks are left with os._exit, which MPI takes for a crash until it is finalized
+    return MeetingPoint(LOOPBACK if len(set(hosts)) == 1 else hosts[0], port)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
 
 
 def _place(environment: Mapping[str, str]) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from nt_dist.config.settings import Config
 from nt_dist.errors import RunError
 from nt_dist.parallel import launcher
+from nt_dist.parallel.handshake import check_config_and_code
 
 AXES = ("pipe", "data", "trail", "tensor")
 TIMEOUT = timedelta(minutes=10)  # of a collective whose peers do not come
@@ -90,11 +91,7 @@ class Mesh:
 
     def gather_objects(self, thing: Any) -> list[Any]:
         """Return every rank's ``thing``, in rank order."""
-        if self.world_size == 1:
-            return [thing]
-        things: list[Any] = [None] * self.world_size
-        dist.all_gather_object(things, thing)
-        return things
+        return _gather_objects(thing)
 
     def broadcast_object(self, thing: Any, source: int = 0) -> Any:
         """Return rank ``source``'s ``thing``."""
@@ -116,7 +113,8 @@ def init_mesh(config: Config) -> Mesh:
     Uses the process group that exists, or makes one: over NCCL where there is a GPU for each local rank, else gloo.
 
     Raises:
-        RunError: If there are more local ranks than GPUs, or the ranks are not those the config was read for.
+        RunError: If there are more local ranks than GPUs, the ranks are not those the config was read for, or they have
+            not the same config and code.
     """
     keep_freed_memory()
     device = _device()
@@ -126,8 +124,17 @@ def init_mesh(config: Config) -> Mesh:
         _init_deepspeed(device)
     if dist.get_world_size() != config.world_size:
         raise RunError(f"{dist.get_world_size()} ranks have met, but the launcher announced {config.world_size}")
+    check_config_and_code(_gather_objects, config)
     shape = (config.parallel.pipe, config.data_degree, config.parallel.trail, config.parallel.tensor)
     return Mesh(init_device_mesh(device.type, shape, mesh_dim_names=AXES), device)
+
+
+def _gather_objects(thing: Any) -> list[Any]:
+    if dist.get_world_size() == 1:
+        return [thing]
+    things: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(things, thing)
+    return things
 
 
 def close() -> None:
@@ -155,8 +162,15 @@ def _join(device: torch.device) -> None:
     if launcher.world_size() == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
-    os.environ.update(RANK=str(launcher.rank()), WORLD_SIZE=str(launcher.world_size()))
-    os.environ.setdefault("LOCAL_RANK", str(launcher.local_rank()))
+    address, port = launcher.meeting_point()
+    place = {"RANK": launcher.rank(), "WORLD_SIZE": launcher.world_size(), "LOCAL_RANK": launcher.local_rank()}
+    os.environ.update({name: str(number) for name, number in place.items()})
+    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))  # DeepSpeed reads them too
+    if "GLOO_SOCKET_IFNAME" not in os.environ:
+        # Gloo would take the address that this host's own name has, which many systems map to the loopback.
+        interface = launcher.interface_to(address)
+        if interface:
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
     dist.init_process_group(backend, timeout=TIMEOUT)
 
 

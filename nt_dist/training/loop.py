@@ -21,7 +21,9 @@ from nt_dist.model.trails import weights_of
 from nt_dist.model.weights import count_parameters, weight_specs
 from nt_dist.parallel import launcher
 from nt_dist.parallel.agree import agree
+from nt_dist.parallel.handshake import check_alike
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
+from nt_dist.parallel.peers import naming_lost_ranks
 from nt_dist.parallel.pipeline import build_mesh_model
 from nt_dist.training import checkpoint
 from nt_dist.training.checkpoint_find import find
@@ -33,6 +35,7 @@ from nt_dist.training.metrics_log import last_evaluation
 from nt_dist.training.optimizer_state import optimizer_state
 from nt_dist.training.reporter import METRICS, TENSORBOARD, Reporter
 from nt_dist.training.run_folder import RunFolder
+from nt_dist.training.signals import LEFT_EARLY, listening
 from nt_dist.training.topology import TopologyUpdater
 
 CHECKPOINTS = "checkpoints"
@@ -42,15 +45,15 @@ def train(config: Config) -> int:
     """Trains or continues the run in ``run.dir`` and ends with its table; every rank calls it.
 
     Returns:
-        The exit code.
+        The exit code: 0, or LEFT_EARLY where a signal asked the run to save and leave.
 
     Raises:
         NTDistError: The run cannot start or go on; on every rank.
     """
-    handler = start_logging(launcher.rank())
+    handler, code = start_logging(launcher.rank()), 0
     mesh = init_mesh(config)
     folder = Path(config.run.dir)
-    with ExitStack() as stack:
+    with naming_lost_ranks(mesh.rank), ExitStack() as stack:
         own = agree(mesh, lambda: RunFolder(folder) if mesh.is_main else None)
         if own:
             stack.enter_context(closing(own))
@@ -62,13 +65,13 @@ def train(config: Config) -> int:
         if done < last_step(config):
             with closing(Trainer(config, mesh, found, handler)) as trainer:
                 agree(mesh, lambda: own.write_config(config), only_main=True)
-                trainer.run()
+                code = trainer.run()
         else:
             LOGGER.info("%s holds step %d of %d: nothing is left to do", found, done, last_step(config))
-        if mesh.is_main:
+        if mesh.is_main and code == 0:
             print_table(config)
     close()
-    return 0
+    return code
 
 
 def last_step(config: Config) -> int:
@@ -115,6 +118,7 @@ class Trainer:
         self.step = self.tokens = self.consumed_samples = 0
         self.regrown = self.drop_fraction = 0.0  # of the last update
         self.data = open_data(config, mesh.is_main, lambda work: agree(mesh, work, only_main=True))
+        check_alike(mesh.gather_objects, "data", {"its digest": self.data.digest})
         self.model = build_mesh_model(config, mesh)
         self.weights = weights_of(self.model)
         self.engine = build_engine(config, self.model, mesh)
@@ -145,19 +149,25 @@ class Trainer:
             self.config.train.precision,
         )
 
-    def run(self) -> None:
-        """Trains up to the last step."""
+    def run(self) -> int:
+        """Trains up to the last step, or until a signal asks to leave; returns the exit code."""
         run, steps, last = self.config.run, self.config.train.steps, last_step(self.config)
-        for step in range(self.step + 1, last + 1):
-            began = time.perf_counter()
-            result = self.train_one(step)
-            self.count(result, time.perf_counter() - began)
-            if is_due(step, run.log_every, steps):
-                self.log(result)
-            if is_due(step, run.eval_every, steps):
-                self.evaluate()
-            if is_due(step, run.save_every, last):
-                self.save()
+        with listening() as asked:
+            for step in range(self.step + 1, last + 1):
+                began = time.perf_counter()
+                result = self.train_one(step)
+                self.count(result, time.perf_counter() - began)
+                leaving = asked.by_any(self.mesh) and step < last
+                if is_due(step, run.log_every, steps):
+                    self.log(result)
+                if is_due(step, run.eval_every, steps) and not leaving:
+                    self.evaluate()
+                if is_due(step, run.save_every, last) or leaving:
+                    self.save(is_last=leaving or step == last)
+                if leaving:
+                    LOGGER.info("asked to leave: step %d of %d is saved, the same command goes on from it", step, steps)
+                    return LEFT_EARLY
+        return 0
 
     def train_one(self, step: int) -> StepResult:
         """One optimizer step, and the topology update that follows it where one is due.
@@ -230,15 +240,15 @@ class Trainer:
         if self.reporter:
             self.reporter.evaluated({"step": self.step, "eval": figures}, overlap)
 
-    def save(self) -> None:
-        """Writes a checkpoint. One that fails is a warning as long as there will be another."""
+    def save(self, is_last: bool) -> None:
+        """Writes a checkpoint. One that fails is a warning as long as it is not this process's last."""
         extra = {"tokens": self.tokens, "regrown": self.regrown, "drop_fraction": self.drop_fraction}
         progress = Progress(self.step, self.consumed_samples, self.optimizer_state.step, self.data.digest, extra)
         folder = self.folder / CHECKPOINTS
         try:
             path = checkpoint.save(folder, self.config, self.mesh, self.model, self.optimizer_state, progress)
         except CheckpointError as problem:
-            if self.step == last_step(self.config):
+            if is_last:
                 raise
             LOGGER.warning("step %d was not saved: %s", self.step, problem)
         else:

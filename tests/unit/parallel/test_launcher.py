@@ -1,7 +1,9 @@
 """What each launcher's environment says about a rank."""
 
+import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,117 @@ def test_place(environment, expected):
 def test_nonsense_is_named(environment, message):
     with pytest.raises(RunError, match=message):
         launcher.rank(environment)
+
+
+@pytest.fixture(autouse=True)
+def only_localhost_has_an_address(monkeypatch):
+    """No name leaves this machine to be looked up."""
+    look_up = socket.getaddrinfo
+
+    def answer(host, *arguments, **options):
+        if host not in ("localhost", "127.0.0.1"):
+            raise socket.gaierror(f"{host} is unknown")
+        return look_up(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+
+
+ON_NODES = {"SLURM_JOB_ID": "77", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "no-such-node[03-04,9]"}
+
+
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}, ("10.0.0.1", 29500)),
+        ({**SRUN, "SLURM_JOB_ID": "77", "SLURM_STEP_NUM_NODES": "1"}, ("127.0.0.1", 12539)),
+        ({**SRUN, **ON_NODES}, ("no-such-node03", 12539)),
+        ({**SRUN, **ON_NODES, "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}, ("10.0.0.7", 12539)),
+        (
+            {**SRUN, **ON_NODES, "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7", "SLURM_STEP_NODELIST": "localhost,b2"},
+            ("localhost", 12539),
+        ),
+        ({**SRUN, **ON_NODES, "SLURM_STEP_ID": "1", "MASTER_ADDR": "a"}, ("a", 12540)),
+        ({**SRUN, **ON_NODES, "MASTER_PORT": "4000"}, ("no-such-node03", 4000)),
+    ],
+    ids=["deepspeed", "srun-one-node", "srun", "srun-unknown-name", "srun-known-name", "own-address", "own-port"],
+)
+def test_meeting_point(environment, expected):
+    assert launcher.meeting_point(environment) == expected
+
+
+def test_neighbouring_jobs_and_steps_meet_at_ports_of_their_own():
+    places = [{**SRUN, **ON_NODES, "SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}
+              for job in range(90000, 90020) for step in range(7)]  # fmt: skip
+    ports = {launcher.meeting_point(place).port for place in places}
+    assert len(ports) == len(places) and min(ports) >= 12000 and max(ports) < 32768
+
+
+@pytest.mark.parametrize(
+    "node_list, first",
+    [
+        ("a1", "a1"),
+        ("a1,b2", "a1"),
+        ("n[008-011,020]", "n008"),
+        ("n[3,5],m1", "n3"),
+        ("r[1-2]n[3-4]", "r1n3"),
+        ("gpu-a[01-02].example", "gpu-a01.example"),
+    ],
+)
+def test_first_host(node_list, first):
+    assert launcher.first_host(node_list) == first
+
+
+def test_ranks_without_a_meeting_point_say_what_is_missing():
+    with pytest.raises(RunError, match="MASTER_ADDR or MASTER_PORT is not"):
+        launcher.meeting_point({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a"})
+    with pytest.raises(RunError, match="set MASTER_ADDR to the first node"):
+        launcher.meeting_point({**SRUN, "SLURM_JOB_ID": "1"})
+    with pytest.raises(RunError, match="MASTER_PORT = 'x' must be a whole number of at least 1"):
+        launcher.meeting_point({**SRUN, "MASTER_PORT": "x"})
+
+
+class FakeWorld:
+    """What mpi4py says to rank 1 of 2."""
+
+    def __init__(self, hosts):
+        self.hosts = hosts
+
+    def Get_rank(self):
+        return 1
+
+    def Get_size(self):
+        return len(self.hosts)
+
+    def allgather(self, value):
+        return self.hosts
+
+    def bcast(self, value):
+        assert value is None
+        return 4321
+
+
+@pytest.mark.parametrize("hosts, address", [(["a", "a"], "127.0.0.1"), (["a", "b"], "a")])
+@pytest.mark.parametrize("names", ["OMPI_COMM_WORLD_", "PMI_"])
+def test_mpi_ranks_meet_where_rank_0_says(monkeypatch, hosts, address, names):
+    finalized = []
+    world = types.SimpleNamespace(COMM_WORLD=FakeWorld(hosts), Finalize=lambda: finalized.append(True))
+    monkeypatch.setitem(sys.modules, "mpi4py", types.SimpleNamespace(MPI=world))
+    # Open MPI's daemons are started by srun inside an allocation: the ranks see its variables too
+    inherited = {**SRUN, **ON_NODES} if names.startswith("OMPI") else {}
+    environment = {**inherited, f"{names}RANK": "1", f"{names}SIZE": "2"}
+    assert launcher.meeting_point(environment) == (address, 4321)
+    assert finalized
+    with pytest.raises(RunError, match="mpi4py sees 2 ranks and mpirun started 3"):
+        launcher.meeting_point({**environment, f"{names}SIZE": "3"})
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(RunError, match="mpi4py"):
+        launcher.meeting_point(environment)
+
+
+def test_interface_to():
+    names = {name for _, name in socket.if_nameindex()}
+    assert launcher.interface_to("127.0.0.1") in names
+    assert launcher.interface_to("no-such-host.invalid") is None
 
 
 def test_torch_is_not_imported():

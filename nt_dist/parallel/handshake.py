@@ -1,0 +1,71 @@
+"""All ranks run the same thing: digests of it are compared at start, and the rank that differs is named.
+
+A rank that was started with another config, from another checkout or over other data would otherwise hang in a
+collective, or, worse, train.
+"""
+
+import hashlib
+import platform
+import socket
+from collections import Counter
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from nt_dist.config.settings import Config
+from nt_dist.errors import RunError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+LIBRARIES = ("torch", "deepspeed", "megatron-core")
+Gather = Callable[[Any], list[Any]]
+"""Gives every rank's object, in rank order, on every rank."""
+
+
+def check_alike(gather: Gather, what: str, parts: dict[str, Any]) -> None:
+    """Make sure that all ranks hold the same ``parts``; the parts themselves travel only where digests differ.
+
+    Args:
+        gather: Over all ranks.
+        what: What they are parts of, for the message: "config".
+        parts: Values by name, compared as their ``repr``.
+
+    Raises:
+        RunError: On every rank. Names the ranks (and hosts) that differ from most, and what they differ in.
+    """
+    said = {name: repr(value) for name, value in parts.items()}
+    digests = gather(hashlib.sha256(repr(sorted(said.items())).encode()).hexdigest())
+    if len(set(digests)) == 1:
+        return
+    usual, _ = Counter(digests).most_common(1)[0]  # the lowest rank's, where as many say one as the other
+    everybody = gather((socket.gethostname(), said))
+    expected_by = digests.index(usual)
+    expected = everybody[expected_by][1]
+    lines = []
+    for rank, (host, own) in enumerate(everybody):
+        if digests[rank] != usual:
+            names = [name for name in sorted(expected.keys() | own.keys()) if own.get(name) != expected.get(name)]
+            differences = ", ".join(
+                f"{name} = {own.get(name, 'missing')} (rank {expected_by}: {expected.get(name, 'missing')})"
+                for name in names
+            )
+            lines.append(f"rank {rank} on {host} has another {what}: {differences}")
+    raise RunError("\n".join(lines))
+
+
+def check_config_and_code(gather: Gather, config: Config) -> None:
+    """Make sure that all ranks have the same settings and run the same code; raises RunError on every rank."""
+    settings = {
+        f"{section}.{key}": value for section, values in config.to_dict().items() for key, value in values.items()
+    }
+    check_alike(gather, "config", settings | {"the DeepSpeed JSON": config.deepspeed})
+    check_alike(gather, "code version", code_version())
+
+
+def code_version() -> dict[str, str]:
+    """Digests of this package's source files, and the versions of what it stands on."""
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    versions["python"] = platform.python_version()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        versions[f"nt_dist/{path.relative_to(PACKAGE).as_posix()}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return versions

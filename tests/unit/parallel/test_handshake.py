@@ -1,0 +1,72 @@
+"""Ranks that do not run the same are found and named; the ranks here are threads that meet at a barrier."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from nt_dist.config.settings import Config, Train
+from nt_dist.errors import RunError
+from nt_dist.parallel import handshake
+from nt_dist.parallel.handshake import check_alike, check_config_and_code, code_version
+
+
+def on_ranks(works):
+    """Calls each of ``works`` with a gather over all of them, a thread each; returns what each raised."""
+    barrier, said = threading.Barrier(len(works)), [None] * len(works)
+
+    def run(rank):
+        def gather(thing):
+            said[rank] = thing
+            barrier.wait(10)
+            everything = list(said)
+            barrier.wait(10)
+            return everything
+
+        try:
+            works[rank](gather)
+        except RunError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        return list(pool.map(run, range(len(works))))
+
+
+def test_equal_ranks_pass():
+    assert on_ranks([lambda gather: check_config_and_code(gather, Config())] * 3) == [None] * 3
+
+
+def test_a_rank_with_another_config_is_named_on_every_rank():
+    configs = [Config(), Config(), Config(train=Train(lr=0.5)), Config()]
+    errors = on_ranks([lambda gather, config=config: check_config_and_code(gather, config) for config in configs])
+    assert len(set(errors)) == 1
+    assert errors[0].startswith("rank 2 on ") and errors[0].endswith(
+        f"has another config: train.lr = 0.5 (rank 0: {Config().train.lr})"
+    )
+
+
+def test_the_one_that_differs_is_named_although_it_is_rank_0():
+    parts = [{"its digest": "a"}, {"its digest": "b"}, {"its digest": "b"}]
+    errors = on_ranks([lambda gather, part=part: check_alike(gather, "data", part) for part in parts])
+    assert errors[0].startswith("rank 0 on ") and "has another data: its digest = 'a' (rank 1: 'b')" in errors[0]
+
+
+def test_code_version_sees_every_source_file(tmp_path, monkeypatch):
+    whole = code_version()
+    assert "nt_dist/parallel/handshake.py" in whole and "nt_dist/errors.py" in whole and whole["torch"]
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "one.py").write_text("x = 1")
+    monkeypatch.setattr(handshake, "PACKAGE", tmp_path)
+    before = code_version()
+    (tmp_path / "part" / "one.py").write_text("x = 2")
+    after = code_version()
+    assert {name for name in after if after[name] != before[name]} == {"nt_dist/part/one.py"}
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_part_that_only_some_have_is_named(missing):
+    parts = [{"a": 1}, {"a": 1}, {"a": 1}]
+    parts[missing] = {"a": 1, "b": 2}
+    errors = on_ranks([lambda gather, part=part: check_alike(gather, "code version", part) for part in parts])
+    assert f"rank {missing} on " in errors[2] and "b = 2" in errors[2] and "missing" in errors[2]
