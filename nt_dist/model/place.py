@@ -61,7 +61,3 @@ class Place:
     def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the piece of the highest logit among all pieces [T, ...], for logits [T, ..., V]."""
         return logits.argmax(-1)
-
-    def whole_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return all trails' logits over all pieces, without a gradient."""
-        return logits

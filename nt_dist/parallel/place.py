@@ -83,10 +83,6 @@ class MeshPlace(Place):
         piece = (piece + self.mesh.tensor.rank * pieces).masked_fill(~is_highest, self.mesh.tensor.degree * pieces)
         return self.mesh.all_reduce(piece, ("tensor",), op="min")
 
-    def whole_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """Gather all trails and all pieces, without a gradient."""
-        return _gathered(_gathered(logits, 3, self.mesh.tensor), 0, self.mesh.trail)
-
     def replica_axes(self, weight: Weight) -> tuple[str, ...]:
         """Return the axes of the model, trail and tensor, along which other ranks hold copies of ``weight``.
 

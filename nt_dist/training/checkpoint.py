@@ -25,6 +25,7 @@ from nt_dist.errors import CheckpointError
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
+from nt_dist.parallel.place import MeshPlace
 from nt_dist.sparsity.shards import flat_index
 from nt_dist.sparsity.storage import Weight
 from nt_dist.training import checkpoint_folder
@@ -124,7 +125,7 @@ def collect(
     tensors, entries, problems = {}, {}, []
     for name, weight in weights.items():
         state = optimizer_state.read(weight)  # on all data ranks together, whoever keeps it
-        if writers[name] == mesh.data.rank and _is_first_replica(weight, mesh):
+        if writers[name] == mesh.data.rank and MeshPlace(mesh).owns(weight):
             entries[name] = _entry(weight, f"state-{mesh.rank:05d}.safetensors")
             problems += _collect_weight(name, weight, state, entries[name], tensors)
         del state
@@ -186,13 +187,6 @@ def _writers(weights: dict[str, Weight], mesh: Mesh) -> dict[str, int]:
         writers[name] = load.index(min(load))
         load[writers[name]] += weight.active_elements
     return writers
-
-
-def _is_first_replica(weight: Weight, mesh: Mesh) -> bool:
-    """Whether this rank writes a weight that other trail or tensor ranks may hold as well."""
-    over_trails = len(weight.trails) == weight.spec.trails
-    over_shards = len(weight.shards) == weight.spec.shards
-    return not ((over_trails and mesh.trail.rank) or (over_shards and mesh.tensor.rank))
 
 
 def _entry(weight: Weight, file: str) -> WeightEntry:
