@@ -146,26 +146,23 @@ if chosen slurm; then
     start_slurm nt1 nt2
     on nt1 sinfo
     run_dir="$work/run-slurm"
-    # Three minutes at the pace that this machine has just now: preempted once, or a few times.
-    on nt1 python train.py "${common[@]}" "run.dir=$work/pace" train.steps=40 >"$work/pace.log" 2>&1 || fail "pace"
-    steps="$(python -c '
-import json, sys
-records = [json.loads(line) for line in open(sys.argv[1])]
-print(max(300, int(180 * [r for r in records if "loss" in r][-1]["tokens_per_second"] / (12 * 32))))
-' "$work/pace/metrics.jsonl")"
-    arguments=("${common[@]}" "run.dir=$run_dir" "train.steps=$steps" run.log_every=50 run.save_every=0)
+    arguments=("${common[@]}" "run.dir=$run_dir" train.steps=100000 run.save_every=0)
     options=(--nodes 2 --ntasks-per-node 1 --time 3 --signal B:USR1@60 --output "$work/slurm-%j.log")
     echo "\$ sbatch ${options[*]} launch_scripts/slurm.sbatch ${arguments[*]}" | sed "s#$work/##g"
     job="$(on nt1 sbatch --parsable "${options[@]}" launch_scripts/slurm.sbatch "${arguments[@]}")"
+    log="$work/slurm-$job.log"
     job_is() { [[ "$(job_field nt1 "$job" JobState)" =~ ^($1)$ ]]; }
-    wait_for 1500 "the end of job $job" job_is "COMPLETED|FAILED|TIMEOUT|CANCELLED|NODE_FAIL"
-    excerpt 'start number|ranks on|asked to leave|queued again|continuing|perplexity|ensemble' "$work/slurm-$job.log" 30
-    echo "job $job: $(job_field nt1 "$job" JobState), restarts $(job_field nt1 "$job" Restarts)"
-    job_is COMPLETED || { tail -30 "$work/slurm-$job.log"; fail "the job ended otherwise"; }
-    (($(job_field nt1 "$job" Restarts) >= 1)) || fail "it was not preempted: it took less than its time limit"
-    grep -q "asked to leave" "$work/slurm-$job.log" || fail "the ranks did not save on the signal"
-    grep -q "continuing from" "$work/slurm-$job.log" || fail "it did not go on from a checkpoint"
-    [[ "$(logged_step "$run_dir")" == "$steps" ]] || fail "it did not come to its last step"
+    # A signal while the ranks are still starting has nothing to save: then it is the next one that counts.
+    wait_for 900 "a saved step, on the signal before the time limit," grep -q "asked to leave: step" "$log"
+    saved="$(grep -oP '(?<=asked to leave: step )\d+' "$log" | head -1)"
+    wait_for 300 "job $job, queued again and continuing from step $saved," grep -q "continuing from .*$saved" "$log"
+    wait_for 120 "steps past $saved" reached "$run_dir" $((saved + 20))
+    on nt1 scancel "$job"
+    wait_for 90 "the end of the cancelled job" job_is CANCELLED
+    wait_for 60 "the end of all ranks" no_rank_left nt1 nt2
+    excerpt 'start number|ranks on|asked to leave|queued again|continuing' "$log" 12
+    echo "job $job: step $(logged_step "$run_dir"), restarts $(job_field nt1 "$job" Restarts), then cancelled, and it stays so"
+    [[ "$(job_field nt1 "$job" Restarts)" == "$(grep -c 'is queued again' "$log")" ]] || fail "scancel queued it again"
 
     say "srun without a script, and a rank of it that dies"
     srun=(srun --nodes 2 --ntasks-per-node 1 --kill-on-bad-exit=1 python train.py "${common[@]}")
