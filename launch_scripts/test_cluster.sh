@@ -153,7 +153,7 @@ if chosen slurm; then
     log="$work/slurm-$job.log"
     job_is() { [[ "$(job_field nt1 "$job" JobState)" =~ ^($1)$ ]]; }
     # A signal while the ranks are still starting has nothing to save: then it is the next one that counts.
-    wait_for 900 "a saved step, on the signal before the time limit," grep -q "asked to leave: step" "$log"
+    wait_for 900 "a saved step, on the signal before the time limit," grep -qs "asked to leave: step" "$log"
     saved="$(grep -oP '(?<=asked to leave: step )\d+' "$log" | head -1)"
     wait_for 300 "job $job, queued again and continuing from step $saved," grep -q "continuing from .*$saved" "$log"
     wait_for 120 "steps past $saved" reached "$run_dir" $((saved + 20))
