@@ -65,6 +65,7 @@ class GlobalState:
         torch.set_default_dtype(torch.float32)
         torch.manual_seed(SEED)
         torch.set_num_threads(1)
+        gc.collect()  # and what only those variables had held on to: each gloo group has threads of its own
 
 
 def _is_state(value: Any) -> bool:

@@ -66,11 +66,11 @@ def test_overrides_in_documents_are_settings():
     """Every section.key=value in a command is accepted, key and value."""
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
-        overrides = re.findall(
-            r"(?<![\w.])((?:model|trails|sparsity|data|train|run)\.[a-z_]+=[\w./+-]+)(?![\w.…])", text
-        )
-        for override in overrides:
-            load_config(ROOT / "configs" / "quickstart.toml", [override])
+        for command in text.replace("\\\n", " ").splitlines():  # a command's settings go together
+            overrides = re.findall(
+                r"(?<![\w.])((?:model|trails|sparsity|data|train|run)\.[a-z_]+=[\w./+-]+)(?![\w.…])", command
+            )
+            load_config(ROOT / "configs" / "quickstart.toml", overrides)
 
 
 def test_no_machine_paths():
