@@ -42,9 +42,11 @@ class GlobalState:
             for name, value in vars(module).items()
             if not name.startswith("__") and _is_state(value)
         ]
-        # ZeRO 3 numbers modules in a default argument, and compares the numbers over all ranks
+        # ZeRO 3 numbers modules in a default argument and parameters in a class, and compares them over all ranks
         register = importlib.import_module("deepspeed.runtime.zero.parameter_offload").DeepSpeedZeRoOffload
         (self.modules_numbered,) = register._register_deepspeed_module.__defaults__
+        self.init = importlib.import_module("deepspeed.runtime.zero.partition_parameters").Init
+        self.init_variables = {name: value for name, value in vars(self.init).items() if isinstance(value, int)}
         self.environment = dict(os.environ)
         self.folder = os.getcwd()
         self.path = list(sys.path)
@@ -58,6 +60,8 @@ class GlobalState:
             _refill(value, content)
             setattr(module, name, value)
         self.modules_numbered[:] = [0]
+        for name, value in self.init_variables.items():
+            setattr(self.init, name, value)
         os.environ.clear()
         os.environ.update(self.environment)
         os.chdir(self.folder)
