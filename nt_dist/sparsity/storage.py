@@ -44,7 +44,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, values, weight):
         ctx.save_for_backward(x)
         ctx.values, ctx.weight = values, weight
-        return _product(x, weight.build(values))
+        return _multiply(x, weight.build(values).mT)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -52,17 +52,23 @@ class _Linear(torch.autograd.Function):
         grad_x = grad_values = None
         if ctx.needs_input_grad[0]:
             dense = ctx.weight.build(ctx.values)
-            grad_x = (gradient[0] @ dense[0]).unsqueeze(0) if len(dense) == 1 else torch.bmm(gradient, dense)
+            grad_x = _multiply(gradient, dense)
         if ctx.needs_input_grad[1]:
-            rows = (gradient[0].mT @ x[0]).unsqueeze(0) if len(x) == 1 else torch.bmm(gradient.mT, x)
-            grad_values = ctx.weight.take_gradient(rows)
+            grad_values = ctx.weight.take_gradient(_multiply(gradient.mT, x))
         return grad_x, grad_values, None
 
 
-def _product(x: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
-    if len(dense) == 1:  # the trunk: a plain matrix product is faster than a batch of one
-        return F.linear(x[0], dense[0]).unsqueeze(0)
-    return torch.bmm(x, dense.mT)
+def _multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return the products [T, a, c] of matrices [T, a, b] and [T, b, c], without a gradient of their own.
+
+    On CPUs one after the other: a batched product deals whole matrices out to the threads, three to two for instance.
+    """
+    if left.device.type != "cpu":
+        return torch.bmm(left, right)
+    product = left.new_empty(len(left), left.shape[1], right.shape[2])
+    for each in zip(left, right, product, strict=True):
+        torch.mm(each[0], each[1], out=each[2])
+    return product
 
 
 class Weight(nn.Module):
@@ -263,8 +269,7 @@ class Weight(nn.Module):
             return self._look_up(x)
         batch = x.shape[1:-1]
         rows = x.expand(len(self.trails), *x.shape[1:]).flatten(1, 2)
-        product = _product(rows, self.values) if self.storage == "dense" else _Linear.apply(rows, self.values, self)
-        return product.unflatten(1, batch)
+        return _Linear.apply(rows, self.values, self).unflatten(1, batch)
 
     def _look_up(self, numbers: torch.Tensor) -> torch.Tensor:
         table, num_rows = self.dense(), self.local_shape[0]
