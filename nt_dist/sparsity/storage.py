@@ -245,7 +245,8 @@ class Weight(nn.Module):
         if self.storage == "compact":
             return dense.reshape(len(self.trails), -1).gather(1, self.index)
         if self.storage == "masked":
-            return dense * self.mask.to(dense.dtype)  # a product of unlike types is several times slower on CPUs
+            mask = self.mask.to(dense.dtype)  # a product of unlike types is several times slower on CPUs
+            return torch.mul(dense, mask, out=mask)
         return dense
 
     def drop_gradient(self) -> None:
