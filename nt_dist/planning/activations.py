@@ -16,7 +16,7 @@ To the byte what torch.autograd.graph.saved_tensors_hooks counts on a CPU; a nor
 The loss, with V pieces held here: logits c V, log-probabilities (or probabilities) in fp32, and one trail's logits
 in fp32 where they are not already; backward, gradients of c V twice. In backward, a compact weight of e entries and k
 slots has its dense matrix and that one's gradient, 2 c e, and gathers with an index in int64, (8 + c) k; a masked one
-its gradient, the mask and their product, 3 c e.
+its gradient and the mask, which becomes their product, 2 c e.
 """
 
 from nt_dist.config import Config
@@ -95,7 +95,7 @@ def _product(part: Part, element: int) -> int:
         return 0
     if part.storage == "compact":
         return 2 * element * part.entries + (8 + element) * part.slots
-    return (3 if part.storage == "masked" else 1) * element * part.entries
+    return (2 if part.storage == "masked" else 1) * element * part.entries
 
 
 def _pieces(layers: list[LayerPart], config: Config) -> int:
