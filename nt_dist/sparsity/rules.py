@@ -28,7 +28,7 @@ def choose_kept(
     """
     magnitude = values.abs()
     if rule == "soft_magnitude":
-        score = temperature * magnitude.double().log() + gumbel(keys, positions)  # log 0 = -inf: never before others
+        score = gumbel(keys, positions).add_(magnitude.double().log_(), alpha=temperature)  # log 0 = -inf: never first
     elif rule == "magnitude":
         score = magnitude
     else:
