@@ -22,9 +22,13 @@ from nt_dist.sparsity.streams import hash_positions, normal, stream_keys, unifor
 
 STORAGES = ("dense", "compact", "masked")
 Rows = list[tuple[int, int]]  # shards of single trails: (trail, shard), both global numbers
-# Entries whose topology is worked on at once: on CPUs what stays in the caches, elsewhere what keeps a GPU busy.
-_ENTRIES_AT_ONCE = {"cpu": 1 << 18}
-_ENTRIES_AT_ONCE_ELSEWHERE = 1 << 24
+# Entries whose topology is worked on at once: on CPUs what stays in the caches, on GPUs what keeps one busy.
+_ENTRIES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}
+
+
+def rows_at_once(spec: WeightSpec, device_type: str) -> int:
+    """Return how many shards of ``spec`` have their topology worked on at once."""
+    return max(1, _ENTRIES_AT_ONCE.get(device_type, _ENTRIES_AT_ONCE["cpu"]) // spec.shard_elements)
 
 
 class _Build(torch.autograd.Function):
@@ -232,8 +236,7 @@ class Weight(nn.Module):
         alike: dict[tuple[int, int], Rows] = defaultdict(list)
         for shard in self.shards:
             alike[self.spec.slots(shard), self.spec.real_length(shard)] += [(trail, shard) for trail in self.trails]
-        entries = _ENTRIES_AT_ONCE.get(self.values.device.type, _ENTRIES_AT_ONCE_ELSEWHERE)
-        count = max(1, entries // self.spec.shard_elements)
+        count = rows_at_once(self.spec, self.values.device.type)
         for rows in alike.values():
             yield from (rows[start : start + count] for start in range(0, len(rows), count))
 

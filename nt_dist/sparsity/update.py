@@ -55,28 +55,40 @@ def update_topology(
         Number of slots with a new place, int64 [] (reading it waits for the device).
     """
     replaced = torch.zeros((), dtype=torch.int64, device=weight.values.device)
-    for rows in weight.row_groups():
-        slots = weight.spec.slots(rows[0][1])
-        drop = round(fraction * slots)
-        if drop == 0:
-            continue
-        old = weight.row_positions(rows)
-        scores = None if gradient is None else weight.row_blocks(gradient, rows)
-        new, source = _choose(weight, rows, old, weight.read_rows(state[0], rows, old), scores, rules, step, drop)
-        is_new = source < 0
-        weight.set_rows(rows, new)
-        for number, tensor in enumerate(state):
-            entries = weight.read_rows(tensor, rows, old).gather(1, source.clamp(min=0))
-            start = torch.zeros((), device=entries.device)
-            if number == 2 and rules.new_moments == "gradient":
-                assert scores is not None, "new_moments = gradient needs the dense gradient"
-                start = scores.gather(1, new).square()
-            if number == 2 and rules.new_moments == "mean":
-                survivors = (~is_new).sum(1, keepdim=True).clamp(min=1)
-                start = entries.masked_fill(is_new, 0.0).sum(1, keepdim=True) / survivors
-            weight.write_rows(tensor, rows, new, torch.where(is_new, start, entries))
-        replaced += is_new.sum()
+    for rows in weight.row_groups():  # a function each: what it works with is gone before the next begins
+        replaced += _update_rows(weight, rows, state, gradient, rules, step, fraction)
     return replaced
+
+
+def _update_rows(
+    weight: Weight,
+    rows: Rows,
+    state: tuple[torch.Tensor, ...],
+    gradient: torch.Tensor | None,
+    rules: UpdateRules,
+    step: int,
+    fraction: float,
+) -> torch.Tensor | int:
+    """Do what :func:`update_topology` does for some shards of equal size."""
+    drop = round(fraction * weight.spec.slots(rows[0][1]))
+    if drop == 0:
+        return 0
+    old = weight.row_positions(rows)
+    scores = None if gradient is None else weight.row_blocks(gradient, rows)
+    new, source = _choose(weight, rows, old, weight.read_rows(state[0], rows, old), scores, rules, step, drop)
+    is_new = source < 0
+    weight.set_rows(rows, new)
+    for number, tensor in enumerate(state):
+        entries = weight.read_rows(tensor, rows, old).gather(1, source.clamp(min=0))
+        start = torch.zeros((), device=entries.device)
+        if number == 2 and rules.new_moments == "gradient":
+            assert scores is not None, "new_moments = gradient needs the dense gradient"
+            start = scores.gather(1, new).square()
+        if number == 2 and rules.new_moments == "mean":
+            survivors = (~is_new).sum(1, keepdim=True).clamp(min=1)
+            start = entries.masked_fill(is_new, 0.0).sum(1, keepdim=True) / survivors
+        weight.write_rows(tensor, rows, new, torch.where(is_new, start, entries))
+    return is_new.sum()
 
 
 def _choose(
