@@ -64,7 +64,7 @@ class _Linear(torch.autograd.Function):
             dense = ctx.weight.build(ctx.values)
             grad_x = _multiply(gradient, dense)
         if ctx.needs_input_grad[1]:
-            grad_values = ctx.weight.take_gradient(_multiply(gradient.mT, x))
+            grad_values = ctx.weight.take_gradient(_multiply(gradient.mT, x), may_overwrite=True)
         return grad_x, grad_values, None
 
 
@@ -289,20 +289,30 @@ class Weight(nn.Module):
         if self.storage != "compact":
             return values.detach()
         dense = values.new_zeros(len(self.trails), math.prod(self.local_shape))
-        return dense.scatter_(1, self.index, values.detach()).view(len(self.trails), *self.local_shape)
+        for row, index, entries in zip(dense, self.index, values.detach(), strict=True):
+            row.scatter_(0, index.long(), entries)  # by int32 it is several times slower on CPUs
+        return dense.view(len(self.trails), *self.local_shape)
 
-    def take_gradient(self, dense: torch.Tensor) -> torch.Tensor:
-        """Turn a dense gradient [T, *local_shape] into that of ``values``; keep the dense one while collecting."""
+    def take_gradient(self, dense: torch.Tensor, may_overwrite: bool = False) -> torch.Tensor:
+        """Turn a dense gradient [T, *local_shape] into that of ``values``; keep the dense one while collecting.
+
+        Args:
+            dense: The gradient.
+            may_overwrite: Whether nobody else needs ``dense``, so that the result may take its place.
+        """
         if self.collecting:
             if self.dense_gradient is None:
                 self.dense_gradient = dense.float() if dense.dtype != torch.float32 else dense.clone()
             else:
                 self.dense_gradient += dense
         if self.storage == "compact":
-            return dense.reshape(len(self.trails), -1).gather(1, self.index)
+            taken = dense.new_empty(self.index.shape)
+            for row, index, out in zip(dense.flatten(1), self.index, taken, strict=True):
+                torch.index_select(row, 0, index, out=out)
+            return taken
         if self.storage == "masked":
-            mask = self.mask.to(dense.dtype)  # a product of unlike types is several times slower on CPUs
-            return torch.mul(dense, mask, out=mask)
+            bits = self.mask.view(torch.uint8)  # a product with bool is several times slower on CPUs
+            return dense.mul_(bits) if may_overwrite else dense * bits
         return dense
 
     def drop_gradient(self) -> None:
