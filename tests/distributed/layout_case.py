@@ -17,7 +17,8 @@ from nt_dist.training.engine import build_engine, train_step
 from nt_dist.training.optimizer_state import optimizer_state
 from nt_dist.training.topology import TopologyUpdater
 
-STEPS, BATCH, MICRO_BATCH, SEQUENCE, VOCABULARY = 7, 4, 2, 8, 29  # padded to 32: the last shard is short
+STEPS, BATCH, MICRO_BATCH, SEQUENCE = 7, 12, 6, 8  # two and three trail ranks can split a micro-batch
+VOCABULARY = 29  # padded to 32: the last shard is short
 STATE = ("value", "exp_avg", "exp_avg_sq")
 
 
@@ -32,6 +33,7 @@ class Layout:
     precision: str = "fp32"
     ragged: bool = False
     storage: str = "auto"
+    trunk: str = "auto"
 
     @property
     def ranks(self) -> int:
@@ -39,6 +41,7 @@ class Layout:
 
     def __str__(self) -> str:
         words = [f"{name} {getattr(self, name)}" for name in ("tensor", "trail", "data") if getattr(self, name) > 1]
+        words += [f"{self.trunk} trunk"] if self.trunk != "auto" else []
         words += [f"ZeRO {self.stage}"] if self.stage else []
         return ", ".join([*words, self.precision, *["rows"] * self.ragged])
 
@@ -58,7 +61,7 @@ def config_of(layout: Layout) -> Config:
             "storage": layout.storage,
         },
         "train": train,
-        "parallel": {"tensor": layout.tensor, "trail": layout.trail},
+        "parallel": {"tensor": layout.tensor, "trail": layout.trail, "trunk": layout.trunk},
     }
     return Config.from_dict(sections, {"zero_optimization": {"stage": layout.stage}}, layout.ranks)
 

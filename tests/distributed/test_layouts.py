@@ -12,11 +12,17 @@ from tests.distributed.layout_case import STATE, STEPS, Layout, Record, Run, bat
 SAVED = 3  # after one topology update, before two more
 LAYOUTS = [
     Layout(tensor=2),
-    Layout(trail=2),
-    Layout(trail=3, storage="masked"),
+    Layout(trail=2, trunk="split"),
+    Layout(trail=2, trunk="split", stage=1),
+    Layout(trail=2, trunk="replicated"),
+    Layout(trail=3, trunk="split"),
+    Layout(trail=3, trunk="replicated", storage="masked"),
     Layout(tensor=2, data=2, stage=1),
-    Layout(trail=2, tensor=2),
-    Layout(trail=2, data=2, stage=3),
+    Layout(trail=2, tensor=2, trunk="split"),
+    Layout(trail=2, tensor=2, trunk="replicated", stage=2),
+    Layout(trail=2, data=2, trunk="split", stage=2),
+    Layout(trail=2, data=2, trunk="split", stage=3, ragged=True),
+    Layout(trail=2, data=2, trunk="replicated", stage=3),
     Layout(tensor=2, data=2, stage=1, ragged=True),
 ]
 REFERENCES: dict[tuple[str, bool], Record] = {}
@@ -67,7 +73,11 @@ def test_a_layout_trains_as_one_rank_does(layout):
 
 @pytest.mark.parametrize(
     "layout",
-    [Layout(tensor=2, precision="bf16", stage=1), Layout(trail=2, data=2, precision="bf16", stage=2)],
+    [
+        Layout(tensor=2, precision="bf16", stage=1),
+        Layout(trail=2, data=2, trunk="replicated", precision="bf16", stage=2),
+        Layout(trail=2, data=2, trunk="split", precision="bf16", stage=2),
+    ],
     ids=str,
 )
 def test_bf16_stays_near(layout):
@@ -141,9 +151,9 @@ def test_topologies_are_compared_where_there_are_copies(layout, name, found):
         assert message.startswith(f"{name}: the topologies of its replicas differ") == found, message
 
 
-def _disagree(rank, world_size):
+def _disagree(rank, world_size, trunk):
     """Gradients of the trunk that differ between its replicas, as two GPUs' may by a bit."""
-    run = Run(Layout(trail=2, stage=1, precision="bf16"))
+    run = Run(Layout(trail=2, trunk=trunk, stage=1, precision="bf16"))
     trunk = [weight for weight in run.weights.values() if not weight.spec.in_trail]
     place = MeshPlace(run.mesh)
     # this hook comes before another one of keep_trunk_equal's
@@ -154,8 +164,9 @@ def _disagree(rank, world_size):
     return {key: slots for key, slots in record.slots.items() if not run.weights[key[0]].spec.in_trail}
 
 
-def test_replicas_of_the_trunk_stay_the_same_to_the_bit():
-    first, second = run_distributed(_disagree, 2)
+@pytest.mark.parametrize("trunk", ["split", "replicated"])
+def test_replicas_of_the_trunk_stay_the_same_to_the_bit(trunk):
+    first, second = run_distributed(_disagree, 2, trunk)
     assert first.keys() == second.keys() and first
     for key, slots in first.items():
         assert torch.equal(slots, second[key]), key
