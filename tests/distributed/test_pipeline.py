@@ -33,6 +33,7 @@ class Layout:
     trail: int = 1
     trunk: str = "auto"
     trunk_layers: int = 1
+    trails: int = 6
     checkpointing: bool = False
     regrow_from: str = "all"
     update_every: int = 2
@@ -51,7 +52,7 @@ class Record:
 
 
 def config_of(world_size, layout):
-    """A tiny model of 6 trails with clipping on, which is updated after steps 2, 4 and 6."""
+    """A tiny model of 6 trails by default with clipping on, which is updated after steps 2, 4 and 6."""
     sections = {
         "model": {
             "hidden_size": 16,
@@ -61,7 +62,7 @@ def config_of(world_size, layout):
             "vocab_size": VOCABULARY,
             "max_seq_len": SEQUENCE,
         },
-        "trails": {"count": 6, "layers": 2},
+        "trails": {"count": layout.trails, "layers": 2},
         "sparsity": {
             "density": 0.4,
             "topology_shards": 2,
@@ -226,11 +227,11 @@ def test_a_pipeline_trains_as_one_rank_does(ranks, layout, one_rank):
 
 
 @pytest.mark.parametrize(
-    ("trunk_layers", "first_of_last_stage"), [(8, "fork"), (12, "blocks.11")], ids=("at the fork", "in the trunk")
+    ("trunk_layers", "first_of_last_stage"), [(2, "fork"), (4, "blocks.3")], ids=("at the fork", "in the trunk")
 )
 def test_a_cut_before_the_fork_of_a_split_trunk(trunk_layers, first_of_last_stage):
     """What passes the cut is a share of the micro-batch."""
-    layout = Layout(trunk_layers=trunk_layers)
+    layout = Layout(trunk_layers=trunk_layers, trails=2)
     alone = run_distributed(_run, 1, layout)[0][:2]
     cut = replace(layout, pipe=2, trail=2, trunk="split", checkpointing=True)
     config = config_of(4, cut)
