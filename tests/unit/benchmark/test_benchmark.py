@@ -108,13 +108,13 @@ class _KnownClock:
 
 
 def _timed(rank, world_size):
-    config, clock = _config(), speed_module._Clock
+    config, clock = _config(), speed_module.Clock
     mesh = init_mesh(config)
-    speed_module._Clock = _KnownClock
+    speed_module.Clock = _KnownClock
     try:
         return measure_speed(config, mesh, [0.5, 1.0], num_rounds=3, num_steps=2), _KnownClock.turns
     finally:
-        speed_module._Clock = clock
+        speed_module.Clock = clock
 
 
 def test_contenders_take_turns_and_ratios_are_of_one_round():
