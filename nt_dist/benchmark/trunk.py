@@ -1,8 +1,10 @@
 """Trail ranks that split the trunk's micro-batch against ranks that compute all of it each: time, bytes and memory.
 
-Both trainers live in the same processes and take turns round by round, in rotating order; the ratio is that of a round.
+Both trainers live in the same processes and take turns round by round, in rotating order; ratios are those of a round.
+A rank's processor time is measured beside the clock's, which other programs on the machine prolong.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -25,12 +27,14 @@ class TrunkFigures:
 
     Attributes:
         seconds: Of a step, by round.
+        cpu_seconds: Processor time of a step on this rank, by round.
         payload: Bytes of a step's collectives over the trail axis, counted, by operation.
         step_peak: The most bytes that a step allocates at one time, counted.
         activations: Bytes kept for backward, by formula.
     """
 
     seconds: Spread
+    cpu_seconds: Spread
     payload: dict[str, int]
     step_peak: int
     activations: int
@@ -47,32 +51,39 @@ class TrunkReport:
     Attributes:
         ranks: Of the trail axis.
         of: The figures of both ways, by their name in ``parallel.trunk``.
-        ratio: Seconds replicated over seconds split, of the same round.
     """
 
     ranks: int
     of: dict[str, TrunkFigures]
-    ratio: Spread
+
+    def gain(self, kind: str) -> Spread:
+        """Return ``kind`` ("seconds" or "cpu_seconds") replicated over the same split, by round."""
+        replicated, split = (getattr(self.of[name], kind).rounds for name in TRUNKS)
+        return Spread([whole / share for whole, share in zip(replicated, split, strict=True)])
 
     def table(self) -> str:
         """The report as Markdown."""
         lines = [
-            "| trunk | step (s): median (range) | replicated / split, of a round | sent over trail (KiB a step) | "
-            "allocated in a step (MiB) | kept for backward, by formula (MiB) |",
-            "|---|---|---|---|---|---|",
+            "| trunk | step (s) | replicated / split | processor time of a rank (s) | replicated / split | "
+            "sent over trail (KiB a step) | allocated in a step (MiB) | kept for backward, by formula (MiB) |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for name, figures in self.of.items():
-            ratio = str(self.ratio) if name == "split" else "1"
+            gains = [str(self.gain(kind)) if name == "split" else "1" for kind in ("seconds", "cpu_seconds")]
             lines.append(
-                f"| {name} | {figures.seconds} | {ratio} | {figures.sent(self.ranks) / 1024:,.1f} | "
+                f"| {name} | {figures.seconds} | {gains[0]} | {figures.cpu_seconds} | {gains[1]} | "
+                f"{figures.sent(self.ranks) / 1024:,.1f} | "
                 f"{figures.step_peak / 2**20:,.1f} | {figures.activations / 2**20:,.1f} |"
             )
         return "\n".join(lines)
 
     def to_dict(self) -> dict:
         """Plain values, for JSON."""
-        of = {name: {**vars(figures), "seconds": figures.seconds.rounds} for name, figures in self.of.items()}
-        return {"ranks": self.ranks, "ratio": self.ratio.rounds, "trunk": of}
+        of = {
+            name: {**vars(each), "seconds": each.seconds.rounds, "cpu_seconds": each.cpu_seconds.rounds}
+            for name, each in self.of.items()
+        }
+        return {"ranks": self.ranks, "trunk": of}
 
 
 def measure_trunk(
@@ -111,15 +122,14 @@ def measure_trunk(
     seconds = _time(benches, num_rounds, num_steps, progress)
     of = {
         name: TrunkFigures(
-            Spread(seconds[name]),
+            *seconds[name],
             payloads[name],
             peaks[name],
             kept(stage_layers(each)[0], each),
         )
         for name, each in configs.items()
     }
-    pairs = zip(seconds["replicated"], seconds["split"], strict=True)
-    return TrunkReport(config.parallel.trail, of, Spread([whole / share for whole, share in pairs]))
+    return TrunkReport(config.parallel.trail, of)
 
 
 def _with_trunk(config: Config, trunk: str) -> Config:
@@ -137,13 +147,19 @@ def _step_peak(bench: Bench) -> int:
 
 def _time(
     benches: dict[str, Bench], num_rounds: int, num_steps: int, progress: Callable[[str], None]
-) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in benches}
+) -> dict[str, tuple[Spread, Spread]]:
+    """Seconds and processor seconds of a step, by round."""
+    figures: dict[str, tuple[Spread, Spread]] = {name: (Spread([]), Spread([])) for name in benches}
     for number in range(num_rounds):
         for name in rotated(list(benches), number):
             bench = benches[name]
             clock = Clock(synchronizer(bench.mesh.device))
             bench.mesh.barrier()  # so that no rank's clock runs while it waits for another's last turn
-            seconds[name].append(clock.seconds(bench.step, num_steps) / num_steps)
-        progress(f"round {number + 1} of {num_rounds}: " + ", ".join(f"{n} {s[-1]:.3f} s" for n, s in seconds.items()))
-    return seconds
+            began = time.process_time()
+            seconds = clock.seconds(bench.step, num_steps)
+            used = time.process_time() - began
+            for spread, each in zip(figures[name], (seconds, used), strict=True):
+                spread.rounds.append(each / num_steps)
+        last = ", ".join(f"{name} {seconds.rounds[-1]:.3f} s" for name, (seconds, _) in figures.items())
+        progress(f"round {number + 1} of {num_rounds}: {last}")
+    return figures
