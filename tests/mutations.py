@@ -1,6 +1,6 @@
 """Breaks one thing at a time in a copy of the tree, and sees the test that guards it fail.
 
-    nice -n 10 python tests/mutations.py [--only WORD] [--timeout SECONDS] [--output FILE]
+    nice -n 10 python -m tests.mutations [--only WORD] [--timeout SECONDS] [--output FILE]
 
 Each entry of MUTATIONS replaces one text, which stands once in nt_dist, and names the test that must then fail. Prints
 a Markdown table, a line at a time; exit code 1 if a test passed, or failed to run at all. No test itself: pytest does
@@ -8,16 +8,15 @@ not collect it, tests/unit/test_mutations.py sees that the texts are there.
 """
 
 import argparse
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.forked import import_libraries, run_pytest
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("nt_dist", "tests", "configs", "pyproject.toml")
@@ -25,13 +24,12 @@ TESTS_FAILED = 1  # pytest's exit code; others: it was interrupted, could not co
 
 LAYOUTS = "tests/distributed/test_layouts.py"
 _LAYOUT = LAYOUTS + "::test_a_layout_trains_as_one_rank_does[{}, fp32]"
-TENSOR, SPLIT, REPLICATED = (
-    _LAYOUT.format(name) for name in ("tensor 2", "trail 2, split trunk", "trail 2, replicated trunk")
+TENSOR, SPLIT, REPLICATED, DATA = (
+    _LAYOUT.format(name) for name in ("tensor 2", "trail 2, split trunk", "trail 2, replicated trunk", "data 2, ZeRO 1")
 )
 EQUAL_REPLICAS = LAYOUTS + "::test_replicas_of_the_trunk_stay_the_same_to_the_bit[{}]"
 PIPE = "tests/distributed/test_pipeline.py::test_a_pipeline_trains_as_one_rank_does[pipe 2]"
 CUT = "tests/distributed/test_pipeline.py::test_a_cut_before_the_fork_of_a_split_trunk[at the fork]"
-DATA = "tests/distributed/test_training.py::test_every_stage_and_storage_trains_as_one_rank_does[{}]"
 COMPARED = LAYOUTS + "::test_topologies_are_compared_where_there_are_copies[trunk over trails]"
 STREAMS = "tests/unit/sparsity/test_update.py::test_a_part_updates_as_the_whole_does"
 STEPS = "tests/unit/sparsity/test_update.py::test_trails_and_steps_draw_apart"
@@ -192,25 +190,25 @@ MUTATIONS = [
         "losses of this data rank alone",
         '), ("pipe", "data"))',
         '), ("pipe",))',
-        DATA.format(0),
+        DATA,
     ),
     Mutation(
         "mean over this data rank's tokens alone",
         'torch.stack([batch.weights.sum() for batch in micro_batches]).sum(), ("data",))',
         "torch.stack([batch.weights.sum() for batch in micro_batches]).sum(), ())",
-        DATA.format(0),
+        DATA,
     ),
     Mutation(
         "regrowth: dense gradients not summed over the data axis",
         'self.mesh.all_reduce(gradient, ("data",)).mul_(scale)',
         "gradient.mul_(scale)",
-        DATA.format(0),
+        DATA,
     ),
     Mutation(
         "ZeRO 1: masters and moments of this rank's partition alone",
         "comm.all_reduce(whole.view(torch.int32), group=self.engine.data_parallel_group)",
         "pass",
-        DATA.format(1),
+        DATA,
     ),
     Mutation(
         "evaluation: all data ranks read the first rank's samples",
@@ -295,32 +293,17 @@ class Outcome:
 
 def run(mutation: Mutation, tree: Path, timeout: float) -> Outcome:
     """Break ``tree``, run the test in it, mend it again."""
-    file, began = mutation.file(tree), time.monotonic()
+    file, log, began = mutation.file(tree), tree / "log", time.monotonic()
     whole = file.read_text(encoding="utf-8")
     file.write_text(whole.replace(mutation.old, mutation.new), encoding="utf-8")
-    # no caches of compiled files: two versions of one second and one size would be taken for one another
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-rf", "--tb=no", "-p", "no:cacheprovider", mutation.test]
-    process = subprocess.Popen(
-        command,
-        cwd=tree,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output = process.communicate(timeout=timeout)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # the ranks end when their parent does
-        process.communicate()
-        return Outcome(False, f"no end within {timeout:g} s", time.monotonic() - began)
-    finally:
-        file.write_text(whole, encoding="utf-8")
+    log.unlink(missing_ok=True)
+    arguments = ["-q", "-x", "-rf", "--tb=no", "-p", "no:cacheprovider", mutation.test]
+    code = run_pytest(arguments, tree, log, timeout)
+    file.write_text(whole, encoding="utf-8")
+    output = log.read_text(encoding="utf-8")
     found = re.search(r"^FAILED .*? - (.*)$", output, re.MULTILINE)
-    reason = found[1] if found else output.strip().splitlines()[-1]
-    return Outcome(process.returncode == TESTS_FAILED, reason, time.monotonic() - began)
+    reason = f"no end within {timeout:g} s" if code is None else found[1] if found else output.splitlines()[-1]
+    return Outcome(code == TESTS_FAILED, reason, time.monotonic() - began)
 
 
 def main() -> int:
@@ -330,6 +313,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one test (default 600)")
     parser.add_argument("--output", type=Path, help="file that the table is also written to")
     arguments = parser.parse_args()
+    import_libraries()
     lines = ["| what is broken | test | failed as it should | with | s |", "|---|---|---|---|---|"]
     right = True
     with tempfile.TemporaryDirectory(prefix="nt_dist_mutations_") as folder:

@@ -10,6 +10,9 @@ from tests.distributed.layout_case import STATE, STEPS, Layout, Record, Run, bat
 
 SAVED = 3  # after one topology update, before two more
 LAYOUTS = [
+    Layout(data=2, stage=1),
+    Layout(data=2, stage=2),
+    Layout(data=2, stage=3),
     Layout(tensor=2),
     Layout(trail=2, trunk="split"),
     Layout(trail=2, trunk="split", stage=1),
@@ -110,7 +113,13 @@ def _go_on(rank, world_size, layout, path):
 
 @pytest.mark.parametrize(
     "layout",
-    [Layout(trail=2, storage="masked"), Layout(), Layout(data=2, stage=3), Layout(tensor=2, data=2, stage=1)],
+    [
+        Layout(pipe=2),
+        Layout(trail=2, storage="masked"),
+        Layout(),
+        Layout(data=2, stage=3),
+        Layout(tensor=2, data=2, stage=1),
+    ],
     ids=str,
 )
 def test_a_checkpoint_goes_on_in_another_layout(saved, layout):
