@@ -84,9 +84,15 @@ def input_bytes(layer: LayerPart, config: Config) -> int:
     return hidden_bytes(layer, config) // (layer.trails if layer.forks else 1)
 
 
+def received_bytes(layer: LayerPart, config: Config) -> int:
+    """Return the bytes that a pipeline stage which begins with ``layer`` receives: of a split trunk a share."""
+    shares = config.parallel.trail if layer.forks and config.splits_trunk else 1
+    return input_bytes(layer, config) // shares
+
+
 def logits_bytes(layers: list[LayerPart], config: Config) -> int:
     """Return the most that logits, losses and their gradients take at one time; 0 before the last stage."""
-    element, one = element_bytes(config), _pieces(layers, config)
+    element, one = element_bytes(config), num_logits(layers, config)
     return max(one * (element + 4) + (4 * one // layers[-1].trails if element < 4 else 0), one * 2 * element)
 
 
@@ -94,7 +100,7 @@ def product_bytes(layers: list[LayerPart], config: Config) -> int:
     """Return the most that a backward product takes: matrices, index, and the logits' gradient for the last."""
     element, most = element_bytes(config), 0
     for layer in layers:
-        logits = element * _pieces(layers, config) if layer.kind == "output" else 0
+        logits = element * num_logits(layers, config) if layer.kind == "output" else 0
         most = max(most, logits + max(_product(part, element) for part in layer.parts))
     return most
 
@@ -107,8 +113,8 @@ def _product(part: Part, element: int) -> int:
     return (2 if part.storage == "masked" else 1) * element * part.entries
 
 
-def _pieces(layers: list[LayerPart], config: Config) -> int:
-    """Elements of the logits of one micro-batch, all trails; 0 before the last stage."""
+def num_logits(layers: list[LayerPart], config: Config) -> int:
+    """Return the elements of the logits of one micro-batch, all trails held here; 0 before the last stage."""
     if layers[-1].kind != "output":
         return 0
     rows = config.padded_vocab_size // config.parallel.tensor

@@ -32,7 +32,13 @@ from collections import Counter
 
 from nt_dist.config import Config
 from nt_dist.parallel.parts import LayerPart, Part, local_parts, stage_layers
-from nt_dist.planning.activations import element_bytes, hidden_bytes, input_bytes, micro_batch_tokens
+from nt_dist.planning.activations import (
+    element_bytes,
+    hidden_bytes,
+    input_bytes,
+    micro_batch_tokens,
+    received_bytes,
+)
 
 Payload = dict[tuple[str, str], int]
 
@@ -163,5 +169,4 @@ def _model_axes(config: Config, layers: list[LayerPart]) -> Payload:
 
 def _send(payload: Counter, config: Config, after: list[LayerPart]) -> None:
     """Count what goes over the boundary before the layers ``after``, in one direction."""
-    ranks = config.parallel.trail if after[0].forks and config.splits_trunk else 1  # what is sent is not gathered yet
-    payload["pipe", "send"] += config.accumulation_steps * input_bytes(after[0], config) // ranks
+    payload["pipe", "send"] += config.accumulation_steps * received_bytes(after[0], config)
