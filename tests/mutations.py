@@ -66,6 +66,43 @@ class Mutation:
 
 
 MUTATIONS = [
+    # Streams: a word of a key is dropped, or counts what this rank holds.
+    Mutation(
+        "init streams without the trail",
+        "words = (self.spec.name, trail, shard)",
+        "words = (self.spec.name, shard)",
+        "tests/unit/sparsity/test_storage.py::test_trails_differ_in_values_and_topology",
+    ),
+    Mutation(
+        "init streams with the trail's number on this rank",
+        "words = (self.spec.name, trail, shard)",
+        "words = (self.spec.name, row, shard)",
+        PARTS,
+    ),
+    Mutation(
+        "init streams with the shard's number on this rank",
+        "words = (self.spec.name, trail, shard)",
+        "words = (self.spec.name, trail, shard - self.shards.start)",
+        PARTS,
+    ),
+    Mutation(
+        "drop and grow streams without the step",
+        "(self.seed, purpose, self.weight.spec.name, trail, shard, self.step)",
+        "(self.seed, purpose, self.weight.spec.name, trail, shard)",
+        STEPS,
+    ),
+    Mutation(
+        "drop and grow streams with the trail's number on this rank",
+        "(self.seed, purpose, self.weight.spec.name, trail, shard, self.step)",
+        "(self.seed, purpose, self.weight.spec.name, trail - self.weight.trails.start, shard, self.step)",
+        STREAMS,
+    ),
+    Mutation(
+        "drop and grow streams with the shard's number on this rank",
+        "(self.seed, purpose, self.weight.spec.name, trail, shard, self.step)",
+        "(self.seed, purpose, self.weight.spec.name, trail, shard - self.weight.shards.start, self.step)",
+        STREAMS,
+    ),
     # The split trunk.
     Mutation(
         "split trunk: its gradients are not summed over the trail axis",
@@ -242,43 +279,6 @@ MUTATIONS = [
         'parts = self.mesh.all_reduce(flat, ("data",), op)',
         COMPARED,
     ),
-    # Streams: a word of a key is dropped, or counts what this rank holds.
-    Mutation(
-        "init streams without the trail",
-        "words = (self.spec.name, trail, shard)",
-        "words = (self.spec.name, shard)",
-        "tests/unit/sparsity/test_storage.py::test_trails_differ_in_values_and_topology",
-    ),
-    Mutation(
-        "init streams with the trail's number on this rank",
-        "words = (self.spec.name, trail, shard)",
-        "words = (self.spec.name, row, shard)",
-        PARTS,
-    ),
-    Mutation(
-        "init streams with the shard's number on this rank",
-        "words = (self.spec.name, trail, shard)",
-        "words = (self.spec.name, trail, shard - self.shards.start)",
-        PARTS,
-    ),
-    Mutation(
-        "drop and grow streams without the step",
-        "(self.seed, purpose, self.weight.spec.name, trail, shard, self.step)",
-        "(self.seed, purpose, self.weight.spec.name, trail, shard)",
-        STEPS,
-    ),
-    Mutation(
-        "drop and grow streams with the trail's number on this rank",
-        "(self.seed, purpose, self.weight.spec.name, trail, shard, self.step)",
-        "(self.seed, purpose, self.weight.spec.name, trail - self.weight.trails.start, shard, self.step)",
-        STREAMS,
-    ),
-    Mutation(
-        "drop and grow streams with the shard's number on this rank",
-        "(self.seed, purpose, self.weight.spec.name, trail, shard, self.step)",
-        "(self.seed, purpose, self.weight.spec.name, trail, shard - self.weight.shards.start, self.step)",
-        STREAMS,
-    ),
 ]
 
 
@@ -297,7 +297,7 @@ def run(mutation: Mutation, tree: Path, timeout: float) -> Outcome:
     whole = file.read_text(encoding="utf-8")
     file.write_text(whole.replace(mutation.old, mutation.new), encoding="utf-8")
     log.unlink(missing_ok=True)
-    arguments = ["-q", "-x", "-rf", "--tb=no", "-p", "no:cacheprovider", mutation.test]
+    arguments = ["-q", "-x", "-rf", "--tb=line", "-p", "no:cacheprovider", mutation.test]
     code = run_pytest(arguments, tree, log, timeout)
     file.write_text(whole, encoding="utf-8")
     output = log.read_text(encoding="utf-8")
