@@ -8,6 +8,7 @@ import torch
 from nt_dist.benchmark.communication import measure_traffic, traffic_table
 from nt_dist.benchmark.memory import measure_memory, memory_table
 from nt_dist.benchmark.speed import measure_speed
+from nt_dist.benchmark.trunk import measure_trunk
 from nt_dist.config import Config
 from nt_dist.parallel.mesh import Mesh
 
@@ -68,6 +69,23 @@ def run_communication(config: Config, densities: list[float]) -> tuple[str, list
         for report in reports
     ]
     return head + traffic_table(reports, config.data_degree), figures
+
+
+def run_trunk(config: Config, say: Say, *, num_rounds: int, num_steps: int) -> tuple[str, dict]:
+    """Measures a replicated against a split trunk; see trunk.measure_trunk.
+
+    Args:
+        say: Told how far it is.
+
+    Returns:
+        Markdown, and every round's figures.
+    """
+    report = measure_trunk(config, num_rounds=num_rounds, num_steps=num_steps, progress=say)
+    where = describe(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    head = (
+        f"{where}; {report.ranks} trail ranks, {config.accumulation_steps} micro-batches a step, {num_rounds} rounds "
+    )
+    return f"{head}of {num_steps} steps\n\n{report.table()}", {"where": where, **report.to_dict()}
 
 
 def describe(config: Config, device: torch.device) -> str:

@@ -112,7 +112,7 @@ def measure_speed(
     batches = next(iter(benches.values())).batches
     steps = {PLAIN: lambda: plain.step(batches)} | {density: bench.step for density, bench in benches.items()}
     updates = {density: bench for density, bench in benches.items() if bench.topology.sparse}
-    clock = _Clock(synchronizer(mesh.device))
+    clock = Clock(synchronizer(mesh.device))
     for step in steps.values():
         for _ in range(WARM_UP_STEPS):
             step()
@@ -122,7 +122,7 @@ def measure_speed(
     seconds: dict = {name: [] for name in steps}
     extra: dict = {density: [] for density in updates}
     for number in range(num_rounds):
-        for name in _rotated(list(steps), number):
+        for name in rotated(list(steps), number):
             step = steps[name]
             seconds[name].append(clock.seconds(step, num_steps) / num_steps)
         for density, bench in updates.items():
@@ -149,7 +149,7 @@ def measure_speed(
     )
 
 
-class _Clock:
+class Clock:
     """Wall time of work, the device's included."""
 
     def __init__(self, synchronize: Callable[[], None]):
@@ -165,7 +165,7 @@ class _Clock:
         return time.perf_counter() - start
 
 
-def _rotated(names: list, number: int) -> list:
+def rotated(names: list, number: int) -> list:
     """The names, beginning with another one each round."""
     start = number % len(names)
     return names[start:] + names[:start]
