@@ -172,11 +172,17 @@ class FragmentReader:
         Raises:
             CheckpointError: It is missing, or not what the manifest and the weight's shape say; names file and key.
         """
+        return self._read(name, trail, shard, PARTS if self._manifest.weights[name].is_sparse else STATES)
+
+    def positions(self, name: str, trail: int, shard: int) -> np.ndarray:
+        """Return the positions alone of one fragment of a sparse weight; raises as :meth:`read`."""
+        return self._read(name, trail, shard, ("positions",))["positions"]
+
+    def _read(self, name: str, trail: int, shard: int, parts: tuple[str, ...]) -> dict[str, np.ndarray]:
         entry = self._manifest.weights[name]
         key = f"{trail}/{shard}"
         fragment = entry.fragments[key]
         path = self._checkpoint / fragment.file
-        parts = PARTS if entry.is_sparse else STATES
         found = {part: self._tensor(path, f"{name}/{key}/{part}") for part in parts}
         for part, array in found.items():
             dtype = np.int32 if part == "positions" else np.float32
