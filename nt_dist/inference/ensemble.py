@@ -13,6 +13,7 @@ from nt_dist.config import Config
 from nt_dist.data import Tokenizer, run_tokenizer
 from nt_dist.data.prepare import prepared_folder
 from nt_dist.errors import CheckpointError, ConfigError
+from nt_dist.model.cache import Cache
 from nt_dist.model.trails import TrailsModel, build_model
 from nt_dist.training.checkpoint_find import find, verify
 from nt_dist.training.checkpoint_folder import locate
@@ -56,9 +57,21 @@ class Ensemble:
         return self.config.model.max_seq_len
 
     @torch.no_grad()
-    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the trails' logits [T, B, S, V], in the model's own type, for tokens [B, S]."""
-        return self.model(tokens.to(self.device))[..., : self.config.model.vocab_size]
+    def logits(self, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        """Return the trails' logits [T, B, S, V], in the model's own type, for tokens [B, S].
+
+        Args:
+            tokens: Piece numbers.
+            cache: Of the tokens before these, in the same order of sequences; these join it. None: there are none, and
+                nothing is kept.
+        """
+        tokens = tokens.to(self.device)
+        logits = self.model(tokens) if cache is None else self.model.step(tokens, cache)
+        return logits[..., : self.config.model.vocab_size]
+
+    def new_cache(self, padding: torch.Tensor | None = None) -> Cache:
+        """Return an empty cache; ``padding`` [B] counts tokens at the left of each sequence that nothing may see."""
+        return Cache(padding)
 
     def combine(self, logits: torch.Tensor, how: str | int = PROB) -> torch.Tensor:
         """Return log-probabilities, fp32 [..., V], of logits [T, ..., V].
