@@ -112,6 +112,18 @@ def parse_combination(text: str, num_trails: int, key: str = "combine") -> str |
     raise ConfigError([f"{key} = {text!r} must be 'prob', 'logit' or a trail's number from 1 to {num_trails}"])
 
 
+def parse_device(text: str, key: str = "--device") -> torch.device:
+    """Read the name of a device that there is.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        raise ConfigError([f"{key} {text!r} cannot be used: {str(error).splitlines()[0]}"]) from None
+
+
 def find_checkpoint(path: Path) -> tuple[Path, Manifest]:
     """Return a checkpoint with every hash checked, and its manifest.
 
