@@ -58,6 +58,7 @@ def main() -> int:
     inference.add_argument("--rounds", type=positive, default=5, help="each contender's turns (default 5)")
     inference.add_argument("--prompt", type=positive, default=128, help="tokens read at once (default 128)")
     inference.add_argument("--steps", type=positive, default=32, help="tokens written (default 32)")
+    inference.add_argument("--cpu_time", action="store_true", help="time computed, on one thread, not time passed")
     for command in (speed, memory, traffic, inference):
         command.add_argument("--json", type=Path, help="file for all figures")
     arguments, rest = parser.parse_known_args()
@@ -80,6 +81,7 @@ def main() -> int:
         table, figures = run_speed(config, mesh, arguments.densities, say, **turns)
     elif arguments.what == "inference":
         turns = {"num_rounds": arguments.rounds, "prompt": arguments.prompt, "num_steps": arguments.steps}
+        turns["cpu_time"] = arguments.cpu_time
         table, figures = run_inference(config, arguments.densities, say, **turns)
     else:
         table, figures = run_memory(config, mesh, arguments.densities, say)

@@ -72,21 +72,31 @@ def run_communication(config: Config, densities: list[float]) -> tuple[str, list
 
 
 def run_inference(
-    config: Config, densities: list[float], say: Say, *, num_rounds: int, prompt: int, num_steps: int
+    config: Config,
+    densities: list[float],
+    say: Say,
+    *,
+    num_rounds: int,
+    prompt: int,
+    num_steps: int,
+    cpu_time: bool,
 ) -> tuple[str, dict]:
     """Measures reading and writing on the CPU; see inference.measure_inference.
 
     Args:
         say: Told how far it is.
+        cpu_time: Also makes torch compute on one thread.
 
     Returns:
         Markdown, and every round's figures.
     """
-    report = measure_inference(
-        config, densities, num_rounds=num_rounds, prompt=prompt, num_steps=num_steps, progress=say
-    )
+    if cpu_time:
+        torch.set_num_threads(1)
+    sizes = {"num_rounds": num_rounds, "prompt": prompt, "num_steps": num_steps}
+    report = measure_inference(config, densities, **sizes, cpu_time=cpu_time, progress=say)
     where = f"{_sizes(config)}, fp32, {_machine(torch.device('cpu'))}"
-    head = f"{where}; {num_rounds} rounds of one sequence, {prompt} tokens read and {num_steps} written\n\n"
+    head = f"{where}; {num_rounds} rounds of one sequence, {prompt} tokens read and {num_steps} written"
+    head += f"{', by CPU time' if cpu_time else ''}\n\n"
     return head + report.table(), {"where": where, **report.to_dict()}
 
 
