@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from nt_dist.benchmark.allocations import Allocations
 from nt_dist.benchmark.setup import Bench, build_bench, synchronizer
-from nt_dist.benchmark.speed import WARM_UP_STEPS, Clock, Spread, rotated
+from nt_dist.benchmark.speed import WARM_UP_STEPS
+from nt_dist.benchmark.timing import Clock, Spread, rotated
 from nt_dist.config import Config
 from nt_dist.errors import ConfigError
 from nt_dist.parallel.mesh import init_mesh

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -166,23 +166,17 @@ class FragmentReader:
         self._open.clear()
         self._stack.close()
 
-    def read(self, name: str, trail: int, shard: int) -> dict[str, np.ndarray]:
-        """Return the parts of one fragment: positions (sparse weights only), value, exp_avg and exp_avg_sq.
+    def read(self, name: str, trail: int, shard: int, states: Collection[str] = STATES) -> dict[str, np.ndarray]:
+        """Return the parts of one fragment: positions (sparse weights only) and those of ``states``.
 
         Raises:
             CheckpointError: It is missing, or not what the manifest and the weight's shape say; names file and key.
         """
-        return self._read(name, trail, shard, PARTS if self._manifest.weights[name].is_sparse else STATES)
-
-    def positions(self, name: str, trail: int, shard: int) -> np.ndarray:
-        """Return the positions alone of one fragment of a sparse weight; raises as :meth:`read`."""
-        return self._read(name, trail, shard, ("positions",))["positions"]
-
-    def _read(self, name: str, trail: int, shard: int, parts: tuple[str, ...]) -> dict[str, np.ndarray]:
         entry = self._manifest.weights[name]
         key = f"{trail}/{shard}"
         fragment = entry.fragments[key]
         path = self._checkpoint / fragment.file
+        parts = [part for part in PARTS if part in states or (part == "positions" and entry.is_sparse)]
         found = {part: self._tensor(path, f"{name}/{key}/{part}") for part in parts}
         for part, array in found.items():
             dtype = np.int32 if part == "positions" else np.float32

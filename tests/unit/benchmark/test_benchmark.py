@@ -12,7 +12,8 @@ from nt_dist.benchmark.allocations import Allocations
 from nt_dist.benchmark.memory import KINDS, measure_memory, memory_table
 from nt_dist.benchmark.run import run_memory, run_speed, run_trunk
 from nt_dist.benchmark.setup import at_density, build_bench, check
-from nt_dist.benchmark.speed import Spread, measure_speed
+from nt_dist.benchmark.speed import measure_speed
+from nt_dist.benchmark.timing import Spread
 from nt_dist.benchmark.trunk import measure_trunk
 from nt_dist.config import Config
 from nt_dist.errors import ConfigError
