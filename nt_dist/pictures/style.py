@@ -1,0 +1,79 @@
+"""How all pictures look, and how they become files: light, with labels of one size, and fit for colour-blind readers."""
+
+import io
+import os
+from functools import wraps
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette (2008), told apart with any colour vision; its yellow, too light on white, is left out
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+INK, PALE = "#222222", "#8a8a8a"
+LINES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+SEQUENTIAL = "cividis"  # the same order of brightness with any colour vision, and in grey
+
+_SETTINGS = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": PALE,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "svg.fonttype": "path",  # the letters themselves: the same without the font
+    "svg.hashsalt": "nt_dist",  # the same picture is the same file
+}
+
+
+def styled(draw):
+    """Decorate a function that draws, or saves, so that the settings of this module hold in it."""
+
+    @wraps(draw)
+    def inside(*arguments, **named):
+        with matplotlib.rc_context(_SETTINGS):
+            return draw(*arguments, **named)
+
+    return inside
+
+
+def panels(count: int, width: float = 5.0, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its ``count`` axes in a row, ``width`` × ``height`` inches each."""
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+@styled
+def picture_bytes(figure: Figure, kind: str) -> bytes:
+    """Return a figure as the contents of a file of ``kind``, "png" or "svg"."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {}
+    figure.savefig(buffer, format=kind, dpi=144, metadata=metadata)
+    return buffer.getvalue()
+
+
+def save_pictures(pictures: dict[str, Figure], folder: Path) -> list[Path]:
+    """Write each figure into ``folder`` as NAME.png and NAME.svg, whole or not at all; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, figure in pictures.items():
+        for kind in ("png", "svg"):
+            path = folder / f"{name}.{kind}"
+            partial = folder / f".{path.name}.{os.getpid()}"
+            partial.write_bytes(picture_bytes(figure, kind))
+            partial.replace(path)
+            files.append(path)
+    return files
