@@ -58,6 +58,22 @@ class Place:
         """Return the mean over all trails [..., V] of the logits [T, ..., V] held here, without a gradient."""
         return logits.mean(0)
 
+    def highest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the highest value among all pieces and its piece, both [T, ...], of logits [T, ..., V]."""
+        return tuple(logits.max(-1))
+
     def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the piece of the highest logit among all pieces [T, ...], for logits [T, ..., V]."""
-        return logits.argmax(-1)
+        return self.highest(logits)[1]
+
+    def sum_of_pieces(self, figures: torch.Tensor) -> torch.Tensor:
+        """Return sums over all pieces, given those over the pieces held here, without a gradient."""
+        return figures
+
+    def log_sum_exp(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return log Σ exp over all pieces [T, ...] of logits [T, ..., V], without a gradient."""
+        return logits.logsumexp(-1)
+
+    def at(self, logits: torch.Tensor, pieces: torch.Tensor) -> torch.Tensor:
+        """Return the values [T, N] of the pieces [N] in logits [T, N, V], without a gradient."""
+        return logits.gather(-1, pieces.expand(len(logits), -1)[..., None])[..., 0]

@@ -73,15 +73,36 @@ class MeshPlace(Place):
         """Mean over the trails held here, then over the trail axis, whose ranks hold equally many."""
         return self.mesh.all_reduce(logits.mean(0), ("trail",)).div_(self.mesh.trail.degree)
 
-    def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
+    def highest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The highest over the tensor axis; the first of several that are equal."""
         if self.mesh.tensor.degree == 1:
-            return super().most_likely(logits)
+            return super().highest(logits)
         pieces = logits.shape[-1]
         value, piece = logits.max(-1)
-        is_highest = value == self.mesh.all_reduce(value.clone(), ("tensor",), op="max")
-        piece = (piece + self.mesh.tensor.rank * pieces).masked_fill(~is_highest, self.mesh.tensor.degree * pieces)
-        return self.mesh.all_reduce(piece, ("tensor",), op="min")
+        highest = self.mesh.all_reduce(value.clone(), ("tensor",), op="max")
+        piece += self.mesh.tensor.rank * pieces
+        piece.masked_fill_(value != highest, self.mesh.tensor.degree * pieces)
+        return highest, self.mesh.all_reduce(piece, ("tensor",), op="min")
+
+    def sum_of_pieces(self, figures: torch.Tensor) -> torch.Tensor:
+        """Sum over the tensor axis, in place."""
+        return self.mesh.all_reduce(figures, ("tensor",))
+
+    def log_sum_exp(self, logits: torch.Tensor) -> torch.Tensor:
+        """Sum over the tensor axis, of exponentials below the highest logit of all."""
+        if self.mesh.tensor.degree == 1:
+            return super().log_sum_exp(logits)
+        highest = self.mesh.all_reduce(logits.amax(-1), ("tensor",), op="max")
+        return self.sum_of_pieces((logits - highest[..., None]).exp_().sum(-1)).log_().add_(highest)
+
+    def at(self, logits: torch.Tensor, pieces: torch.Tensor) -> torch.Tensor:
+        """From the rank of the tensor axis that holds the piece."""
+        if self.mesh.tensor.degree == 1:
+            return super().at(logits, pieces)
+        local = pieces - self.mesh.tensor.rank * logits.shape[-1]
+        here = (local >= 0) & (local < logits.shape[-1])
+        values = super().at(logits, local.masked_fill(~here, 0))
+        return self.sum_of_pieces(values.masked_fill_(~here, 0.0))
 
     def replica_axes(self, weight: Weight) -> tuple[str, ...]:
         """Return the axes of the model, trail and tensor, along which other ranks hold copies of ``weight``.

@@ -243,6 +243,7 @@ class Trainer:
     def save(self, is_last: bool) -> None:
         """Writes a checkpoint. One that fails is a warning as long as it is not this process's last."""
         extra = {"tokens": self.tokens, "regrown": self.regrown, "drop_fraction": self.drop_fraction}
+        extra["tokenizer_sha256"] = self.data.tokenizer.sha256  # so that a model and its tokenizer stay together
         progress = Progress(self.step, self.consumed_samples, self.optimizer_state.step, self.data.digest, extra)
         folder = self.folder / CHECKPOINTS
         try:
