@@ -33,8 +33,8 @@ class Point:
 def perplexity_against(costs: Sequence[tuple[str, Sequence[Point]]]) -> Figure:
     """Draw perplexity against one cost or several, a panel each, a run being a filled marker (its ensemble).
 
-    Where a run has several trails, a thin line leads to it from the mean of theirs (a short bar): its length is what the
-    ensemble gains.
+    Where a run has several trails, a thin line leads to it from the mean of theirs (a short bar): its length is what
+    the ensemble gains.
 
     Args:
         costs: What a panel's cost is called, and the runs' points.
@@ -75,7 +75,7 @@ def _label(axes: Axes, points: Sequence[tuple[str, float, float]], size: float =
     for name, (x, y) in sorted(pixels.items(), key=lambda item: (item[1][1], item[1][0])):
         left, right = x + 9, x + 9 + width * len(name)
         middle = y
-        while any(left < r and l < right and abs(middle - m) < line for l, r, m in placed):
+        while any(left < end and start < right and abs(middle - m) < line for start, end, m in placed):
             middle += line / 4
         placed.append((left, right, middle))
         offset = (9 * 72 / axes.figure.dpi, (middle - y) * 72 / axes.figure.dpi)
@@ -99,37 +99,37 @@ class StudyPoint:
     Attributes:
         density: Share of the weights that is stored.
         layers: Blocks in a trail.
-        diversity: How differently its trails predict.
-        gain: What the ensemble gains over its trails.
+        x: How differently its trails predict.
+        y: What came of it.
     """
 
     density: float
     layers: int
-    diversity: float
-    gain: float
+    x: float
+    y: float
 
 
 @styled
-def diversity_against_gain(measures: Sequence[tuple[str, Sequence[StudyPoint]]], gain: str) -> Figure:
-    """Draw ensemble gain against prediction diversity, a panel for each measure of diversity.
+def against_diversity(measures: Sequence[tuple[str, Sequence[StudyPoint]]], label: str) -> Figure:
+    """Draw what came of the trails' prediction diversity, a panel for each measure of diversity.
 
     Colour says how long the trails are, the marker how dense; points of one length are joined in the order of density.
 
     Args:
         measures: What the measure is called, and its points.
-        gain: What the gain is called.
+        label: What the points' ``y`` is called.
     """
     figure, each = panels(len(measures), width=5.4, height=4.4)
-    for axes, (label, points) in zip(each, measures, strict=True):
+    for axes, (measure, points) in zip(each, measures, strict=True):
         densities = sorted({point.density for point in points})
         for number, layers in enumerate(sorted({point.layers for point in points})):
             color = COLORS[number % len(COLORS)]
             line = sorted((point for point in points if point.layers == layers), key=lambda point: point.density)
-            axes.plot([point.diversity for point in line], [point.gain for point in line], color=color, linewidth=0.8)
+            axes.plot([point.x for point in line], [point.y for point in line], color=color, linewidth=0.8)
             for point in line:
                 marker = MARKERS[densities.index(point.density) % len(MARKERS)]
-                axes.plot(point.diversity, point.gain, color=color, marker=marker, markersize=7, linestyle="none")
-        axes.set(xlabel=label, ylabel=gain)
+                axes.plot(point.x, point.y, color=color, marker=marker, markersize=7, linestyle="none")
+        axes.set(xlabel=measure, ylabel=label)
     _key(each[-1], measures[0][1])
     return figure
 

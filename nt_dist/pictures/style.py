@@ -1,4 +1,4 @@
-"""How all pictures look, and how they become files: light, with labels of one size, and fit for colour-blind readers."""
+"""How all pictures look, and how they become files: light, legible, in colours that the colour-blind tell apart."""
 
 import io
 import os

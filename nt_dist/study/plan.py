@@ -1,17 +1,19 @@
 """A plan: several runs that differ from one config in a few settings, as one TOML file.
 
-base = "configs/bench_mini.toml"    # from the current folder, as every path in a config
-dir = "runs/baselines"              # each run has a folder in it, and all share one folder of prepared texts
+    base = "configs/bench_mini.toml"    # from the current folder, as every path in a config
+    dir = "runs/baselines"              # each run has a folder in it, and all share one folder of prepared texts
 
-[settings]                          # over the base, for all runs
-train.steps = 400
+    [settings]                          # over the base, for all runs
+    train.steps = 400
 
-[runs.single_dense]                 # over the settings, for one run
-trails.count = 1
-sparsity.density = 1.0
+    [runs.single_dense]                 # over the settings, for one run
+    trails.count = 1
+    sparsity.density = 1.0
 
-[ensembles]                         # runs that are evaluated together, as one ensemble of all their trails
-deep_ensemble = ["single_dense", "another"]
+    [ensembles]                         # runs that are evaluated together, as one ensemble of all their trails
+    deep_ensemble = ["single_dense", "another"]
+
+Nothing is trained here.
 """
 
 import re

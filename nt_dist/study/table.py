@@ -10,9 +10,9 @@ from nt_dist.errors import RunError
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of the same columns as a Markdown table; a column in which no row has anything is left out."""
-    columns = [name for name in rows[0] if any(row[name] for row in rows)]
-    lines = [columns, ["---"] * len(columns), *([row[name] or "–" for name in columns] for row in rows)]
+    """Rows of the same columns as a Markdown table."""
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *(row.values() for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

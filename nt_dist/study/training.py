@@ -10,10 +10,9 @@ from pathlib import Path
 
 from nt_dist.errors import RunError
 from nt_dist.study.plan import PlannedRun
-from nt_dist.training.checkpoint import check_config
-from nt_dist.training.checkpoint_folder import checkpoints
+from nt_dist.training.checkpoint_folder import checkpoints, locate
+from nt_dist.training.checkpoint_weights import check_config
 
-CHECKPOINTS = "checkpoints"
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 _LOGGER = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ def is_done(run: PlannedRun) -> bool:
     Raises:
         CheckpointError: It is of a run with other settings.
     """
-    whole = [found for found in checkpoints(run.dir / CHECKPOINTS) if not found.problem]
+    whole = [found for found in checkpoints(locate(run.dir)[1]) if not found.problem]
     if not whole:
         return False
     newest = whole[-1]
@@ -63,8 +62,10 @@ def _train(run: PlannedRun, launcher: str) -> None:
     before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in _PASSED_ON}
     try:
         code = process.wait()
+    except KeyboardInterrupt:  # the terminal sent it to the run as well, which then ends
+        process.wait()
+        raise
     finally:
-        process.kill()  # after a Ctrl-C, which it was sent as well, it may still be there
         for number, handler in before.items():
             signal.signal(number, handler)
     if code:

@@ -1,0 +1,172 @@
+"""The diversity study: how differently trails predict, and what their ensemble gains, over density and trail length.
+
+The NeuroTrails paper (arXiv 2505.17909) speaks of a "Goldilocks zone": trails that are alike gain nothing by being
+averaged, and those that share too little of the trunk, or have too few weights, are worse each.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nt_dist.config import Config, load_config
+from nt_dist.errors import ConfigError, RunError
+from nt_dist.pictures.runs import StudyPoint, against_diversity
+from nt_dist.pictures.style import save_pictures
+from nt_dist.study.plan import PlannedRun, plan_runs
+from nt_dist.study.results import Result
+from nt_dist.study.table import comma_separated, markdown, write_whole
+
+TABLE = "diversity"
+GAIN = "gain of the ensemble (nats a token)"
+MEASURES = ("disagreement", "JS divergence (nats)", "mutual information (nats)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One point of the study."""
+
+    density: float
+    layers: int
+
+    @property
+    def name(self) -> str:
+        """Of its run."""
+        return f"density_{self.density:g}_layers_{self.layers}"
+
+
+def parse_places(densities: str, layers: str, points: str) -> list[Place]:
+    """Read the points of a study from the command line.
+
+    Args:
+        densities: As in "0.2,0.5,0.9".
+        layers: Blocks in a trail, as in "2,4,6".
+        points: Some of those points alone, as in "0.9:4,0.5:2"; empty for all.
+
+    Raises:
+        ConfigError: Something is no number, or one of ``points`` is not in the study.
+    """
+    try:
+        every = [Place(float(d), int(n)) for n in layers.split(",") for d in densities.split(",")]
+        some = [Place(float(d), int(n)) for d, n in (each.split(":") for each in points.split(",") if each)]
+    except ValueError:
+        rule = "--densities and --layers must be numbers with commas between, --points as in 0.9:4,0.5:2"
+        raise ConfigError([rule]) from None
+    strange = [f"{each.density:g}:{each.layers}" for each in some if each not in every]
+    if strange:
+        raise ConfigError([f"--points {each}: is not among the densities and layers of the study" for each in strange])
+    return [each for each in dict.fromkeys(every) if not some or each in some]
+
+
+def planned(
+    places: Sequence[Place], base: str, folder: Path, steps: int | None, overrides: Sequence[str]
+) -> dict[str, PlannedRun]:
+    """The runs of a study: those of one config at each point, with a warm-up in proportion to the steps.
+
+    Raises:
+        ConfigError: With everything that is wrong, point by point.
+    """
+    config = load_config(base, overrides, check_paths=False)
+    common = list(overrides)
+    if steps is not None:
+        common.append(f"train.steps={steps}")
+        if not any(each.startswith("train.warmup_steps=") for each in overrides):
+            common.append(f"train.warmup_steps={_warmup(config, steps)}")
+    variants = {
+        place.name: [*common, f"sparsity.density={place.density}", f"trails.layers={place.layers}"] for place in places
+    }
+    return plan_runs(base, folder, variants, base)
+
+
+def _warmup(config: Config, steps: int) -> int:
+    return max(1, round(config.train.warmup_steps * steps / config.train.steps))
+
+
+@dataclass(frozen=True)
+class Study:
+    """The results of the points that have been trained."""
+
+    results: Sequence[tuple[Place, Result]]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The figures of each point, with every digit."""
+        for place, result in self.results:
+            figures = result.figures
+            trails, ensemble = figures["nll"]["trails"], figures["nll"]["prob"]
+            yield {
+                "density": place.density,
+                "layers": place.layers,
+                "weights_stored": result.weights,
+                "steps": result.steps,
+                "tokens_evaluated": figures["tokens"],
+                "ppl_trails": figures["ppl_trails"],
+                "ppl_ensemble_prob": figures["ppl_ensemble_prob"],
+                "ppl_ensemble_logit": figures["ppl_ensemble_logit"],
+                "gain": sum(trails) / len(trails) - ensemble,
+                "disagreement": figures["disagreement"],
+                "js": figures["diversity"]["js_mean"],
+                "kl": figures["diversity"]["kl_mean"],
+                "mutual_information": figures["diversity"]["mutual_information"],
+                "overlap": figures["topology"]["overlap"],
+                "overlap_chance": figures["topology"]["overlap_chance"],
+            }
+
+    def markdown(self) -> str:
+        """The table."""
+        rows = []
+        for row in self.rows():
+            mean = sum(row["ppl_trails"]) / len(row["ppl_trails"])
+            overlap = "–" if row["overlap"] is None else f"{row['overlap']:.3f} ({row['overlap_chance']:.3f})"
+            rows.append(
+                {
+                    "density": f"{row['density']:g}",
+                    "blocks in a trail": str(row["layers"]),
+                    "weights stored": f"{row['weights_stored']:,}",
+                    "mean of the trails": f"{mean:.2f}",
+                    "ensemble, mean of probabilities": f"{row['ppl_ensemble_prob']:.2f}",
+                    "gain (nats)": f"{row['gain']:.4f}",
+                    "disagreement": f"{row['disagreement']:.1%}",
+                    "JS divergence": f"{row['js']:.4f}",
+                    "mutual information": f"{row['mutual_information']:.4f}",
+                    "overlap (by chance)": overlap,
+                }
+            )
+        steps = {result.steps for _, result in self.results}
+        tokens = {result.figures["tokens"] for _, result in self.results}
+        note = (
+            f"{_listed(steps)} steps; validation perplexity over {_listed(tokens)} tokens; gain: mean of the trails' "
+        )
+        note += "negative log-likelihoods less that of the mean of probabilities."
+        return f"{markdown(rows)}\n\n{note}\n"
+
+    def pictures(self) -> dict[str, Any]:
+        """Figures by file name."""
+        rows = list(self.rows())
+        made = {}
+        for name, key, label in (
+            ("gain_against_diversity", "gain", GAIN),
+            ("perplexity_against_diversity", "ppl_ensemble_prob", "perplexity of the ensemble"),
+        ):
+            panels = [
+                (measure, [StudyPoint(row["density"], row["layers"], row[column], row[key]) for row in rows])
+                for measure, column in zip(MEASURES, ("disagreement", "js", "mutual_information"), strict=True)
+            ]
+            made[name] = against_diversity(panels, label)
+        return made
+
+    def write(self, folder: Path) -> None:
+        """Write the table as Markdown and CSV and the pictures as PNG and SVG.
+
+        Raises:
+            RunError: Something cannot be written.
+        """
+        write_whole(folder / f"{TABLE}.md", self.markdown())
+        write_whole(folder / f"{TABLE}.csv", comma_separated(list(self.rows())))
+        try:
+            save_pictures(self.pictures(), folder)
+        except OSError as problem:
+            raise RunError(f"{folder}: cannot be written: {problem.strerror}") from None
+
+
+def _listed(numbers: set[int]) -> str:
+    return " / ".join(f"{number:,}" for number in sorted(numbers))
