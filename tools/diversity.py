@@ -14,6 +14,7 @@ from pathlib import Path
 from nt_dist.command_line import run_main
 from nt_dist.config import parse_command_line
 from nt_dist.errors import RunError
+from nt_dist.study.sweep import parse_places, planned
 
 
 def main() -> int:
@@ -28,6 +29,8 @@ def main() -> int:
     parser.add_argument("--no_train", action="store_true", help="show only what has been trained")
     arguments, rest = parser.parse_known_args()
     base, _, overrides = parse_command_line(rest)
+    places = parse_places(arguments.densities, arguments.layers, arguments.points)
+    runs = planned(places, base, arguments.out, arguments.steps, overrides)
 
     from nt_dist.study import diversity  # takes seconds: torch and matplotlib
     from nt_dist.study.results import result_of
@@ -35,8 +38,6 @@ def main() -> int:
     from nt_dist.training.evaluate_checkpoint import join
     from nt_dist.training.logging import start_logging
 
-    places = diversity.parse_places(arguments.densities, arguments.layers, arguments.points)
-    runs = diversity.planned(places, base, arguments.out, arguments.steps, overrides)
     start_logging(0)
     if not arguments.no_train:
         train_missing(runs.values(), arguments.launcher)
