@@ -13,6 +13,7 @@ from nt_dist.config import Config
 from nt_dist.data import Tokenizer, run_tokenizer
 from nt_dist.data.prepare import prepared_folder
 from nt_dist.errors import CheckpointError, ConfigError
+from nt_dist.model.cache import Cache
 from nt_dist.model.trails import TrailsModel, build_model
 from nt_dist.training.checkpoint_find import find, verify
 from nt_dist.training.checkpoint_folder import locate
@@ -56,9 +57,21 @@ class Ensemble:
         return self.config.model.max_seq_len
 
     @torch.no_grad()
-    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the trails' logits [T, B, S, V], in the model's own type, for tokens [B, S]."""
-        return self.model(tokens.to(self.device))[..., : self.config.model.vocab_size]
+    def logits(self, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        """Return the trails' logits [T, B, S, V], in the model's own type, for tokens [B, S].
+
+        Args:
+            tokens: Piece numbers.
+            cache: Of the tokens before these, in the same order of sequences; these join it. None: there are none, and
+                nothing is kept.
+        """
+        tokens = tokens.to(self.device)
+        logits = self.model(tokens) if cache is None else self.model.step(tokens, cache)
+        return logits[..., : self.config.model.vocab_size]
+
+    def new_cache(self, padding: torch.Tensor | None = None) -> Cache:
+        """Return an empty cache; ``padding`` [B] counts tokens at the left of each sequence that nothing may see."""
+        return Cache(padding)
 
     def combine(self, logits: torch.Tensor, how: str | int = PROB) -> torch.Tensor:
         """Return log-probabilities, fp32 [..., V], of logits [T, ..., V].
@@ -97,6 +110,18 @@ def parse_combination(text: str, num_trails: int, key: str = "combine") -> str |
     if text.isdecimal() and 1 <= int(text) <= num_trails:
         return int(text) - 1
     raise ConfigError([f"{key} = {text!r} must be 'prob', 'logit' or a trail's number from 1 to {num_trails}"])
+
+
+def parse_device(text: str, key: str = "--device") -> torch.device:
+    """Read the name of a device that there is.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        raise ConfigError([f"{key} {text!r} cannot be used: {str(error).splitlines()[0]}"]) from None
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Manifest]:

@@ -10,7 +10,7 @@ import torch
 
 from nt_dist.errors import CheckpointError, ConfigError, DataError
 from nt_dist.inference import load_ensemble
-from nt_dist.inference.ensemble import combine, parse_combination
+from nt_dist.inference.ensemble import combine, parse_combination, parse_device
 from nt_dist.model.trails import build_model, weights_of
 from tests.unit.training.test_checkpoint_files import rewrite
 
@@ -59,6 +59,13 @@ def test_a_combination_is_read_with_trails_counted_from_one():
     for text in ("0", "4", "mean", "-1"):
         with pytest.raises(ConfigError, match=f"combine = '{text}' must be .* from 1 to 3"):
             parse_combination(text, 3)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert parse_device("cpu") == torch.device("cpu")
+    for name in ("gpu9", "cuda:77"):
+        with pytest.raises(ConfigError, match=f"--device '{name}' cannot be used: "):
+            parse_device(name)
 
 
 def test_neither_deepspeed_nor_a_process_group_is_needed(run):
