@@ -39,7 +39,7 @@ def main() -> int:
         plan = plan.only(arguments.only.split(","))
 
     from nt_dist.study import compare  # takes seconds: torch
-    from nt_dist.study.results import result_of
+    from nt_dist.study.results import RESULTS, result_of
     from nt_dist.study.training import is_done, train_missing
     from nt_dist.training.evaluate_checkpoint import join
     from nt_dist.training.logging import start_logging
@@ -57,7 +57,7 @@ def main() -> int:
     if not folders:
         raise RunError(f"{plans[0]}: none of its runs has been trained")
     mesh = join(1)
-    results = [result_of(name, paths, mesh, out / "results", overrides) for name, paths in folders.items()]
+    results = [result_of(name, paths, mesh, out / RESULTS, overrides) for name, paths in folders.items()]
     comparison = compare.Comparison(results)
     comparison.write(out)
     print(comparison.markdown())

@@ -33,7 +33,7 @@ def main() -> int:
     runs = planned(places, base, arguments.out, arguments.steps, overrides)
 
     from nt_dist.study import diversity  # takes seconds: torch and matplotlib
-    from nt_dist.study.results import result_of
+    from nt_dist.study.results import RESULTS, result_of
     from nt_dist.study.training import is_done, train_missing
     from nt_dist.training.evaluate_checkpoint import join
     from nt_dist.training.logging import start_logging
@@ -44,7 +44,7 @@ def main() -> int:
     done = [place for place in places if is_done(runs[place.name])]
     if not done:
         raise RunError(f"{arguments.out}: none of its points has been trained")
-    mesh, kept = join(1), arguments.out / "results"
+    mesh, kept = join(1), arguments.out / RESULTS
     study = diversity.Study(
         [(place, result_of(place.name, [runs[place.name].dir], mesh, kept, overrides)) for place in done]
     )

@@ -1,5 +1,6 @@
 """Runs beside one another: one table, and perplexity against what a run costs."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from nt_dist.errors import RunError
 from nt_dist.pictures.runs import Point, perplexity_against, short
 from nt_dist.pictures.style import save_pictures
-from nt_dist.study.results import Result
+from nt_dist.study.results import RESULTS, Result, read_result
 from nt_dist.study.table import comma_separated, markdown, write_whole
 from nt_dist.training.tensorboard import draw_pictures
 
@@ -27,20 +28,24 @@ class Comparison:
 
     def markdown(self) -> str:
         """The table, with notes about what it rests on."""
-        notes = [NOTE, *self._warnings()]
-        return "\n\n".join([markdown([_cells(result) for result in self.results]), *notes]) + "\n"
+        return "\n\n".join([markdown(self.cells()), *self.notes()]) + "\n"
+
+    def cells(self) -> list[dict[str, str]]:
+        """The rows as people read them, by heading."""
+        return [_cells(result) for result in self.results]
 
     def csv(self) -> str:
         """The table with every digit."""
         return comma_separated([_columns(result) for result in self.results])
 
-    def _warnings(self) -> list[str]:
+    def notes(self) -> list[str]:
+        """What the table means and rests on."""
         evaluated = {result.figures["tokens"] for result in self.results}
-        notes = [f"Evaluated on {' / '.join(f'{number:,}' for number in sorted(evaluated))} tokens."]
+        notes = [NOTE, f"Evaluated on {' / '.join(f'{number:,}' for number in sorted(evaluated))} tokens."]
         others = [result.name for result in self.results if result.data_digest != self.results[0].data_digest]
         if others or len(evaluated) > 1:
             rows = f" ({', '.join(others)})" if others else ""
-            notes.append(f"**Not all rows are of the same texts{rows}: their perplexities cannot be compared.**")
+            notes.append(f"Not all rows are of the same texts{rows}: their perplexities cannot be compared.")
         return notes
 
     def pictures(self) -> dict[str, Any]:
@@ -60,6 +65,19 @@ class Comparison:
             Point(each.name, getattr(each, cost), each.figures["ppl_trails"], each.figures["ppl_ensemble_prob"])
             for each in self.results
         ]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Comparison":
+        """Read a comparison that was written into ``folder``.
+
+        Raises:
+            RunError: There is none, or it is damaged.
+        """
+        try:
+            rows = csv.DictReader((folder / f"{TABLE}.csv").read_text(encoding="utf-8").splitlines())
+            return cls([read_result(folder / RESULTS / f"{row['name']}.json") for row in rows])
+        except (OSError, KeyError, csv.Error) as problem:
+            raise RunError(f"{folder}: holds no comparison that can be read: {problem}") from None
 
     def write(self, folder: Path) -> None:
         """Write the table as Markdown and CSV, the pictures as PNG and SVG, and for TensorBoard.

@@ -31,6 +31,7 @@ class Study:
         """The figures of each point, with every digit."""
         for place, result in self.results:
             figures = result.figures
+            topology = figures["topology"] or {}  # None where all is dense
             trails, ensemble = figures["nll"]["trails"], figures["nll"]["prob"]
             yield {
                 "density": place.density,
@@ -46,8 +47,8 @@ class Study:
                 "js": figures["diversity"]["js_mean"],
                 "kl": figures["diversity"]["kl_mean"],
                 "mutual_information": figures["diversity"]["mutual_information"],
-                "overlap": figures["topology"]["overlap"],
-                "overlap_chance": figures["topology"]["overlap_chance"],
+                "overlap": topology.get("overlap"),
+                "overlap_chance": topology.get("overlap_chance"),
             }
 
     def markdown(self) -> str:

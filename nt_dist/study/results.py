@@ -14,7 +14,7 @@ from typing import Any
 
 from nt_dist import __version__
 from nt_dist.config import load_config
-from nt_dist.errors import CheckpointError
+from nt_dist.errors import CheckpointError, RunError
 from nt_dist.model.weights import count_parameters
 from nt_dist.study.table import write_whole
 from nt_dist.study.together import evaluate_together
@@ -24,6 +24,8 @@ from nt_dist.training.checkpoint_manifest import MANIFEST, read_manifest
 from nt_dist.training.evaluate_checkpoint import evaluate_checkpoint
 from nt_dist.training.flops import token_flops
 
+RESULTS = "results"
+"""The folder beside a comparison in which results are kept."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -87,6 +89,22 @@ def result_of(name: str, folders: Sequence[Path], mesh, kept: Path, overrides: S
         _LOGGER.info("evaluating %s", name)
         content = {"stamp": stamp, **asdict(_evaluate(name, paths, mesh, overrides))}
         write_whole(file, json.dumps(content, indent=2) + "\n")
+    return _result(content)
+
+
+def read_result(file: Path) -> Result:
+    """Read a result that was kept.
+
+    Raises:
+        RunError: It is not there, or damaged.
+    """
+    try:
+        return _result(_read(file))
+    except TypeError:
+        raise RunError(f"{file}: is not there, or no result of this version") from None
+
+
+def _result(content: dict[str, Any]) -> Result:
     return Result(**{key: value for key, value in content.items() if key != "stamp"})
 
 
