@@ -30,11 +30,11 @@ def main() -> int:
     from nt_dist.study.compare import Comparison
     from nt_dist.study.report import by_name, make_report
     from nt_dist.study.results import result_of
-    from nt_dist.study.table import write_whole
     from nt_dist.training.evaluate_checkpoint import join
     from nt_dist.training.logging import start_logging
     from nt_dist.training.reporter import TENSORBOARD
     from nt_dist.training.tensorboard import draw_pictures
+    from nt_dist.whole_file import write_whole
 
     start_logging(0)
     comparison = Comparison.read(arguments.comparison) if arguments.comparison else None
@@ -43,11 +43,8 @@ def main() -> int:
     out = arguments.out or run / "report.html"
     write_whole(out, report.html())
     pictures = by_name(report.pictures)
-    try:
-        save_pictures(pictures, run / "report")
-        draw_pictures(run / TENSORBOARD, pictures, result.steps)
-    except OSError as problem:
-        raise RunError(f"{run}: its pictures cannot be written: {problem.strerror}") from None
+    save_pictures(pictures, run / "report")
+    draw_pictures(run / TENSORBOARD, pictures, result.steps)
     print(f"written: {out}; {len(pictures)} pictures in {run / 'report'}")
     return 0
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from nt_dist.pictures.style import COLORS, INK, LINES, MARKERS, PALE, SEQUENTIAL, panels, styled
 
@@ -35,6 +35,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     validation.yaxis.set_minor_formatter(ScalarFormatter())
     validation.tick_params(axis="y", which="minor", labelsize=8)
     for axes in (training, validation):
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if axes.lines:
             axes.legend()
     return figure
@@ -73,7 +74,7 @@ def reliability_diagram(reliability: Mapping[str, Any]) -> Figure:
         label = f"{ENSEMBLE}, mean of probabilities"
         upper.plot(*_full_bins(shown), color=INK, linewidth=2, marker="o", markersize=5, label=label)
     upper.set(title="Reliability", ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1))
-    upper.legend(loc="upper left")
+    upper.legend(loc="lower right", fontsize=9)
     edges = reliability["edges"]
     counts = np.asarray(shown["count"], dtype=float)
     shares = counts / max(counts.sum(), 1)
@@ -157,8 +158,9 @@ def topology_maps(shares: Mapping[str, np.ndarray], columns: int = 4) -> Figure:
             over the matrix; [rows, columns] of 0 .. 1.
         columns: Pictures side by side.
     """
+    columns = min(columns, len(shares))
     rows = -(-len(shares) // columns)
-    figure = Figure(figsize=(2.6 * columns + 0.8, 2.5 * rows), layout="constrained")
+    figure = Figure(figsize=(2.6 * columns + 0.8, max(3.2, 2.5 * rows)), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     highest = max(float(each.max()) for each in shares.values())
     image = None

@@ -1,7 +1,6 @@
 """How all pictures look, and how they become files: light, legible, in colours that the colour-blind tell apart."""
 
 import io
-import os
 from functools import wraps
 from pathlib import Path
 
@@ -9,9 +8,11 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nt_dist.whole_file import write_whole
+
 # Okabe and Ito's palette (2008), told apart with any colour vision; its yellow, too light on white, is left out
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-INK, PALE = "#222222", "#8a8a8a"
+INK, PALE = "#222222", "#6a6a6a"
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SEQUENTIAL = "cividis"  # the same order of brightness with any colour vision, and in grey
@@ -65,15 +66,12 @@ def picture_bytes(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def save_pictures(pictures: dict[str, Figure], folder: Path) -> list[Path]:
-    """Write each figure into ``folder`` as NAME.png and NAME.svg, whole or not at all; return the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
+def save_pictures(pictures: dict[str, Figure], folder: Path) -> None:
+    """Write each figure into ``folder`` as NAME.png and NAME.svg.
+
+    Raises:
+        RunError: One cannot be written.
+    """
     for name, figure in pictures.items():
         for kind in ("png", "svg"):
-            path = folder / f"{name}.{kind}"
-            partial = folder / f".{path.name}.{os.getpid()}"
-            partial.write_bytes(picture_bytes(figure, kind))
-            partial.replace(path)
-            files.append(path)
-    return files
+            write_whole(folder / f"{name}.{kind}", picture_bytes(figure, kind))

@@ -10,8 +10,9 @@ from nt_dist.errors import RunError
 from nt_dist.pictures.runs import Point, perplexity_against, short
 from nt_dist.pictures.style import save_pictures
 from nt_dist.study.results import RESULTS, Result, read_result
-from nt_dist.study.table import comma_separated, markdown, write_whole
+from nt_dist.study.table import comma_separated, markdown
 from nt_dist.training.tensorboard import draw_pictures
+from nt_dist.whole_file import write_whole
 
 TABLE = "comparison"
 NOTE = (
@@ -88,11 +89,8 @@ class Comparison:
         write_whole(folder / f"{TABLE}.md", self.markdown())
         write_whole(folder / f"{TABLE}.csv", self.csv())
         pictures = self.pictures()
-        try:
-            save_pictures(pictures, folder)
-            draw_pictures(folder / "tensorboard", pictures, max(each.steps for each in self.results))
-        except OSError as problem:
-            raise RunError(f"{folder}: cannot be written: {problem.strerror}") from None
+        save_pictures(pictures, folder)
+        draw_pictures(folder / "tensorboard", pictures, max(each.steps for each in self.results))
 
 
 def _cells(result: Result) -> dict[str, str]:

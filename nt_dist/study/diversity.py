@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nt_dist.errors import RunError
 from nt_dist.pictures.runs import StudyPoint, against_diversity
 from nt_dist.pictures.style import save_pictures
 from nt_dist.study.results import Result
 from nt_dist.study.sweep import Place
-from nt_dist.study.table import comma_separated, markdown, write_whole
+from nt_dist.study.table import comma_separated, markdown
+from nt_dist.whole_file import write_whole
 
 TABLE = "diversity"
 GAIN = "gain of the ensemble (nats a token)"
@@ -102,10 +102,7 @@ class Study:
         """
         write_whole(folder / f"{TABLE}.md", self.markdown())
         write_whole(folder / f"{TABLE}.csv", comma_separated(list(self.rows())))
-        try:
-            save_pictures(self.pictures(), folder)
-        except OSError as problem:
-            raise RunError(f"{folder}: cannot be written: {problem.strerror}") from None
+        save_pictures(self.pictures(), folder)
 
 
 def _listed(numbers: set[int]) -> str:

@@ -150,10 +150,11 @@ class Report:
                 "ensemble gain": f"{figures['ensemble_gain']:.2f} perplexity ({gain:+.1%} against the trails' mean)",
                 "disagreement": f"{figures['disagreement']:.1%} of tokens, mean over pairs of trails",
                 "JS divergence": f"{diversity['js_mean']:.4f} nats",
-                "mutual information": f"{diversity['mutual_information']:.4f} of {diversity['entropy_mean']:.3f} nats",
+                "mutual information": f"{diversity['mutual_information']:.4f} nats",
+                "entropy": f"{diversity['entropy_mean']:.3f} nats, that of the mean of probabilities",
             }
         if topology:
-            kept = f"seen in {len(topology['checkpoints'])} checkpoints"
+            kept = f"as far as the checkpoints kept show it ({len(topology['checkpoints'])})"
             facts["ever active"] = f"{topology['ever_active']:.1%} of entries, {topology['density']:.1%} now; {kept}"
         if topology and topology["overlap"] is not None:
             chance = topology["overlap_chance"]

@@ -16,13 +16,13 @@ from nt_dist import __version__
 from nt_dist.config import load_config
 from nt_dist.errors import CheckpointError, RunError
 from nt_dist.model.weights import count_parameters
-from nt_dist.study.table import write_whole
 from nt_dist.study.together import evaluate_together
 from nt_dist.training.checkpoint import CONFIG
 from nt_dist.training.checkpoint_folder import checkpoints, locate
 from nt_dist.training.checkpoint_manifest import MANIFEST, read_manifest
 from nt_dist.training.evaluate_checkpoint import evaluate_checkpoint
 from nt_dist.training.flops import token_flops
+from nt_dist.whole_file import write_whole
 
 RESULTS = "results"
 """The folder beside a comparison in which results are kept."""
