@@ -45,7 +45,7 @@ class EnsembleLM(TemplateLM):
         combine: "prob", "logit" or a trail's number from 1.
         batch_size: Sequences in one pass; "auto" for as many as hold LOGIT_ENTRIES logits.
         max_batch_size: Not needed: "auto" does not try.
-        device: Where to compute; None for a GPU where there is one.
+        device: Where to compute; None for a GPU. Without one, and with the harness's default, the CPU.
         dtype: "float32", "bfloat16" or "float16".
         max_length: Tokens that the model sees at once; None for as many as it was trained on.
         add_bos_token: Whether a text begins with BOS; None for whether the tokenizer has one.
@@ -84,9 +84,10 @@ class EnsembleLM(TemplateLM):
         if isinstance(checkpoint, Ensemble):
             self.ensemble = checkpoint
         else:
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            if not torch.cuda.is_available():  # the harness asks for a GPU where nothing else was said
+                device = "cpu"
             places = (Path(tokenizer) if tokenizer else None, Path(prepared) if prepared else None)
-            self.ensemble = load_ensemble(checkpoint, device, _TYPES[dtype], *places)
+            self.ensemble = load_ensemble(checkpoint, device or "cuda", _TYPES[dtype], *places)
         self.pieces = self.ensemble.tokenizer
         self.how = parse_combination(str(combine), self.ensemble.num_trails, "--model_args combine")
         self.max_length = max_length or self.ensemble.max_length
