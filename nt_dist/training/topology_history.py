@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from nt_dist.errors import CheckpointError
 from nt_dist.evaluation.topology import Overlap, overlap_of, real_elements
@@ -48,13 +47,6 @@ class _Counts:
     def __add__(self, other: "_Counts") -> "_Counts":
         return _Counts(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
 
-    def summed(self, mesh: Mesh) -> "_Counts":
-        """Return the sum over all ranks."""
-        parts = [np.ravel(part) for part in vars(self).values()]
-        total = mesh.all_reduce(torch.from_numpy(np.concatenate(parts)).to(mesh.device)).cpu().numpy()
-        common, entries, slots, ever, moved = np.split(total, np.cumsum([part.size for part in parts])[:-1])
-        return _Counts(common.reshape(self.common.shape), entries.item(), slots.item(), ever.item(), moved)
-
 
 def topology_figures(path: Path, mesh: Mesh, specs: dict[str, WeightSpec]) -> dict | None:
     """Overlap of the trails' topologies at a checkpoint, and how they changed up to it. Collective.
@@ -81,7 +73,9 @@ def topology_figures(path: Path, mesh: Mesh, specs: dict[str, WeightSpec]) -> di
         return None
     history = agree(mesh, lambda: _history(path), CheckpointError, only_main=True)
     mine = agree(mesh, lambda: _count(history, sparse, mesh.rank, mesh.world_size), CheckpointError)
-    counts = {name: each.summed(mesh) for name, each in mine.items()}
+    shares = mesh.gather_objects(mine)
+    nothing = {name: _Counts.nothing(spec.trails, len(history)) for name, spec in sparse.items()}
+    counts = {name: sum((share[name] for share in shares), nothing[name]) for name in sparse}
     steps = [found.step for found in history]
     forked = {name: spec for name, spec in sparse.items() if spec.trails > 1}
     overlaps = {name: _overlap(spec, counts[name]) for name, spec in forked.items()}
