@@ -17,6 +17,7 @@ EVAL = [
     "scikit-learn>=1.5",
     "scipy>=1.13",
     "lm_eval>=0.4.9",
+    "accelerate>=1.0",
 ]
 
 setup(

@@ -10,11 +10,13 @@ import lm_eval.tasks
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 
 from nt_dist.errors import CheckpointError, ConfigError
 from nt_dist.evaluation import harness
 from nt_dist.evaluation.harness import EnsembleLM
 from nt_dist.evaluation.harness_tasks import check_task_files
+from nt_dist.export.huggingface import export
 from nt_dist.inference import load_ensemble
 from nt_dist.inference.generate import Sampling, generate
 from tests.unit.inference.trained_run import write_run
@@ -262,3 +264,32 @@ def test_good_task_files_pass_however_they_are_named(tmp_path):
     with pytest.raises(ConfigError, match="doc_to_target is missing"):
         check_task_files(["example"], str(tmp_path))
     check_task_files(["other"], str(tmp_path))  # of a folder only what was asked for has to be right
+
+
+@pytest.fixture(scope="module")
+def exported(ensemble, tmp_path_factory):
+    """The ensemble and its second trail as models of transformers."""
+    folder = tmp_path_factory.mktemp("exported")
+    export(ensemble, folder / "ensemble")
+    export(ensemble, folder / "trail", trail=1)
+    return folder
+
+
+@pytest.mark.parametrize("name, how", [("trail", 2), ("ensemble", "prob")])
+def test_scores_are_those_of_the_harnesss_own_class_on_the_exported_model(ensemble, exported, name, how, monkeypatch):
+    theirs = HFLM(
+        str(exported / name), device="cpu", dtype="float32", batch_size=2, trust_remote_code=name == "ensemble"
+    )
+    ours = EnsembleLM(ensemble, how, batch_size=3)
+    assert (theirs.max_length, theirs.prefix_token_id) == (ours.max_length, ours.prefix_token_id)
+    short = PAIRS[:-1]  # theirs asserts that a continuation fits
+    found, expected = (each.loglikelihood(_requests("loglikelihood", short), True) for each in (ours, theirs))
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], rel=1e-5)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    texts = _requests("loglikelihood_rolling", [("moss",), (LONG,)])
+    assert ours.loglikelihood_rolling(texts, True) == pytest.approx(theirs.loglikelihood_rolling(texts, True), rel=1e-5)
+    settings = {"until": ["\n"], "max_gen_toks": 7, "do_sample": False}
+    requests = _requests("generate_until", [("the old", settings), ("moss", settings), (LONG, settings)])
+    # a model that was not trained writes bytes that are no text, which the two tokenizers show in different ways
+    monkeypatch.setattr(ensemble.tokenizer, "decode", theirs.tok_decode)
+    assert ours.generate_until(requests, True) == theirs.generate_until(requests, True)
