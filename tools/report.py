@@ -28,7 +28,7 @@ def main() -> int:
 
     from nt_dist.pictures.style import save_pictures  # takes seconds: torch and matplotlib
     from nt_dist.study.compare import Comparison
-    from nt_dist.study.report import by_name, make_report
+    from nt_dist.study.report import make_report
     from nt_dist.study.results import result_of
     from nt_dist.training.evaluate_checkpoint import join
     from nt_dist.training.logging import start_logging
@@ -42,9 +42,9 @@ def main() -> int:
     report = make_report(run, result, comparison)
     out = arguments.out or run / "report.html"
     write_whole(out, report.html())
-    pictures = by_name(report.pictures)
+    pictures = {picture.name: picture.drawn for picture in report.pictures}
     save_pictures(pictures, run / "report")
-    draw_pictures(run / TENSORBOARD, pictures, result.steps)
+    draw_pictures(run / TENSORBOARD, {name: picture.png for name, picture in pictures.items()}, result.steps)
     print(f"written: {out}; {len(pictures)} pictures in {run / 'report'}")
     return 0
 

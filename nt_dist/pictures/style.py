@@ -1,8 +1,10 @@
 """How all pictures look, and how they become files: light, legible, in colours that the colour-blind tell apart."""
 
 import io
+from collections.abc import Mapping
 from functools import wraps
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -57,21 +59,30 @@ def panels(count: int, width: float = 5.0, height: float = 3.6) -> tuple[Figure,
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
+class Drawn(NamedTuple):
+    """A picture as the contents of two files."""
+
+    svg: bytes
+    png: bytes
+
+
 @styled
-def picture_bytes(figure: Figure, kind: str) -> bytes:
-    """Return a figure as the contents of a file of ``kind``, "png" or "svg"."""
-    buffer = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else {}
-    figure.savefig(buffer, format=kind, dpi=144, metadata=metadata)
-    return buffer.getvalue()
+def drawn(figure: Figure) -> Drawn:
+    """Draw a figure: for any size, and in pixels."""
+    contents = []
+    for kind, metadata in (("svg", {"Date": None}), ("png", {})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=144, metadata=metadata)
+        contents.append(buffer.getvalue())
+    return Drawn(*contents)
 
 
-def save_pictures(pictures: dict[str, Figure], folder: Path) -> None:
-    """Write each figure into ``folder`` as NAME.png and NAME.svg.
+def save_pictures(pictures: Mapping[str, Drawn], folder: Path) -> None:
+    """Write each picture into ``folder`` as NAME.svg and NAME.png.
 
     Raises:
         RunError: One cannot be written.
     """
-    for name, figure in pictures.items():
-        for kind in ("png", "svg"):
-            write_whole(folder / f"{name}.{kind}", picture_bytes(figure, kind))
+    for name, picture in pictures.items():
+        write_whole(folder / f"{name}.svg", picture.svg)
+        write_whole(folder / f"{name}.png", picture.png)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from nt_dist.errors import RunError
 from nt_dist.pictures.runs import Point, perplexity_against, short
-from nt_dist.pictures.style import save_pictures
+from nt_dist.pictures.style import drawn, save_pictures
 from nt_dist.study.results import RESULTS, Result, read_result
 from nt_dist.study.table import comma_separated, markdown
 from nt_dist.training.tensorboard import draw_pictures
@@ -49,8 +51,8 @@ class Comparison:
             notes.append(f"Not all rows are of the same texts{rows}: their perplexities cannot be compared.")
         return notes
 
-    def pictures(self) -> dict[str, Any]:
-        """Figures by file name."""
+    def pictures(self) -> dict[str, Figure]:
+        """What is drawn, by file name."""
         return {
             "perplexity_against_parameters": perplexity_against([("weights stored", self._points("weights"))]),
             "perplexity_against_flops": perplexity_against(
@@ -88,9 +90,10 @@ class Comparison:
         """
         write_whole(folder / f"{TABLE}.md", self.markdown())
         write_whole(folder / f"{TABLE}.csv", self.csv())
-        pictures = self.pictures()
+        pictures = {name: drawn(figure) for name, figure in self.pictures().items()}
         save_pictures(pictures, folder)
-        draw_pictures(folder / "tensorboard", pictures, max(each.steps for each in self.results))
+        pixels = {name: picture.png for name, picture in pictures.items()}
+        draw_pictures(folder / "tensorboard", pixels, max(each.steps for each in self.results))
 
 
 def _cells(result: Result) -> dict[str, str]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from nt_dist.pictures.runs import StudyPoint, against_diversity
-from nt_dist.pictures.style import save_pictures
+from nt_dist.pictures.style import drawn, save_pictures
 from nt_dist.study.results import Result
 from nt_dist.study.sweep import Place
 from nt_dist.study.table import comma_separated, markdown
@@ -79,8 +81,8 @@ class Study:
         note += "negative log-likelihoods less that of the mean of probabilities."
         return f"{markdown(rows)}\n\n{note}\n"
 
-    def pictures(self) -> dict[str, Any]:
-        """Figures by file name."""
+    def pictures(self) -> dict[str, Figure]:
+        """What is drawn, by file name."""
         rows = list(self.rows())
         made = {}
         for name, key, label in (
@@ -102,7 +104,7 @@ class Study:
         """
         write_whole(folder / f"{TABLE}.md", self.markdown())
         write_whole(folder / f"{TABLE}.csv", comma_separated(list(self.rows())))
-        save_pictures(self.pictures(), folder)
+        save_pictures({name: drawn(figure) for name, figure in self.pictures().items()}, folder)
 
 
 def _listed(numbers: set[int]) -> str:

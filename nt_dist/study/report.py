@@ -5,15 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
 
 from nt_dist import __version__
 from nt_dist.config import Config, load_config
 from nt_dist.pictures.run import loss_curves, reliability_diagram, topology_maps, trail_matrix, weight_table
 from nt_dist.pictures.runs import short
-from nt_dist.pictures.style import picture_bytes
+from nt_dist.pictures.style import Drawn, drawn
 from nt_dist.study.compare import Comparison
 from nt_dist.study.results import Result
 from nt_dist.study.topology_maps import topology_shares
@@ -50,13 +47,13 @@ class Picture:
     Attributes:
         name: Its file's name.
         section: The heading under which it stands.
-        figure: What is drawn.
+        drawn: The picture.
         caption: What it shows, in words.
     """
 
     name: str
     section: str
-    figure: Figure
+    drawn: Drawn
     caption: str
 
 
@@ -183,18 +180,18 @@ def _learning(run: Path) -> Iterable[Picture]:
     records = read_metrics(run / METRICS)
     if records:
         caption = "Loss of each trail on the training texts, step by step, and perplexity on the validation texts."
-        yield Picture("loss_curves", "Training", loss_curves(records), caption)
+        yield Picture("loss_curves", "Training", drawn(loss_curves(records)), caption)
 
 
 def _answers(result: Result) -> Iterable[Picture]:
     figures, section = result.figures, "Calibration and diversity"
     caption = "How often the likeliest next token is the right one, against how sure the model is of it, in 15 bins of "
     caption += "confidence; below the diagonal it is too sure. Underneath: how many tokens lie in each bin."
-    yield Picture("reliability", section, reliability_diagram(figures["reliability"]), caption)
+    yield Picture("reliability", section, drawn(reliability_diagram(figures["reliability"])), caption)
     if result.num_trails > 1:
         matrix = figures["diversity"]["disagreement_matrix"]
-        drawn = trail_matrix(matrix, "Disagreement of the trails", "share of tokens answered differently")
-        yield Picture("disagreement", section, drawn, "Share of tokens whose likeliest continuation differs.")
+        figure = trail_matrix(matrix, "Disagreement of the trails", "share of tokens answered differently")
+        yield Picture("disagreement", section, drawn(figure), "Share of tokens whose likeliest continuation differs.")
 
 
 def _topology(checkpoint: Path, config: Config, result: Result) -> Iterable[Picture]:
@@ -202,22 +199,22 @@ def _topology(checkpoint: Path, config: Config, result: Result) -> Iterable[Pict
     if not topology:
         return
     caption = "Where the active weights lie, over all trails, in the first block and the last, embedding and output."
-    yield Picture("topology_maps", section, topology_maps(topology_shares(checkpoint, config)), caption)
+    yield Picture("topology_maps", section, drawn(topology_maps(topology_shares(checkpoint, config))), caption)
     weights = topology["weights"]
     overlaps = {name: each["overlap"] for name, each in weights.items() if each["overlap"] is not None}
     if overlaps:
-        drawn = weight_table(overlaps, "Overlap of the trails' topologies", "Jaccard index")
+        figure = weight_table(overlaps, "Overlap of the trails' topologies", "Jaccard index")
         caption = "Entries that two trails both have, over those that either has, mean over pairs."
-        yield Picture("topology_overlap", section, drawn, caption)
+        yield Picture("topology_overlap", section, drawn(figure), caption)
     ever = {name: each["ever_active"] for name, each in weights.items()}
-    drawn = weight_table(ever, "Weights ever active", "share of entries")
+    figure = weight_table(ever, "Weights ever active", "share of entries")
     caption = "Entries that were active in any of the checkpoints kept: how much of the dense matrix was explored."
-    yield Picture("topology_explored", section, drawn, caption)
+    yield Picture("topology_explored", section, drawn(figure), caption)
 
 
 def _beside(comparison: Comparison | None) -> Iterable[Picture]:
     for name, figure in comparison.pictures().items() if comparison else ():
-        yield Picture(name, "Beside other runs", figure, "Lower is better, and so is further left.")
+        yield Picture(name, "Beside other runs", drawn(figure), "Lower is better, and so is further left.")
 
 
 def _flops(sparse: float, dense: float) -> str:
@@ -256,12 +253,7 @@ def _of_rows(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[tuple[b
 
 def _figure(picture: Picture) -> str:
     """A picture in the file itself: as an image, whose names cannot meet those of another picture."""
-    data = b64encode(picture_bytes(picture.figure, "svg")).decode()
+    data = b64encode(picture.drawn.svg).decode()
     caption = escape(picture.caption)
     image = f'<img src="data:image/svg+xml;base64,{data}" alt="{caption}">'
     return f'<figure id="{picture.name}">{image}<figcaption>{caption}</figcaption></figure>'
-
-
-def by_name(pictures: Iterable[Picture]) -> dict[str, Any]:
-    """The figures by file name."""
-    return {picture.name: picture.figure for picture in pictures}

@@ -4,6 +4,7 @@ Curves of a run that was killed and continues would go back in time; TensorBoard
 says from which step on it holds (``purge_step``).
 """
 
+import io
 import math
 import shutil
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from nt_dist.sparsity.storage import Weight
@@ -77,19 +79,20 @@ class TensorBoard:
         self._writer.add_scalar(name, value, step)
 
 
-def draw_pictures(folder: Path, pictures: Mapping[str, Any], step: int) -> None:
+def draw_pictures(folder: Path, pictures: Mapping[str, bytes], step: int) -> None:
     """Show pictures of a finished run, or of several, in TensorBoard, in place of those shown before.
 
     Args:
         folder: A run's folder of events, or one for the pictures alone; they go into a folder of their own in it.
-        pictures: Matplotlib figures by name.
+        pictures: The contents of PNG files by name.
         step: The step that they are of.
     """
     own = folder / "pictures"
     shutil.rmtree(own, ignore_errors=True)
     with SummaryWriter(str(own)) as writer:
-        for name, figure in pictures.items():
-            writer.add_figure(name, figure, step, close=False)
+        for name, png in pictures.items():
+            with Image.open(io.BytesIO(png)) as image:
+                writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
 
 def topology_picture(weight: Weight) -> np.ndarray:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from nt_dist.pictures.run import loss_curves, reliability_diagram, topology_maps, trail_matrix, weight_table
 from nt_dist.pictures.runs import short
-from nt_dist.pictures.style import picture_bytes, save_pictures
+from nt_dist.pictures.style import drawn, save_pictures
 from tests.unit.study.study_case import figures
 
 RECORDS = [
@@ -72,7 +72,7 @@ def test_maps_share_one_scale():
 
 
 def test_a_picture_is_saved_as_png_and_svg_that_needs_nothing_else(tmp_path):
-    save_pictures({"curves": loss_curves(RECORDS)}, tmp_path)
+    save_pictures({"curves": drawn(loss_curves(RECORDS))}, tmp_path)
     with Image.open(tmp_path / "curves.png") as image:
         assert image.width > 600
     root = ElementTree.parse(tmp_path / "curves.svg").getroot()
@@ -82,7 +82,7 @@ def test_a_picture_is_saved_as_png_and_svg_that_needs_nothing_else(tmp_path):
 
 
 def test_the_same_picture_is_the_same_file():
-    first, second = (picture_bytes(trail_matrix([[0.0, 0.25], [0.25, 0.0]], "", ""), "svg") for _ in range(2))
+    first, second = (drawn(trail_matrix([[0.0, 0.25], [0.25, 0.0]], "", "")) for _ in range(2))
     assert first == second
 
 
