@@ -18,6 +18,7 @@ from nt_dist.data.views import Corrupted, EverySecond
 from nt_dist.errors import CheckpointError, DataError, RunError
 from nt_dist.evaluation.evaluate import evaluate, evaluate_fully
 from nt_dist.evaluation.report import evaluation_table
+from nt_dist.evaluation.report_full import full_tables
 from nt_dist.evaluation.shift import detection
 from nt_dist.model.trails import build_model
 from nt_dist.model.weights import count_parameters, weight_specs
@@ -59,7 +60,8 @@ class CheckpointEvaluation:
             "checkpoint": f"{self.checkpoint}, step {self.step}",
             "data": self.data,
         }
-        return evaluation_table(self.figures, facts)
+        table = evaluation_table(self.figures, facts)
+        return f"{table}\n\n{full_tables(self.figures)}" if "calibration" in self.figures else table
 
     def write_json(self, path: Path) -> None:
         """Writes everything to a file, which is whole or not there.
@@ -153,8 +155,10 @@ def corrupted_share(shift: str) -> float | None:
     """The share of tokens in ``corrupt`` (CORRUPT_SHARE) or ``corrupt:SHARE``; None if ``shift`` is a path.
 
     Raises:
-        RunError: The share is no number in (0, 1].
+        RunError: It is empty, or the share is no number in (0, 1].
     """
+    if not shift.strip():
+        raise RunError(f"--shift {shift!r}: must be a path, or corrupt, or corrupt:SHARE")
     word, colon, number = shift.partition(":")
     if word != "corrupt":
         return None
