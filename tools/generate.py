@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from nt_dist.command_line import run_main
+from nt_dist.errors import ConfigError
 
 
 def main() -> int:
@@ -37,6 +38,8 @@ def main() -> int:
     from nt_dist.inference.generate import Sampling, generate
     from nt_dist.inference.terminal import write
 
+    if arguments.max_tokens < 1:
+        raise ConfigError([f"--max_tokens {arguments.max_tokens} must be at least 1"])
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
     ensemble = load_ensemble(
         arguments.checkpoint, parse_device(arguments.device), tokenizer=arguments.tokenizer, prepared=arguments.prepared

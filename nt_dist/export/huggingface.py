@@ -13,22 +13,24 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from transformers.utils import logging as transformers_logging
 
 from nt_dist.config import Config
+from nt_dist.data import Tokenizer
 from nt_dist.errors import ConfigError, RunError
 from nt_dist.export import hf
 from nt_dist.export.card import card
 from nt_dist.export.folder import check_free, new_folder
 from nt_dist.export.hf.configuration_neurotrails import NeuroTrailsConfig
 from nt_dist.export.hf.modeling_neurotrails import NeuroTrailsForCausalLM
+from nt_dist.export.hf.sparse_neurotrails import save_sparse
 from nt_dist.export.names import ensemble_name, llama_name
 from nt_dist.export.tokenizer import write_tokenizer
 from nt_dist.inference import Ensemble
 from nt_dist.inference.ensemble import LOGIT, PROB
-from nt_dist.model.trails import weights_of
+from nt_dist.model.trails import TrailsModel, weights_of
 from nt_dist.model.weights import real_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = 1e-4  # of the largest logit: what another order of sums can do in fp32
-_CODE = ("configuration_neurotrails.py", "modeling_neurotrails.py")
+_CODE = ("configuration_neurotrails.py", "modeling_neurotrails.py", "sparse_neurotrails.py")
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,12 @@ class Exported:
     difference: float
 
 
-def check(config: Config, trail: int | None) -> None:
+def check(config: Config, trail: int | None, sparse: bool = False) -> None:
     """Refuse what cannot be exported.
 
     Args:
         config: The checkpoint's settings.
-        trail: See :func:`export`.
+        trail, sparse: See :func:`export`.
 
     Raises:
         ConfigError: With every problem.
@@ -66,11 +68,15 @@ def check(config: Config, trail: int | None) -> None:
             "trails.final_norm_twice = true: a LlamaForCausalLM has one final norm, so --trail cannot be exported; the "
             "ensemble can"
         )
+    if trail is not None and sparse:
+        problems.append("--sparse is of the ensemble: a LlamaForCausalLM (--trail) reads dense weights only")
     if problems:
         raise ConfigError(problems)
 
 
-def export(ensemble: Ensemble, out: Path, trail: int | None = None, dtype: str = "float32") -> Exported:
+def export(
+    ensemble: Ensemble, out: Path, trail: int | None = None, dtype: str = "float32", sparse: bool = False
+) -> Exported:
     """Write a model, its tokenizer and a card into a new folder, read it back and compare.
 
     Args:
@@ -78,6 +84,7 @@ def export(ensemble: Ensemble, out: Path, trail: int | None = None, dtype: str =
         out: The folder; must be empty or not there. It is whole, or as it was.
         trail: One trail's number, from 0, to write as a plain LlamaForCausalLM; None: the ensemble.
         dtype: Of the weights, a key of DTYPES.
+        sparse: Whether the ensemble is also written sparse, for NeuroTrailsForCausalLM.from_sparse.
 
     Raises:
         ConfigError: The model cannot be written so.
@@ -85,35 +92,42 @@ def export(ensemble: Ensemble, out: Path, trail: int | None = None, dtype: str =
         RunError: The folder cannot be used, or what was read back has other logits.
     """
     check_free(out)
-    check(ensemble.config, trail)
+    check(ensemble.config, trail, sparse)
     for parameter in ensemble.model.parameters():
         parameter.copy_(parameter.to(DTYPES[dtype]))
-    model = as_ensemble(ensemble, dtype) if trail is None else as_llama(ensemble, trail, dtype)
+    source = (ensemble.model, ensemble.config)
+    model = as_ensemble(*source, dtype) if trail is None else as_llama(*source, trail, dtype)
+    _name_ends(model, ensemble.tokenizer)
     with _quiet(), new_folder(out) as folder:
         model.save_pretrained(folder)
         if trail is None:
             for name in _CODE:
                 shutil.copyfile(Path(hf.__path__[0]) / name, folder / name)
+        if sparse:
+            save_sparse(model, folder)
         write_tokenizer(ensemble.tokenizer, folder, ensemble.max_length)
         (folder / "README.md").write_text(card(ensemble, trail, dtype), encoding="utf-8")
-        difference = compare(folder, type(model), ensemble, trail)
+        back = type(model).from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        difference = compare(back, ensemble, trail)
+        if sparse:
+            difference = max(difference, compare(type(model).from_sparse(folder, "dense").float(), ensemble, None))
         num_bytes = sum(file.stat().st_size for file in folder.iterdir())
     return Exported(out, sum(each.numel() for each in model.parameters()), num_bytes, difference)
 
 
-def dense_weights(ensemble: Ensemble) -> dict[tuple[str, int], torch.Tensor]:
+def dense_weights(model: TrailsModel) -> dict[tuple[str, int], torch.Tensor]:
     """Return every weight, dense and without padding, by our name and the trail's number (0 for the trunk's)."""
     found = {}
-    for name, weight in weights_of(ensemble.model).items():
+    for name, weight in weights_of(model).items():
         rows = real_shape(weight.spec)[0]
         for trail, values in enumerate(weight.build(weight.values)):
             found[name, trail] = values[:rows].contiguous()
     return found
 
 
-def as_ensemble(ensemble: Ensemble, dtype: str = "float32") -> NeuroTrailsForCausalLM:
+def as_ensemble(model: TrailsModel, config: Config, dtype: str = "float32") -> NeuroTrailsForCausalLM:
     """Return the same ensemble as transformers has it."""
-    config, trails = ensemble.config, ensemble.config.trails
+    trails = config.trails
     settings = NeuroTrailsConfig(
         **_sizes(config),
         rope_theta=config.model.rope_theta,
@@ -128,14 +142,16 @@ def as_ensemble(ensemble: Ensemble, dtype: str = "float32") -> NeuroTrailsForCau
             "AutoModelForCausalLM": "modeling_neurotrails.NeuroTrailsForCausalLM",
         },
     )
-    weights = dense_weights(ensemble)
+    weights = dense_weights(model)
     state = {ensemble_name(config, name, trail): values for (name, trail), values in weights.items()}
-    return _filled(NeuroTrailsForCausalLM, settings, state, ensemble, dtype)
+    return _filled(NeuroTrailsForCausalLM, settings, state, dtype)
 
 
-def as_llama(ensemble: Ensemble, trail: int, dtype: str = "float32") -> LlamaForCausalLM:
-    """Return the trunk and one trail as the dense LLaMA that they are together."""
-    config = ensemble.config
+def as_llama(model: TrailsModel, config: Config, trail: int, dtype: str = "float32") -> LlamaForCausalLM:
+    """Return the trunk and one trail as the dense LLaMA that they are together; only for writing.
+
+    It is made on the meta device, and there its rotary tables, which are no part of a state, still are.
+    """
     settings = LlamaConfig(
         **_sizes(config),
         num_hidden_layers=config.model.num_layers,
@@ -143,13 +159,13 @@ def as_llama(ensemble: Ensemble, trail: int, dtype: str = "float32") -> LlamaFor
         tie_word_embeddings=False,
         dtype=dtype,
     )
-    in_trail = {name: weight.spec.trails > 1 for name, weight in weights_of(ensemble.model).items()}
+    in_trail = {name: weight.spec.trails > 1 for name, weight in weights_of(model).items()}
     state = {
         llama_name(name): values
-        for (name, number), values in dense_weights(ensemble).items()
+        for (name, number), values in dense_weights(model).items()
         if number == (trail if in_trail[name] else 0)
     }
-    return _filled(LlamaForCausalLM, settings, state, ensemble, dtype)
+    return _filled(LlamaForCausalLM, settings, state, dtype)
 
 
 def _sizes(config: Config) -> dict[str, int | float]:
@@ -165,24 +181,23 @@ def _sizes(config: Config) -> dict[str, int | float]:
     }
 
 
-def _filled(
-    kind: type[PreTrainedModel], settings, state: dict[str, torch.Tensor], ensemble: Ensemble, dtype: str
-) -> PreTrainedModel:
-    tokenizer = ensemble.tokenizer
+def _filled(kind: type[PreTrainedModel], settings, state: dict[str, torch.Tensor], dtype: str) -> PreTrainedModel:
     with torch.device("meta"):
         model = kind(settings)
     values = {key: nn.Parameter(each.to("cpu", DTYPES[dtype]), requires_grad=False) for key, each in state.items()}
-    # rotary tables are no part of a state, and on the meta device still: this model is for writing
     model.load_state_dict(values, assign=True)
+    return model.eval()
+
+
+def _name_ends(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
     ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.eos}
     for key, number in ends.items():
         setattr(model.config, key, number)
     model.generation_config = GenerationConfig(**ends)
-    return model.eval()
 
 
-def compare(folder: Path, kind: type[PreTrainedModel], ensemble: Ensemble, trail: int | None) -> float:
-    """Read a model back and compare its logits with the checkpoint's, at once and through its key-value cache.
+def compare(model: PreTrainedModel, ensemble: Ensemble, trail: int | None) -> float:
+    """Compare the logits of a model that was read back with the checkpoint's, at once and through a key-value cache.
 
     Returns:
         The largest difference.
@@ -190,7 +205,6 @@ def compare(folder: Path, kind: type[PreTrainedModel], ensemble: Ensemble, trail
     Raises:
         RunError: It is larger than rounding can be.
     """
-    model = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     generator = torch.Generator().manual_seed(0)
     shape = (2, min(ensemble.max_length, 64))
     tokens = torch.randint(ensemble.config.model.vocab_size, shape, generator=generator)
@@ -211,8 +225,8 @@ def compare(folder: Path, kind: type[PreTrainedModel], ensemble: Ensemble, trail
     largest = float(logits.abs().max())
     if not difference <= TOLERANCE * max(largest, 1.0):
         raise RunError(
-            f"{folder}: read back, the model's logits differ by {difference:g} from the checkpoint's, of which the "
-            f"largest is {largest:g}; nothing was exported"
+            f"read back, the model's logits differ by {difference:g} from the checkpoint's, of which the largest is "
+            f"{largest:g}; nothing was exported"
         )
     return difference
 

@@ -90,9 +90,9 @@ class Attention(nn.Module):
         trails, batch = x.shape[:2]
         x = self.place.into_columns(self.norm(x))
         query, key, value = (self._heads(weight(x)) for weight in (self.query, self.key, self.value))
-        start = past.length if past else 0
+        start = 0 if past is None else past.length
         query, key, seen = self.rotary(query, start), self.rotary(key, start), None
-        if past:
+        if past is not None:
             key, value, seen = past.append(key, value)
         grouped = key.shape[1] != query.shape[1]
         causal = seen is None and query.shape[2] == key.shape[2]

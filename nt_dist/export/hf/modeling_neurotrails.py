@@ -5,6 +5,7 @@ It needs torch and transformers only. Shapes: B sequences, S tokens, H width, V 
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_neurotrails import NeuroTrailsConfig
+from .sparse_neurotrails import load_sparse
 
 
 @dataclass
@@ -144,6 +146,19 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
         firsts = [config.trunk_layers + trail * config.trail_layers for trail in range(config.num_trails)]
         self.trails = nn.ModuleList(Trail(config, first) for first in firsts)
         self.post_init()
+
+    @classmethod
+    def from_sparse(cls, folder: str | Path, kernel: str = "fastest", tokens: int = 1) -> "NeuroTrailsForCausalLM":
+        """Load an ensemble on the CPU from a folder's ``sparse.safetensors``, for inference.
+
+        Args:
+            folder: With config.json as well.
+            kernel, tokens: How matrices are held; see sparse_neurotrails.load_sparse.
+        """
+        with torch.device("meta"):
+            model = cls(NeuroTrailsConfig.from_pretrained(folder, local_files_only=True))
+        load_sparse(model, Path(folder), kernel, tokens)
+        return model.eval()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -12,7 +12,8 @@ from nt_dist.benchmark.allocations import Allocations
 from nt_dist.benchmark.memory import KINDS, measure_memory, memory_table
 from nt_dist.benchmark.run import run_memory, run_speed
 from nt_dist.benchmark.setup import at_density, build_bench, check
-from nt_dist.benchmark.speed import Spread, measure_speed
+from nt_dist.benchmark.speed import measure_speed
+from nt_dist.benchmark.timing import Spread
 from nt_dist.config import Config
 from nt_dist.errors import ConfigError
 from nt_dist.parallel.mesh import init_mesh
@@ -108,13 +109,13 @@ class _KnownClock:
 
 
 def _timed(rank, world_size):
-    config, clock = _config(), speed_module._Clock
+    config, clock = _config(), speed_module.Clock
     mesh = init_mesh(config)
-    speed_module._Clock = _KnownClock
+    speed_module.Clock = _KnownClock
     try:
         return measure_speed(config, mesh, [0.5, 1.0], num_rounds=3, num_steps=2), _KnownClock.turns
     finally:
-        speed_module._Clock = clock
+        speed_module.Clock = clock
 
 
 def test_contenders_take_turns_and_ratios_are_of_one_round():

@@ -25,7 +25,7 @@ TOKENS = torch.randint(0, 331, (2, 12), generator=torch.Generator().manual_seed(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    run = write_run(tmp_path_factory.mktemp("trained"))
+    run = write_run(tmp_path_factory.mktemp("trained"), model={"max_seq_len": 32})
     figures = {"ppl_trails": [30.0, 31.0, 32.5], "ppl_ensemble_prob": 28.125, "ppl_ensemble_logit": 28.5}
     records = [{"step": 2, "eval": {}}, {"step": 4, "eval": {**figures, "tokens": 1234}}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -42,7 +42,7 @@ def folder(run, tmp_path_factory):
 def test_what_is_written(folder, run):
     assert {file.name for file in folder.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors", "README.md"),
-        *("configuration_neurotrails.py", "modeling_neurotrails.py"),
+        *("configuration_neurotrails.py", "modeling_neurotrails.py", "sparse_neurotrails.py"),
         *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
     }
     state = load_file(folder / "model.safetensors")
@@ -53,42 +53,13 @@ def test_what_is_written(folder, run):
     assert "for 4 of 1,000 steps" in card and card.startswith("---\n")
 
 
-ALONE = """
-import importlib.abc, json, os, sys
-
-class Blocked(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("nt_dist", "deepspeed", "megatron", "sentencepiece"):
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Blocked())
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder, tokens = sys.argv[1], torch.tensor(json.loads(sys.argv[2]))
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
-answer = model(tokens, output_trail_logits=True, labels=tokens)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
-prompt = tokenizer("The old", return_tensors="pt")
-made = {
-    steps: model.generate(**prompt, max_new_tokens=9, do_sample=False, use_cache=steps).tolist()
-    for steps in (True, False)
-}
-beams = model.generate(**prompt, max_new_tokens=6, do_sample=False, num_beams=3, use_cache=True).tolist()
-plain = model.generate(**prompt, max_new_tokens=6, do_sample=False, num_beams=3, use_cache=False).tolist()
-torch.save({"trails": answer.trail_logits, "logits": answer.logits, "loss": answer.loss}, sys.argv[3])
-said = {"made": made[True], "again": made[False], "beams": beams, "plain": plain}
-print(json.dumps({**said, "type": model.config.model_type}))
-"""
-
-
 def test_transformers_loads_it_where_nothing_of_ours_can_be_imported(folder, run, tmp_path):
-    arguments = [str(folder), json.dumps(TOKENS.tolist()), str(tmp_path / "answer.pt")]
+    script = ROOT / "tests" / "e2e" / "load_exported.py"
+    arguments = [folder, json.dumps(TOKENS.tolist()), tmp_path / "answer.pt"]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, *map(str, [script, *arguments])]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said, answer = json.loads(done.stdout), torch.load(tmp_path / "answer.pt", weights_only=True)
     ensemble = load_ensemble(run)
@@ -99,15 +70,15 @@ def test_transformers_loads_it_where_nothing_of_ours_can_be_imported(folder, run
     nll = -expected[:, :-1].gather(-1, TOKENS[:, 1:, None]).mean()
     torch.testing.assert_close(answer["loss"], nll, rtol=1e-4, atol=1e-4)
     assert said["type"] == "neurotrails"
-    assert said["made"] == said["again"] and said["beams"] == said["plain"]
     prompt = [ensemble.tokenizer.bos, *ensemble.tokenizer.encode("The old")]
-    assert said["made"][0][: len(prompt)] == prompt and len(said["made"][0]) == len(prompt) + 9
+    assert said["beams 1"][: len(prompt)] == prompt and len(said["beams 1"]) == len(prompt) + 9
     written = "".join(piece.text for piece in generate(ensemble, "The old", 9, Sampling(temperature=0)))
-    assert ensemble.tokenizer.decode(said["made"][0][1:]) == "The old" + written
+    assert ensemble.tokenizer.decode(said["beams 1"][1:]) == "The old" + written
 
 
 def test_padding_at_the_left_changes_nothing(run):
-    model = as_ensemble(load_ensemble(run))
+    ensemble = load_ensemble(run)
+    model = as_ensemble(ensemble.model, ensemble.config)
     padded = torch.cat([torch.full((2, 3), 2), TOKENS], 1)
     mask = (torch.arange(15) >= 3).long().expand(2, -1)
     with torch.no_grad():
@@ -122,7 +93,7 @@ def test_padding_at_the_left_changes_nothing(run):
 
 def test_combinations_and_places_are_chosen(run):
     ensemble = load_ensemble(run)
-    model, logits = as_ensemble(ensemble), ensemble.logits(TOKENS)
+    model, logits = as_ensemble(ensemble.model, ensemble.config), ensemble.logits(TOKENS)
     with torch.no_grad():
         torch.testing.assert_close(model(TOKENS, combine=1).logits, logits[1], rtol=1e-4, atol=1e-4)
         model.config.combine = "logit"
