@@ -20,7 +20,7 @@ from nt_dist.study.plan import read_plan
 def main() -> int:
     """Parse the command line and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", metavar="PLAN.toml | RUN | section.key=value")
+    parser.add_argument("what", nargs="*", metavar="PLAN.toml | RUN | section.key=value")
     parser.add_argument("--out", type=Path, help="folder for table and pictures (default: the plan's)")
     parser.add_argument("--only", help="of a plan: these runs and ensembles, with commas between")
     parser.add_argument("--launcher", default="", help='what trains: "deepspeed --num_gpus 2" (default: one rank)')
@@ -32,7 +32,7 @@ def main() -> int:
     plans = [path for path in named if path.suffix == ".toml"]
     if plans and (len(named) > 1 or arguments.together):
         raise RunError(f"{plans[0]}: a plan stands alone: it names its runs and ensembles itself")
-    if not named or not (plans or arguments.out):
+    if not (plans or (arguments.out and (named or arguments.together))):
         raise RunError("give a plan, or folders of runs and --out FOLDER")
     plan = read_plan(plans[0], overrides) if plans else None
     if plan and arguments.only:

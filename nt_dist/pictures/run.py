@@ -120,12 +120,12 @@ def trail_matrix(matrix: Sequence[Sequence[float]], title: str, label: str, diag
 
 @styled
 def weight_table(values: Mapping[str, float], title: str, label: str) -> Figure:
-    """Draw a figure of each weight: a row for each kind of matrix, a column for each block.
+    """Draw a share of each weight: a row for each kind of matrix, a column for each block.
 
     Args:
         values: By weight name, as in "blocks.0.attention.query"; those outside blocks ("output") come last.
         title: Above it.
-        label: What the figure is.
+        label: What the share is of.
     """
     in_block = {name: name.split(".", 2)[1:] for name in values if name.startswith("blocks.")}
     blocks = sorted({int(block) for block, _ in in_block.values()})
@@ -138,12 +138,12 @@ def weight_table(values: Mapping[str, float], title: str, label: str) -> Figure:
         table[row, -1 if name == "output" else 0] = values[name]
     figure = Figure(figsize=(max(5.0, 0.75 * table.shape[1] + 3.2), 0.42 * len(table) + 1.5), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(table, cmap=SEQUENTIAL, aspect="auto")
+    image = axes.imshow(table, cmap=SEQUENTIAL, aspect="auto", vmin=0, vmax=1)
     if table.shape[1] <= 16:
         _write_values(axes, table, image, "{:.2f}")
     axes.set_xticks(range(len(blocks)), [str(block) for block in blocks])
     axes.set_yticks(range(len(table)), [*kinds, *others])
-    axes.set(title=title, xlabel="block")
+    axes.set(title=title, xlabel="block" if blocks else "")
     _no_frame(axes)
     figure.colorbar(image, ax=axes, label=label)
     return figure

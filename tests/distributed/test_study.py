@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nt_dist.data import open_data
 from nt_dist.inference import load_ensemble
-from nt_dist.study.plan import read_plan
+from nt_dist.study.plan import plan_runs, read_plan
 from nt_dist.study.sweep import parse_places, planned
 from nt_dist.testing import RankError, run_distributed
 from tests.unit.data.data_case import sentences, write_jsonl
@@ -172,6 +172,17 @@ def test_folders_of_runs_and_what_cannot_be_compared(folder):
         with pytest.raises(RankError, match=message):
             _run("compare", *arguments)
     assert not (folder / "x").exists()
+
+
+def test_runs_of_other_data_cannot_predict_together(folder):
+    write_jsonl(folder / "other.jsonl", [sentences(12, seed) for seed in range(20, 30)])
+    (run,) = plan_runs(
+        str(folder / "base.toml"), folder / "others", {"other": [f'data.path="{folder}/other.jsonl"']}, "other"
+    ).values()
+    _pretend_trained([run])
+    paths = f"{folder / 'compared' / 'trails'},{run.dir}"
+    with pytest.raises(RankError, match="others/other.*: was trained on other data"):
+        _run("compare", "--together", f"both={paths}", "--out", folder / "others")
 
 
 def test_a_sweep_shows_the_points_that_are_trained(folder):

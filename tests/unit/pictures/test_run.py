@@ -57,10 +57,12 @@ def test_a_matrix_of_trails_has_its_values_written_into_it():
 
 
 def test_weights_stand_in_the_row_of_their_kind_and_the_column_of_their_block():
-    values = {f"blocks.{block}.{kind}": 10 * block + row for block in (2, 3) for row, kind in enumerate(("a.b", "c"))}
-    axes, _ = weight_table({**values, "embedding": 7.0, "output": 9.0}, "Title", "label").axes
+    values = {
+        f"blocks.{block}.{kind}": (10 * block + row) / 100 for block in (2, 3) for row, kind in enumerate(("a.b", "c"))
+    }
+    axes, _ = weight_table({**values, "embedding": 0.07, "output": 0.09}, "Title", "label").axes
     table = axes.images[0].get_array().filled(np.nan)
-    assert np.array_equal(table, [[20, 30], [21, 31], [7, np.nan], [np.nan, 9]], equal_nan=True)
+    assert np.array_equal(table, [[0.2, 0.3], [0.21, 0.31], [0.07, np.nan], [np.nan, 0.09]], equal_nan=True)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a.b", "c", "embedding", "output"]
 
 
