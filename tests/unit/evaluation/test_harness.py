@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import runpy
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from nt_dist.errors import CheckpointError, ConfigError
+from nt_dist.errors import CheckpointError, ConfigError, RunError
 from nt_dist.evaluation import harness
 from nt_dist.evaluation.harness import EnsembleLM
 from nt_dist.evaluation.harness_tasks import check_task_files
@@ -183,6 +184,23 @@ def test_the_command_takes_the_harnesss_own_flags(run, monkeypatch, tmp_path, ca
     content = json.loads(written.read_text())
     assert content["n-samples"]["bracket_choice"]["effective"] == 2
     assert content["config"]["model"] == harness.MODEL
+
+
+def test_evaluate_py_hands_tasks_to_the_harness(run, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+
+    def evaluate(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--checkpoint", str(run), *arguments])
+        return runpy.run_path("tools/evaluate.py")["main"]()
+
+    assert evaluate("--tasks", TASKS[1], "--combine", "3", "--json", str(tmp_path / "figures.json")) == 0
+    assert "continue_line" in capsys.readouterr().out
+    assert "exact_match,none" in json.loads((tmp_path / "figures.json").read_text())["results"]["continue_line"]
+    with pytest.raises(RunError, match="--tasks goes with --checkpoint, --combine and --json alone"):
+        evaluate("--tasks", TASKS[1], "--full")
+    with pytest.raises(ConfigError, match="configs/tasks/nowhere.yaml: no such file"):
+        evaluate("--tasks", "configs/tasks/nowhere.yaml")
 
 
 @pytest.mark.parametrize(
