@@ -6,6 +6,7 @@ has the config's trunk, once with dense matrices (whose zeros are multiplied as 
 matter) and at each density with the products that `from_sparse` finds fastest for one token.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,7 @@ def measure_inference(
     num_rounds: int,
     prompt: int,
     num_steps: int,
+    cpu_time: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> InferenceReport:
     """Measure reading and writing of one sequence on the CPU, in fp32.
@@ -115,6 +117,8 @@ def measure_inference(
         num_rounds: Each contender reads one prompt and writes once in every round.
         prompt: Tokens of the prompt.
         num_steps: Tokens written after it.
+        cpu_time: Take the time that this process computes, on one thread, in place of what passes: on a machine that
+            does other work as well, the two have little to do with each other.
         progress: Told of every round.
     """
     contenders = {
@@ -124,16 +128,16 @@ def measure_inference(
         **{f"NeuroTrails, density {density:g}": _sparse(config, density) for density in densities},
     }
     tokens = torch.randint(config.model.vocab_size, (1, prompt), generator=torch.Generator().manual_seed(0))
-    clock = Clock(lambda: None)
+    clock = Clock(lambda: None, time.process_time if cpu_time else time.perf_counter)
     seconds = {name: ([], []) for name in contenders}
     cache_bytes = {}
     for number in range(num_rounds + 1):
         for name in rotated(list(contenders), number):
             turn = _Turn(contenders[name].model, tokens)
-            times = clock.seconds(turn.read, 1), clock.seconds(turn.write, num_steps)
+            took = clock.seconds(turn.read, 1), clock.seconds(turn.write, num_steps)
             if number:  # the first round warms up
-                for kept, time in zip(seconds[name], times, strict=True):
-                    kept.append(time)
+                for kept, each in zip(seconds[name], took, strict=True):
+                    kept.append(each)
             cache_bytes[name] = turn.cache_bytes()
         progress(f"round {number} of {num_rounds}" if number else "warmed up")
     return InferenceReport(

@@ -9,6 +9,7 @@ from nt_dist.benchmark.communication import measure_traffic, traffic_table
 from nt_dist.benchmark.inference import measure_inference
 from nt_dist.benchmark.memory import measure_memory, memory_table
 from nt_dist.benchmark.speed import measure_speed
+from nt_dist.benchmark.trunk import measure_trunk
 from nt_dist.config import Config
 from nt_dist.parallel.mesh import Mesh
 
@@ -71,10 +72,8 @@ def run_communication(config: Config, densities: list[float]) -> tuple[str, list
     return head + traffic_table(reports, config.data_degree), figures
 
 
-def run_inference(
-    config: Config, densities: list[float], say: Say, *, num_rounds: int, prompt: int, num_steps: int
-) -> tuple[str, dict]:
-    """Measures reading and writing on the CPU; see inference.measure_inference.
+def run_trunk(config: Config, say: Say, *, num_rounds: int, num_steps: int) -> tuple[str, dict]:
+    """Measures a replicated against a split trunk; see trunk.measure_trunk.
 
     Args:
         say: Told how far it is.
@@ -82,11 +81,40 @@ def run_inference(
     Returns:
         Markdown, and every round's figures.
     """
-    report = measure_inference(
-        config, densities, num_rounds=num_rounds, prompt=prompt, num_steps=num_steps, progress=say
+    report = measure_trunk(config, num_rounds=num_rounds, num_steps=num_steps, progress=say)
+    where = describe(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    head = (
+        f"{where}; {report.ranks} trail ranks, {config.accumulation_steps} micro-batches a step, {num_rounds} rounds "
     )
+    return f"{head}of {num_steps} steps\n\n{report.table()}", {"where": where, **report.to_dict()}
+
+
+def run_inference(
+    config: Config,
+    densities: list[float],
+    say: Say,
+    *,
+    num_rounds: int,
+    prompt: int,
+    num_steps: int,
+    cpu_time: bool,
+) -> tuple[str, dict]:
+    """Measures reading and writing on the CPU; see inference.measure_inference.
+
+    Args:
+        say: Told how far it is.
+        cpu_time: Also makes torch compute on one thread.
+
+    Returns:
+        Markdown, and every round's figures.
+    """
+    if cpu_time:
+        torch.set_num_threads(1)
+    sizes = {"num_rounds": num_rounds, "prompt": prompt, "num_steps": num_steps}
+    report = measure_inference(config, densities, **sizes, cpu_time=cpu_time, progress=say)
     where = f"{_sizes(config)}, fp32, {_machine(torch.device('cpu'))}"
-    head = f"{where}; {num_rounds} rounds of one sequence, {prompt} tokens read and {num_steps} written\n\n"
+    head = f"{where}; {num_rounds} rounds of one sequence, {prompt} tokens read and {num_steps} written"
+    head += f"{', by CPU time' if cpu_time else ''}\n\n"
     return head + report.table(), {"where": where, **report.to_dict()}
 
 

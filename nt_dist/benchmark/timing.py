@@ -22,19 +22,24 @@ class Spread:
 
 
 class Clock:
-    """Wall time of work, the device's included."""
+    """Time of work, the device's included.
 
-    def __init__(self, synchronize: Callable[[], None]):
-        self._synchronize = synchronize
+    Args:
+        synchronize: Waits for the device.
+        now: Seconds on some clock.
+    """
+
+    def __init__(self, synchronize: Callable[[], None], now: Callable[[], float] = time.perf_counter):
+        self._synchronize, self._now = synchronize, now
 
     def seconds(self, work: Callable[[], None], times: int) -> float:
         """Does `work` so often and returns the seconds it took together."""
         self._synchronize()
-        start = time.perf_counter()
+        start = self._now()
         for _ in range(times):
             work()
         self._synchronize()
-        return time.perf_counter() - start
+        return self._now() - start
 
 
 def rotated(names: list, number: int) -> list:

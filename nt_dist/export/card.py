@@ -1,5 +1,7 @@
 """The card of an exported model: what it is, how it did, how to use it."""
 
+import transformers
+
 from nt_dist.inference import Ensemble
 from nt_dist.model.weights import count_parameters
 from nt_dist.training.metrics_log import read_metrics
@@ -28,6 +30,7 @@ def card(ensemble: Ensemble, trail: int | None, dtype: str) -> str:
         f"{config.model.max_seq_len} tokens; weights in {dtype}",
         f"trained for {progress.step:,} of {config.train.steps:,} steps on {progress.consumed_samples:,} samples of "
         f"`data.source = {config.data.source!r}`, by nt_dist {ensemble.manifest.written_by}",
+        f"written and read back with transformers {transformers.__version__}",
     ]
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- neurotrails\n---",

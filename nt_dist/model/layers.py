@@ -138,7 +138,9 @@ class Embedding(nn.Module):
         self.table, self.place = make("embedding"), place
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Look up tokens [B, S] → [T, B, S, H]."""
+        """Look up tokens [B, S] → [T, B, S, H]; of the trunk's share of them, where the table is the trunk's."""
+        if not self.table.spec.in_trail:
+            tokens = self.place.into_trunk(tokens)  # [b, S]
         first_row = self.table.shards.start * self.table.spec.shard_length
         return self.place.out_of_rows(self.table(tokens - first_row))
 
@@ -151,7 +153,7 @@ class Fork(nn.Module):
         self.num_trails, self.place = num_trails, place
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Give every trail the trunk's state: [1, B, S, H] → [T, B, S, H]."""
+        """Give every trail the trunk's state: [1, b, S, H] → [T, B, S, H]; b = B but where a trunk is shared."""
         return self.place.fork(x).expand(self.num_trails, -1, -1, -1)
 
 

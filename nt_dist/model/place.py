@@ -32,8 +32,12 @@ class Place:
         """Join the partial results of matrices that are cut by columns of W (row-parallel): their sum."""
         return x
 
+    def into_trunk(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return those sequences [b, S] of a micro-batch [B, S] for which the trunk is computed here."""
+        return tokens
+
     def fork(self, x: torch.Tensor) -> torch.Tensor:
-        """Pass the trunk's hidden state [1, B, S, H] to the trails held here."""
+        """Pass the trunk's hidden state [1, b, S, H] to the trails held here, which need that of all B sequences."""
         return x
 
     def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

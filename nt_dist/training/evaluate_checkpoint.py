@@ -208,7 +208,9 @@ def all_figures(
     """
     parts = [EverySecond(samples, num_samples, first) for first in (0, 1)]
     if not len(parts[1]):
-        raise DataError("--full needs two sequences or more, to fit temperatures on one and to measure them on another")
+        raise DataError(
+            "--full and --shift need two sequences, to fit temperatures on one and measure them on the other"
+        )
     fit, measure = (_batches(part, 0, mesh, config) for part in parts)
     figures, scores = evaluate_fully(model, fit, mesh, config, measure)
     if shift:

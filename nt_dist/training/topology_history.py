@@ -136,7 +136,7 @@ def _count_shard(readers: list[FragmentReader], spec: WeightSpec, shard: int) ->
     for number, reader in enumerate(readers):
         before, active = active, np.zeros_like(active)
         for trail in range(spec.trails):
-            active[trail, reader.positions(spec.name, trail, shard)] = True
+            active[trail, reader.read(spec.name, trail, shard, ())["positions"]] = True
         ever |= active
         if number:
             counts.moved[number - 1] = np.count_nonzero(before & ~active)

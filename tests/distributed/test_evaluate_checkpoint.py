@@ -189,7 +189,7 @@ def test_bad_shifts_and_too_little_text_are_refused(run):
         ("corrupt:", [], RunError, "--shift corrupt:"),
         (str(folder / "nothing"), [], DataError, "nothing"),
         (" ", [], RunError, "--shift ' ': must be a path"),
-        (None, one_sequence, DataError, "--full needs two sequences"),
+        (None, one_sequence, DataError, "need two sequences"),
     ):
         with pytest.raises(RankError, match=message) as raised:
             run_distributed(_evaluate_fully, 1, folder / "run", shift, overrides)

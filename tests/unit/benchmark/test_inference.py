@@ -14,7 +14,7 @@ SPARSE = "NeuroTrails, density 0.2"
 class KnownClock:
     """Does the work, and says that it took what each kind of work takes in this test."""
 
-    def __init__(self, synchronize):
+    def __init__(self, synchronize, now):
         pass
 
     def seconds(self, work, times):

@@ -25,6 +25,7 @@ TOKENS = torch.randint(0, 331, (2, 12), generator=torch.Generator().manual_seed(
 
 
 def config_of(**sections):
+    sections = {"data": {"path": "texts.jsonl"}, **sections}
     merged = {name: {**SECTIONS.get(name, {}), **sections.get(name, {})} for name in {**SECTIONS, **sections}}
     return Config.from_dict(merged)
 
