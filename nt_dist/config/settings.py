@@ -208,6 +208,19 @@ class Run:
         0, FREE, "Save and leave after this step, with schedules as train.steps has them; 0: off.", at_least(0)
     )
     allow_schedule_change: bool = key(False, FREE, "Resume although schedule settings differ from the checkpoint's.")
+    stall_timeout: float = key(
+        45.0,
+        FREE,
+        "Seconds without a sign of life after which a rank stands still and the job is ended; five times the longest "
+        "step where that is more; 0: nobody watches.",
+        at_least(0),
+    )
+    phase_timeout: float = key(
+        1800.0,
+        FREE,
+        "Seconds that building, loading, saving or a first step may take before it counts as one.",
+        above(0),
+    )
 
 
 SECTIONS: dict[str, type] = {

@@ -45,6 +45,7 @@ class Mesh:
         model: The trail and tensor axes as one, what DeepSpeed knows as its model axis: rank r·T + t of R·T.
         rank, world_size: Of all ranks.
         device: Where this rank computes.
+        patience: How often all ranks have waited for the main one's work, see agree.py.
     """
 
     def __init__(self, device_mesh: DeviceMesh, device: torch.device):
@@ -52,6 +53,7 @@ class Mesh:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.pipe, self.data, self.trail, self.tensor = (self._axis(name) for name in AXES)
         self.model = self._model_axis()
+        self.patience = 0
 
     def _axis(self, name: str) -> Axis:
         degree = self.device_mesh.size(AXES.index(name))
@@ -88,6 +90,12 @@ class Mesh:
             if axis.degree > 1:
                 dist.broadcast(tensor, group=axis.group, group_src=0)
         return tensor
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return for each flag whether any rank has it set; the same on every rank."""
+        return tuple(
+            self.all_reduce(torch.tensor(flags, dtype=torch.int32, device=self.device), op="max").bool().tolist()
+        )
 
     def gather_objects(self, thing: Any) -> list[Any]:
         """Return every rank's ``thing``, in rank order."""

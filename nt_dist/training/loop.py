@@ -4,9 +4,10 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -20,11 +21,12 @@ from nt_dist.evaluation.topology import density, trail_overlap
 from nt_dist.model.trails import weights_of
 from nt_dist.model.weights import count_parameters, weight_specs
 from nt_dist.parallel import launcher
-from nt_dist.parallel.agree import agree
+from nt_dist.parallel.agree import agree, agree_patiently
 from nt_dist.parallel.handshake import check_alike
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
 from nt_dist.parallel.peers import naming_lost_ranks
 from nt_dist.parallel.pipeline import build_mesh_model
+from nt_dist.parallel.watching import watched
 from nt_dist.training import checkpoint
 from nt_dist.training.checkpoint_find import find
 from nt_dist.training.checkpoint_manifest import Progress, read_manifest
@@ -35,10 +37,11 @@ from nt_dist.training.metrics_log import last_evaluation
 from nt_dist.training.optimizer_state import optimizer_state
 from nt_dist.training.reporter import METRICS, TENSORBOARD, Reporter
 from nt_dist.training.run_folder import RunFolder
-from nt_dist.training.signals import LEFT_EARLY, listening
+from nt_dist.training.signals import LEFT_EARLY, Asked, AskedToLeave, listening
 from nt_dist.training.topology import TopologyUpdater
 
 CHECKPOINTS = "checkpoints"
+T = TypeVar("T")
 
 
 def train(config: Config) -> int:
@@ -51,9 +54,12 @@ def train(config: Config) -> int:
         NTDistError: The run cannot start or go on; on every rank.
     """
     handler, code = start_logging(launcher.rank()), 0
-    mesh = init_mesh(config)
     folder = Path(config.run.dir)
-    with naming_lost_ranks(mesh.rank), ExitStack() as stack:
+    with ExitStack() as stack:
+        asked = stack.enter_context(listening())
+        mesh = init_mesh(config)
+        stack.enter_context(naming_lost_ranks(mesh.rank))
+        asked.heart = stack.enter_context(watched(mesh, config))
         own = agree(mesh, lambda: RunFolder(folder) if mesh.is_main else None)
         if own:
             stack.enter_context(closing(own))
@@ -62,10 +68,14 @@ def train(config: Config) -> int:
         if manifest:  # before any work is done for nothing
             checkpoint.check_config(found, manifest, config, resuming=True)
         done = manifest.progress.step if manifest else 0
-        if done < last_step(config):
-            with closing(Trainer(config, mesh, found, handler)) as trainer:
-                agree(mesh, lambda: own.write_config(config), only_main=True)
-                code = trainer.run()
+        if done < last_step(config) or agree(mesh, lambda: lacks_evaluation(config, done), only_main=True):
+            try:
+                with closing(Trainer(config, mesh, found, handler, asked)) as trainer:
+                    agree(mesh, lambda: own.write_config(config), only_main=True)
+                    code = trainer.run()
+            except AskedToLeave as reason:
+                LOGGER.info("%s", reason)
+                code = LEFT_EARLY
         else:
             LOGGER.info("%s holds step %d of %d: nothing is left to do", found, done, last_step(config))
         if mesh.is_main and code == 0:
@@ -77,6 +87,14 @@ def train(config: Config) -> int:
 def last_step(config: Config) -> int:
     """The step at which this run leaves: ``run.stop_after``, or the end of training."""
     return min(config.run.stop_after or config.train.steps, config.train.steps)
+
+
+def lacks_evaluation(config: Config, done: int) -> bool:
+    """Whether training has ended, but was asked to leave in its last evaluation."""
+    if done < config.train.steps:
+        return False
+    record = last_evaluation(Path(config.run.dir) / METRICS)
+    return record is None or record["step"] < done
 
 
 def is_due(step: int, every: int, end: int) -> bool:
@@ -108,17 +126,22 @@ class Trainer:
         mesh: The ranks.
         found: A checkpoint, verified, to continue from, or None.
         handler: Where this rank's messages go.
+        asked: Whether it is to leave.
 
     Raises:
+        AskedToLeave: A signal came while data was prepared.
         NTDistError: Data, checkpoint or folder cannot be used; on every rank.
     """
 
-    def __init__(self, config: Config, mesh: Mesh, found: Path | None, handler: BarHandler):
+    def __init__(self, config: Config, mesh: Mesh, found: Path | None, handler: BarHandler, asked: Asked):
         self.config, self.mesh, self.folder = config, mesh, Path(config.run.dir)
+        self.asked, self.heart = asked, asked.heart
         self.step = self.tokens = self.consumed_samples = 0
         self.regrown = self.drop_fraction = 0.0  # of the last update
-        self.data = open_data(config, mesh.is_main, lambda work: agree(mesh, work, only_main=True))
+        self.heart.enter("preparing data")
+        self.data = open_data(config, mesh.is_main, self.prepare)
         check_alike(mesh.gather_objects, "data", {"its digest": self.data.digest})
+        self.heart.enter("building")
         self.model = build_mesh_model(config, mesh)
         self.weights = weights_of(self.model)
         self.engine = build_engine(config, self.model, mesh)
@@ -126,6 +149,7 @@ class Trainer:
         self.optimizer_state.create()
         self.topology = TopologyUpdater(config, mesh, self.model, self.optimizer_state, self.engine)
         if found:
+            self.heart.enter("loading")
             self.load(found)
         self.checksum = self.topology.check("loading" if found else "the start")
         self.say_what_is_trained()
@@ -133,6 +157,15 @@ class Trainer:
         self.flops = token_flops(config)
         self.seconds, self.timed_tokens = 0.0, 0  # since the last logged step
         self.reporter = agree(mesh, lambda: self.make_reporter(handler) if mesh.is_main else None)
+
+    def prepare(self, work: Callable[[], T]) -> T:
+        """Has the main rank prepare data, which takes as long as it takes and can be stopped at any time."""
+
+        def interruptible() -> T:
+            with self.asked.interrupting():
+                return work()
+
+        return agree_patiently(self.mesh, interruptible, self.heart)
 
     def say_what_is_trained(self) -> None:
         """Logs the size of the model and what it runs on."""
@@ -152,21 +185,26 @@ class Trainer:
     def run(self) -> int:
         """Trains up to the last step, or until a signal asks to leave; returns the exit code."""
         run, steps, last = self.config.run, self.config.train.steps, last_step(self.config)
-        with listening() as asked:
-            for step in range(self.step + 1, last + 1):
-                began = time.perf_counter()
-                result = self.train_one(step)
-                self.count(result, time.perf_counter() - began)
-                leaving = asked.by_any(self.mesh) and step < last
-                if is_due(step, run.log_every, steps):
-                    self.log(result)
-                if is_due(step, run.eval_every, steps) and not leaving:
-                    self.evaluate()
-                if is_due(step, run.save_every, last) or leaving:
-                    self.save(is_last=leaving or step == last)
-                if leaving:
-                    LOGGER.info("asked to leave: step %d of %d is saved, the same command goes on from it", step, steps)
-                    return LEFT_EARLY
+        self.asked.before_any_step(self.mesh)
+        if self.step == steps and not self.evaluate():
+            return LEFT_EARLY
+        first = self.step + 1
+        for step in range(first, last + 1):
+            self.heart.enter("compiling" if step == first else "stepping", step)
+            began = time.perf_counter()
+            result = self.train_one(step)
+            self.count(result, time.perf_counter() - began)
+            leaving = self.asked.by_any(self.mesh) and step < last
+            if is_due(step, run.log_every, steps):
+                self.log(result)
+            if is_due(step, run.eval_every, steps) and not leaving:
+                leaving = not self.evaluate()
+            if is_due(step, run.save_every, last) or leaving:
+                self.save(is_last=leaving or step == last)
+            if leaving:
+                LOGGER.info("asked to leave: step %d of %d is saved, the same command goes on from it", step, steps)
+                return LEFT_EARLY
+        self.heart.enter("ending")
         return 0
 
     def train_one(self, step: int) -> StepResult:
@@ -184,6 +222,7 @@ class Trainer:
             LOGGER.warning("step %d was skipped: its gradients overflowed", step)
             self.topology.skip()
         elif self.topology.updates_at(step):
+            self.heart.enter("updating topology")
             report = self.topology.update(step)
             self.regrown, self.drop_fraction = report.regrown, report.drop_fraction
             self.checksum = self.topology.check(f"the update at step {step}")
@@ -225,9 +264,14 @@ class Trainer:
             self.reporter.logged(record)
         self.seconds, self.timed_tokens = 0.0, 0
 
-    def evaluate(self) -> None:
-        """Evaluates on the first validation samples and writes the result's line of ``metrics.jsonl``."""
-        config, axis = self.config, self.mesh.data
+    def evaluate(self) -> bool:
+        """Evaluates on the first validation samples and writes the result's line of ``metrics.jsonl``.
+
+        Returns:
+            True; False if a signal has stopped it, and nothing is written.
+        """
+        config, axis, stops = self.config, self.mesh.data, []
+        self.heart.enter("evaluating")
         batches = evaluation_batches(
             self.data.validation,
             config.train.micro_batch_size,
@@ -235,13 +279,18 @@ class Trainer:
             data_rank=axis.rank,
             data_degree=axis.degree,
         )
+        batches = self.asked.until_asked(self.mesh, batches, lambda: stops.append(self.step))
         figures = evaluate(self.model, batches, self.mesh, config)
+        if stops:
+            return False
         overlap = trail_overlap(self.weights.values(), self.mesh)
         if self.reporter:
             self.reporter.evaluated({"step": self.step, "eval": figures}, overlap)
+        return True
 
     def save(self, is_last: bool) -> None:
         """Writes a checkpoint. One that fails is a warning as long as it is not this process's last."""
+        self.heart.enter("saving")
         extra = {"tokens": self.tokens, "regrown": self.regrown, "drop_fraction": self.drop_fraction}
         progress = Progress(self.step, self.consumed_samples, self.optimizer_state.step, self.data.digest, extra)
         folder = self.folder / CHECKPOINTS

@@ -1,0 +1,130 @@
+"""The rank's side of the watch: starts the watcher of ``watcher.py`` and tells it where the others are."""
+
+import contextlib
+import faulthandler
+import ipaddress
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nt_dist.config import Config
+from nt_dist.errors import RunError
+from nt_dist.parallel.heartbeat import Heart, map_shared, shared_file
+from nt_dist.parallel.launcher import LOOPBACK
+from nt_dist.parallel.verdict import Limits
+
+if TYPE_CHECKING:
+    from nt_dist.parallel.mesh import Mesh  # imports torch, which nothing here needs
+
+STOPPED, SILENCE, GRACE = 15.0, 30.0, 10.0
+"""Seconds after which a stopped process, a silent host and a rank that outlives a dead one end the job, at most."""
+FAILED = 1  # stands for the exit code that a rank with an error is about to leave with
+
+
+@contextmanager
+def watched(mesh: "Mesh", config: Config) -> Iterator[Heart]:
+    """Have this rank watched for as long as the context lasts; gives its heart, which is to beat. Collective.
+
+    With ``run.stall_timeout = 0`` nobody watches, and the heart beats for nobody.
+
+    Raises:
+        RunError: On every rank: a watcher cannot be started on one of them.
+    """
+    stall = config.run.stall_timeout
+    if not stall:
+        yield Heart()
+        return
+    with ExitStack() as stack:
+        problem, heart, control = None, Heart(), None
+        main_host = mesh.broadcast_object(socket.gethostname())
+        try:
+            heart, control = _start(stack, mesh, config, main_host)
+        except OSError as error:
+            problem = f"rank {mesh.rank} on {socket.gethostname()}: cannot be watched: {error}; run.stall_timeout = 0 "
+            problem += "goes on without"
+        problems = [each for each in mesh.gather_objects(problem) if each]
+        if problems:
+            raise RunError("\n".join(problems))
+        _introduce(mesh, control)
+        code = FAILED
+        try:
+            yield heart
+            code = 0
+        finally:
+            heart.left(code)
+            control.close()
+
+
+def _start(stack: ExitStack, mesh: "Mesh", config: Config, main_host: str) -> tuple[Heart, socket.socket]:
+    """Start the watcher; everything that is opened here is closed with the context."""
+    shared = shared_file()
+    stack.callback(os.close, shared)
+    dump = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (it is one)
+    faulthandler.register(signal.SIGUSR2, file=dump, all_threads=True)
+    stack.callback(faulthandler.unregister, signal.SIGUSR2)
+    ours, theirs = socket.socketpair()
+    stack.enter_context(ours)
+    run = config.run
+    order = {
+        "rank": mesh.rank,
+        "size": mesh.world_size,
+        "host": socket.gethostname(),
+        "main_host": main_host,
+        "limits": Limits(*(min(limit, run.stall_timeout) for limit in (STOPPED, SILENCE, GRACE))),
+        "listen": _own_address(_address()) if mesh.is_main else None,
+    }
+    with theirs:
+        handed = [shared, dump.fileno(), theirs.fileno()]
+        arguments = [os.getpid(), *handed]
+        process = subprocess.Popen(
+            [sys.executable, "-S", "-P", "-m", "nt_dist.parallel.watcher", *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=handed,
+            env={"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        )
+    stack.callback(_reap, process)
+    ours.sendall(json.dumps(order).encode() + b"\n")
+    heart = Heart(map_shared(shared), run.stall_timeout, run.phase_timeout)
+    return heart, ours
+
+
+def _introduce(mesh: "Mesh", control: socket.socket) -> None:
+    """Tell every watcher where that of rank 0 listens, and the secret that lets it in. Collective."""
+    port = 0
+    if mesh.is_main and mesh.world_size > 1:
+        port = json.loads(control.makefile("rb").readline())["port"]
+    port, secret = mesh.broadcast_object((port, secrets.token_hex(16)))
+    message = {"secret": secret} if mesh.is_main else {"secret": secret, "address": _address(), "port": port}
+    control.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _address() -> str:
+    """Where the ranks meet, and the watchers too: on one machine its loopback."""
+    return os.environ.get("MASTER_ADDR", LOOPBACK)
+
+
+def _own_address(address: str) -> tuple:
+    """What rank 0's watcher listens on, as getaddrinfo gives it: the address if that is this host's, else all."""
+    found = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+    if ipaddress.ip_address(found[4][0]).is_loopback:
+        return found
+    with contextlib.suppress(OSError), socket.socket(found[0]) as probe:
+        probe.bind(found[4])
+        return found
+    return socket.getaddrinfo(None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE, family=found[0])[0]
+
+
+def _reap(process: subprocess.Popen) -> None:
+    """Wait for a watcher that knows that its rank has left; rank 0's may still serve the others."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=0.1)
