@@ -201,6 +201,11 @@ class Run:
     save_every: int = key(500, FREE, "Steps between checkpoints; 0: at the end only.", at_least(0))
     keep: int = key(2, FREE, "Newest checkpoints kept.", at_least(1))
     keep_every: int = key(0, FREE, "Keep also each checkpoint whose step is a multiple of this; 0: none.", at_least(0))
+    async_save: bool = key(
+        True,
+        FREE,
+        "Write checkpoints beside the training, from a copy in host memory; the last one of a run is waited for.",
+    )
     resume_from: str = key(
         "", FREE, "Checkpoint to start from where run.dir has none of its own; empty: from the beginning."
     )

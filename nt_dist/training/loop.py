@@ -14,7 +14,7 @@ import torch
 from nt_dist.config import Config
 from nt_dist.data import open_data
 from nt_dist.data.loader import StepLoader, evaluation_batches
-from nt_dist.errors import CheckpointError, RunError
+from nt_dist.errors import RunError
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.report import evaluation_table
 from nt_dist.evaluation.topology import density, trail_overlap
@@ -37,6 +37,7 @@ from nt_dist.training.metrics_log import last_evaluation
 from nt_dist.training.optimizer_state import optimizer_state
 from nt_dist.training.reporter import METRICS, TENSORBOARD, Reporter
 from nt_dist.training.run_folder import RunFolder
+from nt_dist.training.saving import Saver
 from nt_dist.training.signals import LEFT_EARLY, Asked, AskedToLeave, listening
 from nt_dist.training.topology import TopologyUpdater
 
@@ -147,6 +148,7 @@ class Trainer:
         self.engine = build_engine(config, self.model, mesh)
         self.optimizer_state = optimizer_state(self.engine)
         self.optimizer_state.create()
+        self.saver = Saver(self.folder / CHECKPOINTS, config, mesh, self.model, self.optimizer_state)
         self.topology = TopologyUpdater(config, mesh, self.model, self.optimizer_state, self.engine)
         if found:
             self.heart.enter("loading")
@@ -194,7 +196,11 @@ class Trainer:
             began = time.perf_counter()
             result = self.train_one(step)
             self.count(result, time.perf_counter() - began)
-            leaving = self.asked.by_any(self.mesh) and step < last
+            asked, writing = self.mesh.any(self.asked.here, self.saver.is_writing)
+            leaving = asked and step < last
+            if self.saver.is_under_way and not writing:
+                self.heart.enter("saving")
+                self.saver.settle()
             if is_due(step, run.log_every, steps):
                 self.log(result)
             if is_due(step, run.eval_every, steps) and not leaving:
@@ -217,6 +223,7 @@ class Trainer:
         collect = self.topology.collects_at(step)
         result = train_step(self.engine, self.config, self.mesh, next(self.batches), step, collect)
         if not math.isfinite(result.loss):
+            self.saver.settle()  # what was copied before this step is good
             raise RunError(f"step {step}: the loss is {result.loss}; the last checkpoint is from before that")
         if not result.applied:
             LOGGER.warning("step %d was skipped: its gradients overflowed", step)
@@ -289,19 +296,11 @@ class Trainer:
         return True
 
     def save(self, is_last: bool) -> None:
-        """Writes a checkpoint. One that fails is a warning as long as it is not this process's last."""
+        """Saves. What fails is a warning as long as it is not this process's last save."""
         self.heart.enter("saving")
         extra = {"tokens": self.tokens, "regrown": self.regrown, "drop_fraction": self.drop_fraction}
         progress = Progress(self.step, self.consumed_samples, self.optimizer_state.step, self.data.digest, extra)
-        folder = self.folder / CHECKPOINTS
-        try:
-            path = checkpoint.save(folder, self.config, self.mesh, self.model, self.optimizer_state, progress)
-        except CheckpointError as problem:
-            if is_last:
-                raise
-            LOGGER.warning("step %d was not saved: %s", self.step, problem)
-        else:
-            LOGGER.info("saved %s", path)
+        self.saver.save(progress, is_last)
 
     def load(self, found: Path) -> None:
         """Continues from a checkpoint."""
@@ -326,7 +325,8 @@ class Trainer:
         return Reporter(self.folder, self.step, last_step(self.config), self.weights, handler)
 
     def close(self) -> None:
-        """Ends what runs beside the training: the threads that read ahead, the bar, TensorBoard's writer."""
+        """Ends what runs beside the training: threads that read ahead or write, the bar, TensorBoard's writer."""
+        self.saver.close()
         self.batches.close()
         if self.reporter:
             self.reporter.close()

@@ -64,12 +64,12 @@ def _sections(corpus, folder, **run):
 def _train(rank, world_size, sections, stage, failing_saves=(), poisoned_at=0):
     from nt_dist.training import checkpoint, loop
 
-    save, train_step = checkpoint.save, loop.train_step
+    collect, train_step = checkpoint.collect, loop.train_step
 
-    def save_or_fail(folder, config, mesh, model, optimizer_state, progress):
+    def collect_or_fail(config, mesh, model, optimizer_state, progress):
         if progress.step in failing_saves:
             raise CheckpointError("no space left")
-        return save(folder, config, mesh, model, optimizer_state, progress)
+        return collect(config, mesh, model, optimizer_state, progress)
 
     def poison_and_train_step(engine, config, mesh, micro_batches, step, collect):
         if step == poisoned_at:
@@ -77,7 +77,7 @@ def _train(rank, world_size, sections, stage, failing_saves=(), poisoned_at=0):
         return train_step(engine, config, mesh, micro_batches, step, collect)
 
     with (
-        mock.patch.object(checkpoint, "save", save_or_fail),
+        mock.patch.object(checkpoint, "collect", collect_or_fail),
         mock.patch.object(loop, "train_step", poison_and_train_step),
     ):
         return loop.train(build_config(sections, {"zero_optimization": {"stage": stage}}, world_size))
