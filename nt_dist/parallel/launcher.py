@@ -5,6 +5,7 @@ those of Open MPI and of MPICH and its relatives (PMI). Imports nothing heavy: a
 ranks before torch is imported.
 """
 
+import ipaddress
 import os
 import re
 import socket
@@ -69,6 +70,15 @@ def meeting_point(environment: Mapping[str, str] = os.environ) -> MeetingPoint:
         return MeetingPoint(address or _slurm_address(environment), port or _slurm_port(environment))
     chosen = _mpi_meeting_point(world_size(environment))
     return MeetingPoint(address or chosen.address, port or chosen.port)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach ``address``, a name or a number."""
+    try:
+        found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(entry[4][0].partition("%")[0]).is_loopback for entry in found)
 
 
 def first_host(node_list: str) -> str:

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -179,7 +180,23 @@ def _join(device: torch.device) -> None:
         interface = launcher.interface_to(address)
         if interface:
             os.environ["GLOO_SOCKET_IFNAME"] = interface
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    if launcher.is_loopback(address) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        place = {"rank": launcher.rank(), "world_size": launcher.world_size()}
+        dist.init_process_group(backend, store=_local_store(address, port), timeout=TIMEOUT, **place)
+    else:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+
+
+def _local_store(address: str, port: int) -> dist.Store:
+    """The meeting point of ranks on one machine, which no other machine can reach; torch's own listens everywhere."""
+    place = {"world_size": launcher.world_size(), "timeout": TIMEOUT}
+    if launcher.rank() > 0:
+        return dist.TCPStore(address, port, is_master=False, **place)
+    try:
+        listening = socket.create_server((address, port), family=socket.getaddrinfo(address, port)[0][0], backlog=1024)
+    except OSError as error:
+        raise RunError(f"MASTER_ADDR:MASTER_PORT = {address}:{port} cannot be listened on: {error.strerror}") from error
+    return dist.TCPStore(address, port, is_master=True, master_listen_fd=listening.detach(), **place)
 
 
 def _init_deepspeed(device: torch.device) -> None:

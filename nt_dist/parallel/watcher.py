@@ -160,12 +160,15 @@ class Watcher:
         self.server: socket.socket | None = None
         self.heard = self.last_tick = time.monotonic()
         self.has_announced = False
+        self.answered: set[int] = set()  # ranks that have said where they stand, or that they cannot
         self.failed_at = self.left_at = None
 
     def run(self) -> None:
         """Watch until the rank has left, or has been ended."""
-        if self.rank == 0 and self.order["size"] > 1:
-            self.listen()
+        if self.rank == 0:
+            if self.order["size"] > 1:
+                self.listen()
+            self.control.send(port=self.server.getsockname()[1] if self.server else 0)
         while True:
             for key, _ in self.selector.select(TICK / 10 if self.control.closed else TICK):
                 self.read(key.data)
@@ -184,7 +187,6 @@ class Watcher:
         self.server = socket.create_server(tuple(address[:2]), family=family, backlog=1024)
         self.server.setblocking(False)
         self.selector.register(self.server, selectors.EVENT_READ, None)
-        self.control.send(port=self.server.getsockname()[1])
 
     def read(self, link: Link | None) -> None:
         """Take what has come: a new connection (no link) or messages."""
@@ -208,20 +210,21 @@ class Watcher:
     def connect(self, secret: str, address: str = "", port: int = 0) -> None:
         """Rank 0's watcher learns the secret; another one goes there with it."""
         self.order["secret"] = secret
-        if self.rank == 0:
-            return
+        if self.rank:
+            self.reach(address, port)
+        self.control.send(ready=True)
+
+    def reach(self, address: str, port: int) -> None:
+        """Connect to rank 0's watcher."""
         try:
             link = Link(socket.create_connection((address, port), timeout=self.limits.silence))
         except OSError as problem:
-            self.ward.look(self.view, 0.0)
-            if self.view.gone:  # a short job, which has ended in the meantime
-                return
             say(f"warning: rank {self.rank} on {self.view.host} is watched alone: {address}:{port}: {problem}")
             return
         self.heard = time.monotonic()
         self.links[0] = link
         self.selector.register(link.connection, selectors.EVENT_READ, link)
-        link.send(secret=secret, rank=self.rank, host=self.view.host)
+        link.send(secret=self.order["secret"], rank=self.rank, host=self.view.host)
 
     def take(self, link: Link, message: dict[str, Any]) -> None:
         """Rank 0: a message of another watcher, the first of which must know the secret."""
@@ -235,6 +238,8 @@ class Watcher:
             self.views[rank].host = str(message.get("host"))
             return
         view = self.views[link.rank]
+        if "threads" in message:
+            self.answered.add(link.rank)
         for name in REPORTED & message.keys():
             setattr(view, name, message[name])
         view.silent = 0.0
@@ -281,12 +286,11 @@ class Watcher:
 
     def judge(self, since: float) -> None:
         """Rank 0: decide whether the job can go on."""
-        for rank, link in list(self.links.items()):
+        for rank, link in self.links.items():
             view = self.views[rank]
             view.silent += since
             view.unwatched = link.closed and not view.gone
-            if not link.closed:
-                link.send(heard=True)
+        self.greet()
         now, views = time.monotonic(), list(self.views.values())
         if any(view.failed for view in views):
             self.failed_at = self.failed_at or now
@@ -301,6 +305,12 @@ class Watcher:
                     link.send(done=True)
                 self.leave()
 
+    def greet(self) -> None:
+        """Rank 0: show the others that this host is there."""
+        for link in self.links.values():
+            if not link.closed:
+                link.send(heard=True)
+
     def end(self, views: list[View]) -> None:
         """Ask all ranks where they stand, say who is at fault, end them all."""
         for link in self.links.values() if self.rank == 0 else ():
@@ -310,6 +320,7 @@ class Watcher:
         while self.rank == 0 and time.monotonic() < until and not all(self.has_answered(view) for view in views):
             for key, _ in self.selector.select(0.1):
                 self.read(key.data)
+            self.greet()
         text = report(views, self.limits)
         say(text)
         for link in self.links.values() if self.rank == 0 else ():
@@ -319,7 +330,7 @@ class Watcher:
     def has_answered(self, view: View) -> bool:
         """Whether nothing more is to be learnt of where a rank stands."""
         link = self.links.get(view.rank)
-        return bool(view.threads) or view.gone or link is None or link.closed
+        return view.rank in self.answered or view.gone or link is None or link.closed
 
     def leave(self, kill: bool = False) -> None:
         """End this process, and its rank before where that has not left."""

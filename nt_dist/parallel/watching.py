@@ -2,7 +2,6 @@
 
 import contextlib
 import faulthandler
-import ipaddress
 import json
 import os
 import secrets
@@ -11,10 +10,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from nt_dist.config import Config
 from nt_dist.errors import RunError
@@ -25,6 +24,7 @@ from nt_dist.parallel.verdict import Limits
 if TYPE_CHECKING:
     from nt_dist.parallel.mesh import Mesh  # imports torch, which nothing here needs
 
+T = TypeVar("T")
 STOPPED, SILENCE, GRACE = 15.0, 30.0, 10.0
 """Seconds after which a stopped process, a silent host and a rank that outlives a dead one end the job, at most."""
 FAILED = 1  # stands for the exit code that a rank with an error is about to leave with
@@ -44,24 +44,46 @@ def watched(mesh: "Mesh", config: Config) -> Iterator[Heart]:
         yield Heart()
         return
     with ExitStack() as stack:
-        problem, heart, control = None, Heart(), None
-        main_host = mesh.broadcast_object(socket.gethostname())
-        try:
-            heart, control = _start(stack, mesh, config, main_host)
-        except OSError as error:
-            problem = f"rank {mesh.rank} on {socket.gethostname()}: cannot be watched: {error}; run.stall_timeout = 0 "
-            problem += "goes on without"
-        problems = [each for each in mesh.gather_objects(problem) if each]
-        if problems:
-            raise RunError("\n".join(problems))
-        _introduce(mesh, control)
+        main_host, secret = mesh.broadcast_object((socket.gethostname(), secrets.token_hex(16)))
+        heart, control = _on_all(mesh, lambda: _start(stack, mesh, config, main_host))
+        replies = stack.enter_context(control.makefile("rb"))
+        port = mesh.broadcast_object(_on_all(mesh, lambda: _reply(replies)["port"] if mesh.is_main else 0))
+        _tell(control, {"secret": secret} if mesh.is_main else {"secret": secret, "address": _address(), "port": port})
+        _on_all(mesh, lambda: _reply(replies)["ready"])
         code = FAILED
         try:
             yield heart
             code = 0
         finally:
             heart.left(code)
+            replies.close()
             control.close()
+
+
+def _on_all(mesh: "Mesh", work: Callable[[], T]) -> T:
+    """Do ``work`` on every rank; where it fails on one, raise RunError on all."""
+    result = problem = None
+    try:
+        result = work()
+    except OSError as error:
+        problem = (
+            f"rank {mesh.rank} on {socket.gethostname()} cannot be watched: {error}; run.stall_timeout = 0 goes on"
+        )
+    problems = [each for each in mesh.gather_objects(problem) if each]
+    if problems:
+        raise RunError("\n".join(problems))
+    return result
+
+
+def _tell(control: socket.socket, message: dict[str, Any]) -> None:
+    control.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _reply(replies: BinaryIO) -> dict[str, Any]:
+    line = replies.readline()
+    if not line:
+        raise OSError("its watcher has died at once")
+    return json.loads(line)
 
 
 def _start(stack: ExitStack, mesh: "Mesh", config: Config, main_host: str) -> tuple[Heart, socket.socket]:
@@ -93,19 +115,8 @@ def _start(stack: ExitStack, mesh: "Mesh", config: Config, main_host: str) -> tu
             env={"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         )
     stack.callback(_reap, process)
-    ours.sendall(json.dumps(order).encode() + b"\n")
-    heart = Heart(map_shared(shared), run.stall_timeout, run.phase_timeout)
-    return heart, ours
-
-
-def _introduce(mesh: "Mesh", control: socket.socket) -> None:
-    """Tell every watcher where that of rank 0 listens, and the secret that lets it in. Collective."""
-    port = 0
-    if mesh.is_main and mesh.world_size > 1:
-        port = json.loads(control.makefile("rb").readline())["port"]
-    port, secret = mesh.broadcast_object((port, secrets.token_hex(16)))
-    message = {"secret": secret} if mesh.is_main else {"secret": secret, "address": _address(), "port": port}
-    control.sendall(json.dumps(message).encode() + b"\n")
+    _tell(ours, order)
+    return Heart(map_shared(shared), run.stall_timeout, run.phase_timeout), ours
 
 
 def _address() -> str:
@@ -116,9 +127,7 @@ def _address() -> str:
 def _own_address(address: str) -> tuple:
     """What rank 0's watcher listens on, as getaddrinfo gives it: the address if that is this host's, else all."""
     found = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
-    if ipaddress.ip_address(found[4][0]).is_loopback:
-        return found
-    with contextlib.suppress(OSError), socket.socket(found[0]) as probe:
+    with contextlib.suppress(OSError), socket.socket(found[0]) as probe:  # the loopback among them
         probe.bind(found[4])
         return found
     return socket.getaddrinfo(None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE, family=found[0])[0]
