@@ -24,7 +24,7 @@ from nt_dist.parallel import launcher
 from nt_dist.parallel.handshake import check_config_and_code
 
 AXES = ("pipe", "data", "trail", "tensor")
-TIMEOUT = timedelta(minutes=10)  # of a collective whose peers do not come
+TIMEOUT = timedelta(minutes=10)  # for all ranks to come together, and for the peers of a collective
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
@@ -128,7 +128,7 @@ def init_mesh(config: Config) -> Mesh:
     keep_freed_memory()
     device = _device()
     if not dist.is_initialized():
-        _join(device)
+        _join(device, backstop(config))
     with without_compiled_ops():
         _init_deepspeed(device)
     if dist.get_world_size() != config.world_size:
@@ -166,7 +166,12 @@ def _device() -> torch.device:
     return device
 
 
-def _join(device: torch.device) -> None:
+def backstop(config: Config) -> timedelta:
+    """How long a collective waits for its peers: longer than the watch (watching.py), where there is one."""
+    return TIMEOUT + timedelta(seconds=config.run.phase_timeout) if config.run.stall_timeout else TIMEOUT
+
+
+def _join(device: torch.device, timeout: timedelta) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if launcher.world_size() == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -182,9 +187,9 @@ def _join(device: torch.device) -> None:
             os.environ["GLOO_SOCKET_IFNAME"] = interface
     if launcher.is_loopback(address) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         place = {"rank": launcher.rank(), "world_size": launcher.world_size()}
-        dist.init_process_group(backend, store=_local_store(address, port), timeout=TIMEOUT, **place)
+        dist.init_process_group(backend, store=_local_store(address, port), timeout=timeout, **place)
     else:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
 
 
 def _local_store(address: str, port: int) -> dist.Store:

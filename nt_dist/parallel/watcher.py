@@ -207,31 +207,25 @@ class Watcher:
             with contextlib.suppress(KeyError, ValueError):
                 self.selector.unregister(descriptor)
 
-    def connect(self, secret: str, address: str = "", port: int = 0) -> None:
-        """Rank 0's watcher learns the secret; another one goes there with it."""
-        self.order["secret"] = secret
-        if self.rank:
-            self.reach(address, port)
-        self.control.send(ready=True)
-
-    def reach(self, address: str, port: int) -> None:
-        """Connect to rank 0's watcher."""
+    def connect(self, address: str, port: int) -> None:
+        """Another rank: go to rank 0's watcher, and say so."""
         try:
             link = Link(socket.create_connection((address, port), timeout=self.limits.silence))
         except OSError as problem:
             say(f"warning: rank {self.rank} on {self.view.host} is watched alone: {address}:{port}: {problem}")
+            self.control.send(ready=False)
             return
         self.heard = time.monotonic()
         self.links[0] = link
         self.selector.register(link.connection, selectors.EVENT_READ, link)
         link.send(secret=self.order["secret"], rank=self.rank, host=self.view.host)
+        self.control.send(ready=True)
 
     def take(self, link: Link, message: dict[str, Any]) -> None:
         """Rank 0: a message of another watcher, the first of which must know the secret."""
         if link.rank is None:
-            rank, secret = message.get("rank"), self.order.get("secret")
-            known = secret and hmac.compare_digest(str(message.get("secret")).encode(), secret.encode())
-            if not known or rank not in self.views:
+            rank, secret = message.get("rank"), self.order["secret"].encode()
+            if not hmac.compare_digest(str(message.get("secret")).encode(), secret) or rank not in self.views:
                 link.close()
                 return
             link.rank, self.links[rank] = rank, link

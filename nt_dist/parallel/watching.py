@@ -45,11 +45,12 @@ def watched(mesh: "Mesh", config: Config) -> Iterator[Heart]:
         return
     with ExitStack() as stack:
         main_host, secret = mesh.broadcast_object((socket.gethostname(), secrets.token_hex(16)))
-        heart, control = _on_all(mesh, lambda: _start(stack, mesh, config, main_host))
+        heart, control = _on_all(mesh, lambda: _start(stack, mesh, config, main_host, secret))
         replies = stack.enter_context(control.makefile("rb"))
         port = mesh.broadcast_object(_on_all(mesh, lambda: _reply(replies)["port"] if mesh.is_main else 0))
-        _tell(control, {"secret": secret} if mesh.is_main else {"secret": secret, "address": _address(), "port": port})
-        _on_all(mesh, lambda: _reply(replies)["ready"])
+        if not mesh.is_main:
+            _tell(control, {"address": _address(), "port": port})
+        _on_all(mesh, lambda: mesh.is_main or _reply(replies)["ready"])
         code = FAILED
         try:
             yield heart
@@ -86,7 +87,7 @@ def _reply(replies: BinaryIO) -> dict[str, Any]:
     return json.loads(line)
 
 
-def _start(stack: ExitStack, mesh: "Mesh", config: Config, main_host: str) -> tuple[Heart, socket.socket]:
+def _start(stack: ExitStack, mesh: "Mesh", config: Config, main_host: str, secret: str) -> tuple[Heart, socket.socket]:
     """Start the watcher; everything that is opened here is closed with the context."""
     shared = shared_file()
     stack.callback(os.close, shared)
@@ -101,6 +102,7 @@ def _start(stack: ExitStack, mesh: "Mesh", config: Config, main_host: str) -> tu
         "size": mesh.world_size,
         "host": socket.gethostname(),
         "main_host": main_host,
+        "secret": secret,
         "limits": Limits(*(min(limit, run.stall_timeout) for limit in (STOPPED, SILENCE, GRACE))),
         "listen": _own_address(_address()) if mesh.is_main else None,
     }
