@@ -186,7 +186,9 @@ class Train:
         10.0, FREE, "Standard deviations (robust: by the median) above the median that make a spike.", above(0)
     )
     max_bad_steps: int = key(
-        10, FREE, "Steps in a row that may be skipped or rolled back, no numbers or spikes; one more ends the run.",
+        10,
+        FREE,
+        "Steps in a row that may be skipped or rolled back, no numbers or spikes; one more ends the run.",
         at_least(0),
     )
     seed: int = key(0, SCHEDULE, "Seed of initial values, topologies and the order of samples.", _SEED)
@@ -216,7 +218,7 @@ class Run:
     check_every: int = key(
         100,
         FREE,
-        "Steps between checks that copies of weights, topologies and moments are equal and numbers plausible; 0: never.",
+        "Steps between checks that copies of weights, topologies and moments are equal, numbers plausible; 0: never.",
         at_least(0),
     )
     save_every: int = key(500, FREE, "Steps between checkpoints; 0: at the end only.", at_least(0))

@@ -1,6 +1,5 @@
 """A run, from its config to its table: everything is made once, then one loop calls each part by name."""
 
-import math
 import resource
 import sys
 import time
@@ -13,7 +12,8 @@ import torch
 from nt_dist.config import Config
 from nt_dist.data import open_data
 from nt_dist.data.loader import StepLoader, evaluation_batches
-from nt_dist.errors import CheckpointError, RunError
+from nt_dist.data.order import first_of_step
+from nt_dist.errors import CheckpointError
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.report import evaluation_table
 from nt_dist.evaluation.topology import density, trail_overlap
@@ -26,6 +26,7 @@ from nt_dist.parallel.mesh import Mesh, close, init_mesh
 from nt_dist.parallel.peers import naming_lost_ranks
 from nt_dist.parallel.pipeline import build_mesh_model
 from nt_dist.training import checkpoint
+from nt_dist.training.bad_steps import BadStep, BadSteps, line_of
 from nt_dist.training.checkpoint_find import find
 from nt_dist.training.checkpoint_manifest import Progress, read_manifest
 from nt_dist.training.engine import StepResult, build_engine, train_step
@@ -36,6 +37,7 @@ from nt_dist.training.optimizer_state import optimizer_state
 from nt_dist.training.reporter import METRICS, TENSORBOARD, Reporter
 from nt_dist.training.run_folder import RunFolder
 from nt_dist.training.signals import LEFT_EARLY, listening
+from nt_dist.training.step_guard import StepGuard, Verdict
 from nt_dist.training.topology import TopologyUpdater
 
 CHECKPOINTS = "checkpoints"
@@ -124,6 +126,8 @@ class Trainer:
         self.engine = build_engine(config, self.model, mesh)
         self.optimizer_state = optimizer_state(self.engine)
         self.optimizer_state.create()
+        self.guard: StepGuard = self.engine.step_guard
+        self.bad_steps = BadSteps(config.train.max_bad_steps)
         self.topology = TopologyUpdater(config, mesh, self.model, self.optimizer_state, self.engine)
         if found:
             self.load(found)
@@ -132,7 +136,8 @@ class Trainer:
         self.batches = self.read_batches()
         self.flops = token_flops(config)
         self.seconds, self.timed_tokens = 0.0, 0  # since the last logged step
-        self.reporter = agree(mesh, lambda: self.make_reporter(handler) if mesh.is_main else None)
+        self.handler = handler
+        self.reporter = self.make_reporter()
 
     def say_what_is_trained(self) -> None:
         """Logs the size of the model and what it runs on."""
@@ -153,9 +158,11 @@ class Trainer:
         """Trains up to the last step, or until a signal asks to leave; returns the exit code."""
         run, steps, last = self.config.run, self.config.train.steps, last_step(self.config)
         with listening() as asked:
-            for step in range(self.step + 1, last + 1):
+            for step in self.steps_up_to(last):
                 began = time.perf_counter()
                 result = self.train_one(step)
+                if self.step != step:  # it went back to a checkpoint
+                    continue
                 self.count(result, time.perf_counter() - began)
                 leaving = asked.by_any(self.mesh) and step < last
                 if is_due(step, run.log_every, steps):
@@ -169,27 +176,65 @@ class Trainer:
                     return LEFT_EARLY
         return 0
 
+    def steps_up_to(self, last: int) -> Iterator[int]:
+        """The step after the one that the run stands at, whatever that is by then, until it stands at ``last``."""
+        while self.step < last:
+            yield self.step + 1
+
     def train_one(self, step: int) -> StepResult:
         """One optimizer step, and the topology update that follows it where one is due.
 
+        A bad step changes nothing but ``step`` and ``consumed_samples``, or takes the run back to its last checkpoint.
+
         Raises:
-            RunError: The loss is no longer a number.
+            RunError: There were too many bad steps in a row.
             TopologyError: The replicas' topologies differ.
         """
         collect = self.topology.collects_at(step)
+        size = self.config.train.batch_size
+        first = first_of_step(self.consumed_samples, size, self.bad_steps.left_out)
         result = train_step(self.engine, self.config, self.mesh, next(self.batches), step, collect)
-        if not math.isfinite(result.loss):
-            raise RunError(f"step {step}: the loss is {result.loss}; the last checkpoint is from before that")
         if not result.applied:
-            LOGGER.warning("step %d was skipped: its gradients overflowed", step)
             self.topology.skip()
-        elif self.topology.updates_at(step):
-            report = self.topology.update(step)
-            self.regrown, self.drop_fraction = report.regrown, report.drop_fraction
-            self.checksum = self.topology.check(f"the update at step {step}")
-        self.step = step
-        self.consumed_samples += self.config.train.batch_size
+        if result.verdict is not Verdict.GOOD and self.note_bad_step(step, result, (first, first + size)):
+            return result
+        if result.applied:
+            self.bad_steps.applied(step)
+            if self.topology.updates_at(step):
+                report = self.topology.update(step)
+                self.regrown, self.drop_fraction = report.regrown, report.drop_fraction
+                self.checksum = self.topology.check(f"the update at step {step}")
+        self.step, self.consumed_samples = step, first + size
         return result
+
+    def note_bad_step(self, step: int, result: StepResult, samples: tuple[int, int]) -> bool:
+        """Counts and reports a bad step; returns whether the run went back to its last checkpoint for it."""
+        found, done = None, "seen" if result.applied else "skipped"
+        if result.verdict.is_spike and self.config.train.on_spike == "rollback":
+            found = find(self.folder / CHECKPOINTS, self.config.run.resume_from, self.mesh)
+            done = "rolled back" if found else done
+        bad = BadStep(step, str(result.verdict), result.loss, result.grad_norm, samples, done)
+        if self.mesh.is_main:
+            LOGGER.warning("%s", bad)
+        self.bad_steps.add(bad, result.verdict)
+        if found:
+            self.go_back(found)
+        elif self.reporter:
+            self.reporter.noted(line_of(bad, step))
+        return found is not None
+
+    def go_back(self, found: Path) -> None:
+        """Continues from a checkpoint with what is known now about bad steps, metrics and curves cut off behind it."""
+        known = self.bad_steps.state()
+        self.load(found)
+        self.bad_steps.restore(known)
+        self.checksum = self.topology.check("loading")
+        self.close()
+        self.batches, self.reporter = self.read_batches(), self.make_reporter()
+        self.seconds, self.timed_tokens = 0.0, 0
+        for line in self.bad_steps.lines_cut_off(self.step):
+            if self.reporter:
+                self.reporter.noted(line)
 
     def count(self, result: StepResult, seconds: float) -> None:
         """Adds a step to the sums and moves the progress bar."""
@@ -220,6 +265,7 @@ class Trainer:
             "drop_fraction": self.drop_fraction,
             "regrown": self.regrown,
             "topology_checksum": self.checksum,
+            **self.bad_steps.counts,
         }
         if self.reporter:
             self.reporter.logged(record)
@@ -243,6 +289,7 @@ class Trainer:
     def save(self, is_last: bool) -> None:
         """Writes a checkpoint. One that fails is a warning as long as it is not this process's last."""
         extra = {"tokens": self.tokens, "regrown": self.regrown, "drop_fraction": self.drop_fraction}
+        extra |= {"bad_steps": self.bad_steps.state(), "guard": self.guard.state()}
         progress = Progress(self.step, self.consumed_samples, self.optimizer_state.step, self.data.digest, extra)
         folder = self.folder / CHECKPOINTS
         try:
@@ -262,19 +309,21 @@ class Trainer:
         self.step, self.consumed_samples = progress.step, progress.consumed_samples
         self.tokens = progress.extra["tokens"]
         self.regrown, self.drop_fraction = progress.extra["regrown"], progress.extra["drop_fraction"]
+        self.bad_steps.restore(progress.extra.get("bad_steps", {}))  # older checkpoints have none
+        self.guard.restore(progress.extra.get("guard", {}))
         LOGGER.info("continuing from %s, step %d of %d", found, self.step, self.config.train.steps)
 
     def read_batches(self) -> Iterator:
         """This rank's micro-batches, a list for each step from here on."""
         train, axis = self.config.train, self.mesh.data
         sizes = (train.batch_size, train.micro_batch_size, axis.rank, axis.degree)
-        return iter(
-            StepLoader(self.data.train, train.seed, *sizes, self.consumed_samples, self.config.data.num_workers)
-        )
+        where = (self.consumed_samples, self.config.data.num_workers, self.bad_steps.left_out)
+        return iter(StepLoader(self.data.train, train.seed, *sizes, *where))
 
-    def make_reporter(self, handler: BarHandler) -> Reporter:
-        """What the main rank shows and writes."""
-        return Reporter(self.folder, self.step, last_step(self.config), self.weights, handler)
+    def make_reporter(self) -> Reporter | None:
+        """What the main rank shows and writes; the others have none."""
+        arguments = (self.folder, self.step, last_step(self.config), self.weights, self.handler)
+        return agree(self.mesh, lambda: Reporter(*arguments) if self.mesh.is_main else None)
 
     def close(self) -> None:
         """Ends what runs beside the training: the threads that read ahead, the bar, TensorBoard's writer."""

@@ -48,6 +48,10 @@ class Reporter:
         self._metrics.write(record)
         self._board.training(record)
 
+    def noted(self, record: dict[str, Any]) -> None:
+        """Writes a bad step, given as its line of ``metrics.jsonl``."""
+        self._metrics.write(record)
+
     def evaluated(self, record: dict[str, Any], overlap: Overlap | None) -> None:
         """Writes and draws one evaluation, and the topology as it is then.
 

@@ -25,7 +25,7 @@ class Spread:
         self._figures: deque[float] = deque(maxlen=window)
 
     def excess(self, figure: float) -> float:
-        """Scales by which ``figure`` is above the median; negative below it, and 0 as long as the window is not full."""
+        """Scales by which ``figure`` is above the median; negative below it, 0 as long as the window is not full."""
         if len(self._figures) < self._figures.maxlen:
             return 0.0
         middle = median(self._figures)

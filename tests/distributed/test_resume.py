@@ -5,6 +5,7 @@ import shutil
 from unittest import mock
 
 import pytest
+import torch
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -173,11 +174,89 @@ def test_a_save_that_fails_stops_the_run_only_at_its_end(tmp_path, corpus):
     assert _checkpoints(tmp_path) == ["step-00000004", "step-00000006"]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path, corpus):
+def test_weights_that_are_no_numbers_end_the_run_and_are_never_saved(tmp_path, corpus):
     sections = _sections(corpus, tmp_path, save_every=1)
-    _refused(RunError, "step 2: the loss is nan", 1, sections, poisoned_at=2)
+    sections["train"] |= {"max_bad_steps": 2}
+    message = (
+        "(?s)3 bad steps in a row are more than train.max_bad_steps = 2.*"
+        r"step 2: its loss is no number \(loss nan, gradient norm inf, samples 8 to 15\); skipped.*step 4: "
+    )
+    _refused(RunError, message, 1, sections, poisoned_at=2)
     assert _checkpoints(tmp_path) == ["step-00000001"]
-    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [record["step"] for record in records if "bad_step" in record] == [2, 3]
+    assert [record["steps_not_finite"] for record in records if "loss" in record] == [0, 1, 2]
+
+
+NOT_FINITE, SPIKED = 48, 96  # first sample numbers of two bad batches, those of steps 7 and 13
+MARKS = {NOT_FINITE: 4, SPIKED: 5}  # the tokens that their targets consist of
+
+
+def _train_over_bad_batches(rank, world_size, sections):
+    """Train on data of which two batches are bad; return the exit code and the first sample number of every step."""
+    from nt_dist.data.loader import StepLoader
+    from nt_dist.parallel.place import MeshPlace
+    from nt_dist.training import loop
+
+    read, losses_of, firsts = StepLoader.step, MeshPlace.trail_losses, []
+
+    def read_bad(loader, first):
+        batches = read(loader, first)
+        firsts.append(first)
+        for batch in batches if first in MARKS and rank == 0 else ():  # on one rank alone
+            batch.targets.fill_(MARKS[first])
+        return batches
+
+    def bad_losses(place, logits, targets, weights):
+        factors = (
+            factor for first, factor in ((NOT_FINITE, torch.nan), (SPIKED, 1e4)) if (targets == MARKS[first]).all()
+        )
+        return losses_of(place, logits, targets, weights) * next(factors, 1.0)
+
+    with (
+        mock.patch.object(StepLoader, "step", read_bad),
+        mock.patch.object(MeshPlace, "trail_losses", bad_losses),
+    ):
+        return loop.train(build_config(sections, {"zero_optimization": {"stage": 1}}, world_size)), firsts
+
+
+def test_a_run_that_goes_back_leaves_the_bad_batch_out_also_when_it_is_killed_and_resumed(tmp_path, corpus):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+
+    def sections(folder, **run):
+        found = _sections(corpus, folder, **run)
+        found["train"] |= {"on_spike": "rollback", "spike_window": 8, "max_bad_steps": 1}
+        found["data"] |= {"num_workers": 0}
+        return found
+
+    size, last = 8, 8 * (STEPS + 1)
+    ordered = [*range(0, SPIKED + size, size), *range(SAVED * size, SPIKED, size), *range(SPIKED + size, last, size)]
+    assert run_distributed(_train_over_bad_batches, 2, sections(whole)) == [(0, ordered)] * 2
+    run_distributed(_train_over_bad_batches, 2, sections(broken, stop_after=KILLED + 1))
+    shutil.rmtree(broken / "checkpoints" / f"step-{KILLED + 1:08d}")  # as if it had been killed after that step
+    run_distributed(_train_over_bad_batches, 2, sections(broken))
+
+    expected, found = (read_metrics(folder / "metrics.jsonl") for folder in (whole, broken))
+    assert _same(found) == _same(expected)
+    bad = [
+        (record["step"], record["bad_step"]["step"], record["bad_step"]) for record in expected if "bad_step" in record
+    ]
+    assert [(line, step) for line, step, _ in bad] == [(7, 7), (SAVED + 1, 13)]
+    assert [each["what_was_done"] for *_, each in bad] == ["skipped", "rolled back"]
+    assert [each["samples"] for *_, each in bad] == [[NOT_FINITE, NOT_FINITE + size], [SPIKED, SPIKED + size]]
+    logged = [record for record in expected if "loss" in record]
+    assert [record["step"] for record in logged] == list(range(1, STEPS + 1))
+    counts = [logged[-1][key] for key in ("steps_not_finite", "steps_spiked", "rollbacks")]
+    assert counts == [1, 1, 1] and logged[SAVED - 1]["rollbacks"] == 0
+
+    last = f"checkpoints/step-{STEPS:08d}"
+    before, after = _fragments(whole / last), _fragments(broken / last)
+    assert [key for key in before if before[key].tobytes() != after[key].tobytes()] == []
+    progress = [read_manifest(folder / last).progress for folder in (whole, broken)]
+    assert progress[0] == progress[1]
+    assert (progress[0].adam_step, progress[0].consumed_samples) == (STEPS - 1, (STEPS + 1) * size)
+    left_out = [[NOT_FINITE, NOT_FINITE + size], [SPIKED, SPIKED + size]]
+    assert progress[0].extra["bad_steps"]["left_out"] == left_out
 
 
 def test_two_runs_in_one_folder_are_refused_on_every_rank(tmp_path, corpus):
