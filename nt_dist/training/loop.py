@@ -31,6 +31,7 @@ from nt_dist.training.checkpoint_find import find
 from nt_dist.training.checkpoint_manifest import Progress, read_manifest
 from nt_dist.training.engine import StepResult, build_engine, train_step
 from nt_dist.training.flops import token_flops
+from nt_dist.training.integrity import Integrity
 from nt_dist.training.logging import LOGGER, BarHandler, start_logging
 from nt_dist.training.metrics_log import last_evaluation
 from nt_dist.training.optimizer_state import optimizer_state
@@ -129,6 +130,7 @@ class Trainer:
         self.guard: StepGuard = self.engine.step_guard
         self.bad_steps = BadSteps(config.train.max_bad_steps)
         self.topology = TopologyUpdater(config, mesh, self.model, self.optimizer_state, self.engine)
+        self.integrity = Integrity(mesh, self.weights, self.optimizer_state)
         if found:
             self.load(found)
         self.checksum = self.topology.check("loading" if found else "the start")
@@ -169,7 +171,11 @@ class Trainer:
                     self.log(result)
                 if is_due(step, run.eval_every, steps) and not leaving:
                     self.evaluate()
-                if is_due(step, run.save_every, last) or leaving:
+                is_saved = is_due(step, run.save_every, last) or leaving
+                if run.check_every and (is_due(step, run.check_every, last) or is_saved):  # before it can be saved
+                    self.checksum = self.topology.check(f"step {step}")
+                    self.integrity.check(f"step {step}")
+                if is_saved:
                     self.save(is_last=leaving or step == last)
                 if leaving:
                     LOGGER.info("asked to leave: step %d of %d is saved, the same command goes on from it", step, steps)
