@@ -8,12 +8,37 @@ rank keeps the same account.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from enum import IntEnum
 from typing import Any
 
 from nt_dist.errors import RunError
-from nt_dist.training.step_guard import Verdict
 
 COUNTED = ("steps_not_finite", "steps_spiked", "rollbacks")
+
+
+class Verdict(IntEnum):
+    """What is wrong with a step, the worst last."""
+
+    GOOD = 0
+    NORM_SPIKE = 1
+    LOSS_SPIKE = 2
+    NORM_NOT_FINITE = 3
+    LOSS_NOT_FINITE = 4
+
+    @property
+    def is_spike(self) -> bool:
+        """Whether it is a number, but far outside its recent spread."""
+        return self in (Verdict.NORM_SPIKE, Verdict.LOSS_SPIKE)
+
+    def __str__(self) -> str:
+        """As a message says it."""
+        return (
+            "nothing is wrong",
+            "the norm of its gradient is far outside its recent spread",
+            "its loss is far outside its recent spread",
+            "its gradient is no number",
+            "its loss is no number",
+        )[self]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from nt_dist.parallel.mesh import Mesh
 from nt_dist.parallel.mpu import ModelParallelUnit
 from nt_dist.parallel.place import MeshPlace
 from nt_dist.sparsity.storage import Weight
-from nt_dist.training.step_guard import StepGuard, Verdict
+from nt_dist.training.bad_steps import Verdict
+from nt_dist.training.step_guard import StepGuard
 
 MODEL_AXES = ("pipe", "trail", "tensor")  # over which the model is cut
 CLIP_EPS = 1e-6  # added to the norm before clipping by it, as DeepSpeed's ZeRO optimizers do

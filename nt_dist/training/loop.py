@@ -26,19 +26,19 @@ from nt_dist.parallel.mesh import Mesh, close, init_mesh
 from nt_dist.parallel.peers import naming_lost_ranks
 from nt_dist.parallel.pipeline import build_mesh_model
 from nt_dist.training import checkpoint
-from nt_dist.training.bad_steps import BadStep, BadSteps, line_of
+from nt_dist.training.bad_steps import BadStep, BadSteps, Verdict, line_of
 from nt_dist.training.checkpoint_find import find
 from nt_dist.training.checkpoint_manifest import Progress, read_manifest
 from nt_dist.training.engine import StepResult, build_engine, train_step
 from nt_dist.training.flops import token_flops
 from nt_dist.training.integrity import Integrity
 from nt_dist.training.logging import LOGGER, BarHandler, start_logging
-from nt_dist.training.metrics_log import last_evaluation
+from nt_dist.training.metrics_log import METRICS, last_evaluation
 from nt_dist.training.optimizer_state import optimizer_state
-from nt_dist.training.reporter import METRICS, TENSORBOARD, Reporter
+from nt_dist.training.reporter import TENSORBOARD, Reporter
 from nt_dist.training.run_folder import RunFolder
 from nt_dist.training.signals import LEFT_EARLY, listening
-from nt_dist.training.step_guard import StepGuard, Verdict
+from nt_dist.training.step_guard import StepGuard
 from nt_dist.training.topology import TopologyUpdater
 
 CHECKPOINTS = "checkpoints"

@@ -15,7 +15,6 @@ The verdict is the worst of any rank's, so that all refuse or none.
 
 import math
 from collections.abc import Callable
-from enum import IntEnum
 from typing import Any
 
 import torch
@@ -27,35 +26,11 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from nt_dist.config import Config
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.parallel.place import MeshPlace
+from nt_dist.training.bad_steps import Verdict
 from nt_dist.training.spread import Spread
 
 LOSS_FLOOR = 0.1  # nats: about what the losses of neighbouring batches differ by
 NORM_FLOOR = 0.1  # of the norm's logarithm: a tenth of the norm
-
-
-class Verdict(IntEnum):
-    """What is wrong with a step, the worst last."""
-
-    GOOD = 0
-    NORM_SPIKE = 1
-    LOSS_SPIKE = 2
-    NORM_NOT_FINITE = 3
-    LOSS_NOT_FINITE = 4
-
-    @property
-    def is_spike(self) -> bool:
-        """Whether it is a number, but far outside its recent spread."""
-        return self in (Verdict.NORM_SPIKE, Verdict.LOSS_SPIKE)
-
-    def __str__(self) -> str:
-        """As a message says it."""
-        return (
-            "nothing is wrong",
-            "the norm of its gradient is far outside its recent spread",
-            "its loss is far outside its recent spread",
-            "its gradient is no number",
-            "its loss is no number",
-        )[self]
 
 
 class StepGuard:

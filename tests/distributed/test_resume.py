@@ -13,11 +13,10 @@ from nt_dist.config.load import build_config
 from nt_dist.errors import CheckpointError, RunError
 from nt_dist.testing import RankError, run_distributed
 from nt_dist.training.checkpoint_manifest import read_manifest
-from nt_dist.training.metrics_log import read_metrics
+from nt_dist.training.metrics_log import MEASURED, read_metrics
 from nt_dist.training.run_folder import RunFolder
 
 STEPS, SAVED, KILLED = 20, 10, 13  # topologies are updated every 4 steps: before and after each of these
-MEASURED = ("tokens_per_second", "flops_per_second_dense_equivalent", "flops_per_second_sparse_effective", "memory")
 WORDS = ["the", "sea", "wind", "stone", "light", "river", "carries", "under", "every", "small", "grey", "morning"]
 
 
@@ -113,10 +112,13 @@ def _same(records):
     return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
 
 
-@pytest.mark.parametrize(("stage", "ranks", "pipe"), [(0, 1, 1), (1, 2, 1), (3, 2, 1), (0, 2, 2)])
-def test_a_killed_and_resumed_run_is_the_uninterrupted_one(tmp_path, corpus, stage, ranks, pipe):
+@pytest.mark.parametrize(
+    ("stage", "ranks", "degrees"),
+    [(0, 1, {}), (1, 2, {}), (2, 2, {}), (3, 2, {}), (0, 4, {"pipe": 2, "tensor": 2})],
+)
+def test_a_killed_and_resumed_run_is_the_uninterrupted_one(tmp_path, corpus, stage, ranks, degrees):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    parallel = {"parallel": {"pipe": pipe}}
+    parallel = {"parallel": degrees}
     _run(ranks, _sections(corpus, whole) | parallel, stage)
     _run(ranks, _sections(corpus, broken, stop_after=KILLED) | parallel, stage)
     assert read_metrics(broken / "metrics.jsonl")[-1]["step"] == KILLED

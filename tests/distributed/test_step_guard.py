@@ -12,9 +12,9 @@ from nt_dist.parallel.mesh import init_mesh
 from nt_dist.parallel.pipeline import build_mesh_model
 from nt_dist.parallel.place import MeshPlace
 from nt_dist.testing import run_distributed
+from nt_dist.training.bad_steps import Verdict
 from nt_dist.training.engine import build_engine, train_step
 from nt_dist.training.optimizer_state import optimizer_state
-from nt_dist.training.step_guard import Verdict
 
 WINDOW, BATCH, MICRO_BATCH, SEQUENCE, VOCABULARY = 8, 8, 2, 8, 30
 ENGINES = {

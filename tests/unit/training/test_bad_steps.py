@@ -5,9 +5,8 @@ import json
 import pytest
 
 from nt_dist.errors import RunError
-from nt_dist.training.bad_steps import BadStep, BadSteps
+from nt_dist.training.bad_steps import BadStep, BadSteps, Verdict
 from nt_dist.training.spread import Spread
-from nt_dist.training.step_guard import Verdict
 
 
 def _spread(figures, floor=0.01):
