@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nt_dist.config.load import build_config
-from nt_dist.errors import CheckpointError, RunError
+from nt_dist.errors import CheckpointError, CorruptionError, RunError
 from nt_dist.testing import RankError, run_distributed
 from nt_dist.training.checkpoint_manifest import read_manifest
 from nt_dist.training.metrics_log import MEASURED, read_metrics
@@ -61,7 +61,7 @@ def _sections(corpus, folder, **run):
     }
 
 
-def _train(rank, world_size, sections, stage, failing_saves=(), poisoned_at=0):
+def _train(rank, world_size, sections, stage, failing_saves=(), poisoned_at=0, flipped_at=0):
     from nt_dist.training import checkpoint, loop
 
     save, train_step = checkpoint.save, loop.train_step
@@ -74,6 +74,8 @@ def _train(rank, world_size, sections, stage, failing_saves=(), poisoned_at=0):
     def poison_and_train_step(engine, config, mesh, micro_batches, step, collect):
         if step == poisoned_at:
             next(engine.module.parameters()).data.fill_(float("nan"))
+        if step == flipped_at and rank == 1:
+            next(engine.module.parameters()).data.view(-1)[:1].view(torch.int32).bitwise_xor_(1 << 20)
         return train_step(engine, config, mesh, micro_batches, step, collect)
 
     with (
@@ -87,9 +89,9 @@ def _run(ranks, sections, stage):
     assert run_distributed(_train, ranks, sections, stage) == [0] * ranks
 
 
-def _refused(error, match, ranks, sections, failing_saves=(), poisoned_at=0):
+def _refused(error, match, ranks, sections, failing_saves=(), poisoned_at=0, flipped_at=0):
     with pytest.raises(RankError, match=match) as caught:
-        run_distributed(_train, ranks, sections, 0, failing_saves, poisoned_at)
+        run_distributed(_train, ranks, sections, 0, failing_saves, poisoned_at, flipped_at)
     assert isinstance(caught.value.error, error)
 
 
@@ -188,6 +190,15 @@ def test_weights_that_are_no_numbers_end_the_run_and_are_never_saved(tmp_path, c
     records = read_metrics(tmp_path / "metrics.jsonl")
     assert [record["step"] for record in records if "bad_step" in record] == [2, 3]
     assert [record["steps_not_finite"] for record in records if "loss" in record] == [0, 1, 2]
+
+
+def test_a_bit_flipped_in_one_rank_ends_the_run_before_it_is_saved(tmp_path, corpus):
+    sections = _sections(corpus, tmp_path, save_every=2, check_every=3)
+    message = "(?s)memory is corrupted at step 4.*embedding: the copies of its compute copy on ranks 0, 1 differ"
+    _refused(CorruptionError, message, 2, sections, flipped_at=4)  # before the save, though no check is due
+    assert _checkpoints(tmp_path) == ["step-00000002"]
+    _refused(CorruptionError, "memory is corrupted at step 3", 2, sections, flipped_at=3)
+    assert _checkpoints(tmp_path) == ["step-00000002"]
 
 
 NOT_FINITE, SPIKED = 48, 96  # first sample numbers of two bad batches, those of steps 7 and 13

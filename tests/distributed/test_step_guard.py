@@ -128,6 +128,10 @@ def _refuse_what_is_bad(rank, world_size, precision, stage, layout, bad_rank):
             assert (result.grad_norm < float("inf")) == (verdict != Verdict.NORM_NOT_FINITE)
             run.assert_is(before)
             assert run.engine.step_guard.state() == spread
+    run.engine.step_guard.sigma = -1e9 if run.is_bad else 1e9  # a spike in one rank's eyes alone
+    assert run.step(WINDOW + 1).verdict is Verdict.LOSS_SPIKE
+    run.assert_is(before)
+    run.engine.step_guard.sigma = 1e9
     result = run.step(99)  # nothing of the refused gradients is left
     assert result.applied and result.verdict is Verdict.GOOD
     run.assert_is(after)
