@@ -27,7 +27,7 @@ from nt_dist.parallel.peers import naming_lost_ranks
 from nt_dist.parallel.pipeline import build_mesh_model
 from nt_dist.training import checkpoint
 from nt_dist.training.bad_steps import BadStep, BadSteps, Verdict, line_of
-from nt_dist.training.checkpoint_find import find
+from nt_dist.training.checkpoint_find import find, verify
 from nt_dist.training.checkpoint_manifest import Progress, read_manifest
 from nt_dist.training.engine import StepResult, build_engine, train_step
 from nt_dist.training.flops import token_flops
@@ -120,6 +120,7 @@ class Trainer:
         self.config, self.mesh, self.folder = config, mesh, Path(config.run.dir)
         self.step = self.tokens = self.consumed_samples = 0
         self.regrown = self.drop_fraction = 0.0  # of the last update
+        self.latest: Path | None = None  # the checkpoint that this process has saved last, or started from
         self.data = open_data(config, mesh.is_main, lambda work: agree(mesh, work, only_main=True))
         check_alike(mesh.gather_objects, "data", {"its digest": self.data.digest})
         self.model = build_mesh_model(config, mesh)
@@ -217,7 +218,7 @@ class Trainer:
         """Counts and reports a bad step; returns whether the run went back to its last checkpoint for it."""
         found, done = None, "seen" if result.applied else "skipped"
         if result.verdict.is_spike and self.config.train.on_spike == "rollback":
-            found = find(self.folder / CHECKPOINTS, self.config.run.resume_from, self.mesh)
+            found = self.latest
             done = "rolled back" if found else done
         bad = BadStep(step, str(result.verdict), result.loss, result.grad_norm, samples, done)
         if self.mesh.is_main:
@@ -230,8 +231,13 @@ class Trainer:
         return found is not None
 
     def go_back(self, found: Path) -> None:
-        """Continues from a checkpoint with what is known now about bad steps, metrics and curves cut off behind it."""
+        """Continues from a checkpoint with what is known now about bad steps, metrics and curves cut off behind it.
+
+        Raises:
+            CheckpointError: It has been damaged since it was written.
+        """
         known = self.bad_steps.state()
+        verify(found, self.mesh)
         self.load(found)
         self.bad_steps.restore(known)
         self.checksum = self.topology.check("loading")
@@ -305,6 +311,7 @@ class Trainer:
                 raise
             LOGGER.warning("step %d was not saved: %s", self.step, problem)
         else:
+            self.latest = path
             LOGGER.info("saved %s", path)
 
     def load(self, found: Path) -> None:
@@ -312,6 +319,7 @@ class Trainer:
         digest = self.data.digest
         arguments = (found, self.config, self.mesh, self.model, self.optimizer_state)
         progress = checkpoint.load(*arguments, data_digest=digest, verified=True)
+        self.latest = found
         self.step, self.consumed_samples = progress.step, progress.consumed_samples
         self.tokens = progress.extra["tokens"]
         self.regrown, self.drop_fraction = progress.extra["regrown"], progress.extra["drop_fraction"]
