@@ -94,7 +94,7 @@ def measure_memory(config: Config, mesh: Mesh, density: float) -> MemoryReport:
         density,
         count_parameters(config)["stored"],
         {kind: held[kind] for kind in KINDS},
-        plan_memory(config),
+        plan_memory(config, device_type=mesh.device.type),
         step_peak,
         allocations.peak("rest", "updated") if is_sparse else step_peak,
     )

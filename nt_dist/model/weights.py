@@ -12,7 +12,10 @@ from nt_dist.config.settings import Config
 from nt_dist.sparsity.density import spread_density
 from nt_dist.sparsity.shards import WeightSpec
 
-INIT_STD = 0.02  # LLaMA's; the paper's code leaves it at that
+# Of initial values, as in the paper's public code: embeddings begin at the scale at which norms hand them on, not far
+# below it, where the blocks' first outputs would drown them (decision 0035).
+INIT_STD = 0.02
+EMBEDDING_INIT_STD = math.sqrt(2 / 5)
 COLUMN, ROW = 0, 1
 
 
@@ -47,7 +50,8 @@ def weight_specs(config: Config) -> dict[str, WeightSpec]:
 
     def matrix(name: str, shape, cut_axis: int, in_trail: bool, role: str = "linear", valid=None) -> WeightSpec:
         copies = trails if in_trail else 1
-        return WeightSpec(name, shape, cut_axis, copies, shards, valid, 1.0, INIT_STD, role, in_trail)
+        init = EMBEDDING_INIT_STD if role == "lookup" else INIT_STD
+        return WeightSpec(name, shape, cut_axis, copies, shards, valid, 1.0, init, role, in_trail)
 
     specs = [matrix("embedding", padded, COLUMN, config.trails.fork == "embedding", "lookup", vocab)]
     for block in range(config.model.num_layers):

@@ -15,8 +15,8 @@ To the byte what torch.autograd.graph.saved_tensors_hooks counts on a CPU; a nor
 
 The loss, with V pieces held here: logits c V, log-probabilities (or probabilities) in fp32, and one trail's logits
 in fp32 where they are not already; backward, gradients of c V twice. In backward, a compact weight of e entries and k
-slots has its dense matrix and that one's gradient, 2 c e, and gathers with an index in int64, (8 + c) k; a masked one
-its gradient and the mask, which becomes their product, 2 c e.
+slots has its dense matrix and that one's gradient, 2 c e, and what is taken of it, c k; a masked one its gradient and
+the mask, which torch makes one of the gradient's type for their product, 2 c e.
 """
 
 from nt_dist.config import Config
@@ -94,7 +94,7 @@ def _product(part: Part, element: int) -> int:
     if part.spec.role != "linear":
         return 0
     if part.storage == "compact":
-        return 2 * element * part.entries + (8 + element) * part.slots
+        return element * (2 * part.entries + part.slots)
     return (2 if part.storage == "masked" else 1) * element * part.entries
 
 

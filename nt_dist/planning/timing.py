@@ -4,9 +4,9 @@
     bubble    = (P - 1) / (A + P - 1)                             (Narayanan et al., arXiv 2104.04473, section 2.2)
     m         = products + dense matrices + exchange, of the stage that takes longest, for one micro-batch
     products  = 3 F / (rate · COMPUTE_SHARE), 4 F with activation checkpointing, F the forward operations of the stage
-    matrices  = bytes / (bandwidth · MEMORY_SHARE): a compact weight is zeroed and scattered into twice (2 · (c e + (4 +
-                2 c) k) for e entries and k slots), its gradient gathered ((4 + 2 c) k); a masked one's is multiplied
-                (2 c e + e)
+    matrices  = bytes / (bandwidth · MEMORY_SHARE): a compact weight is zeroed and scattered into twice, by an index
+                made int64 (2 · (c e + (20 + 2 c) k) for e entries and k slots), its gradient gathered ((4 + 2 c) k); a
+                masked one's is multiplied (2 c e + e)
     optimizer = bytes / (bandwidth · MEMORY_SHARE): Adam reads and writes master and moments and reads the gradient, 28
                 bytes a value that the rank steps, and writes the compute copy
     exchange, data, update: for each axis and operation, what a ring sends / (bandwidth · LINK_SHARE) + LATENCY ·
@@ -117,7 +117,8 @@ def _matrix_bytes(layers: list[LayerPart], config: Config) -> int:
     passes = 3 if config.train.activation_checkpointing else 2  # in which the dense matrix is built
     for part in local_parts(layers):
         if part.storage == "compact":
-            total += passes * (element * part.entries + (4 + 2 * element) * part.slots) + (4 + 2 * element) * part.slots
+            total += passes * (element * part.entries + (20 + 2 * element) * part.slots)
+            total += (4 + 2 * element) * part.slots
         elif part.storage == "masked":
             total += (2 * element + 1) * part.entries
     return total

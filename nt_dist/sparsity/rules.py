@@ -28,7 +28,7 @@ def choose_kept(
     """
     magnitude = values.abs()
     if rule == "soft_magnitude":
-        score = temperature * magnitude.double().log() + gumbel(keys, positions)  # log 0 = -inf: never before others
+        score = gumbel(keys, positions).add_(magnitude.double().log_(), alpha=temperature)  # log 0 = -inf: never first
     elif rule == "magnitude":
         score = magnitude
     else:
@@ -74,13 +74,16 @@ def choose_grown(
     Returns:
         int64 [R, count], positions in no particular order.
     """
-    everywhere = torch.arange(closed.shape[1], device=closed.device).expand(closed.shape[0], -1)
+
+    def lots() -> torch.Tensor:
+        return uniform(keys, torch.arange(closed.shape[1], device=closed.device).expand(closed.shape[0], -1))
+
     if rule == "random":
-        return uniform(keys, everywhere).masked_fill_(closed, -1.0).topk(count, dim=1, sorted=False).indices
+        return lots().masked_fill_(closed, -1.0).topk(count, dim=1, sorted=False).indices
     assert rule == "gradient", rule
     score = gradient.abs().float().masked_fill_(closed, -2.0)
     best = score.topk(count, dim=1, sorted=False)
     if count == 0 or bool((best.values > 0).all()):
         return best.indices
-    undecided = uniform(keys, everywhere).float().clamp_(max=0.9999) - 1.0 - (~dropped).float()  # in [-2, 0)
+    undecided = lots().float().clamp_(max=0.9999).sub_((~dropped).float()).sub_(1.0)  # in [-2, 0)
     return torch.where(score == 0, undecided, score * 2).topk(count, dim=1, sorted=False).indices

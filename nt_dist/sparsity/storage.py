@@ -10,15 +10,25 @@ those shards (shard after shard, ascending within each), ``local_shape`` one tra
 """
 
 import math
+from collections import defaultdict
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nt_dist.sparsity.shards import WeightSpec, block_positions, flat_index, padding_mask, to_blocks
+from nt_dist.sparsity.shards import WeightSpec, block_positions, flat_index, padding_mask
 from nt_dist.sparsity.streams import hash_positions, normal, stream_keys, uniform
 
 STORAGES = ("dense", "compact", "masked")
+Rows = list[tuple[int, int]]  # shards of single trails: (trail, shard), both global numbers
+# Entries whose topology is worked on at once: on CPUs what stays in the caches, on GPUs what keeps one busy.
+_ENTRIES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}
+
+
+def rows_at_once(spec: WeightSpec, device_type: str) -> int:
+    """Return how many shards of ``spec`` have their topology worked on at once."""
+    return max(1, _ENTRIES_AT_ONCE.get(device_type, _ENTRIES_AT_ONCE["cpu"]) // spec.shard_elements)
 
 
 class _Build(torch.autograd.Function):
@@ -54,7 +64,7 @@ class _Linear(torch.autograd.Function):
             dense = ctx.weight.build(ctx.values)
             grad_x = _multiply(gradient, dense)
         if ctx.needs_input_grad[1]:
-            grad_values = ctx.weight.take_gradient(_multiply(gradient.mT, x))
+            grad_values = ctx.weight.take_gradient(_multiply(gradient.mT, x), may_overwrite=True)
         return grad_x, grad_values, None
 
 
@@ -178,16 +188,11 @@ class Weight(nn.Module):
         """Return each slot's flat place in its trail's local dense tensor: int64 [T, slots]."""
         if self.storage == "compact":
             return self.index.long()
-        if self.storage == "masked":
-            blocks = to_blocks(self.spec, self.mask)
-            parts = []
-            for number, (shard, start, stop) in enumerate(self.slot_ranges()):
-                positions = blocks[:, number].nonzero()[:, 1].view(len(self.trails), stop - start)
-                parts.append(flat_index(self.spec, self.shards, shard, positions))
-            return torch.cat(parts, dim=1)
-        everywhere = torch.arange(self.spec.shard_elements, device=self.values.device)
-        parts = [flat_index(self.spec, self.shards, shard, everywhere) for shard in self.shards]
-        return torch.cat(parts).expand(len(self.trails), -1)
+        parts = [
+            flat_index(self.spec, self.shards, shard, self.row_positions([(trail, shard) for trail in self.trails]))
+            for shard in self.shards
+        ]
+        return torch.cat(parts, dim=1)
 
     @torch.no_grad()
     def set_index(self, index: torch.Tensor) -> None:
@@ -215,16 +220,67 @@ class Weight(nn.Module):
         """Return each slot's position in its own shard: int64 [T, slots]."""
         return block_positions(self.spec, self.shards, self.slot_index())
 
-    # -- one shard of one trail, by global number: what a checkpoint holds --------------------
+    # -- shards of single trails, by global numbers: what checkpoints hold, what updates work on --------------------
 
     def positions(self, trail: int, shard: int) -> torch.Tensor:
         """Return the active positions of one shard, ascending: int32 [slots(shard)]."""
-        return self.fragment(self.slot_positions(), trail, shard).int()
+        return self.row_positions([(trail, shard)])[0].int()
 
     def fragment(self, slots: torch.Tensor, trail: int, shard: int) -> torch.Tensor:
         """Return one shard's part [slots(shard)] of ``slots`` [T, slots] (see :meth:`to_slots`), as a view."""
         start = self.slot_start(shard)
         return slots[trail - self.trails.start, start : start + self.spec.slots(shard)]
+
+    def row_groups(self) -> Iterator[Rows]:
+        """Yield all shards of all trails held here: those of equal slots and padding together, some at a time."""
+        alike: dict[tuple[int, int], Rows] = defaultdict(list)
+        for shard in self.shards:
+            alike[self.spec.slots(shard), self.spec.real_length(shard)] += [(trail, shard) for trail in self.trails]
+        count = rows_at_once(self.spec, self.values.device.type)
+        for rows in alike.values():
+            yield from (rows[start : start + count] for start in range(0, len(rows), count))
+
+    def row_positions(self, rows: Rows) -> torch.Tensor:
+        """Return the active positions of R shards of equally many slots, ascending: int64 [R, slots]."""
+        if self.storage == "compact":
+            flat = torch.stack([self.fragment(self.index, *row) for row in rows]).long()
+            return block_positions(self.spec, self.shards, flat)
+        if self.storage == "masked":
+            return self.row_blocks(self.mask, rows).nonzero()[:, 1].view(len(rows), -1)
+        return torch.arange(self.spec.shard_elements, device=self.values.device).expand(len(rows), -1)
+
+    def row_blocks(self, dense: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """Return shards of a dense tensor [T, *local_shape], flattened: [R, shard_elements]."""
+        return torch.stack([self._shard_of(dense, *row).reshape(-1) for row in rows])
+
+    def read_rows(self, tensor: torch.Tensor, rows: Rows, positions: torch.Tensor) -> torch.Tensor:
+        """Return the active entries [R, slots] of a tensor shaped like ``values``, at the rows' ``positions``."""
+        if self.storage == "compact":
+            return torch.stack([self.fragment(tensor, *row) for row in rows])
+        return self.row_blocks(tensor, rows).gather(1, positions)
+
+    def write_rows(self, tensor: torch.Tensor, rows: Rows, positions: torch.Tensor, slots: torch.Tensor) -> None:
+        """Put ``slots`` [R, slots] into a tensor shaped like ``values``; what else it has in these shards becomes 0."""
+        for row, places, entries in zip(rows, positions, slots, strict=True):
+            if self.storage == "compact":
+                self.fragment(tensor, *row).copy_(entries)
+            else:
+                part = self._shard_of(tensor, *row)
+                block = entries.new_zeros(self.spec.shard_elements).scatter_(0, places, entries)
+                part.copy_(block.view(part.shape))
+
+    def set_rows(self, rows: Rows, positions: torch.Tensor) -> None:
+        """Make ``positions`` [R, slots], ascending, the active ones of these shards; values are left alone."""
+        if self.storage == "compact":
+            for row, places in zip(rows, positions, strict=True):
+                self.fragment(self.index, *row).copy_(flat_index(self.spec, self.shards, row[1], places))
+        if self.storage == "masked":
+            self.write_rows(self.mask, rows, positions, torch.ones_like(positions, dtype=torch.bool))
+
+    def _shard_of(self, dense: torch.Tensor, trail: int, shard: int) -> torch.Tensor:
+        """Return the view of one shard of one trail in a dense tensor [T, *local_shape]."""
+        length = self.spec.shard_length
+        return dense[trail - self.trails.start].narrow(self.spec.cut_axis, (shard - self.shards.start) * length, length)
 
     # -- the dense tensor --------------------
 
@@ -233,20 +289,30 @@ class Weight(nn.Module):
         if self.storage != "compact":
             return values.detach()
         dense = values.new_zeros(len(self.trails), math.prod(self.local_shape))
-        return dense.scatter_(1, self.index, values.detach()).view(len(self.trails), *self.local_shape)
+        for row, index, entries in zip(dense, self.index, values.detach(), strict=True):
+            row.scatter_(0, index.long(), entries)  # by int32 it is several times slower on CPUs
+        return dense.view(len(self.trails), *self.local_shape)
 
-    def take_gradient(self, dense: torch.Tensor) -> torch.Tensor:
-        """Turn a dense gradient [T, *local_shape] into that of ``values``; keep the dense one while collecting."""
+    def take_gradient(self, dense: torch.Tensor, may_overwrite: bool = False) -> torch.Tensor:
+        """Turn a dense gradient [T, *local_shape] into that of ``values``; keep the dense one while collecting.
+
+        Args:
+            dense: The gradient.
+            may_overwrite: Whether nobody else needs ``dense``, so that the result may take its place.
+        """
         if self.collecting:
             if self.dense_gradient is None:
                 self.dense_gradient = dense.float() if dense.dtype != torch.float32 else dense.clone()
             else:
                 self.dense_gradient += dense
         if self.storage == "compact":
-            return dense.reshape(len(self.trails), -1).gather(1, self.index)
+            taken = dense.new_empty(self.index.shape)
+            for row, index, out in zip(dense.flatten(1), self.index, taken, strict=True):
+                torch.index_select(row, 0, index, out=out)
+            return taken
         if self.storage == "masked":
-            mask = self.mask.to(dense.dtype)  # a product of unlike types is several times slower on CPUs
-            return torch.mul(dense, mask, out=mask)
+            bits = self.mask.view(torch.uint8)  # a product with bool is several times slower on CPUs
+            return dense.mul_(bits) if may_overwrite else dense * bits
         return dense
 
     def drop_gradient(self) -> None:
@@ -286,10 +352,14 @@ class Weight(nn.Module):
     @torch.no_grad()
     def checksum(self) -> torch.Tensor:
         """Return one checksum of the topology per trail and shard: int64 [T, S]; 0 for a dense weight."""
-        if self.storage == "dense":
-            return torch.zeros(len(self.trails), len(self.shards), dtype=torch.int64, device=self.values.device)
-        hashes = hash_positions(torch.zeros(1, dtype=torch.int64, device=self.values.device), self.slot_positions())
-        return torch.stack([hashes[:, start:stop].sum(1) for _, start, stop in self.slot_ranges()], dim=1)
+        sums = torch.zeros(len(self.trails), len(self.shards), dtype=torch.int64, device=self.values.device)
+        if self.storage != "dense":
+            key = torch.zeros(1, dtype=torch.int64, device=self.values.device)
+            for rows in self.row_groups():
+                hashes = hash_positions(key, self.row_positions(rows)).sum(1)
+                for (trail, shard), each in zip(rows, hashes, strict=True):
+                    sums[trail - self.trails.start, shard - self.shards.start] = each
+        return sums
 
     def extra_repr(self) -> str:
         """Say what is stored, for ``print(model)``."""

@@ -31,7 +31,7 @@ def stream_keys(words: list[tuple], device: torch.device | str = "cpu") -> torch
 
 
 def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:
-    return (value >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift: torch's keeps the sign
+    return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)  # a logical shift: torch's keeps the sign
 
 
 def hash_positions(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -41,15 +41,15 @@ def hash_positions(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         keys: int64, broadcastable to ``positions``.
         positions: Integers, any shape.
     """
-    value = (positions.to(torch.int64) + 1) * _signed(_GOLDEN) + keys
-    value = (value ^ _shift(value, 30)) * _signed(_MIX_1)
-    value = (value ^ _shift(value, 27)) * _signed(_MIX_2)
-    return value ^ _shift(value, 31)
+    value = (positions.to(torch.int64) + 1) * _signed(_GOLDEN) + keys  # a new tensor, which the rest works in
+    value.bitwise_xor_(_shift(value, 30)).mul_(_signed(_MIX_1))
+    value.bitwise_xor_(_shift(value, 27)).mul_(_signed(_MIX_2))
+    return value.bitwise_xor_(_shift(value, 31))
 
 
 def uniform(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Return float64 numbers in the open interval (0, 1), shaped like ``positions``."""
-    return (_shift(hash_positions(keys, positions), 11).to(torch.float64) + 0.5) * 2.0**-53
+    return _shift(hash_positions(keys, positions), 11).to(torch.float64).add_(0.5).mul_(2.0**-53)
 
 
 def normal(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -61,4 +61,4 @@ def normal(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 def gumbel(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Return standard Gumbel float64 numbers, shaped like ``positions``."""
-    return -torch.log(-torch.log(uniform(keys, positions)))
+    return uniform(keys, positions).log_().neg_().log_().neg_()

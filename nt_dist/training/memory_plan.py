@@ -11,7 +11,8 @@ in DeepSpeed 0.19.8 by tools/benchmark.py memory):
     moments     8 n, / D from stage 1 on
     index       compact: 4 n (int32); masked: e (one byte an entry); on every rank
     update      between the backward pass of a topology update and its end: 4 e for every sparse weight's dense
-                gradient, given back weight by weight, and what the update of the weight at hand works with
+                gradient, given back weight by weight, 12 n for copies of the master and moments of the weight at hand,
+                and what the update of a few of its shards at a time works with
     buffers     DeepSpeed's bucket of gradients (reduce_bucket_size; the bf16 optimizer of stage 1 has none), and at
                 stage 3 with D > 1 the weights it keeps gathered (at most stage3_max_live_parameters)
 """
@@ -23,12 +24,13 @@ from dataclasses import dataclass, replace
 from nt_dist.config import Config
 from nt_dist.model.weights import count_parameters
 from nt_dist.parallel.parts import Part, local_parts, stage_layers
+from nt_dist.sparsity.storage import rows_at_once
 
-# What sparsity/update.py works with besides the dense gradient: bytes for each dense entry and each active slot, the
-# larger of its two hungriest moments (the second, only in the embedding, is drawing lots among entries of gradient 0:
-# rows of tokens that did not occur). Fitted to measurements of the default rules, within 2 %; a test repeats one.
-_UPDATE_BYTES = {"compact": ((9, 77.4), (34, 55)), "masked": ((21, 70), (46, 47))}
-_ROW_PARALLEL_COPY = 4  # a matrix cut along its columns is copied to have each shard's gradient in one piece
+# What sparsity/update.py works with at once: bytes for each dense entry and each active slot of the shards at hand, at
+# its three hungriest moments (the last, only in the embedding, is drawing lots among entries of gradient 0: rows of
+# tokens that did not occur). Fitted to measurements of the default rules, within 6 %; a test repeats them.
+_UPDATE_BYTES = {"compact": ((4, 55), (14, 29), (38, 20)), "masked": ((4, 63), (14, 37), (38, 28))}
+_ROW_PARALLEL_BYTES = 12  # a slot, for the first moment: places in matrices cut along their columns are reckoned with
 # DeepSpeed's defaults, in elements, where the JSON does not say.
 _BUCKET, _LIVE = 500_000_000, 1_000_000_000
 
@@ -62,12 +64,13 @@ class MemoryPlan:
         return sum(getattr(self, kind) for kind in self.KINDS)
 
 
-def plan_memory(config: Config, pipe_stage: int = 0) -> MemoryPlan:
+def plan_memory(config: Config, pipe_stage: int = 0, device_type: str = "cuda") -> MemoryPlan:
     """The bytes of one rank at `config`'s layout, ZeRO stage and precision.
 
     Args:
         config: The config.
         pipe_stage: Of the pipeline; the rank is the first of the tensor and of the trail axis.
+        device_type: "cuda" or "cpu": of how many shards at a time an update works on.
     """
     parts, stage, ranks = local_parts(stage_layers(config)[pipe_stage]), config.zero_stage, config.data_degree
     low = config.train.precision == "bf16"
@@ -83,7 +86,7 @@ def plan_memory(config: Config, pipe_stage: int = 0) -> MemoryPlan:
         gradients=_gradients(stored, stage, ranks, low),
         moments=_share(8 * stored, ranks if stage else 1),
         index=sum(part.index_bytes for part in parts),
-        update=_update(config, [part for part in parts if part.spec.is_sparse]),
+        update=_update(config, [part for part in parts if part.spec.is_sparse], device_type),
         buffers=_buffers(config, stored, copy),
     )
 
@@ -120,7 +123,7 @@ def _gradients(stored: int, stage: int, ranks: int, low: bool) -> int:
     return _share(4 * stored, ranks if stage >= 2 else 1) + extra
 
 
-def _update(config: Config, sparse: list[Part]) -> int:
+def _update(config: Config, sparse: list[Part], device_type: str) -> int:
     """The highest of all moments of an update, whose weights come one after the other."""
     settings = config.sparsity
     if settings.update_every == 0:
@@ -129,14 +132,18 @@ def _update(config: Config, sparse: list[Part]) -> int:
     peak = gradients = 0
     for part in reversed(sparse):  # from the last, so that the gradients still alive add up
         gradients += 4 * part.entries if collects else 0
-        peak = max(peak, gradients + _working(part))
+        peak = max(peak, gradients + _working(part, device_type))
     return peak
 
 
-def _working(part: Part) -> int:
-    ordinary, lots = (a * part.entries + b * part.slots for a, b in _UPDATE_BYTES[part.storage])
-    hungriest = max(ordinary, lots) if part.spec.role == "lookup" else ordinary
-    return round(hungriest + (_ROW_PARALLEL_COPY * part.entries if part.spec.cut_axis else 0))
+def _working(part: Part, device_type: str) -> int:
+    share = min(1.0, rows_at_once(part.spec, device_type) / (part.trails * part.shards))
+    entries, slots = share * part.entries, share * part.slots
+    (entry, slot), *others = _UPDATE_BYTES[part.storage]
+    moments = [(entry, slot + (_ROW_PARALLEL_BYTES if part.spec.cut_axis else 0)), *others]
+    if part.spec.role != "lookup":
+        moments.pop()
+    return 12 * part.stored + round(max(each * entries + other * slots for each, other in moments))
 
 
 def _buffers(config: Config, stored: int, copy: int) -> int:

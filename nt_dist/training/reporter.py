@@ -9,11 +9,10 @@ from nt_dist.errors import RunError
 from nt_dist.evaluation.topology import Overlap
 from nt_dist.sparsity.storage import Weight
 from nt_dist.training.logging import LOGGER, BarHandler
-from nt_dist.training.metrics_log import MetricsLog
+from nt_dist.training.metrics_log import METRICS, MetricsLog
 from nt_dist.training.progress import ProgressBar
 from nt_dist.training.tensorboard import TensorBoard, pictured_weight
 
-METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
 
@@ -52,6 +51,11 @@ class Reporter:
         with self._writing():
             self._metrics.write(record)
             self._board.training(record)
+
+    def noted(self, record: dict[str, Any]) -> None:
+        """Writes a bad step, given as its line of ``metrics.jsonl``."""
+        with self._writing():
+            self._metrics.write(record)
 
     def evaluated(self, record: dict[str, Any], overlap: Overlap | None) -> None:
         """Writes and draws one evaluation, and the topology as it is then.

@@ -5,8 +5,9 @@ ranks agree that their files are on the disk and the checkpoint is given its nam
 are the newest that there are, whatever happens.
 """
 
+import copy
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -36,11 +37,15 @@ class Saver:
     Args:
         folder: The folder of checkpoints.
         config, mesh, model, optimizer_state: See :func:`nt_dist.training.checkpoint.save`.
+
+    Attributes:
+        latest: The newest checkpoint of this process: saved, or (set by the caller) started from.
     """
 
     def __init__(self, folder: Path, config: Config, mesh: Mesh, model: nn.Module, optimizer_state: OptimizerState):
         self.folder, self.config, self.mesh = folder, config, mesh
         self.model, self.optimizer_state = model, optimizer_state
+        self.latest: Path | None = None
         self._flight: _Flight | None = None
         self._writer = ThreadPoolExecutor(1, "saving")  # hashing and writing leave the interpreter to others
 
@@ -70,13 +75,14 @@ class Saver:
                 self._start(progress)
             else:
                 arguments = (self.config, self.mesh, self.model, self.optimizer_state, progress)
-                LOGGER.info("saved %s", checkpoint.save(self.folder, *arguments))
+                self._note(checkpoint.save(self.folder, *arguments))
         except CheckpointError as problem:
             if is_last:
                 raise
             LOGGER.warning("step %d was not saved: %s", progress.step, problem)
 
     def _start(self, progress: Progress) -> None:
+        progress = replace(progress, extra=copy.deepcopy(progress.extra))  # it is written at the commit, steps later
         snapshot = checkpoint.collect(self.config, self.mesh, self.model, self.optimizer_state, progress)
         step = progress.step
         writing = agree(self.mesh, lambda: checkpoint_folder.begin(self.folder, step), CheckpointError, only_main=True)
@@ -92,9 +98,13 @@ class Saver:
         flight, self._flight = self._flight, None
         arguments = (self.folder, flight.writing, self.config, self.mesh, flight.snapshot, flight.file.result)
         try:
-            LOGGER.info("saved %s", checkpoint.finish(*arguments))
+            self._note(checkpoint.finish(*arguments))
         except CheckpointError as problem:
             LOGGER.warning("step %d was not saved: %s", flight.snapshot.manifest.progress.step, problem)
+
+    def _note(self, path: Path) -> None:
+        self.latest = path
+        LOGGER.info("saved %s", path)
 
     def close(self) -> None:
         """Leave a save under way as it is; the next one clears it away."""

@@ -22,9 +22,9 @@ from nt_dist.parallel.mesh import Mesh
 from nt_dist.parallel.place import MeshPlace
 from nt_dist.sparsity.schedule import drop_fraction_at, is_update_step
 from nt_dist.sparsity.storage import Weight
-from nt_dist.sparsity.update import UpdateRules, apply_update, plan_update
+from nt_dist.sparsity.update import UpdateRules, update_topology
 from nt_dist.training.engine import MODEL_AXES, clip_factor
-from nt_dist.training.optimizer_state import OptimizerState, State
+from nt_dist.training.optimizer_state import OptimizerState
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,9 @@ class TopologyUpdater:
             # bit that two GPUs computed otherwise: the first rank's is everybody's.
             self.mesh.broadcast(gradient, self.place.replica_axes(weight))
         state = self.optimizer_state.read(weight)
-        rewrite = plan_update(weight, state.value, gradient, self.rules, step, fraction)
-        new = apply_update(weight, rewrite, *state, gradient, self.rules.new_moments)
-        self.optimizer_state.write(weight, State(*new))
-        return rewrite.replaced
+        replaced = update_topology(weight, state, gradient, self.rules, step, fraction)
+        self.optimizer_state.write(weight, state)
+        return replaced
 
     @torch.no_grad()
     def check(self, when: str) -> str:

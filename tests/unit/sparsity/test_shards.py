@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nt_dist.sparsity.shards import WeightSpec, block_positions, flat_index, padding_mask, to_blocks
+from nt_dist.sparsity.shards import WeightSpec, block_positions, flat_index, padding_mask
+from nt_dist.sparsity.storage import Weight
 
 
 @pytest.mark.parametrize("shape,cut_axis", [((8, 6), 0), ((6, 8), 1), ((4, 8, 3, 3), 1), ((8, 4, 3), 0)])
@@ -12,15 +13,15 @@ def test_blocks_flat_places_and_positions_agree(shape, cut_axis, shards):
     spec = WeightSpec("w", shape, cut_axis, trails=2, shards=4, density=0.5)
     local = spec.local_shape(shards)
     dense = torch.arange(2 * torch.Size(local).numel()).view(2, *local)
-    blocks = to_blocks(spec, dense)
-    assert blocks.shape == (2, len(shards), spec.shard_elements)
+    weight = Weight(spec, "masked", shards=shards)
     for number, shard in enumerate(shards):
         positions = torch.arange(spec.shard_elements)
         flat = flat_index(spec, shards, shard, positions)
-        assert torch.equal(dense.flatten(1)[:, flat], blocks[:, number])
+        blocks = weight.row_blocks(dense, [(0, shard), (1, shard)])
+        assert torch.equal(dense.flatten(1)[:, flat], blocks)
         assert torch.equal(block_positions(spec, shards, flat), positions)
         cut = dense.narrow(cut_axis + 1, number * spec.shard_length, spec.shard_length)
-        assert torch.equal(cut.flatten(1), blocks[:, number])
+        assert torch.equal(cut.flatten(1), blocks)
 
 
 def test_slots_are_the_density_of_the_real_entries():

@@ -1,13 +1,15 @@
 """A topology update: counts, what continues and what is new, equal in both storages and in any cut."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
-from nt_dist.sparsity.shards import WeightSpec, to_blocks
+from nt_dist.sparsity import storage
+from nt_dist.sparsity.shards import WeightSpec
 from nt_dist.sparsity.storage import Weight
-from nt_dist.sparsity.update import NEW_MOMENTS, UpdateRules, apply_update, plan_update
+from nt_dist.sparsity.update import NEW_MOMENTS, UpdateRules, update_topology
 
 RULES = UpdateRules("soft_magnitude", 3.0, "gradient", "zero", seed=1)
 SPECS = [
@@ -17,9 +19,9 @@ SPECS = [
 ]
 
 
-def case(spec, storage, trails=None, shards=None):
+def case(spec, kind, trails=None, shards=None):
     """Return a weight, its moments (which tell entries apart) and a dense gradient, all cut from the same whole."""
-    weight = Weight(spec, storage, trails, shards)
+    weight = Weight(spec, kind, trails, shards)
     weight.reset(7)
     whole = torch.randn(spec.trails, *spec.shape, generator=torch.Generator().manual_seed(3))
     length = spec.shard_length
@@ -30,36 +32,58 @@ def case(spec, storage, trails=None, shards=None):
     return weight, weight.from_slots(slots * 10), weight.from_slots(slots.square() + 1), gradient
 
 
-def run(weight, m, v, gradient, rules=RULES, fraction=0.3):
-    rewrite = plan_update(weight, weight.values.data, gradient, rules, 50, fraction)
-    value, m, v = apply_update(weight, rewrite, weight.values.data, m, v, gradient, rules.new_moments)
-    weight.values.data.copy_(value)
-    return rewrite, m, v
+def run(weight, m, v, gradient, rules=RULES, fraction=0.3, step=50):
+    """Update; return which slots are new [T, slots], and the moments."""
+    before = torch.zeros(len(weight.trails), math.prod(weight.local_shape)).scatter_(1, weight.slot_index(), 1.0)
+    m, v = m.clone(), v.clone()
+    replaced = update_topology(weight, (weight.values.data, m, v), gradient, rules, step, fraction)
+    is_new = before.gather(1, weight.slot_index()) == 0
+    assert replaced == is_new.sum()
+    return is_new, m, v
+
+
+def blocks(dense):
+    """Return the shards of a dense tensor of SPECS[0]: [trails, shards, entries]."""
+    return dense.view(3, 4, 48)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-@pytest.mark.parametrize("storage", ["compact", "masked"])
-def test_slots_continue_or_start_anew(spec, storage):
-    weight, m, v, gradient = case(spec, storage)
+@pytest.mark.parametrize("kind", ["compact", "masked"])
+def test_slots_continue_or_start_anew(spec, kind):
+    weight, m, v, gradient = case(spec, kind)
     old_dense, old_index = weight.build(weight.values).clone(), weight.slot_index()
-    rewrite, m, v = run(weight, m, v, gradient)
+    is_new, m, v = run(weight, m, v, gradient)
     new_index, value = weight.slot_index(), weight.to_slots(weight.values.data)
-    was_active = torch.zeros_like(old_dense.flatten(1), dtype=torch.bool).scatter(1, old_index, True)
-    continues = was_active.gather(1, new_index)
-    assert torch.equal(continues, rewrite.source >= 0) and 0 < rewrite.replaced < new_index.numel() * 0.3 + 20
+    continues = ~is_new
+    assert not torch.equal(old_index, new_index) and 0 < is_new.sum() < new_index.numel() * 0.3 + 20
     assert torch.equal(value, old_dense.flatten(1).gather(1, new_index) * continues)
     assert torch.equal(weight.to_slots(m), value * 10)
     assert torch.equal(weight.to_slots(v), torch.where(continues, value.square() + 1, 0.0))
     for _, start, stop in weight.slot_ranges():
         assert weight.slot_positions()[:, start:stop].diff().gt(0).all()
-    if storage == "masked":
+    if kind == "masked":
         assert torch.equal(weight.mask.flatten(1).sum(1), torch.full((spec.trails,), spec.total_slots()))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_storages_agree(spec):
-    results = [run(*case(spec, storage))[0] for storage in ("compact", "masked")]
-    assert torch.equal(results[0].index, results[1].index) and torch.equal(results[0].source, results[1].source)
+    compact, masked = (case(spec, kind) for kind in ("compact", "masked"))
+    one, other = run(*compact), run(*masked)
+    assert torch.equal(compact[0].slot_index(), masked[0].slot_index()) and torch.equal(one[0], other[0])
+    for slots, dense in zip((compact[0].values.data, *one[1:]), (masked[0].values.data, *other[1:]), strict=True):
+        assert torch.equal(masked[0].from_slots(slots), dense)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_how_many_shards_are_worked_on_at_once_does_not_matter(spec, monkeypatch):
+    results = []
+    for entries in (1, 2 * spec.shard_elements, 1 << 20):
+        monkeypatch.setitem(storage._ENTRIES_AT_ONCE, "cpu", entries)
+        weight, *rest = case(spec, "compact")
+        run(weight, *rest)
+        results.append((weight.index.clone(), weight.checksum(), len(list(weight.row_groups()))))
+    assert results[0][2] == spec.trails * spec.shards > results[1][2] > results[2][2]
+    assert all(torch.equal(each[0], results[0][0]) and torch.equal(each[1], results[0][1]) for each in results)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
@@ -80,10 +104,10 @@ def test_a_part_updates_as_the_whole_does(spec, rules):
 
 def test_the_largest_gradients_outside_are_grown():
     weight, m, v, gradient = case(SPECS[0], "masked")
-    active, before = weight.mask.clone(), to_blocks(SPECS[0], gradient.abs())
+    active, before = weight.mask.clone(), blocks(gradient.abs())
     run(weight, m, v, gradient, dataclasses.replace(RULES, drop="magnitude"))
-    grown = to_blocks(SPECS[0], weight.mask & ~active)
-    never = to_blocks(SPECS[0], ~weight.mask & ~active)
+    grown = blocks(weight.mask & ~active)
+    never = blocks(~weight.mask & ~active)
     for trail in range(3):
         for shard in range(4):
             assert before[trail, shard][grown[trail, shard]].min() > before[trail, shard][never[trail, shard]].max()
@@ -92,8 +116,8 @@ def test_the_largest_gradients_outside_are_grown():
 def test_nothing_changes_at_fraction_zero():
     weight, m, v, gradient = case(SPECS[0], "compact")
     before = weight.index.clone()
-    rewrite, _, _ = run(weight, m, v, gradient, fraction=0.0)
-    assert torch.equal(weight.index, before) and rewrite.replaced == 0
+    is_new, _, _ = run(weight, m, v, gradient, fraction=0.0)
+    assert torch.equal(weight.index, before) and not is_new.any()
 
 
 def test_everything_can_be_dropped():
@@ -106,11 +130,10 @@ def test_everything_can_be_dropped():
 @pytest.mark.parametrize("new_moments", NEW_MOMENTS)
 def test_moments_of_new_slots(new_moments):
     weight, m, v, gradient = case(SPECS[0], "compact")
-    old_v = v.clone()
-    rewrite, m, v = run(weight, m, v, gradient, dataclasses.replace(RULES, new_moments=new_moments))
-    is_new = rewrite.source < 0
+    old_v = torch.zeros(3, 192).scatter_(1, weight.slot_index(), v)
+    is_new, m, v = run(weight, m, v, gradient, dataclasses.replace(RULES, new_moments=new_moments))
     assert is_new.any() and not m[is_new].any() and not weight.values.data[is_new].any()
-    survivors = old_v.gather(1, rewrite.source.clamp(min=0))
+    survivors = old_v.gather(1, weight.slot_index())
     for _, start, stop in weight.slot_ranges():
         for trail in range(3):
             here = is_new[trail, start:stop]
@@ -123,9 +146,10 @@ def test_moments_of_new_slots(new_moments):
 
 
 def test_trails_and_steps_draw_apart():
-    weight, _, _, gradient = case(SPECS[0], "compact")
-    weight.values.data.fill_(1.0)
-    first = plan_update(weight, weight.values.data, gradient, RULES, 50, 0.3)
-    second = plan_update(weight, weight.values.data, gradient, RULES, 100, 0.3)
-    assert not torch.equal(first.index, second.index)
-    assert torch.equal(first.index, plan_update(weight, weight.values.data, gradient, RULES, 50, 0.3).index)
+    results = []
+    for step in (50, 100, 50):
+        weight, m, v, gradient = case(SPECS[0], "compact")
+        weight.values.data.fill_(1.0)
+        run(weight, m, v, gradient, step=step)
+        results.append(weight.index)
+    assert torch.equal(results[0], results[2]) and not torch.equal(results[0], results[1])
