@@ -73,12 +73,11 @@ def meeting_point(environment: Mapping[str, str] = os.environ) -> MeetingPoint:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach ``address``, a name or a number."""
+    """Whether ``address`` is the loopback on every machine: a host's own name may mean that only on the host itself."""
     try:
-        found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
-    except OSError:
+        return address == "localhost" or ipaddress.ip_address(address).is_loopback
+    except ValueError:
         return False
-    return all(ipaddress.ip_address(entry[4][0].partition("%")[0]).is_loopback for entry in found)
 
 
 def first_host(node_list: str) -> str:

@@ -7,7 +7,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 
-ENDED_WELL = (0, 75)  # done; asked to leave, and saved
 WAITS_IN = ("torch/distributed/", "deepspeed/comm/", "deepspeed/runtime/pipe/p2p")  # files of a rank that waits
 MAX_CULPRITS, MAX_LINES = 8, 60  # named in full; lines of each one's threads
 
@@ -53,12 +52,12 @@ class View:
     @property
     def ended_well(self) -> bool:
         """Whether it has left and is not missed."""
-        return self.gone and self.code in ENDED_WELL
+        return self.gone and self.code == 0
 
     @property
     def failed(self) -> bool:
         """Whether it has left and the others cannot go on."""
-        return self.gone and self.code not in ENDED_WELL
+        return self.gone and self.code != 0
 
     def place(self) -> str:
         """``step 12 (saving)``, as words."""

@@ -192,8 +192,7 @@ class Watcher:
         """Take what has come: a new connection (no link) or messages."""
         if link is None:
             with contextlib.suppress(OSError):
-                new = Link(self.server.accept()[0])
-                self.selector.register(new.connection, selectors.EVENT_READ, new)
+                self.listen_to(Link(self.server.accept()[0]))
             return
         descriptor = link.connection.fileno()
         for message in link.receive():
@@ -207,6 +206,12 @@ class Watcher:
             with contextlib.suppress(KeyError, ValueError):
                 self.selector.unregister(descriptor)
 
+    def listen_to(self, link: Link) -> None:
+        """Have a link read; its descriptor's number may have been that of one that was closed."""
+        with contextlib.suppress(KeyError):
+            self.selector.unregister(link.connection)
+        self.selector.register(link.connection, selectors.EVENT_READ, link)
+
     def connect(self, address: str, port: int) -> None:
         """Another rank: go to rank 0's watcher, and say so."""
         try:
@@ -217,7 +222,7 @@ class Watcher:
             return
         self.heard = time.monotonic()
         self.links[0] = link
-        self.selector.register(link.connection, selectors.EVENT_READ, link)
+        self.listen_to(link)
         link.send(secret=self.order["secret"], rank=self.rank, host=self.view.host)
         self.control.send(ready=True)
 

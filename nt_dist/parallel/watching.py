@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from nt_dist.config import Config
 from nt_dist.errors import RunError
 from nt_dist.parallel.heartbeat import Heart, map_shared, shared_file
-from nt_dist.parallel.launcher import LOOPBACK
+from nt_dist.parallel.launcher import LOOPBACK, is_loopback
 from nt_dist.parallel.verdict import Limits
 
 if TYPE_CHECKING:
@@ -127,11 +127,13 @@ def _address() -> str:
 
 
 def _own_address(address: str) -> tuple:
-    """What rank 0's watcher listens on, as getaddrinfo gives it: the address if that is this host's, else all."""
+    """What rank 0's watcher listens on, as getaddrinfo gives it: ``address`` if others can reach it there, else all."""
     found = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
-    with contextlib.suppress(OSError), socket.socket(found[0]) as probe:  # the loopback among them
+    reachable = is_loopback(address) or not is_loopback(found[4][0])  # /etc/hosts may have the host's name there
+    with contextlib.suppress(OSError), socket.socket(found[0]) as probe:
         probe.bind(found[4])
-        return found
+        if reachable:
+            return found
     return socket.getaddrinfo(None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE, family=found[0])[0]
 
 

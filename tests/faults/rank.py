@@ -101,6 +101,7 @@ def main(rank, size, folder, fault):
                 print("stop us", flush=True)
                 time.sleep(1)
             elif rank == where:
+                print("now", flush=True)
                 FAULTS[fault]()
 
 
