@@ -9,7 +9,14 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "nt_dist" / "__init__.py").read_text()).group(1)
 
 MPI = ["mpi4py>=4.0", "openmpi>=5.0"]
-EVAL = ["transformers>=5.0"]
+EVAL = [
+    "transformers>=5.0",
+    "tokenizers>=0.22",
+    "protobuf>=5.0",
+    "torchmetrics>=1.5",
+    "scikit-learn>=1.5",
+    "scipy>=1.13",
+]
 
 setup(
     name="nt_dist",

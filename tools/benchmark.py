@@ -3,14 +3,19 @@
     python tools/benchmark.py speed [--densities 0.9,0.2] [--rounds 7] [--steps 2]
     python tools/benchmark.py memory [--densities 0.1,0.2,0.5,0.9,1]
     torchrun --nproc-per-node 2 tools/benchmark.py communication [--densities 0.1,0.2,0.5,0.9,1]
-    python tools/benchmark.py saving [--rounds 5] [--steps 5] [--folder runs]
+    torchrun --nproc-per-node 2 tools/benchmark.py trunk [--rounds 7] [--steps 2] trails.count=4 parallel.trail=2
+    python tools/benchmark.py inference [--densities 0.1,0.3,0.5,0.7,0.9] [--rounds 5] [--prompt 128] [--steps 32]
+    python tools/benchmark.py saving [--rounds 7] [--steps 2] [--folder runs]
 
 speed: tokens per second of the trainer against the same model of plain dense linear layers in a plain PyTorch loop
 (fused AdamW; with train.precision=bf16, a bf16 module with fp32 masters), in turns; and what a topology update adds to
 training, averaged over sparsity.update_every. memory: bytes per stored parameter, counted / by formula.
-communication: bytes that data-parallel ranks send in a step, counted at the collectives, on two or more ranks. saving:
-how long the training stands still for a checkpoint written in its way and beside it, in --folder. All take --config
-(default configs/bench_speed.toml), --ds_config, --json FILE and section.key=value.
+communication: bytes that data-parallel ranks send in a step, counted at the collectives, on two or more ranks. trunk:
+time, bytes and memory of a step where trail ranks split the trunk's micro-batch, and where each computes all of it, in
+turns. inference: tokens per second and memory of the exported ensemble, a single dense model and a full dense ensemble
+on the CPU, for a prompt read at once and for text written token by token. saving: how long the training stands still
+for a checkpoint written in its way and beside it, in --folder. All take --config (default configs/bench_speed.toml),
+--ds_config, --json FILE and section.key=value.
 """
 
 import argparse
@@ -43,47 +48,58 @@ def positive(text: str) -> int:
 def main() -> int:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="what", required=True, metavar="speed|memory|communication|saving")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="COMMAND")
     speed = commands.add_parser("speed", help="tokens per second against a plain loop")
     speed.add_argument("--densities", type=densities, default=[0.9, 0.2])
-    speed.add_argument("--rounds", type=positive, default=7, help="each contender's turns (default 7)")
-    speed.add_argument("--steps", type=positive, default=2, help="steps in a turn (default 2)")
     memory = commands.add_parser("memory", help="bytes per stored parameter")
     memory.add_argument("--densities", type=densities, default=[0.1, 0.2, 0.5, 0.9, 1.0])
     traffic = commands.add_parser("communication", help="bytes between data ranks")
     traffic.add_argument("--densities", type=densities, default=[0.1, 0.2, 0.5, 0.9, 1.0])
     saving = commands.add_parser("saving", help="how long a save stops the training")
-    saving.add_argument("--rounds", type=positive, default=5, help="saves of each kind (default 5)")
-    saving.add_argument("--steps", type=positive, default=5, help="ordinary steps before each (default 5)")
     saving.add_argument("--folder", type=Path, default=Path("runs"), help="on the disk to be measured (default runs)")
-    for command in (speed, memory, traffic, saving):
+    trunk = commands.add_parser("trunk", help="a trunk that trail ranks split against a replicated one")
+    for command in (speed, trunk, saving):
+        command.add_argument("--rounds", type=positive, default=7, help="each contender's turns (default 7)")
+        command.add_argument("--steps", type=positive, default=2, help="steps in a turn (default 2)")
+    inference = commands.add_parser("inference", help="tokens per second of a trained model in use")
+    inference.add_argument("--densities", type=densities, default=[0.1, 0.3, 0.5, 0.7, 0.9])
+    inference.add_argument("--rounds", type=positive, default=5, help="each contender's turns (default 5)")
+    inference.add_argument("--prompt", type=positive, default=128, help="tokens read at once (default 128)")
+    inference.add_argument("--steps", type=positive, default=32, help="tokens written (default 32)")
+    inference.add_argument("--cpu_time", action="store_true", help="time computed, on one thread, not time passed")
+    for command in commands.choices.values():
         command.add_argument("--json", type=Path, help="file for all figures")
     arguments, rest = parser.parse_known_args()
     path, ds_config, overrides = parse_command_line(["--config", CONFIG, *rest])
-    ranks = launcher.world_size() if arguments.what == "communication" else 1
+    joins_later = arguments.what in ("communication", "trunk")  # what is counted must be wrapped before
+    ranks = launcher.world_size() if joins_later else 1
     config = load_config(path, overrides, ds_config, world_size=ranks, check_paths=False)
 
-    from nt_dist.benchmark.run import (
-        run_communication,
-        run_memory,
-        run_saving,
-        run_speed,
-    )  # takes seconds: torch and DeepSpeed
+    # takes seconds: torch and DeepSpeed
+    from nt_dist.benchmark import run
     from nt_dist.parallel.mesh import close, init_mesh
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        if launcher.rank() == 0:
+            print(line, file=sys.stderr, flush=True)
 
-    mesh = None if arguments.what == "communication" else init_mesh(config)
+    mesh = None if joins_later or arguments.what == "inference" else init_mesh(config)
     if arguments.what == "communication":
-        table, figures = run_communication(config, arguments.densities)
+        table, figures = run.run_communication(config, arguments.densities)
+    elif arguments.what == "trunk":
+        table, figures = run.run_trunk(config, say, num_rounds=arguments.rounds, num_steps=arguments.steps)
     elif arguments.what == "speed":
         turns = {"num_rounds": arguments.rounds, "num_steps": arguments.steps}
-        table, figures = run_speed(config, mesh, arguments.densities, say, **turns)
+        table, figures = run.run_speed(config, mesh, arguments.densities, say, **turns)
+    elif arguments.what == "inference":
+        turns = {"num_rounds": arguments.rounds, "prompt": arguments.prompt, "num_steps": arguments.steps}
+        turns["cpu_time"] = arguments.cpu_time
+        table, figures = run.run_inference(config, arguments.densities, say, **turns)
     elif arguments.what == "saving":
-        table, figures = run_saving(config, mesh, arguments.folder, arguments.rounds, arguments.steps)
+        turns = {"num_rounds": arguments.rounds, "num_steps": arguments.steps}
+        table, figures = run.run_saving(config, mesh, arguments.folder, **turns)
     else:
-        table, figures = run_memory(config, mesh, arguments.densities, say)
+        table, figures = run.run_memory(config, mesh, arguments.densities, say)
     close()
     if launcher.rank() > 0:
         return 0

@@ -1,10 +1,12 @@
 """Evaluates a checkpoint: perplexity of each trail and of their ensemble, and what the ensemble gains.
 
     python tools/evaluate.py --checkpoint runs/quickstart
+    python tools/evaluate.py --checkpoint runs/quickstart --full --shift corrupt:0.2 --json figures.json
     deepspeed --num_gpus 2 tools/evaluate.py --checkpoint runs/quickstart/checkpoints/step-00000300 --data other.txt
 
 The checkpoint may be a run's folder: then it is the newest one. Settings of the run can be overridden, as in
-run.eval_batches=0 for all validation texts; the figures are the same on any number of ranks.
+run.eval_batches=0 for all validation texts; the figures are the same on any number of ranks. --full adds calibration,
+diversity and the history of the topology; the keys in the JSON are explained in nt_dist/evaluation/full.py.
 """
 
 import argparse
@@ -19,20 +21,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint, folder of checkpoints or run")
     parser.add_argument("--data", help="texts to evaluate on: file, folder or pattern (default: the run's validation)")
+    parser.add_argument("--full", action="store_true", help="all figures: calibration, diversity, topology")
+    parser.add_argument(
+        "--shift",
+        metavar="PATH|corrupt[:SHARE]",
+        help="with --full, which it implies: texts to tell from these by the ensemble's uncertainty, or these with a "
+        "share of each sequence's tokens (0.1) in each other's places",
+    )
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="over the run's settings")
     arguments = parser.parse_intermixed_args()
 
     from nt_dist.parallel.mesh import close  # takes seconds: torch
-    from nt_dist.training.evaluate_checkpoint import check_json, evaluate_checkpoint, join
+    from nt_dist.training.evaluate_checkpoint import check_json, corrupted_share, evaluate_checkpoint, join
     from nt_dist.training.logging import start_logging
 
     if arguments.json:
         check_json(arguments.json)
+    if arguments.shift is not None:
+        corrupted_share(arguments.shift)
     start_logging(launcher.rank())
     mesh = join(launcher.world_size())
-    result = evaluate_checkpoint(arguments.checkpoint, mesh, arguments.data, arguments.overrides)
+    result = evaluate_checkpoint(
+        arguments.checkpoint, mesh, arguments.data, arguments.overrides, arguments.full, arguments.shift
+    )
     if mesh.is_main:
         print(result.table())
         if arguments.json:

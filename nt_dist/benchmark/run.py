@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 from nt_dist.benchmark.communication import measure_traffic, traffic_table
+from nt_dist.benchmark.inference import measure_inference
 from nt_dist.benchmark.memory import measure_memory, memory_table
 from nt_dist.benchmark.saving import measure_saving
 from nt_dist.benchmark.speed import measure_speed
+from nt_dist.benchmark.trunk import measure_trunk
 from nt_dist.config import Config
 from nt_dist.parallel.mesh import Mesh
 
@@ -72,7 +74,7 @@ def run_communication(config: Config, densities: list[float]) -> tuple[str, list
     return head + traffic_table(reports, config.data_degree), figures
 
 
-def run_saving(config: Config, mesh: Mesh, folder: Path, num_rounds: int, num_steps: int) -> tuple[str, dict]:
+def run_saving(config: Config, mesh: Mesh, folder: Path, *, num_rounds: int, num_steps: int) -> tuple[str, dict]:
     """Times saves of both kinds; see saving.measure_saving.
 
     Returns:
@@ -83,16 +85,72 @@ def run_saving(config: Config, mesh: Mesh, folder: Path, num_rounds: int, num_st
     return f"{where}; {num_rounds} rounds\n\n{report.table()}", {"where": where, **report.to_dict()}
 
 
+def run_trunk(config: Config, say: Say, *, num_rounds: int, num_steps: int) -> tuple[str, dict]:
+    """Measures a replicated against a split trunk; see trunk.measure_trunk.
+
+    Args:
+        say: Told how far it is.
+
+    Returns:
+        Markdown, and every round's figures.
+    """
+    report = measure_trunk(config, num_rounds=num_rounds, num_steps=num_steps, progress=say)
+    where = describe(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    head = (
+        f"{where}; {report.ranks} trail ranks, {config.accumulation_steps} micro-batches a step, {num_rounds} rounds "
+    )
+    return f"{head}of {num_steps} steps\n\n{report.table()}", {"where": where, **report.to_dict()}
+
+
+def run_inference(
+    config: Config,
+    densities: list[float],
+    say: Say,
+    *,
+    num_rounds: int,
+    prompt: int,
+    num_steps: int,
+    cpu_time: bool,
+) -> tuple[str, dict]:
+    """Measures reading and writing on the CPU; see inference.measure_inference.
+
+    Args:
+        say: Told how far it is.
+        cpu_time: Also makes torch compute on one thread.
+
+    Returns:
+        Markdown, and every round's figures.
+    """
+    if cpu_time:
+        torch.set_num_threads(1)
+    sizes = {"num_rounds": num_rounds, "prompt": prompt, "num_steps": num_steps}
+    report = measure_inference(config, densities, **sizes, cpu_time=cpu_time, progress=say)
+    where = f"{_sizes(config)}, fp32, {_machine(torch.device('cpu'))}"
+    head = f"{where}; {num_rounds} rounds of one sequence, {prompt} tokens read and {num_steps} written"
+    head += f"{', by CPU time' if cpu_time else ''}\n\n"
+    return head + report.table(), {"where": where, **report.to_dict()}
+
+
 def describe(config: Config, device: torch.device) -> str:
     """The model, its training and the machine, in one line."""
+    return (
+        f"{_sizes(config)}, {config.train.precision}, "
+        f"ZeRO {config.zero_stage}, {config.train.micro_batch_size * config.model.max_seq_len:,} tokens a micro-batch, "
+        f"{_machine(device)}"
+    )
+
+
+def _sizes(config: Config) -> str:
     model, trails = config.model, config.trails
+    return (
+        f"hidden {model.hidden_size}, ffn {model.ffn_size}, {config.trunk_layers} + {trails.count} × "
+        f"{model.num_layers - config.trunk_layers} blocks, vocabulary {model.vocab_size:,}"
+    )
+
+
+def _machine(device: torch.device) -> str:
     if device.type == "cuda":
         machine = torch.cuda.get_device_name(device)
     else:
         machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    return (
-        f"hidden {model.hidden_size}, ffn {model.ffn_size}, {config.trunk_layers} + {trails.count} × "
-        f"{model.num_layers - config.trunk_layers} blocks, vocabulary {model.vocab_size:,}, {config.train.precision}, "
-        f"ZeRO {config.zero_stage}, {config.train.micro_batch_size * model.max_seq_len:,} tokens a micro-batch, "
-        f"torch {torch.__version__} on {machine}"
-    )
+    return f"torch {torch.__version__} on {machine}"

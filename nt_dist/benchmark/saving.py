@@ -7,12 +7,11 @@ costs three things: the copy to host memory, the commit, and slower steps while 
 import shutil
 import statistics
 import tempfile
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nt_dist.benchmark.setup import Bench, build_bench, check, synchronizer
-from nt_dist.benchmark.speed import Spread
+from nt_dist.benchmark.setup import build_bench, check, synchronizer
+from nt_dist.benchmark.timing import Clock, Spread
 from nt_dist.config import Config
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.training.checkpoint_manifest import Progress
@@ -99,19 +98,23 @@ def _measure(config: Config, mesh: Mesh, folder: Path, num_rounds: int, num_step
     config = replace(config, run=replace(config.run, keep=1, keep_every=0, async_save=True))
     bench = build_bench(config, mesh)
     saver = Saver(folder, config, mesh, bench.engine.module, bench.state)
-    clock = _Clock(bench)
+    clock = Clock(synchronizer(mesh.device))
+
+    def step() -> float:
+        return clock.seconds(bench.step, 1)
+
     for _ in range(WARM_UP_STEPS):
-        clock.step()
+        step()
     rows, number = [], 0
     for _ in range(num_rounds):
-        ordinary = statistics.median(clock.step() for _ in range(num_steps))
-        synchronous = clock.time(lambda number=number: saver.save(_progress(number + 1), is_last=True))
-        clock.step()  # what the save has pushed out of the caches comes back
-        copy = clock.time(lambda number=number: saver.save(_progress(number + 2), is_last=False))
+        ordinary = statistics.median(step() for _ in range(num_steps))
+        synchronous = clock.seconds(lambda number=number: saver.save(_progress(number + 1), is_last=True), 1)
+        step()  # what the save has pushed out of the caches comes back
+        copy = clock.seconds(lambda number=number: saver.save(_progress(number + 2), is_last=False), 1)
         meanwhile = []
         while saver.is_writing:
-            meanwhile.append(clock.step())
-        commit = clock.time(saver.settle)
+            meanwhile.append(step())
+        commit = clock.seconds(saver.settle, 1)
         slower = sum(meanwhile) - ordinary * len(meanwhile)
         rows.append((ordinary, synchronous, copy, commit, slower, len(meanwhile)))
         number += 2
@@ -119,25 +122,6 @@ def _measure(config: Config, mesh: Mesh, folder: Path, num_rounds: int, num_step
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())  # of the one that is kept
     *seconds, steps = (list(column) for column in zip(*rows, strict=True))
     return SavingReport(size, *map(Spread, seconds), steps)
-
-
-class _Clock:
-    """Times what a trainer does, the device's work included."""
-
-    def __init__(self, bench: Bench):
-        self._bench, self._synchronize = bench, synchronizer(bench.mesh.device)
-
-    def time(self, work) -> float:
-        """Seconds that ``work()`` takes."""
-        self._synchronize()
-        began = time.perf_counter()
-        work()
-        self._synchronize()
-        return time.perf_counter() - began
-
-    def step(self) -> float:
-        """Seconds of an ordinary step."""
-        return self.time(self._bench.step)
 
 
 def _progress(step: int) -> Progress:

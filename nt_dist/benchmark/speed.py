@@ -4,33 +4,17 @@ All contenders live in one process and take turns round by round, in rotating or
 does meets all of them. Figures are ratios within a round: their median, and the range over rounds.
 """
 
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nt_dist.benchmark.plain_model import PlainTrainer
 from nt_dist.benchmark.setup import at_density, build_bench, check, synchronizer
+from nt_dist.benchmark.timing import Clock, Spread, rotated
 from nt_dist.config import Config
 from nt_dist.parallel.mesh import Mesh
 
 WARM_UP_STEPS = 2
 PLAIN = "plain"
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A figure measured in several rounds."""
-
-    rounds: list[float] = field(repr=False)
-
-    @property
-    def median(self) -> float:
-        """The middle of the rounds."""
-        return statistics.median(self.rounds)
-
-    def __str__(self) -> str:
-        return f"{self.median:.3f} ({min(self.rounds):.3f}-{max(self.rounds):.3f})"
 
 
 @dataclass(frozen=True)
@@ -112,7 +96,7 @@ def measure_speed(
     batches = next(iter(benches.values())).batches
     steps = {PLAIN: lambda: plain.step(batches)} | {density: bench.step for density, bench in benches.items()}
     updates = {density: bench for density, bench in benches.items() if bench.topology.sparse}
-    clock = _Clock(synchronizer(mesh.device))
+    clock = Clock(synchronizer(mesh.device))
     for step in steps.values():
         for _ in range(WARM_UP_STEPS):
             step()
@@ -122,7 +106,7 @@ def measure_speed(
     seconds: dict = {name: [] for name in steps}
     extra: dict = {density: [] for density in updates}
     for number in range(num_rounds):
-        for name in _rotated(list(steps), number):
+        for name in rotated(list(steps), number):
             step = steps[name]
             seconds[name].append(clock.seconds(step, num_steps) / num_steps)
         for density, bench in updates.items():
@@ -147,25 +131,3 @@ def measure_speed(
         update_share={density: Spread([each / every for each in figures]) for density, figures in extra.items()},
         update_steps={density: Spread(figures) for density, figures in extra.items()},
     )
-
-
-class _Clock:
-    """Wall time of work, the device's included."""
-
-    def __init__(self, synchronize: Callable[[], None]):
-        self._synchronize = synchronize
-
-    def seconds(self, work: Callable[[], None], times: int) -> float:
-        """Does `work` so often and returns the seconds it took together."""
-        self._synchronize()
-        start = time.perf_counter()
-        for _ in range(times):
-            work()
-        self._synchronize()
-        return time.perf_counter() - start
-
-
-def _rotated(names: list, number: int) -> list:
-    """The names, beginning with another one each round."""
-    start = number % len(names)
-    return names[start:] + names[:start]

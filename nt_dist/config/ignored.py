@@ -35,6 +35,10 @@ def _warnings(config: Config) -> Iterator[str]:
         yield from _ignored(config, "sparsity", ("regrow_from",), "sparsity.grow = 'random'")
     if config.trails.fork == "embedding" and config.trails.layers != config.model.num_layers:
         yield from _ignored(config, "trails", ("layers",), "trails.fork = 'embedding'")
+    if config.parallel.trail == 1:
+        yield from _ignored(config, "parallel", ("trunk",), "parallel.trail = 1")
+    elif config.trails.fork == "embedding":
+        yield from _ignored(config, "parallel", ("trunk",), "trails.fork = 'embedding' leaves no trunk")
 
     if config.data.source == "stdlib":
         yield from _ignored(config, "data", ("path", "subset"), "data.source = 'stdlib'")

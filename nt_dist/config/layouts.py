@@ -4,18 +4,22 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from nt_dist.config.names import nearest_numbers
 from nt_dist.config.settings import Config, Parallel
 
 KEYS = (
     "parallel.tensor",
     "parallel.pipe",
     "parallel.trail",
+    "parallel.trunk",
     "model.num_layers",
     "model.num_attention_heads",
     "model.num_kv_heads",
     "model.ffn_size",
     "sparsity.topology_shards",
     "trails.count",
+    "trails.fork",
+    "train.micro_batch_size",
     "train.precision",
 )
 """What these rules read."""
@@ -44,7 +48,7 @@ def nearest_layout(config: Config) -> Parallel | None:
         return sum(abs(math.log(new / old)) for new, old in pairs)
 
     layouts = [
-        Parallel(tensor=tensor, pipe=pipe, trail=trail)
+        replace(wanted, tensor=tensor, pipe=pipe, trail=trail)
         for tensor in _divisors(config.world_size)
         for pipe in _divisors(config.world_size // tensor)
         for trail in _divisors(config.world_size // (tensor * pipe))
@@ -78,6 +82,13 @@ def _broken(config: Config) -> Iterator[str]:
             yield f"parallel.tensor = {degrees.tensor} must divide {name} = {size}"
     if config.trails.count % degrees.trail:
         yield f"parallel.trail = {degrees.trail} must divide trails.count = {config.trails.count}"
+    if config.splits_trunk and config.train.micro_batch_size % degrees.trail:
+        size = config.train.micro_batch_size
+        near = nearest_numbers(size, lambda size: size % degrees.trail == 0)
+        yield (
+            f"parallel.trunk = 'split' deals a micro-batch out to the trail ranks: parallel.trail = {degrees.trail} "
+            f"must divide train.micro_batch_size = {size}; nearest: {near}"
+        )
     if degrees.pipe > model.num_layers:
         yield f"parallel.pipe = {degrees.pipe} must be at most model.num_layers = {model.num_layers}"
     if degrees.pipe > 1 and config.zero_stage > 1:

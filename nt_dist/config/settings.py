@@ -203,6 +203,13 @@ class Parallel:
     tensor: int = key(1, FREE, "Ranks that share each matrix.", at_least(1))
     pipe: int = key(1, FREE, "Stages of the pipeline.", at_least(1))
     trail: int = key(1, FREE, "Ranks that share the trails.", at_least(1))
+    trunk: str = key(
+        "auto",
+        FREE,
+        "How trail ranks compute the trunk: split (each for its share of the micro-batch), replicated (each for all of "
+        "it) or auto (split where parallel.trail divides train.micro_batch_size).",
+        one_of("auto", "split", "replicated"),
+    )
 
 
 @dataclass(frozen=True)
@@ -297,6 +304,16 @@ class Config:
     def accumulation_steps(self) -> int:
         """Micro-batches of one rank in a global step."""
         return self.train.batch_size // (self.train.micro_batch_size * self.data_degree)
+
+    @property
+    def splits_trunk(self) -> bool:
+        """Whether each trail rank computes the trunk for its share of a micro-batch alone."""
+        degrees = self.parallel
+        if degrees.trail == 1 or self.trails.fork == "embedding":  # there is nobody to share it with, or no trunk
+            return False
+        return degrees.trunk == "split" or (
+            degrees.trunk == "auto" and self.train.micro_batch_size % degrees.trail == 0
+        )
 
     @property
     def padded_vocab_size(self) -> int:

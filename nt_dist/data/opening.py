@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -80,6 +80,55 @@ def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work
     folder = Path(exchange(prepare))
     record, _ = _open_folder(config, folder)
     return _samples(config, folder, record, "validation")
+
+
+def run_tokenizer(
+    config: Config, data_digest: str, sha256: str | None, folders: Sequence[Path], given: Path | None = None
+) -> Tokenizer:
+    """The tokenizer that a run was trained with, told from any other by its hash; its corpus need not be there.
+
+    Args:
+        config: The run's settings.
+        data_digest: The ``OpenData.digest`` of the run, as its checkpoint has it.
+        sha256: The tokenizer's hash, if the checkpoint has it.
+        folders: Where the run's prepared texts may be.
+        given: A .model file to take; None to look for one in ``folders`` and at ``data.tokenizer``.
+
+    Raises:
+        DataError: It is not there, or the one that is given is another one.
+    """
+    prepared = [path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}"))]
+    own = [path for path in prepared if _digest_at(path) == data_digest]
+    if sha256 is None and own:
+        sha256 = json.loads(own[0].read_bytes())["tokenizer_sha256"]
+    if sha256 is None:
+        raise DataError(
+            f"the run's prepared texts are in none of {', '.join(map(str, folders))}, and without them its "
+            "tokenizer cannot be told from another; give their folder with --prepared"
+        )
+    if given is not None:
+        tokenizer = load_tokenizer(given, config.model.vocab_size, "--tokenizer")
+        if tokenizer.sha256 != sha256:
+            raise DataError(f"--tokenizer {given}: SHA-256 {tokenizer.sha256} is not that of the run's own, {sha256}")
+        return tokenizer
+    places = [path.with_name(TOKENIZER) for path in own]
+    places += [path for folder in folders for path in sorted(folder.glob("tokenizer-*.model"))]
+    places += [Path(config.data.tokenizer).expanduser()] if config.data.tokenizer != "auto" else []
+    for place in places:
+        if place.is_file() and hashlib.sha256(place.read_bytes()).hexdigest() == sha256:
+            return load_tokenizer(place, config.model.vocab_size)
+    raise DataError(
+        f"the run's tokenizer (SHA-256 {sha256}) is neither in {', '.join(map(str, folders))} nor at "
+        f"data.tokenizer = {config.data.tokenizer!r}; give it with --tokenizer FILE"
+    )
+
+
+def _digest_at(path: Path) -> str | None:
+    """The digest of the training texts that a record is about; None if it is no whole record of some."""
+    try:
+        return _digest(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _open_folder(config: Config, folder: Path) -> tuple[dict[str, Any], Tokenizer]:

@@ -82,12 +82,13 @@ class Tokenizer:
         return self._model.decode([int(token) for token in tokens])
 
 
-def load_tokenizer(path: str | Path, vocab_size: int) -> Tokenizer:
+def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer") -> Tokenizer:
     """Read a .model file.
 
     Args:
         path: The file.
         vocab_size: ``model.vocab_size``, which its size must equal.
+        key: What named the file, for messages.
 
     Raises:
         DataError: If it cannot be read, is none, or has another size.
@@ -95,11 +96,11 @@ def load_tokenizer(path: str | Path, vocab_size: int) -> Tokenizer:
     try:
         data = Path(path).expanduser().read_bytes()
     except OSError as error:
-        raise DataError(f"data.tokenizer = {str(path)!r}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{key} = {str(path)!r}: cannot be read: {error.strerror}") from error
     tokenizer = Tokenizer(data, str(path))
     if tokenizer.vocab_size != vocab_size:
         raise DataError(
-            f"data.tokenizer = {str(path)!r} has {tokenizer.vocab_size} pieces, model.vocab_size = {vocab_size}: "
+            f"{key} = {str(path)!r} has {tokenizer.vocab_size} pieces, model.vocab_size = {vocab_size}: "
             "they must be equal"
         )
     return tokenizer

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 
 from nt_dist.errors import DataError
+from nt_dist.evaluation.full import FullSums
 from nt_dist.evaluation.metrics import EnsembleSums
 from nt_dist.parallel.place import MeshPlace
 
@@ -30,6 +32,42 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
         DataError: the batches hold no real token.
     """
     sums = EnsembleSums(config.trails.count, mesh.device, MeshPlace(mesh))
+    _stream(model, batches, mesh, sums)
+    sums.reduce(_over(mesh))
+    return _named(sums.result, config)
+
+
+def evaluate_fully(
+    model: torch.nn.Module, batches: Iterable, mesh, config, then: Iterable | None = None
+) -> tuple[dict, np.ndarray]:
+    """Runs the model once over batches for all figures there are; otherwise as `evaluate`.
+
+    Args:
+        model: As for `evaluate`.
+        batches: As for `evaluate`.
+        mesh: As for `evaluate`.
+        config: As for `evaluate`.
+        then: More batches: temperatures are fitted on `batches` and measured on these, and all other figures are of
+            both. None: no temperatures.
+
+    Returns:
+        What FullSums.result documents, and the scores of the sequences (see shift.SequenceScores), which
+        shift.detection compares with those of another text; both equal on all ranks.
+
+    Raises:
+        DataError: The batches, or those of the second part, hold no real token.
+    """
+    sums = FullSums(config.trails.count, mesh.device, MeshPlace(mesh), with_temperatures=then is not None)
+    _stream(model, batches, mesh, sums)
+    if then is not None:
+        _named(lambda: sums.fit_temperatures(_over(mesh)), config)
+        _stream(model, then, mesh, sums)
+    sums.reduce(_over(mesh))
+    return _named(sums.result, config), sums.scores.gather(mesh)
+
+
+def _stream(model: torch.nn.Module, batches: Iterable, mesh, sums) -> None:
+    """Adds all batches to `sums`; the model's training mode is restored."""
     was_training = model.training
     model.eval()
     try:
@@ -42,8 +80,16 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
                 del logits  # or two batches' logits would be alive at once
     finally:
         model.train(was_training)
-    sums.reduce(lambda tensor: mesh.all_reduce(tensor, ("pipe", "data")))
+
+
+def _over(mesh):
+    """The sum over all ranks that saw other tokens, in place."""
+    return lambda tensor: mesh.all_reduce(tensor, ("pipe", "data"))
+
+
+def _named(work, config):
+    """Does `work`, whose ValueError is the data's fault."""
     try:
-        return sums.result()
+        return work()
     except ValueError as problem:
         raise DataError(f"data.validation = {config.data.validation!r}: {problem}") from None

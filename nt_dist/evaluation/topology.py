@@ -64,8 +64,6 @@ def trail_overlap(weights: Iterable, mesh=None) -> Overlap | None:
 
 
 def _overlap(weight, mesh) -> Overlap:
-    num_trails = weight.spec.trails
-    pairs = num_trails * (num_trails - 1) // 2
     total = Overlap(0, 0, 0, 0)
     for shard in weight.shards:
         positions = torch.cat([weight.positions(trail, shard) for trail in weight.trails])
@@ -73,12 +71,16 @@ def _overlap(weight, mesh) -> Overlap:
         having = torch.bincount(positions.long(), minlength=weight.spec.shard_elements)
         if mesh is not None:
             mesh.all_reduce(having, ("trail",))
-        common = int((having * (having - 1) // 2).sum())
-        slots = weight.spec.slots(shard)
-        entries = real_elements(weight.spec, shard)
-        expected = pairs * slots * slots / entries if entries else 0
-        total += Overlap(common, pairs * 2 * slots - common, expected, pairs * 2 * slots - expected)
+        total += overlap_of(weight.spec, shard, int((having * (having - 1) // 2).sum()))
     return total
+
+
+def overlap_of(spec: WeightSpec, shard: int, common: float) -> Overlap:
+    """Overlap in one shard of a weight whose pairs of trails have ``common`` active entries in common, all together."""
+    pairs = spec.trails * (spec.trails - 1) // 2
+    slots, entries = spec.slots(shard), real_elements(spec, shard)
+    expected = pairs * slots * slots / entries if entries else 0
+    return Overlap(common, pairs * 2 * slots - common, expected, pairs * 2 * slots - expected)
 
 
 def density(specs: Iterable[WeightSpec]) -> float:

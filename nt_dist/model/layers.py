@@ -5,6 +5,7 @@ one batched product over trails, so the same block serves trunk and trails.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,18 +29,20 @@ class Rotary:
         self._tables: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def tables(self, length: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosines and sines [length, head_size] in the type and on the device of ``like``."""
-        key = (length, like.dtype, like.device)
-        if key not in self._tables:
+        """Return cosines and sines [length or more, head_size] in the type and on the device of ``like``."""
+        key = (like.dtype, like.device)
+        if key not in self._tables or len(self._tables[key][0]) < length:
+            length += length // 2  # a text that is being written asks for one position more each time
             exponent = torch.arange(0, self.head_size, 2, dtype=torch.float32) / self.head_size
             angles = torch.outer(torch.arange(length, dtype=torch.float32), 1.0 / self.theta**exponent)
             angles = torch.cat([angles, angles], dim=-1)
             self._tables[key] = (angles.cos().to(like), angles.sin().to(like))
         return self._tables[key]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Rotate x [..., sequence, head_size]."""
-        cosines, sines = self.tables(x.shape[-2], x)
+    def __call__(self, x: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Rotate x [..., sequence, head_size], whose first position is ``start``."""
+        end = start + x.shape[-2]
+        cosines, sines = (table[start:end] for table in self.tables(end, x))
         first, second = x.chunk(2, dim=-1)
         return x * cosines + torch.cat([-second, first], dim=-1) * sines
 
@@ -56,6 +59,18 @@ class Norm(nn.Module):
         return self.scale(F.rms_norm(x, x.shape[-1:], eps=self.eps))
 
 
+class Past(Protocol):
+    """Keys and values of the tokens before those of a pass; see cache.KeyValues."""
+
+    length: int
+
+    def append(
+        self, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Add those of this pass; return all, and which of them each new token sees (None: all up to itself)."""
+        ...
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions and grouped key/value heads (Ainslie et al., arXiv 2305.13245)."""
 
@@ -70,14 +85,18 @@ class Attention(nn.Module):
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (-1, self.head_size)).flatten(0, 1).transpose(1, 2)  # [T*B, heads, S, head_size]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Attend within x [T, B, S, H]."""
+    def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
+        """Attend within x [T, B, S, H] and, where there is a past, to it; x is added to it."""
         trails, batch = x.shape[:2]
         x = self.place.into_columns(self.norm(x))
         query, key, value = (self._heads(weight(x)) for weight in (self.query, self.key, self.value))
-        query, key = self.rotary(query), self.rotary(key)
+        start = 0 if past is None else past.length
+        query, key, seen = self.rotary(query, start), self.rotary(key, start), None
+        if past is not None:
+            key, value, seen = past.append(key, value)
         grouped = key.shape[1] != query.shape[1]
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+        causal = seen is None and query.shape[2] == key.shape[2]
+        mixed = F.scaled_dot_product_attention(query, key, value, seen, is_causal=causal, enable_gqa=grouped)
         mixed = mixed.transpose(1, 2).flatten(2).unflatten(0, (trails, batch))
         return self.place.out_of_rows(self.output(mixed))
 
@@ -105,9 +124,9 @@ class Block(nn.Module):
         self.attention = Attention(config, f"blocks.{number}.attention", make, place)
         self.mlp = FeedForward(config, f"blocks.{number}.mlp", make, place)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Transform x [T, B, S, H]."""
-        x = x + self.attention(x)
+    def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
+        """Transform x [T, B, S, H], the tokens after ``past``."""
+        x = x + self.attention(x, past)
         return x + self.mlp(x)
 
 
@@ -119,7 +138,9 @@ class Embedding(nn.Module):
         self.table, self.place = make("embedding"), place
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Look up tokens [B, S] → [T, B, S, H]."""
+        """Look up tokens [B, S] → [T, B, S, H]; of the trunk's share of them, where the table is the trunk's."""
+        if not self.table.spec.in_trail:
+            tokens = self.place.into_trunk(tokens)  # [b, S]
         first_row = self.table.shards.start * self.table.spec.shard_length
         return self.place.out_of_rows(self.table(tokens - first_row))
 
@@ -132,7 +153,7 @@ class Fork(nn.Module):
         self.num_trails, self.place = num_trails, place
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Give every trail the trunk's state: [1, B, S, H] → [T, B, S, H]."""
+        """Give every trail the trunk's state: [1, b, S, H] → [T, B, S, H]; b = B but where a trunk is shared."""
         return self.place.fork(x).expand(self.num_trails, -1, -1, -1)
 
 

@@ -32,8 +32,12 @@ class Place:
         """Join the partial results of matrices that are cut by columns of W (row-parallel): their sum."""
         return x
 
+    def into_trunk(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return those sequences [b, S] of a micro-batch [B, S] for which the trunk is computed here."""
+        return tokens
+
     def fork(self, x: torch.Tensor) -> torch.Tensor:
-        """Pass the trunk's hidden state [1, B, S, H] to the trails held here."""
+        """Pass the trunk's hidden state [1, b, S, H] to the trails held here, which need that of all B sequences."""
         return x
 
     def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -58,6 +62,22 @@ class Place:
         """Return the mean over all trails [..., V] of the logits [T, ..., V] held here, without a gradient."""
         return logits.mean(0)
 
+    def highest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the highest value among all pieces and its piece, both [T, ...], of logits [T, ..., V]."""
+        return tuple(logits.max(-1))
+
     def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the piece of the highest logit among all pieces [T, ...], for logits [T, ..., V]."""
-        return logits.argmax(-1)
+        return self.highest(logits)[1]
+
+    def sum_of_pieces(self, figures: torch.Tensor) -> torch.Tensor:
+        """Return sums over all pieces, given those over the pieces held here, without a gradient."""
+        return figures
+
+    def log_sum_exp(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return log Σ exp over all pieces [T, ...] of logits [T, ..., V], without a gradient."""
+        return logits.logsumexp(-1)
+
+    def at(self, logits: torch.Tensor, pieces: torch.Tensor) -> torch.Tensor:
+        """Return the values [T, N] of the pieces [N] in logits [T, N, V], without a gradient."""
+        return logits.gather(-1, pieces.expand(len(logits), -1)[..., None])[..., 0]

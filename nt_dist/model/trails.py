@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nt_dist.config.settings import Config
+from nt_dist.model.cache import Cache
 from nt_dist.model.layers import Block, Embedding, Fork, Output
 from nt_dist.model.place import Place
 from nt_dist.model.weights import choose_storages, weight_specs
@@ -66,6 +67,13 @@ class TrailsModel(nn.Sequential):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the trails' logits [T, B, S, V] for tokens [B, S]."""
         return run_layers(self, tokens, self.recompute and self.training)
+
+    def step(self, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Return the trails' logits [T, B, S, V] for the tokens [B, S] after those in ``cache``, which they join."""
+        x = tokens
+        for layer in self:
+            x = layer(x, cache.of(layer)) if isinstance(layer, Block) else layer(x)
+        return x
 
 
 def weights_of(module: nn.Module) -> dict[str, Weight]:

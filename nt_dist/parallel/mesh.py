@@ -47,10 +47,11 @@ class Mesh:
         rank, world_size: Of all ranks.
         device: Where this rank computes.
         patience: How often all ranks have waited for the main one's work, see agree.py.
+        splits_trunk: Whether the trail axis shares the trunk's work: each of its ranks does it for some sequences.
     """
 
-    def __init__(self, device_mesh: DeviceMesh, device: torch.device):
-        self.device_mesh, self.device = device_mesh, device
+    def __init__(self, device_mesh: DeviceMesh, device: torch.device, splits_trunk: bool):
+        self.device_mesh, self.device, self.splits_trunk = device_mesh, device, splits_trunk
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.pipe, self.data, self.trail, self.tensor = (self._axis(name) for name in AXES)
         self.model = self._model_axis()
@@ -135,7 +136,7 @@ def init_mesh(config: Config) -> Mesh:
         raise RunError(f"{dist.get_world_size()} ranks have met, but the launcher announced {config.world_size}")
     check_config_and_code(_gather_objects, config)
     shape = (config.parallel.pipe, config.data_degree, config.parallel.trail, config.parallel.tensor)
-    return Mesh(init_device_mesh(device.type, shape, mesh_dim_names=AXES), device)
+    return Mesh(init_device_mesh(device.type, shape, mesh_dim_names=AXES), device, config.splits_trunk)
 
 
 def _gather_objects(thing: Any) -> list[Any]:

@@ -60,12 +60,14 @@ class LayerPart:
         trails: Trails of its hidden state; 1 in the trunk.
         parts: Its weights.
         forks: Whether the fork comes right before it.
+        batch_ranks: Ranks to which a micro-batch is dealt out in it: the trail degree in a split trunk, else 1.
     """
 
     kind: str
     trails: int
     parts: tuple[Part, ...]
     forks: bool = False
+    batch_ranks: int = 1
 
     def work(self, sequence: int) -> float:
         """Return the operations of one token's forward pass: 2 an entry, 4 · sequence · hidden in attention."""
@@ -92,7 +94,9 @@ def layer_parts(config: Config) -> list[LayerPart]:
             for name, spec in specs.items()
             if name.startswith(prefixes)
         )
-        return LayerPart(kind, max(part.trails for part in parts), parts, forks)
+        in_trail = any(part.spec.in_trail for part in parts)
+        batch_ranks = trail if config.splits_trunk and not in_trail else 1
+        return LayerPart(kind, max(part.trails for part in parts), parts, forks, batch_ranks)
 
     layers = [layer("embedding", False, ("embedding",))]
     for block in range(config.model.num_layers):

@@ -1,8 +1,9 @@
 """Pipeline parallelism: the model's list of layers cut into stages for DeepSpeed's PipelineModule (DESIGN §6).
 
-Between stages travels one tensor, the hidden state [T, B, S, H] (T = 1 before the fork); the first stage reads tokens
-[B, S] and the last computes the loss. Training is DeepSpeed's 1F1B schedule; an evaluation is a forward pass of its own
-from stage to stage, since DeepSpeed's keeps only the last micro-batch's logits.
+Between stages travels one tensor, the hidden state [T, B, S, H]; before the fork T = 1, and B may be this rank's share
+of a micro-batch. The first stage reads tokens [B, S] and the last computes the loss. Training is DeepSpeed's 1F1B
+schedule; an evaluation is a forward pass of its own from stage to stage, since DeepSpeed's keeps only the last
+micro-batch's logits.
 """
 
 import contextlib
@@ -76,7 +77,7 @@ class PipelineModel(PipelineModule):
         self.dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         self.num_trails = len(place.trails(weight_specs(config)["norm"]))
         is_forked = FORK not in layer_names(config)[bounds[mesh.pipe.rank] :]
-        self.num_trails_received = self.num_trails if is_forked else 1  # before the fork all trails are one
+        self.receives_trunk = not is_forked
         self._scale: torch.Tensor | float = 1.0
         self.nll = torch.zeros(self.num_trails, device=mesh.device)
         self._passes = 0
@@ -109,8 +110,9 @@ class PipelineModel(PipelineModule):
     def _through_all_stages(self, tokens: torch.Tensor) -> torch.Tensor | None:
         axis, x = self.mesh.pipe, tokens
         if axis.rank > 0:
-            shape = (self.num_trails_received, *tokens.shape, self.hidden_size)
-            x = torch.empty(shape, dtype=self.dtype, device=self.mesh.device)
+            # before the fork all trails are one
+            trails, like = (1, self.place.into_trunk(tokens)) if self.receives_trunk else (self.num_trails, tokens)
+            x = torch.empty(trails, *like.shape, self.hidden_size, dtype=self.dtype, device=self.mesh.device)
             dist.recv(x, group=axis.group, group_src=axis.rank - 1)
         x = run_layers(self.forward_funcs, x, recompute=False)
         if axis.rank == axis.degree - 1:

@@ -31,7 +31,11 @@ def part_of(count: int, axis: Axis) -> range:
 
 @dataclass(frozen=True)
 class MeshPlace(Place):
-    """The part of the model that one rank of ``mesh`` holds; the trunk is replicated over the trail axis."""
+    """The part of the model that one rank of ``mesh`` holds.
+
+    All ranks of the trail axis hold the whole trunk. Where ``mesh.splits_trunk``, each computes it for its share of the
+    sequences of a micro-batch.
+    """
 
     mesh: Mesh
 
@@ -53,9 +57,18 @@ class MeshPlace(Place):
             return x
         return _mappings().reduce_from_tensor_model_parallel_region(x.contiguous(), self.mesh.tensor.group)
 
+    def into_trunk(self, tokens: torch.Tensor) -> torch.Tensor:
+        """All of a micro-batch, or this rank's equal share of it."""
+        if not self.mesh.splits_trunk:
+            return tokens
+        share = part_of(len(tokens), self.mesh.trail)
+        return tokens[share.start : share.stop]
+
     def fork(self, x: torch.Tensor) -> torch.Tensor:
-        """Identity; the gradients of all trails are summed over the trail axis."""
-        return _copied_to(x, self.mesh.trail)
+        """Identity, or the shares gathered; the gradients of all trails are summed over the trail axis."""
+        if not self.mesh.splits_trunk:
+            return _copied_to(x, self.mesh.trail)
+        return _GatheredShares.apply(x[0], self.mesh.trail)[None]
 
     def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropies with the pieces cut over the tensor axis; see :class:`Place`."""
@@ -73,15 +86,36 @@ class MeshPlace(Place):
         """Mean over the trails held here, then over the trail axis, whose ranks hold equally many."""
         return self.mesh.all_reduce(logits.mean(0), ("trail",)).div_(self.mesh.trail.degree)
 
-    def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
+    def highest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The highest over the tensor axis; the first of several that are equal."""
         if self.mesh.tensor.degree == 1:
-            return super().most_likely(logits)
+            return super().highest(logits)
         pieces = logits.shape[-1]
         value, piece = logits.max(-1)
-        is_highest = value == self.mesh.all_reduce(value.clone(), ("tensor",), op="max")
-        piece = (piece + self.mesh.tensor.rank * pieces).masked_fill(~is_highest, self.mesh.tensor.degree * pieces)
-        return self.mesh.all_reduce(piece, ("tensor",), op="min")
+        highest = self.mesh.all_reduce(value.clone(), ("tensor",), op="max")
+        piece += self.mesh.tensor.rank * pieces
+        piece.masked_fill_(value != highest, self.mesh.tensor.degree * pieces)
+        return highest, self.mesh.all_reduce(piece, ("tensor",), op="min")
+
+    def sum_of_pieces(self, figures: torch.Tensor) -> torch.Tensor:
+        """Sum over the tensor axis, in place."""
+        return self.mesh.all_reduce(figures, ("tensor",))
+
+    def log_sum_exp(self, logits: torch.Tensor) -> torch.Tensor:
+        """Sum over the tensor axis, of exponentials below the highest logit of all."""
+        if self.mesh.tensor.degree == 1:
+            return super().log_sum_exp(logits)
+        highest = self.mesh.all_reduce(logits.amax(-1), ("tensor",), op="max")
+        return self.sum_of_pieces((logits - highest[..., None]).exp_().sum(-1)).log_().add_(highest)
+
+    def at(self, logits: torch.Tensor, pieces: torch.Tensor) -> torch.Tensor:
+        """From the rank of the tensor axis that holds the piece."""
+        if self.mesh.tensor.degree == 1:
+            return super().at(logits, pieces)
+        local = pieces - self.mesh.tensor.rank * logits.shape[-1]
+        here = (local >= 0) & (local < logits.shape[-1])
+        values = super().at(logits, local.masked_fill(~here, 0))
+        return self.sum_of_pieces(values.masked_fill_(~here, 0.0))
 
     def replica_axes(self, weight: Weight) -> tuple[str, ...]:
         """Return the axes of the model, trail and tensor, along which other ranks hold copies of ``weight``.
@@ -104,18 +138,20 @@ class MeshPlace(Place):
     def keep_trunk_equal(self, model: nn.Module) -> None:
         """Make the trunk's gradients the same to the bit on all ranks of the trail axis, which hold copies of it.
 
-        The fork's summed gradient is the same already; backward passes on GPUs need not be. The first rank's is taken:
-        a mean would round, in bf16 by more than the copies differ.
+        Where each rank has the gradient of its own sequences, it is their sum. Otherwise the fork's summed gradient is
+        the same already, but backward passes on GPUs need not be: the first rank's is taken, since a mean would round,
+        in bf16 by more than the copies differ.
         """
         if self.mesh.trail.degree == 1:
             return
+        join = self.mesh.all_reduce if self.mesh.splits_trunk else self.mesh.broadcast
 
-        def take_first(gradient: torch.Tensor) -> torch.Tensor:
-            return self.mesh.broadcast(gradient.clone(memory_format=torch.contiguous_format), ("trail",))
+        def joined(gradient: torch.Tensor) -> torch.Tensor:
+            return join(gradient.clone(memory_format=torch.contiguous_format), ("trail",))
 
         for weight in weights_of(model).values():
             if not weight.spec.in_trail:
-                weight.values.register_hook(take_first)
+                weight.values.register_hook(joined)
 
 
 @functools.cache
@@ -143,6 +179,27 @@ def _copied_to(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     if axis.degree == 1:
         return x
     return _ContiguousGradient.apply(_mappings().copy_to_tensor_model_parallel_region(x, axis.group))
+
+
+class _GatheredShares(torch.autograd.Function):
+    """All ranks' shares [b, ...] → [B, ...]; backward, each rank has the sum of the gradients of its own share.
+
+    megatron-core's makes its result on a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx, x, axis):
+        ctx.axis = axis
+        whole = x.new_empty(axis.degree * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(whole, x.contiguous(), group=axis.group)
+        return whole
+
+    @staticmethod
+    def backward(ctx, gradient):
+        axis = ctx.axis
+        share = gradient.new_empty(len(gradient) // axis.degree, *gradient.shape[1:])
+        dist.reduce_scatter_tensor(share, gradient.contiguous(), group=axis.group)
+        return share, None
 
 
 class _CutCrossEntropy(torch.autograd.Function):

@@ -1,10 +1,10 @@
 """Where a pipeline is cut: stages of equal work, from the config's shapes alone.
 
-The work of a layer on one micro-batch of N tokens, per training step and counted once for each trail it serves: 6
-operations for each entry of a matrix and token and 12 S hidden for a block's attention (as training/flops.py counts),
-and what moving a weight costs whatever N is: building its dense form, reading it forward and backward and writing its
-gradient. A trunk block counts once and a trail block as often as there are trails; the embedding, which multiplies
-nothing, counts by its bytes alone.
+The work of a layer on one micro-batch of N tokens, on one rank of the trail axis and once for each trail that it has
+there: 6 operations for each entry of a matrix and token and 12 S hidden for a block's attention (as training/flops.py
+counts), and what moving a weight costs whatever N is: building its dense form, reading it forward and backward and
+writing its gradient. A trunk block counts once, with its share of the N tokens where trail ranks split them, a trail
+block as often as there are trails; the embedding, which multiplies nothing, counts by its bytes alone.
 """
 
 import itertools
@@ -50,12 +50,17 @@ def _layer_of(spec: WeightSpec) -> str:
 
 def _weight_work(config: Config, spec: WeightSpec) -> float:
     tokens = config.train.micro_batch_size * config.model.max_seq_len
-    entries = spec.trails * math.prod(spec.shape)
+    trails = spec.trails
+    if spec.in_trail:
+        trails /= config.parallel.trail
+    elif config.splits_trunk:
+        tokens /= config.parallel.trail
+    entries = trails * math.prod(spec.shape)
     work = entries * _BYTES_MOVED * _OPERATIONS_PER_BYTE
     if spec.role == "linear":
         work += 6 * entries * tokens
     if spec.name.endswith("attention.query"):  # one a block: the products with keys and values
-        work += spec.trails * 12 * config.model.max_seq_len * config.model.hidden_size * tokens
+        work += trails * 12 * config.model.max_seq_len * config.model.hidden_size * tokens
     return work
 
 

@@ -11,6 +11,7 @@ ranks where noted, elements of c bytes (4 in fp32, 2 in bf16), a block keeps
 In fp32 the first norm's input after the fork is one tensor for all trails. The output keeps a norm's tensors (twice
 with final_norm_twice) and its matrix' input, the embedding the 8 bytes of a row number. With activation checkpointing
 blocks keep their input, c H, and one at a time has the rest and gradients of c (F / t + H). Rotary tables are left out.
+Where trail ranks split the trunk, its layers see their share of the tokens.
 To the byte what torch.autograd.graph.saved_tensors_hooks counts on a CPU; a norm fused on a GPU keeps its input in c.
 
 The loss, with V pieces held here: logits c V, log-probabilities (or probabilities) in fp32, and one trail's logits
@@ -30,14 +31,15 @@ def element_bytes(config: Config) -> int:
     return 2 if config.train.precision == "bf16" else 4
 
 
-def micro_batch_tokens(config: Config) -> int:
-    """Return the tokens of one micro-batch on one rank."""
-    return config.train.micro_batch_size * config.model.max_seq_len
+def micro_batch_tokens(config: Config, layer: LayerPart | None = None) -> int:
+    """Return the tokens of one micro-batch on one rank, or those of them that ``layer`` sees there."""
+    tokens = config.train.micro_batch_size * config.model.max_seq_len
+    return tokens if layer is None else tokens // layer.batch_ranks
 
 
 def kept_by(layer: LayerPart, config: Config) -> int:
     """Return the bytes that ``layer`` keeps of one micro-batch, without checkpointing."""
-    tokens, hidden, element = micro_batch_tokens(config), config.model.hidden_size, element_bytes(config)
+    tokens, hidden, element = micro_batch_tokens(config, layer), config.model.hidden_size, element_bytes(config)
     norm, scaled = 4 * hidden + 4 + element * hidden, element * hidden
     if layer.kind == "embedding":
         return tokens * TOKEN_BYTES
@@ -56,8 +58,7 @@ def kept(layers: list[LayerPart], config: Config) -> int:
         return sum(kept_by(layer, config) for layer in layers)
     blocks = [layer for layer in layers if layer.kind == "block"]
     rest = sum(kept_by(layer, config) for layer in layers if layer.kind != "block")
-    inputs = sum(hidden_bytes(1 if layer.forks else layer.trails, config) for layer in blocks)
-    return rest + inputs
+    return rest + sum(input_bytes(layer, config) for layer in blocks)
 
 
 def recomputed(layers: list[LayerPart], config: Config) -> int:
@@ -65,19 +66,33 @@ def recomputed(layers: list[LayerPart], config: Config) -> int:
     if not config.train.activation_checkpointing:
         return 0
     width = config.model.hidden_size + config.model.ffn_size // config.parallel.tensor
-    gradients = micro_batch_tokens(config) * element_bytes(config) * width
     blocks = [layer for layer in layers if layer.kind == "block"]
-    return max((kept_by(layer, config) + layer.trails * gradients for layer in blocks), default=0)
+
+    def gradients(layer: LayerPart) -> int:
+        return layer.trails * micro_batch_tokens(config, layer) * element_bytes(config) * width
+
+    return max((kept_by(layer, config) + gradients(layer) for layer in blocks), default=0)
 
 
-def hidden_bytes(trails: int, config: Config) -> int:
-    """Return the bytes of a hidden state [trails, B, S, H]."""
-    return trails * micro_batch_tokens(config) * config.model.hidden_size * element_bytes(config)
+def hidden_bytes(layer: LayerPart, config: Config) -> int:
+    """Return the bytes of the hidden state [T, B, S, H] that ``layer`` computes."""
+    return layer.trails * micro_batch_tokens(config, layer) * config.model.hidden_size * element_bytes(config)
+
+
+def input_bytes(layer: LayerPart, config: Config) -> int:
+    """Return the bytes of the hidden state that ``layer``, which is not the first, reads; the fork copies nothing."""
+    return hidden_bytes(layer, config) // (layer.trails if layer.forks else 1)
+
+
+def received_bytes(layer: LayerPart, config: Config) -> int:
+    """Return the bytes that a pipeline stage which begins with ``layer`` receives: of a split trunk a share."""
+    shares = config.parallel.trail if layer.forks and config.splits_trunk else 1
+    return input_bytes(layer, config) // shares
 
 
 def logits_bytes(layers: list[LayerPart], config: Config) -> int:
     """Return the most that logits, losses and their gradients take at one time; 0 before the last stage."""
-    element, one = element_bytes(config), _pieces(layers, config)
+    element, one = element_bytes(config), num_logits(layers, config)
     return max(one * (element + 4) + (4 * one // layers[-1].trails if element < 4 else 0), one * 2 * element)
 
 
@@ -85,7 +100,7 @@ def product_bytes(layers: list[LayerPart], config: Config) -> int:
     """Return the most that a backward product takes: matrices, index, and the logits' gradient for the last."""
     element, most = element_bytes(config), 0
     for layer in layers:
-        logits = element * _pieces(layers, config) if layer.kind == "output" else 0
+        logits = element * num_logits(layers, config) if layer.kind == "output" else 0
         most = max(most, logits + max(_product(part, element) for part in layer.parts))
     return most
 
@@ -98,8 +113,8 @@ def _product(part: Part, element: int) -> int:
     return (2 if part.storage == "masked" else 1) * element * part.entries
 
 
-def _pieces(layers: list[LayerPart], config: Config) -> int:
-    """Elements of the logits of one micro-batch, all trails; 0 before the last stage."""
+def num_logits(layers: list[LayerPart], config: Config) -> int:
+    """Return the elements of the logits of one micro-batch, all trails held here; 0 before the last stage."""
     if layers[-1].kind != "output":
         return 0
     rows = config.padded_vocab_size // config.parallel.tensor

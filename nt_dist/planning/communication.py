@@ -17,9 +17,14 @@ data    stage 0        all-reduce 4 n
 
 tensor  hidden states h = c · trails · B · S · H are all-reduced: after the embedding, twice forward and twice backward
         in each block, backward before the output; once more a block where it is computed again. The loss: 12 bytes a
-        trail and token (highest logit; sum and the target's).
-trail   backward at the fork: one trunk state is all-reduced; and the trunk's gradients, c n, are broadcast, so that
-        its replicas stay equal. In an update, 4 bytes a dense entry of the trunk are broadcast and checksums compared.
+        trail and token (highest logit; sum and the target's). In a split trunk, B is the rank's share.
+trail   in each micro-batch:
+        replicated trunk   at the fork, backward, one trunk state is all-reduced; the trunk's gradients, c n, are
+                           broadcast, so that its replicas stay equal
+        split trunk        at the fork, a trunk state is all-gathered forward and reduce-scattered backward; the trunk's
+                           gradients, c n, are all-reduced
+        In an update, 4 bytes a dense entry of the trunk are broadcast (and, split, all-reduced before), and checksums
+        compared.
 pipe    between stages: a hidden state forward, its gradient backward.
 """
 
@@ -27,7 +32,13 @@ from collections import Counter
 
 from nt_dist.config import Config
 from nt_dist.parallel.parts import LayerPart, Part, local_parts, stage_layers
-from nt_dist.planning.activations import element_bytes, hidden_bytes, micro_batch_tokens
+from nt_dist.planning.activations import (
+    element_bytes,
+    hidden_bytes,
+    input_bytes,
+    micro_batch_tokens,
+    received_bytes,
+)
 
 Payload = dict[tuple[str, str], int]
 
@@ -59,7 +70,7 @@ def step_payload(config: Config, pipe_stage: int = 0) -> Payload:
         _send(payload, config, stages[pipe_stage + 1])
     if pipe_stage > 0:
         _send(payload, config, layers)
-    return dict(payload)
+    return dict(+payload)
 
 
 def update_payload(config: Config) -> Payload:
@@ -81,6 +92,7 @@ def update_payload_of(config: Config, parts: list[Part]) -> Payload:
         payload["data", "all_reduce"] += 12 * sum(part.stored for part in sparse) * (config.zero_stage > 0)
     if config.parallel.trail > 1:
         payload["trail", "all_reduce"] += _checksums(trunk)
+        payload["trail", "all_reduce"] += 4 * sum(part.entries for part in trunk) * grows * config.splits_trunk
         payload["trail", "broadcast"] += 4 * sum(part.entries for part in trunk) * grows
     return dict(payload)
 
@@ -140,18 +152,21 @@ def _model_axes(config: Config, layers: list[LayerPart]) -> Payload:
     if config.parallel.tensor > 1:
         in_block = 5 if config.train.activation_checkpointing else 4
         times = {"embedding": 1, "block": in_block, "output": 1}
-        states = sum(times[layer.kind] * hidden_bytes(layer.trails, config) for layer in layers)
+        states = sum(times[layer.kind] * hidden_bytes(layer, config) for layer in layers)
         losses = layers[-1].trails if layers[-1].kind == "output" else 0
         payload["tensor", "all_reduce"] = states + _LOSS_BYTES * losses * micro_batch_tokens(config)
     if config.parallel.trail > 1:
         trunk = [part for part in local_parts(layers) if not part.spec.in_trail]
-        fork = hidden_bytes(1, config) if any(layer.forks for layer in layers) else 0
-        payload["trail", "all_reduce"] = fork
-        payload["trail", "broadcast"] = element_bytes(config) * sum(part.stored for part in trunk)
+        gradients = element_bytes(config) * sum(part.stored for part in trunk)
+        state = sum(input_bytes(layer, config) for layer in layers if layer.forks)
+        if config.splits_trunk:
+            each = {"all_gather": state, "reduce_scatter": state, "all_reduce": gradients}
+        else:
+            each = {"all_reduce": state, "broadcast": gradients}
+        payload.update({("trail", operation): size for operation, size in each.items()})
     return payload
 
 
 def _send(payload: Counter, config: Config, after: list[LayerPart]) -> None:
     """Count what goes over the boundary before the layers ``after``, in one direction."""
-    trails = 1 if after[0].forks else after[0].trails
-    payload["pipe", "send"] += config.accumulation_steps * hidden_bytes(trails, config)
+    payload["pipe", "send"] += config.accumulation_steps * received_bytes(after[0], config)

@@ -61,7 +61,7 @@ def layouts(config: Config) -> Iterator[Config]:
         for trail in _divisors(min(config.trails.count, NODE // tensor), config.trails.count):
             for pipe in _divisors(min(model.num_layers, world), world):
                 if world % (tensor * trail * pipe) == 0:
-                    degrees = Parallel(tensor=tensor, pipe=pipe, trail=trail)
+                    degrees = replace(config.parallel, tensor=tensor, pipe=pipe, trail=trail)
                     for stage in STAGES[lowest:]:
                         yield from _micro_batches(_at(config, degrees, stage))
 

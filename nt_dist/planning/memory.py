@@ -2,19 +2,30 @@
 
 What is alive at once in a step:
 
-    forward, backward   state + A · activations + max(logits, a product's matrices, block computed again)
+    forward, backward   state + A · activations + max(logits, a product's matrices, block computed again) + exchange
     an update step      state + dense gradients + the same, if they add up over several micro-batches; and
     the update itself   state + update (dense gradients, and the work on one weight)
 
 where A micro-batches are in flight in a stage: min(stages - stage, micro-batches of a step) with DeepSpeed's
-one-forward-one-backward schedule (Narayanan et al., arXiv 2104.04473, section 2.2), 1 without a pipeline.
+one-forward-one-backward schedule (Narayanan et al., arXiv 2104.04473, section 2.2), 1 without a pipeline. Its engine
+(DeepSpeed 0.19.8) holds besides, as exchange: of what a stage receives a buffer and A copies, of what it sends A
+results and a buffer for their gradient; on the last stage the logits of the micro-batch before. Those of its own stay
+there all through the backward pass, beside its products.
 """
 
 from dataclasses import dataclass
 
 from nt_dist.config import Config
 from nt_dist.parallel.parts import local_parts, stage_layers
-from nt_dist.planning.activations import kept, logits_bytes, product_bytes, recomputed
+from nt_dist.planning.activations import (
+    element_bytes,
+    kept,
+    logits_bytes,
+    num_logits,
+    product_bytes,
+    received_bytes,
+    recomputed,
+)
 from nt_dist.training.memory_plan import MemoryPlan, plan_memory
 
 
@@ -26,7 +37,8 @@ class RankMemory:
         state: Weights, masters, gradients, moments, index, the update and DeepSpeed's buffers.
         activations: Kept for backward, over the micro-batches in flight.
         logits: The most that the loss takes.
-        work: The most that products and blocks computed again take.
+        work: The most that products and blocks computed again take, and logits held meanwhile.
+        exchange: What the pipeline's engine holds of what travels between stages, and of earlier logits.
         dense_gradients: Collected for a topology update.
         collects_over: Micro-batches whose dense gradients add up.
     """
@@ -35,6 +47,7 @@ class RankMemory:
     activations: int
     logits: int
     work: int
+    exchange: int
     dense_gradients: int
     collects_over: int
 
@@ -45,7 +58,7 @@ class RankMemory:
 
     @property
     def _passes(self) -> int:
-        return self.activations + max(self.logits, self.work)
+        return self.activations + max(self.logits, self.work) + self.exchange
 
     @property
     def peak(self) -> int:
@@ -56,16 +69,20 @@ class RankMemory:
 
 def rank_memory(config: Config, pipe_stage: int = 0) -> RankMemory:
     """Return the bytes of one rank of ``pipe_stage`` in the layout of ``config``."""
-    layers = stage_layers(config)[pipe_stage]
+    stages = stage_layers(config)
+    layers = stages[pipe_stage]
     parts = local_parts(layers)
     settings = config.sparsity
     collects = settings.update_every > 0 and "gradient" in (settings.grow, settings.new_moments)
     in_flight = min(config.parallel.pipe - pipe_stage, config.accumulation_steps)
+    travelling = [received_bytes(stage[0], config) for stage in stages[max(pipe_stage, 1) : pipe_stage + 2]]
+    held_logits = element_bytes(config) * num_logits(layers, config) if len(stages) > 1 else 0
     return RankMemory(
         state=plan_memory(config, pipe_stage),
         activations=in_flight * kept(layers, config),
         logits=logits_bytes(layers, config),
-        work=max(recomputed(layers, config), product_bytes(layers, config)),
+        work=max(recomputed(layers, config), product_bytes(layers, config)) + held_logits,
+        exchange=(in_flight + 1) * sum(travelling) + (held_logits if config.accumulation_steps > 1 else 0),
         dense_gradients=4 * sum(part.entries for part in parts if part.spec.is_sparse) if collects else 0,
         collects_over=config.accumulation_steps if settings.regrow_from == "all" else 1,
     )

@@ -97,6 +97,14 @@ class WeightSpec:
         return replace(self, density=density)
 
 
+def to_blocks(spec: WeightSpec, dense: torch.Tensor) -> torch.Tensor:
+    """Return ``dense`` [trails, *local_shape] as blocks [trails, local shards, shard_elements], a view if it can be."""
+    axis = spec.cut_axis + 1
+    count = dense.shape[axis] // spec.shard_length
+    cut = dense.unflatten(axis, (count, spec.shard_length)).movedim(axis, 1)
+    return cut.reshape(dense.shape[0], count, spec.shard_elements)
+
+
 def flat_index(spec: WeightSpec, shards: range, shard: int, positions: torch.Tensor) -> torch.Tensor:
     """Return where ``positions`` of ``shard`` lie in one trail's dense tensor on a rank that holds ``shards``."""
     inner = math.prod(spec.shape[spec.cut_axis + 1 :])

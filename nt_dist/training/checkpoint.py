@@ -21,13 +21,11 @@ from torch import nn
 
 import nt_dist
 from nt_dist.config import Config
-from nt_dist.config.compare import differences
 from nt_dist.errors import CheckpointError
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.parallel.place import MeshPlace
-from nt_dist.sparsity.shards import flat_index
 from nt_dist.sparsity.storage import Weight
 from nt_dist.training import checkpoint_folder
 from nt_dist.training.checkpoint_files import (
@@ -42,15 +40,33 @@ from nt_dist.training.checkpoint_find import find, on_main, verify
 from nt_dist.training.checkpoint_manifest import (
     CONFIG,
     FileEntry,
-    FragmentEntry,
     Manifest,
     Progress,
     WeightEntry,
     read_manifest,
 )
+from nt_dist.training.checkpoint_weights import (
+    check_config,
+    check_weights,
+    load_values,
+    read_slots,
+    weight_entry,
+)
 from nt_dist.training.optimizer_state import OptimizerState, State
 
-__all__ = ["Progress", "Snapshot", "collect", "commit", "find", "finish", "load", "save", "verify", "write_part"]
+__all__ = [
+    "Progress",
+    "Snapshot",
+    "check_config",
+    "collect",
+    "commit",
+    "find",
+    "finish",
+    "load",
+    "save",
+    "verify",
+    "write_part",
+]
 
 
 @dataclass(frozen=True)
@@ -138,7 +154,7 @@ def collect(
     for name, weight in weights.items():
         state = optimizer_state.read(weight)  # on all data ranks together, whoever keeps it
         if writers[name] == mesh.data.rank and MeshPlace(mesh).owns(weight):
-            entries[name] = _entry(weight, f"state-{mesh.rank:05d}.safetensors")
+            entries[name] = weight_entry(weight, f"state-{mesh.rank:05d}.safetensors")
             problems += _collect_weight(name, weight, state, entries[name], tensors)
         del state
 
@@ -199,21 +215,6 @@ def _writers(weights: dict[str, Weight], mesh: Mesh) -> dict[str, int]:
         writers[name] = load.index(min(load))
         load[writers[name]] += weight.active_elements
     return writers
-
-
-def _entry(weight: Weight, file: str) -> WeightEntry:
-    spec = weight.spec
-    checksum = "" if spec.is_sparse else None  # filled in with the positions
-    return WeightEntry(
-        shape=tuple(spec.shape),
-        cut_axis=spec.cut_axis,
-        trails=spec.trails,
-        shards=spec.shards,
-        valid=spec.valid,
-        density=float(spec.density),
-        slots=tuple(spec.slots(shard) for shard in range(spec.shards)),
-        fragments={f"{t}/{s}": FragmentEntry(file, checksum) for t in weight.trails for s in weight.shards},
-    )
 
 
 def _collect_weight(
@@ -294,73 +295,25 @@ def load(
         saved = manifest.progress.data_digest
         if data_digest is not None and saved != data_digest:
             raise CheckpointError(f"{path}: trained on other data: digest {saved}, now {data_digest}")
-        weights = weights_of(model)
-        _check_weights(path, manifest, weights)
+        if optimizer_state is None:
+            load_values(path, manifest, model)
+            return
+        weights = weights_of(model).values()
+        check_weights(path, manifest, weights)
         with FragmentReader(path, manifest) as reader:
-            for name, weight in weights.items():
-                _load_weight(reader, name, weight, optimizer_state)
-        if optimizer_state is not None:
-            optimizer_state.step = manifest.progress.adam_step
+            for weight in weights:
+                _load_weight(reader, weight, optimizer_state)
+        optimizer_state.step = manifest.progress.adam_step
 
     agree(mesh, apply, CheckpointError)
     return manifest.progress
 
 
-def check_config(path: Path, manifest: Manifest, config: Config, resuming: bool) -> None:
-    """Compare a checkpoint's configuration with a run's; no communication.
-
-    Args:
-        path: The checkpoint, for messages.
-        manifest: Its manifest.
-        config: The configuration of the run.
-        resuming: Whether the run goes on, so that its schedule counts, too.
-
-    Raises:
-        CheckpointError: It is of another model, or of a schedule that ``run.allow_schedule_change`` does not allow.
-    """
-    try:
-        identity, schedule = differences(manifest.config, config)
-    except (TypeError, ValueError) as error:  # values of types that no setting has
-        raise CheckpointError(f"{path}: malformed: its configuration cannot be compared: {error}") from error
-    if identity:
-        raise CheckpointError("\n".join([f"{path}: a checkpoint of another model", *identity]))
-    if schedule and resuming and not config.run.allow_schedule_change:
-        rule = "the schedule differs from the checkpoint's; run.allow_schedule_change=true goes on all the same"
-        raise CheckpointError("\n".join([f"{path}: {rule}", *schedule]))
-
-
-def _check_weights(path: Path, manifest: Manifest, weights: dict[str, Weight]) -> None:
-    problems = []
-    for name, weight in weights.items():
-        if name not in manifest.weights:
-            problems.append(f"{path}: has no weight {name}")
-            continue
-        saved, now = manifest.weights[name].description(), _entry(weight, "").description()
-        problems += [
-            f"{path}: {name}: {key} is {saved[key]} there and {now[key]} here" for key in now if saved[key] != now[key]
-        ]
-    if problems:
-        raise CheckpointError("\n".join(problems))
-
-
 @torch.no_grad()
-def _load_weight(reader: FragmentReader, name: str, weight: Weight, optimizer_state: OptimizerState | None) -> None:
+def _load_weight(reader: FragmentReader, weight: Weight, optimizer_state: OptimizerState) -> None:
     """Read all that this rank holds of one weight and put it in its place."""
-    spec, device = weight.spec, weight.values.device
-    shape = (len(weight.trails), weight.num_slots)
-    index = torch.empty(shape, dtype=torch.int64)
-    slots = {part: torch.empty(shape) for part in STATES}
-    for trail in weight.trails:
-        for shard in weight.shards:
-            fragment = reader.read(name, trail, shard)
-            for part in STATES:
-                weight.fragment(slots[part], trail, shard).copy_(torch.from_numpy(fragment[part]))
-            if spec.is_sparse:
-                positions = torch.from_numpy(fragment["positions"]).long()
-                weight.fragment(index, trail, shard).copy_(flat_index(spec, weight.shards, shard, positions))
-    if spec.is_sparse:
+    device = weight.values.device
+    index, slots = read_slots(reader, weight)
+    if index is not None:
         weight.set_index(index.to(device))
-    if optimizer_state is None:
-        weight.values.copy_(weight.from_slots(slots["value"].to(device)))
-    else:
-        optimizer_state.write(weight, State(*(weight.from_slots(slots[part].to(device)) for part in STATES)))
+    optimizer_state.write(weight, State(*(weight.from_slots(slots[part].to(device)) for part in STATES)))

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -166,8 +166,8 @@ class FragmentReader:
         self._open.clear()
         self._stack.close()
 
-    def read(self, name: str, trail: int, shard: int) -> dict[str, np.ndarray]:
-        """Return the parts of one fragment: positions (sparse weights only), value, exp_avg and exp_avg_sq.
+    def read(self, name: str, trail: int, shard: int, states: Collection[str] = STATES) -> dict[str, np.ndarray]:
+        """Return the parts of one fragment: positions (sparse weights only) and those of ``states``.
 
         Raises:
             CheckpointError: It is missing, or not what the manifest and the weight's shape say; names file and key.
@@ -176,7 +176,7 @@ class FragmentReader:
         key = f"{trail}/{shard}"
         fragment = entry.fragments[key]
         path = self._checkpoint / fragment.file
-        parts = PARTS if entry.is_sparse else STATES
+        parts = [part for part in PARTS if part in states or (part == "positions" and entry.is_sparse)]
         found = {part: self._tensor(path, f"{name}/{key}/{part}") for part in parts}
         for part, array in found.items():
             dtype = np.int32 if part == "positions" else np.float32

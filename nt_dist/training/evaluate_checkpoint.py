@@ -5,18 +5,23 @@ Ranks are data ranks, whatever layout trained the model: each holds all of it, a
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from nt_dist.config import Config, load_config
-from nt_dist.data import open_data, open_texts
+from nt_dist.data import Samples, open_data, open_texts
 from nt_dist.data.loader import evaluation_batches
-from nt_dist.errors import CheckpointError, RunError
-from nt_dist.evaluation.evaluate import evaluate
+from nt_dist.data.views import Corrupted, EverySecond
+from nt_dist.errors import CheckpointError, DataError, RunError
+from nt_dist.evaluation.evaluate import evaluate, evaluate_fully
 from nt_dist.evaluation.report import evaluation_table
+from nt_dist.evaluation.report_full import full_tables
+from nt_dist.evaluation.shift import detection
 from nt_dist.model.trails import build_model
-from nt_dist.model.weights import count_parameters
+from nt_dist.model.weights import count_parameters, weight_specs
 from nt_dist.parallel.agree import agree, agree_patiently
 from nt_dist.parallel.heartbeat import Heart
 from nt_dist.parallel.mesh import Mesh, init_mesh
@@ -24,7 +29,10 @@ from nt_dist.parallel.place import MeshPlace
 from nt_dist.training import checkpoint
 from nt_dist.training.checkpoint_find import find, verify
 from nt_dist.training.checkpoint_folder import locate
+from nt_dist.training.topology_history import topology_figures
 
+CORRUPT_SHARE = 0.1
+"""Share of the tokens that ``--shift corrupt`` moves."""
 _ONE_COPY = [f"parallel.{axis}=1" for axis in ("tensor", "pipe", "trail")]
 
 
@@ -37,7 +45,7 @@ class CheckpointEvaluation:
         step: The step at which it was saved.
         data: What it was evaluated on, for people.
         parameters: Stored and dense counts.
-        figures: See evaluation.metrics.EnsembleSums.result.
+        figures: See evaluation.metrics.EnsembleSums.result; evaluation/full.py has the keys of a full one.
     """
 
     checkpoint: str
@@ -53,7 +61,8 @@ class CheckpointEvaluation:
             "checkpoint": f"{self.checkpoint}, step {self.step}",
             "data": self.data,
         }
-        return evaluation_table(self.figures, facts)
+        table = evaluation_table(self.figures, facts)
+        return f"{table}\n\n{full_tables(self.figures)}" if "calibration" in self.figures else table
 
     def write_json(self, path: Path) -> None:
         """Writes everything to a file, which is whole or not there.
@@ -89,7 +98,12 @@ def join(world_size: int) -> Mesh:
 
 
 def evaluate_checkpoint(
-    path: Path, mesh: Mesh, data: str | None = None, overrides: Sequence[str] = ()
+    path: Path,
+    mesh: Mesh,
+    data: str | None = None,
+    overrides: Sequence[str] = (),
+    full: bool = False,
+    shift: str | None = None,
 ) -> CheckpointEvaluation:
     """Evaluates a checkpoint as its run would: same samples, precision and figures. Collective.
 
@@ -99,10 +113,14 @@ def evaluate_checkpoint(
         data: Other texts to evaluate on (file, folder or pattern), with the run's tokenizer and layout; None: the
             run's own validation texts.
         overrides: ``section.key=value`` over the checkpoint's settings: ``run.eval_batches=0`` takes all texts.
+        full: Whether to take all figures of evaluation/full.py.
+        shift: Another text to tell from this one by the ensemble's uncertainty: its path, or what `corrupted_share`
+            reads; implies ``full``.
 
     Raises:
         NTDistError: Checkpoint, settings or data cannot be used; on all ranks.
     """
+    share = None if shift is None else corrupted_share(shift)
     path = _locate(path, mesh)
     config, num_samples = agree(mesh, lambda: _config(path, overrides, mesh.world_size), CheckpointError)
     model = build_model(config, MeshPlace(mesh), mesh.device)
@@ -118,19 +136,82 @@ def evaluate_checkpoint(
             digest = opened.digest  # other data by oversight: its tokenizer, and so the perplexity, would be another
     else:
         samples = open_texts(config, data, exchange)
+    shifted = None
+    if shift is not None:
+        shifted = Corrupted(samples, share) if share else open_texts(config, shift, exchange)
     progress = checkpoint.load(path, config, mesh, model, None, data_digest=digest, verified=True)
     if config.train.precision == "bf16":
         model.bfloat16()
-    batches = evaluation_batches(
+    if full or shift is not None:
+        against = None if shifted is None else (_described_shift(shift, share), shifted)
+        figures = _all_figures(model, samples, num_samples, mesh, config, against)
+        figures["topology"] = topology_figures(path, mesh, weight_specs(config))
+    else:
+        figures = evaluate(model, _batches(samples, num_samples, mesh, config), mesh, config)
+    described = data or f"validation of data.source = {config.data.source!r}"
+    return CheckpointEvaluation(str(path), progress.step, described, count_parameters(config), figures)
+
+
+def corrupted_share(shift: str) -> float | None:
+    """The share of tokens in ``corrupt`` (CORRUPT_SHARE) or ``corrupt:SHARE``; None if ``shift`` is a path.
+
+    Raises:
+        RunError: It is empty, or the share is no number in (0, 1].
+    """
+    if not shift.strip():
+        raise RunError(f"--shift {shift!r}: must be a path, or corrupt, or corrupt:SHARE")
+    word, colon, number = shift.partition(":")
+    if word != "corrupt":
+        return None
+    try:
+        share = float(number) if colon else CORRUPT_SHARE
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise RunError(f"--shift {shift}: the share must be a number in (0, 1], as in corrupt:{CORRUPT_SHARE}")
+    return share
+
+
+def _described_shift(shift: str, share: float | None) -> str:
+    return shift if share is None else f"the same text, {share:.3g} of each sequence's tokens in each other's places"
+
+
+def _batches(samples: Samples, num_samples: int, mesh: Mesh, config: Config) -> Iterable:
+    return evaluation_batches(
         samples,
         config.train.micro_batch_size,
         num_samples=num_samples,
         data_rank=mesh.data.rank,
         data_degree=mesh.data.degree,
     )
-    figures = evaluate(model, batches, mesh, config)
-    described = data or f"validation of data.source = {config.data.source!r}"
-    return CheckpointEvaluation(str(path), progress.step, described, count_parameters(config), figures)
+
+
+def _all_figures(
+    model: torch.nn.Module,
+    samples: Samples,
+    num_samples: int,
+    mesh: Mesh,
+    config: Config,
+    shift: tuple[str, Samples] | None,
+) -> dict:
+    """What evaluation/full.py documents, but for the topology; `shift` is described and read."""
+    parts = [EverySecond(samples, num_samples, first) for first in (0, 1)]
+    if not len(parts[1]):
+        raise DataError(
+            "--full and --shift need two sequences, to fit temperatures on one and measure them on the other"
+        )
+    fit, measure = (_batches(part, 0, mesh, config) for part in parts)
+    figures, scores = evaluate_fully(model, fit, mesh, config, measure)
+    if shift:
+        against, texts = shift
+        others, other_scores = evaluate_fully(model, _batches(texts, num_samples, mesh, config), mesh, config)
+        figures["shift"] = {
+            "against": against,
+            "sequences": {"unshifted": len(scores), "shifted": len(other_scores)},
+            **detection(scores, other_scores),
+            "eval": others,
+        }
+    return figures
 
 
 def _locate(path: Path, mesh: Mesh) -> Path:

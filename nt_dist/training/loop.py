@@ -332,6 +332,7 @@ class Trainer:
         self.heart.enter("saving")
         extra = {"tokens": self.tokens, "regrown": self.regrown, "drop_fraction": self.drop_fraction}
         extra |= {"bad_steps": self.bad_steps.state(), "guard": self.guard.state()}
+        extra["tokenizer_sha256"] = self.data.tokenizer.sha256  # so that a model and its tokenizer stay together
         progress = Progress(self.step, self.consumed_samples, self.optimizer_state.step, self.data.digest, extra)
         self.saver.save(progress, is_last)
 

@@ -9,15 +9,16 @@ from nt_dist.config import Config
 from nt_dist.data.loader import Batch
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.topology import trail_overlap
-from nt_dist.model.trails import build_model, weights_of
+from nt_dist.model.trails import weights_of
 from nt_dist.parallel.mesh import init_mesh
-from nt_dist.parallel.place import MeshPlace
+from nt_dist.parallel.pipeline import build_mesh_model
 from nt_dist.training.checkpoint import Progress, load, save
 from nt_dist.training.engine import build_engine, train_step
 from nt_dist.training.optimizer_state import optimizer_state
 from nt_dist.training.topology import TopologyUpdater
 
-STEPS, BATCH, MICRO_BATCH, SEQUENCE, VOCABULARY = 7, 4, 2, 8, 29  # padded to 32: the last shard is short
+STEPS, BATCH, MICRO_BATCH, SEQUENCE = 7, 12, 6, 8  # two and three trail ranks can split a micro-batch
+VOCABULARY = 29  # padded to 32: the last shard is short
 STATE = ("value", "exp_avg", "exp_avg_sq")
 
 
@@ -26,19 +27,23 @@ class Layout:
     """Degrees, stage and precision; the number of ranks follows with ``data``."""
 
     tensor: int = 1
+    pipe: int = 1
     trail: int = 1
     data: int = 1
     stage: int = 0
     precision: str = "fp32"
     ragged: bool = False
     storage: str = "auto"
+    trunk: str = "auto"
 
     @property
     def ranks(self) -> int:
-        return self.tensor * self.trail * self.data
+        return self.tensor * self.pipe * self.trail * self.data
 
     def __str__(self) -> str:
-        words = [f"{name} {getattr(self, name)}" for name in ("tensor", "trail", "data") if getattr(self, name) > 1]
+        names = ("tensor", "pipe", "trail", "data")
+        words = [f"{name} {getattr(self, name)}" for name in names if getattr(self, name) > 1]
+        words += [f"{self.trunk} trunk"] if self.trunk != "auto" else []
         words += [f"ZeRO {self.stage}"] if self.stage else []
         return ", ".join([*words, self.precision, *["rows"] * self.ragged])
 
@@ -58,7 +63,12 @@ def config_of(layout: Layout) -> Config:
             "storage": layout.storage,
         },
         "train": train,
-        "parallel": {"tensor": layout.tensor, "trail": layout.trail},
+        "parallel": {
+            "tensor": layout.tensor,
+            "pipe": layout.pipe,
+            "trail": layout.trail,
+            "trunk": layout.trunk,
+        },
     }
     return Config.from_dict(sections, {"zero_optimization": {"stage": layout.stage}}, layout.ranks)
 
@@ -103,7 +113,7 @@ class Run:
     def __init__(self, layout: Layout):
         self.layout, self.config = layout, config_of(layout)
         self.mesh = init_mesh(self.config)
-        self.model = build_model(self.config, MeshPlace(self.mesh), self.mesh.device)
+        self.model = build_mesh_model(self.config, self.mesh)
         self.weights = weights_of(self.model)
         self.engine = build_engine(self.config, self.model, self.mesh)
         self.state = optimizer_state(self.engine)

@@ -60,6 +60,8 @@ def _train(rank, world_size, folder, precision):
     batches = iter(StepLoader(data.train, 0, 6, 3, 0, 1, 0, 0))
     for step in range(1, STEPS + 1):
         train_step(engine, config, mesh, next(batches), step, topology.collects_at(step))
+        if step == 1:
+            save(folder / "run" / "checkpoints", config, mesh, model, state, Progress(1, 6, 1, data.digest))
         if topology.updates_at(step):
             topology.update(step)
     figures = evaluate(model, evaluation_batches(data.validation, 3, num_samples=12), mesh, config)
@@ -67,10 +69,14 @@ def _train(rank, world_size, folder, precision):
     return figures
 
 
-def _evaluate(rank, world_size, path, data=None, overrides=()):
+def _evaluate(rank, world_size, path, data=None, overrides=(), **options):
     from nt_dist.training.evaluate_checkpoint import evaluate_checkpoint, join
 
-    return evaluate_checkpoint(Path(path), join(world_size), data, overrides)
+    return evaluate_checkpoint(Path(path), join(world_size), data, overrides, **options)
+
+
+def _evaluate_fully(rank, world_size, path, shift, overrides=()):
+    return _evaluate(rank, world_size, path, overrides=overrides, full=True, shift=shift)
 
 
 def _run(folder, precision):
@@ -126,6 +132,68 @@ def test_table_and_json_hold_the_figures(run, tmp_path):
     content = json.loads((tmp_path / "eval.json").read_text())
     assert content["eval"] == result.figures and content["step"] == STEPS
     assert os.listdir(tmp_path) == ["eval.json"]
+
+
+def _numbers(thing):
+    """All numbers in nested figures, in order."""
+    if isinstance(thing, dict):
+        thing = list(thing.values())
+    if isinstance(thing, list):
+        return [number for each in thing for number in _numbers(each)]
+    return [thing] if isinstance(thing, int | float) else []
+
+
+def test_all_figures_on_any_number_of_ranks(run, tmp_path):
+    folder, expected = run
+    (alone,) = run_distributed(_evaluate_fully, 1, folder / "run", "corrupt:1")
+    first, second = (each.figures for each in run_distributed(_evaluate_fully, 2, folder / "run", "corrupt:1"))
+    assert first == second
+    found = alone.figures
+    assert len(_numbers(found)) > 200
+    assert _numbers(first) == pytest.approx(_numbers(found), rel=1e-4, abs=1e-6)
+    _assert_equal({key: found[key] for key in expected}, expected, rel=1e-6)
+
+    scaling = found["calibration"]["temperature"]
+    assert scaling["fit_tokens"] == scaling["tokens"] == expected["tokens"] / 2
+    topology = found["topology"]
+    assert topology["checkpoints"] == [1, STEPS]
+    assert 0 < topology["churn"][0]["share"] < 0.5 < topology["ever_active"] / topology["density"] < 2
+    shift = found["shift"]
+    assert shift["sequences"] == {"unshifted": 12, "shifted": 12}
+    assert shift["eval"]["tokens"] == expected["tokens"]
+    assert shift["eval"]["ppl_ensemble_prob"] > expected["ppl_ensemble_prob"]
+    assert "topology" not in shift["eval"] and "temperature" not in shift["eval"]["calibration"]
+
+    alone.write_json(tmp_path / "eval.json")
+    assert json.loads((tmp_path / "eval.json").read_text())["eval"] == found
+    for title in ("calibration", "temperature scaling", "diversity", "topology", "shift: the same text, 1 of each"):
+        assert title in alone.table()
+
+
+def test_another_text_as_shift(run):
+    folder, _ = run
+    other = str(folder / "other")
+    (found,) = run_distributed(_evaluate_fully, 1, folder / "run", other)
+    (itself,) = run_distributed(_evaluate, 1, folder / "run", other)
+    assert found.figures["shift"]["against"] == other
+    for key, value in itself.figures.items():
+        assert found.figures["shift"]["eval"][key] == pytest.approx(value), key
+
+
+def test_bad_shifts_and_too_little_text_are_refused(run):
+    folder, _ = run
+    one_sequence = ["run.eval_batches=1", "train.batch_size=1", "train.micro_batch_size=1"]
+    for shift, overrides, error, message in (
+        ("corrupt:1.5", [], RunError, r"--shift corrupt:1.5: the share must be a number in \(0, 1\]"),
+        ("corrupt:much", [], RunError, "--shift corrupt:much"),
+        ("corrupt:", [], RunError, "--shift corrupt:"),
+        (str(folder / "nothing"), [], DataError, "nothing"),
+        (" ", [], RunError, "--shift ' ': must be a path"),
+        (None, one_sequence, DataError, "need two sequences"),
+    ):
+        with pytest.raises(RankError, match=message) as raised:
+            run_distributed(_evaluate_fully, 1, folder / "run", shift, overrides)
+        assert isinstance(raised.value.error, error)
 
 
 def test_what_cannot_be_evaluated_is_refused_on_every_rank(run, tmp_path):

@@ -4,19 +4,27 @@ import pytest
 import torch
 
 from nt_dist.errors import TopologyError
-from nt_dist.parallel.place import MeshPlace
 from nt_dist.testing import run_distributed
 from nt_dist.training.engine import train_step
 from tests.distributed.layout_case import STATE, STEPS, Layout, Record, Run, batches_of, train_whole
 
 SAVED = 3  # after one topology update, before two more
 LAYOUTS = [
+    Layout(data=2, stage=1),
+    Layout(data=2, stage=2),
+    Layout(data=2, stage=3),
     Layout(tensor=2),
-    Layout(trail=2),
-    Layout(trail=3, storage="masked"),
+    Layout(trail=2, trunk="split"),
+    Layout(trail=2, trunk="split", stage=1),
+    Layout(trail=2, trunk="replicated"),
+    Layout(trail=3, trunk="split"),
+    Layout(trail=3, trunk="replicated", storage="masked"),
     Layout(tensor=2, data=2, stage=1),
-    Layout(trail=2, tensor=2),
-    Layout(trail=2, data=2, stage=3),
+    Layout(trail=2, tensor=2, trunk="split"),
+    Layout(trail=2, tensor=2, trunk="replicated", stage=2),
+    Layout(trail=2, data=2, trunk="split", stage=2),
+    Layout(trail=2, data=2, trunk="split", stage=3, ragged=True),
+    Layout(trail=2, data=2, trunk="replicated", stage=3),
     Layout(tensor=2, data=2, stage=1, ragged=True),
 ]
 REFERENCES: dict[tuple[str, bool], Record] = {}
@@ -67,7 +75,11 @@ def test_a_layout_trains_as_one_rank_does(layout):
 
 @pytest.mark.parametrize(
     "layout",
-    [Layout(tensor=2, precision="bf16", stage=1), Layout(trail=2, data=2, precision="bf16", stage=2)],
+    [
+        Layout(tensor=2, precision="bf16", stage=1),
+        Layout(trail=2, data=2, trunk="replicated", precision="bf16", stage=2),
+        Layout(trail=2, data=2, trunk="split", precision="bf16", stage=2),
+    ],
     ids=str,
 )
 def test_bf16_stays_near(layout):
@@ -101,7 +113,13 @@ def _go_on(rank, world_size, layout, path):
 
 @pytest.mark.parametrize(
     "layout",
-    [Layout(trail=2, storage="masked"), Layout(), Layout(data=2, stage=3), Layout(tensor=2, data=2, stage=1)],
+    [
+        Layout(pipe=2),
+        Layout(trail=2, storage="masked"),
+        Layout(),
+        Layout(data=2, stage=3),
+        Layout(tensor=2, data=2, stage=1),
+    ],
     ids=str,
 )
 def test_a_checkpoint_goes_on_in_another_layout(saved, layout):
@@ -141,21 +159,24 @@ def test_topologies_are_compared_where_there_are_copies(layout, name, found):
         assert message.startswith(f"{name}: the topologies of its replicas differ") == found, message
 
 
-def _disagree(rank, world_size):
-    """Gradients of the trunk that differ between its replicas, as two GPUs' may by a bit."""
-    run = Run(Layout(trail=2, stage=1, precision="bf16"))
-    trunk = [weight for weight in run.weights.values() if not weight.spec.in_trail]
-    place = MeshPlace(run.mesh)
-    # this hook comes before another one of keep_trunk_equal's
-    for weight in trunk:
-        weight.values.register_hook(lambda gradient: gradient * (1 + rank))
-    place.keep_trunk_equal(run.model)
-    record = run.train(2).finish()
+def _disagree(rank, world_size, trunk):
+    """Gradients of the trunk that differ between its replicas, as two GPUs' may by a bit; here by a lot."""
+    run = Run(Layout(trail=2, trunk=trunk, stage=1, precision="bf16"))
+    noise = torch.Generator().manual_seed(rank)
+
+    def other(take):
+        return lambda dense: take(dense + torch.randn(dense.shape, generator=noise).to(dense) * dense.abs().max())
+
+    for weight in run.weights.values():
+        if not weight.spec.in_trail:
+            weight.take_gradient = other(weight.take_gradient)
+    record = run.train(2).finish()  # the topologies of replicas are compared after the update
     return {key: slots for key, slots in record.slots.items() if not run.weights[key[0]].spec.in_trail}
 
 
-def test_replicas_of_the_trunk_stay_the_same_to_the_bit():
-    first, second = run_distributed(_disagree, 2)
+@pytest.mark.parametrize("trunk", ["split", "replicated"])
+def test_replicas_of_the_trunk_stay_the_same_to_the_bit(trunk):
+    first, second = run_distributed(_disagree, 2, trunk)
     assert first.keys() == second.keys() and first
     for key, slots in first.items():
         assert torch.equal(slots, second[key]), key

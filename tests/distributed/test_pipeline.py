@@ -9,9 +9,10 @@ from nt_dist.config import Config
 from nt_dist.data.loader import Batch
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.topology import trail_overlap
-from nt_dist.model.trails import weights_of
+from nt_dist.model.trails import layer_names, weights_of
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.parallel.pipeline import build_mesh_model
+from nt_dist.parallel.stages import stage_bounds
 from nt_dist.testing import run_distributed
 from nt_dist.training.checkpoint import Progress, load, save
 from nt_dist.training.engine import build_engine, train_step
@@ -30,6 +31,9 @@ class Layout:
     pipe: int = 1
     tensor: int = 1
     trail: int = 1
+    trunk: str = "auto"
+    trunk_layers: int = 1
+    trails: int = 6
     checkpointing: bool = False
     regrow_from: str = "all"
     update_every: int = 2
@@ -48,17 +52,17 @@ class Record:
 
 
 def config_of(world_size, layout):
-    """A tiny model of 6 trails with clipping on, which is updated after steps 2, 4 and 6."""
+    """A tiny model of 6 trails by default with clipping on, which is updated after steps 2, 4 and 6."""
     sections = {
         "model": {
             "hidden_size": 16,
             "ffn_size": 24,
-            "num_layers": 3,
+            "num_layers": layout.trunk_layers + 2,
             "num_attention_heads": 2,
             "vocab_size": VOCABULARY,
             "max_seq_len": SEQUENCE,
         },
-        "trails": {"count": 6, "layers": 2},
+        "trails": {"count": layout.trails, "layers": 2},
         "sparsity": {
             "density": 0.4,
             "topology_shards": 2,
@@ -79,7 +83,7 @@ def config_of(world_size, layout):
             "precision": layout.precision,
             "activation_checkpointing": layout.checkpointing,
         },
-        "parallel": {"pipe": layout.pipe, "tensor": layout.tensor, "trail": layout.trail},
+        "parallel": {"pipe": layout.pipe, "tensor": layout.tensor, "trail": layout.trail, "trunk": layout.trunk},
     }
     return Config.from_dict(sections, {"zero_optimization": {"stage": layout.stage}}, world_size)
 
@@ -207,12 +211,32 @@ def _assert_trained_alike(answers, one_rank, **limits):
         (2, Layout(pipe=2)),
         (3, Layout(pipe=3, stage=1)),
         (4, Layout(pipe=2, tensor=2, stage=1)),
-        (4, Layout(pipe=2, trail=2)),
+        (4, Layout(pipe=2, trail=2, trunk="split")),
+        (4, Layout(pipe=2, trail=2, trunk="replicated", stage=1)),
     ],
-    ids=("pipe 2", "pipe 3, ZeRO 1", "pipe 2 x tensor 2, ZeRO 1", "pipe 2 x trail 2"),
+    ids=(
+        "pipe 2",
+        "pipe 3, ZeRO 1",
+        "pipe 2 x tensor 2, ZeRO 1",
+        "pipe 2 x trail 2, split trunk",
+        "pipe 2 x trail 2, replicated trunk, ZeRO 1",
+    ),
 )
 def test_a_pipeline_trains_as_one_rank_does(ranks, layout, one_rank):
     _assert_trained_alike(run_distributed(_run, ranks, layout), one_rank)
+
+
+@pytest.mark.parametrize(
+    ("trunk_layers", "first_of_last_stage"), [(2, "fork"), (4, "blocks.3")], ids=("at the fork", "in the trunk")
+)
+def test_a_cut_before_the_fork_of_a_split_trunk(trunk_layers, first_of_last_stage):
+    """What passes the cut is a share of the micro-batch."""
+    layout = Layout(trunk_layers=trunk_layers, trails=2)
+    alone = run_distributed(_run, 1, layout)[0][:2]
+    cut = replace(layout, pipe=2, trail=2, trunk="split", checkpointing=True)
+    config = config_of(4, cut)
+    assert layer_names(config)[stage_bounds(config)[1]] == first_of_last_stage
+    _assert_trained_alike(run_distributed(_run, 4, cut), alone)
 
 
 def test_stages_on_data_ranks_train_as_one_rank_does(four_ranks, one_rank):

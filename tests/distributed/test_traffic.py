@@ -109,16 +109,19 @@ def _count_passes(rank, world_size, config):
         return traffic.stop(), sum(parameter.numel() for parameter in model.parameters())
 
 
-def _cut(axis, checkpointing=False, fork="blocks"):
+def _cut(axis, checkpointing=False, fork="blocks", trunk="auto"):
     config = _config(trails={"fork": fork}, batch_size=4, activation_checkpointing=checkpointing)
-    return replace(config, parallel=replace(Parallel(), **{axis: 2}), train=replace(config.train, batch_size=2))
+    degrees = replace(Parallel(trunk=trunk), **{axis: 2})
+    return replace(config, parallel=degrees, train=replace(config.train, batch_size=2))
 
 
 MODEL_AXES = {
     "tensor": _cut("tensor"),
     "tensor, computed again": _cut("tensor", checkpointing=True),
     "tensor, fork before the embedding": _cut("tensor", fork="embedding"),
-    "trail": _cut("trail"),
+    "trail, split trunk": _cut("trail", trunk="split"),
+    "trail, split trunk, computed again": _cut("trail", checkpointing=True, trunk="split"),
+    "trail, replicated trunk": _cut("trail", trunk="replicated"),
 }
 
 
@@ -131,6 +134,20 @@ def test_tensor_and_trail_bytes_are_the_formulas(name):
     for counted, _ in counts:
         assert counted == step_payload(config) != {}
     assert max(values for _, values in counts) == stored
+
+
+UPDATE_SCALARS = 8 + 16  # replaced slots and the model's checksum, summed over the axes of the model
+
+
+@pytest.mark.parametrize("trunk", ["split", "replicated"])
+def test_an_updates_bytes_over_the_trail_axis_are_the_formulas(trunk):
+    config = _config(parallel={"trail": 2, "trunk": trunk})
+    update = update_payload(config)
+    assert ("trail", "broadcast") in update
+    for ordinary, of_update_step in run_distributed(_count_data, RANKS, config):
+        added = {key: each - ordinary.get(key, 0) for key, each in of_update_step.items()}
+        added["trail", "all_reduce"] -= UPDATE_SCALARS
+        assert {key: each for key, each in added.items() if each} == update
 
 
 def _count_pipe(rank, world_size, config):

@@ -1,4 +1,4 @@
-"""Both benchmarks at tiny size: they measure what they say, and the formulas hold. Trainers live in the pool's rank."""
+"""The benchmarks at tiny size: they measure what they say, and the formulas hold. Trainers live in the pool's rank."""
 
 import functools
 import json
@@ -10,9 +10,11 @@ import torch
 from nt_dist.benchmark import speed as speed_module
 from nt_dist.benchmark.allocations import Allocations
 from nt_dist.benchmark.memory import KINDS, measure_memory, memory_table
-from nt_dist.benchmark.run import run_memory, run_saving, run_speed
+from nt_dist.benchmark.run import run_memory, run_saving, run_speed, run_trunk
 from nt_dist.benchmark.setup import at_density, build_bench, check
-from nt_dist.benchmark.speed import Spread, measure_speed
+from nt_dist.benchmark.speed import measure_speed
+from nt_dist.benchmark.timing import Spread
+from nt_dist.benchmark.trunk import measure_trunk
 from nt_dist.config import Config
 from nt_dist.errors import ConfigError
 from nt_dist.parallel.mesh import init_mesh
@@ -108,13 +110,13 @@ class _KnownClock:
 
 
 def _timed(rank, world_size):
-    config, clock = _config(), speed_module._Clock
+    config, clock = _config(), speed_module.Clock
     mesh = init_mesh(config)
-    speed_module._Clock = _KnownClock
+    speed_module.Clock = _KnownClock
     try:
         return measure_speed(config, mesh, [0.5, 1.0], num_rounds=3, num_steps=2), _KnownClock.turns
     finally:
-        speed_module._Clock = clock
+        speed_module.Clock = clock
 
 
 def test_contenders_take_turns_and_ratios_are_of_one_round():
@@ -145,6 +147,33 @@ def test_both_end_in_text_and_json():
     assert json.loads(json.dumps(figures))["density"]["0.5"]["ratio"][0] > 0
     text, figures = memory
     assert "| 0.5 |" in text and set(json.loads(json.dumps(figures))[0]["measured"]) == set(KINDS)
+
+
+def _trunk_config(**train):
+    sections = _config(**train).to_dict()
+    sections["trails"]["count"], sections["parallel"]["trail"] = 4, 2
+    return Config.from_dict(sections, None, 2)
+
+
+def _run_trunk(rank, world_size):
+    return run_trunk(_trunk_config(), print, num_rounds=2, num_steps=1)
+
+
+def test_a_split_trunk_is_measured_against_a_replicated_one():
+    text, figures = run_distributed(_run_trunk, 2)[0]
+    assert "2 trail ranks, 2 micro-batches a step" in text and text.splitlines()[-1].startswith("| split |")
+    of = json.loads(json.dumps(figures))["trunk"]
+    assert [len(each[kind]) for each in of.values() for kind in ("seconds", "cpu_seconds")] == [2] * 4
+    assert set(of["split"]["payload"]) - {"all_reduce"} == {"all_gather", "reduce_scatter"}
+    assert set(of["replicated"]["payload"]) - {"all_reduce"} == {"all_gather", "broadcast"}  # the losses are gathered
+    assert of["split"]["activations"] < of["replicated"]["activations"]
+    assert of["split"]["step_peak"] < of["replicated"]["step_peak"]
+
+
+@pytest.mark.parametrize("config", [_config(), _trunk_config(micro_batch_size=1)], ids=["one rank", "one sequence"])
+def test_a_trunk_that_cannot_be_split_is_refused(config):
+    with pytest.raises(ConfigError, match=r"parallel\.trail"):
+        measure_trunk(config, num_rounds=1, num_steps=1)
 
 
 def _checksums(rank, world_size):

@@ -30,6 +30,7 @@ def test_nothing_is_ignored_by_default():
         ({"sparsity": {"stop_fraction": 0.01}}, "the topology is never updated"),
         ({"train": {"steps": 50, "warmup_steps": 5}}, "the topology is never updated"),
         ({"trails": {"fork": "embedding", "layers": 3}}, "trails.layers = 3 is ignored: trails.fork = 'embedding'"),
+        ({"parallel": {"trunk": "split"}}, "parallel.trunk = 'split' is ignored: parallel.trail = 1"),
         ({"data": {"path": "x"}}, "data.path = 'x' is ignored: data.source = 'stdlib'"),
         ({"data": {"source": "jsonl", "path": "x", "subset": "en"}}, "data.subset = 'en' is ignored"),
         ({"data": {"text_key": "t"}}, "data.text_key = 't' is ignored: data.source = 'stdlib'"),
@@ -42,6 +43,12 @@ def test_nothing_is_ignored_by_default():
 def test_each_ignored_setting_is_named_once(sections, message):
     (found,) = warnings(Config.from_dict(sections))
     assert message in found
+
+
+def test_a_trunk_that_is_not_there_cannot_be_split():
+    sections = {"trails": {"fork": "embedding", "layers": 6}, "parallel": {"trail": 3, "trunk": "split"}}
+    (found,) = warnings(Config.from_dict(sections, world_size=3))
+    assert found == "parallel.trunk = 'split' is ignored: trails.fork = 'embedding' leaves no trunk"
 
 
 def test_settings_that_count_are_not_named():

@@ -44,6 +44,35 @@ def test_key_and_value_heads_limit_the_tensor_degree():
     assert "parallel.tensor = 2" in found[1]
 
 
+def _trunk(trunk, micro=3, trail=2, **trails):
+    sections = {"trails": {"count": 6, **trails}, "train": {"batch_size": 48, "micro_batch_size": micro}}
+    return {**sections, "parallel": {"trail": trail, "trunk": trunk}}
+
+
+def test_a_split_trunk_needs_a_micro_batch_that_divides():
+    found = problems_of(2, **_trunk("split"))
+    assert found[0] == (
+        "parallel.trunk = 'split' deals a micro-batch out to the trail ranks: parallel.trail = 2 must divide "
+        "train.micro_batch_size = 3; nearest: 2 or 4"
+    )
+    assert "parallel.trail = 1 " in found[1]
+
+
+@pytest.mark.parametrize(
+    ("sections", "is_split"),
+    [
+        (_trunk("auto"), False),
+        (_trunk("auto", micro=4), True),
+        (_trunk("split", micro=4), True),
+        (_trunk("replicated", micro=4), False),
+        (_trunk("split", trail=1), False),
+        (_trunk("split", fork="embedding"), False),
+    ],
+)
+def test_when_the_trunk_is_split(sections, is_split):
+    assert Config.from_dict(sections, world_size=2).splits_trunk == is_split
+
+
 def test_where_no_layout_works_none_is_named():
     found = problems_of(7, {"tensor": 7}, train={"batch_size": 48, "micro_batch_size": 48})
     assert not any("nearest layout" in problem for problem in found)

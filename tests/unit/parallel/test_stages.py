@@ -9,14 +9,14 @@ from nt_dist.model.trails import layer_names
 from nt_dist.parallel.stages import layer_work, stage_bounds
 
 
-def config_of(pipe, count=3, layers=4, num_layers=8, vocabulary=512, fork="blocks"):
+def config_of(pipe, count=3, layers=4, num_layers=8, vocabulary=512, fork="blocks", trail=1, trunk="auto"):
     sections = {
         "model": {"num_layers": num_layers, "vocab_size": vocabulary},
         "trails": {"count": count, "layers": layers, "fork": fork},
         "train": {"batch_size": 16, "micro_batch_size": 16},
-        "parallel": {"pipe": pipe},
+        "parallel": {"pipe": pipe, "trail": trail, "trunk": trunk},
     }
-    return Config.from_dict(sections, {"zero_optimization": {"stage": 1}}, world_size=pipe)
+    return Config.from_dict(sections, {"zero_optimization": {"stage": 1}}, world_size=pipe * trail)
 
 
 def test_a_trail_block_counts_as_often_as_there_are_trails():
@@ -24,6 +24,23 @@ def test_a_trail_block_counts_as_often_as_there_are_trails():
     assert list(work)[:6] == ["embedding", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "fork"]
     assert work["blocks.7"] == pytest.approx(3 * work["blocks.0"])
     assert work["fork"] == 0 < work["embedding"] < work["output"]
+
+
+def test_work_is_that_of_a_trail_rank():
+    """Half of the trails; the whole trunk, or half of its tokens and what moving its weights costs."""
+    whole, replicated, split = (
+        dict(zip(layer_names(config), layer_work(config), strict=True))
+        for config in (
+            config_of(1, count=4),
+            config_of(1, count=4, trail=2, trunk="replicated"),
+            config_of(1, count=4, trail=2, trunk="split"),
+        )
+    )
+    for name in ("blocks.7", "output"):
+        assert split[name] == replicated[name] == pytest.approx(whole[name] / 2)
+    assert replicated["blocks.0"] == whole["blocks.0"]
+    assert 0.5 < split["blocks.0"] / whole["blocks.0"] < 0.6
+    assert split["embedding"] == whole["embedding"]
 
 
 @pytest.mark.parametrize("pipe", [1, 2, 3, 5, 8])

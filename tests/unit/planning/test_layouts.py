@@ -92,6 +92,18 @@ def test_products_are_those_of_the_tokens_flops():
     assert step_time(again, H100).products == pytest.approx(seconds * 4 / 3)
 
 
+def test_trail_ranks_share_the_products_of_a_split_trunk():
+    alone = step_time(_config(world_size=1, micro_batch_size=2), H100)
+    config = _config(world_size=2, micro_batch_size=2)
+    split, replicated = (
+        step_time(replace(config, parallel=Parallel(trail=2, trunk=trunk)), H100) for trunk in ("split", "replicated")
+    )
+    assert split.products == pytest.approx(alone.products / 2)
+    trunk = sum(layer.work(64) for layer in layer_parts(config) if not layer.parts[0].spec.in_trail)
+    share = trunk / sum(layer.work(64) for layer in layer_parts(config))
+    assert replicated.products == pytest.approx(alone.products * (1 + share) / 2)
+
+
 def test_a_pipeline_waits_at_its_ends():
     config = replace(_config(world_size=4), parallel=Parallel(pipe=4))
     time = step_time(config, H100)

@@ -138,6 +138,19 @@ def test_parts_of_all_ranks_are_the_whole_model():
         assert part.slots * copies == pytest.approx(whole[part.spec.name].active_elements, abs=copies)
 
 
+def test_trail_ranks_keep_their_share_of_a_split_trunk():
+    config = replace(_config(model={"num_layers": 4}), world_size=2)
+    split, replicated = (
+        layer_parts(replace(config, parallel=Parallel(trail=2, trunk=trunk))) for trunk in ("split", "replicated")
+    )
+    for half, whole in zip(split, replicated, strict=True):
+        shares = 1 if half.parts[0].spec.in_trail else 2
+        assert kept_by(whole, config) == shares * kept_by(half, config)
+    again = replace(config, train=replace(config.train, activation_checkpointing=True))
+    trunk_input = kept([replicated[1]], again)
+    assert kept(replicated, again) - kept(split, again) == kept_by(split[0], config) + trunk_input  # two trunk blocks
+
+
 def test_stages_share_the_work():
     """Trail blocks count once for each trail, the output matrix like a block of its size."""
     config = _config(model={"num_layers": 6, "vocab_size": 64}, trails={"layers": 2})

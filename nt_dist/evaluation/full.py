@@ -1,0 +1,145 @@
+"""All figures of an ensemble, and the keys under which they are written.
+
+`FullSums.result` gives a dictionary, which tools/evaluate.py --full writes as "eval" in its JSON:
+
+    ppl_trails, ppl_ensemble_prob, ppl_ensemble_logit, disagreement, ensemble_gain, tokens
+                    as without --full: metrics.EnsembleSums.result
+    nll             negative log-likelihood in nats a token
+    accuracy        share of tokens whose likeliest piece is right
+    calibration     ece, adaptive_ece, brier; and
+                    temperature: value (fitted on every second sequence), fit_tokens; measured on the other sequences:
+                    tokens, and before and after, each with nll, accuracy, brier, ece and adaptive_ece
+    reliability     edges: the 16 borders of 15 bins of confidence; and for each predictor
+                    {count, confidence, accuracy}: lists of 15 (an empty bin: None, None)
+    diversity       kl, js, disagreement_matrix [T][T]; kl_mean, js_mean, entropy_mean, entropy_members,
+                    mutual_information: diversity.DiversitySums.result
+
+Figures of predictors (nll, accuracy, ece, adaptive_ece, brier, value, …, the reliability's dictionaries) are
+{"trails": [T of them], "prob": of the mean of probabilities, "logit": of the mean of logits}.
+
+Beside them the evaluation of a checkpoint (training/evaluate_checkpoint.py) puts
+
+    topology        checkpoints: the steps of the checkpoints that were read, this one the last;
+                    overlap, overlap_chance: topology.Overlap's jaccard and chance (None with one trail);
+                    overlap_matrix [T][T]: Jaccard index of two trails' topologies (None with one trail);
+                    density, ever_active: share of the sparse weights' entries active here, and in any checkpoint;
+                    churn: [{from, to, share}], share of the slots that moved between one checkpoint and the next;
+                    weights: {name: {density, overlap, ever_active, churn}}, of each sparse weight; churn as above
+    shift           (with --shift) against: what was shifted; sequences: {unshifted, shifted}; auroc, aupr, fpr95: each
+                    {entropy, mutual_information, max_probability} (shift.py); eval: all of the above but topology,
+                    temperature and shift, on the shifted text
+"""
+
+import torch
+
+from nt_dist.evaluation.calibration import BINS, CalibrationSums
+from nt_dist.evaluation.diversity import DiversitySums
+from nt_dist.evaluation.metrics import EnsembleSums
+from nt_dist.evaluation.predictions import predictions
+from nt_dist.evaluation.shift import SequenceScores
+from nt_dist.evaluation.temperature import TemperatureFit
+from nt_dist.model.place import Place
+
+
+class FullSums:
+    """Streaming sums of all figures over tokens; their memory does not grow with the text, but for SequenceScores.
+
+    Temperatures need two parts of the text: those added before `fit_temperatures` and those after it.
+
+    Args:
+        num_trails: T.
+        device: Where the sums live; the logits must be there too.
+        place: Which trails and pieces are held here.
+        with_temperatures: Whether `fit_temperatures` will be called.
+    """
+
+    def __init__(
+        self,
+        num_trails: int,
+        device: torch.device | str = "cpu",
+        place: Place | None = None,
+        with_temperatures: bool = False,
+    ):
+        self.num_trails, self.device, self.place = num_trails, device, place or Place()
+        predictors = num_trails + 2
+        self.ensemble = EnsembleSums(num_trails, device, place)
+        self.diversity = DiversitySums(num_trails, device)
+        self.scores = SequenceScores(device)
+        self.calibration = CalibrationSums(predictors, device)  # of the part at hand
+        self.fitted_on: CalibrationSums | None = None  # of the part before it
+        self.fit = TemperatureFit(predictors, device) if with_temperatures else None
+        self.tempered = CalibrationSums(predictors, device)
+        self.temperatures: list[float] = []
+
+    def add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
+        """Adds one batch; arguments as EnsembleSums.add."""
+        self.ensemble.add(logits, targets, weights)
+        self.scores.begin(len(targets))
+        for chunk in predictions(logits, targets, weights, self.num_trails, self.place):
+            for sums in (self.diversity, self.scores, self.calibration):
+                sums.add(chunk)
+            if self.temperatures:
+                values = torch.tensor(self.temperatures, dtype=torch.float32, device=self.device)
+                self.tempered.add(chunk.tempered(values))
+            elif self.fit:
+                self.fit.add(chunk)
+
+    def fit_temperatures(self, all_reduce) -> None:
+        """Ends the part of the text on which temperatures are fitted; what is added from now on measures them.
+
+        Raises:
+            ValueError: That part has no real token.
+        """
+        self.fit.reduce(all_reduce)
+        self.temperatures = self.fit.temperatures()
+        self.fitted_on, self.calibration = self.calibration, CalibrationSums(self.num_trails + 2, self.device)
+
+    def reduce(self, all_reduce) -> None:
+        """Adds up the sums of all ranks that saw other tokens, by calls of `all_reduce` (a sum in place)."""
+        for sums in (self.ensemble, self.diversity, self.calibration):
+            sums.reduce(all_reduce)
+        if self.temperatures:
+            self.fitted_on.reduce(all_reduce)
+            self.tempered.reduce(all_reduce)
+
+    def result(self) -> dict:
+        """The figures of all tokens added so far; the keys are in this module's docstring.
+
+        Raises:
+            ValueError: No real token was added, to one of the two parts if there are temperatures.
+        """
+        figures = self.ensemble.result()
+        total = self.calibration + self.fitted_on if self.fitted_on else self.calibration
+        scores = {name: by_predictor(values) for name, values in total.result().items()}
+        calibration = {name: scores[name] for name in ("ece", "adaptive_ece", "brier")}
+        if self.temperatures:
+            calibration["temperature"] = self._temperature()
+        reliability = {"edges": [number / BINS for number in range(BINS + 1)], **by_predictor(total.reliability())}
+        return {
+            **figures,
+            "nll": scores["nll"],
+            "accuracy": scores["accuracy"],
+            "calibration": calibration,
+            "reliability": reliability,
+            "diversity": self.diversity.result(),
+        }
+
+    def _temperature(self) -> dict:
+        if self.calibration.tokens <= 0:
+            raise ValueError("a temperature needs at least one real token (of weight > 0) to be measured on")
+        parts = {"before": self.calibration, "after": self.tempered}
+        return {
+            "value": by_predictor(self.temperatures),
+            "fit_tokens": self.fitted_on.tokens,
+            "tokens": self.calibration.tokens,
+            **{
+                name: {figure: by_predictor(values) for figure, values in part.result().items()}
+                for name, part in parts.items()
+            },
+        }
+
+
+def by_predictor(values: list) -> dict:
+    """Names the figures [T + 2] of the trails and the two ensembles."""
+    *trails, prob, logit = values
+    return {"trails": trails, "prob": prob, "logit": logit}

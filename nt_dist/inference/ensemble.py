@@ -1,0 +1,196 @@
+"""A checkpoint as a model to compute with, on one device.
+
+Shapes: T trails, B sequences, S tokens, V pieces of the tokenizer (padding is cut off).
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nt_dist.config import Config
+from nt_dist.data import Tokenizer, run_tokenizer
+from nt_dist.data.prepare import prepared_folder
+from nt_dist.errors import CheckpointError, ConfigError
+from nt_dist.model.cache import Cache
+from nt_dist.model.trails import TrailsModel, build_model
+from nt_dist.training.checkpoint_find import find, verify
+from nt_dist.training.checkpoint_folder import locate
+from nt_dist.training.checkpoint_manifest import Manifest, read_manifest
+from nt_dist.training.checkpoint_weights import load_values
+
+PROB, LOGIT = "prob", "logit"
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The trails of a checkpoint and the tokenizer that they were trained with.
+
+    Attributes:
+        model: All of it, in evaluation mode, without gradients.
+        config: The settings that it was trained with.
+        tokenizer: The run's.
+        checkpoint: The checkpoint's folder.
+        manifest: What the checkpoint says about itself: step, consumed samples, who wrote it.
+    """
+
+    model: TrailsModel
+    config: Config
+    tokenizer: Tokenizer
+    checkpoint: Path
+    manifest: Manifest
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.model.parameters()).device
+
+    @property
+    def num_trails(self) -> int:
+        """T."""
+        return self.config.trails.count
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the sequences that it was trained on."""
+        return self.config.model.max_seq_len
+
+    @torch.no_grad()
+    def logits(self, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        """Return the trails' logits [T, B, S, V], in the model's own type, for tokens [B, S].
+
+        Args:
+            tokens: Piece numbers.
+            cache: Of the tokens before these, in the same order of sequences; these join it. None: there are none, and
+                nothing is kept.
+        """
+        tokens = tokens.to(self.device)
+        logits = self.model(tokens) if cache is None else self.model.step(tokens, cache)
+        return logits[..., : self.config.model.vocab_size]
+
+    def new_cache(self, padding: torch.Tensor | None = None) -> Cache:
+        """Return an empty cache; ``padding`` [B] counts tokens at the left of each sequence that nothing may see."""
+        return Cache(padding)
+
+    def combine(self, logits: torch.Tensor, how: str | int = PROB) -> torch.Tensor:
+        """Return log-probabilities, fp32 [..., V], of logits [T, ..., V].
+
+        Args:
+            logits: As :meth:`logits` gives them.
+            how: "prob" for the mean of the trails' probabilities (Lakshminarayanan et al., arXiv 1612.01474, §2.4),
+                "logit" for the softmax of the mean of their logits (arXiv 2505.17909), or one trail's number, from 0.
+        """
+        return combine(logits, how)
+
+
+def combine(logits: torch.Tensor, how: str | int = PROB) -> torch.Tensor:
+    """See :meth:`Ensemble.combine`."""
+    if how == PROB:
+        return logits.float().log_softmax(-1).logsumexp(0) - math.log(len(logits))
+    if how == LOGIT:
+        return logits.float().mean(0).log_softmax(-1)
+    assert isinstance(how, int) and 0 <= how < len(logits), how
+    return logits[how].float().log_softmax(-1)
+
+
+def parse_combination(text: str, num_trails: int, key: str = "combine") -> str | int:
+    """Read what :meth:`Ensemble.combine` takes from a command line, where trails are counted from 1.
+
+    Args:
+        text: "prob", "logit" or a trail's number.
+        num_trails: T.
+        key: What the user calls it, for the message.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if text in (PROB, LOGIT):
+        return text
+    if text.isdecimal() and 1 <= int(text) <= num_trails:
+        return int(text) - 1
+    raise ConfigError([f"{key} = {text!r} must be 'prob', 'logit' or a trail's number from 1 to {num_trails}"])
+
+
+def parse_device(text: str, key: str = "--device") -> torch.device:
+    """Read the name of a device that there is.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        raise ConfigError([f"{key} {text!r} cannot be used: {str(error).splitlines()[0]}"]) from None
+
+
+def find_checkpoint(path: Path) -> tuple[Path, Manifest]:
+    """Return a checkpoint with every hash checked, and its manifest.
+
+    Args:
+        path: A checkpoint, a folder of checkpoints or a run's folder (then its newest whole checkpoint).
+
+    Raises:
+        CheckpointError: There is none, parts of it are missing or damaged, or it has another format version.
+    """
+    is_one, place = locate(path)
+    if is_one:
+        return place, verify(place)
+    found = find(place)
+    if found is None:
+        raise CheckpointError(f"--checkpoint {path}: there is no checkpoint in it")
+    return found, read_manifest(found)
+
+
+def load_ensemble(
+    checkpoint: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tokenizer: Path | None = None,
+    prepared: Path | None = None,
+) -> Ensemble:
+    """Load a trained ensemble for computing with it; needs no DeepSpeed and no process group.
+
+    Args:
+        checkpoint: A checkpoint, a folder of checkpoints or a run's folder (then its newest whole checkpoint).
+        device: Where to compute.
+        dtype: Of the weights.
+        tokenizer: A .model file to take; None to look where the run has its own.
+        prepared: Where the run's prepared texts are now; None for where it had them.
+
+    Raises:
+        CheckpointError: There is none, parts of it are missing or damaged, it has another format version, a topology
+            does not match its checksum.
+        DataError: The tokenizer is not the run's, or is not there.
+        ConfigError: The checkpoint's settings are no config.
+    """
+    path, manifest = find_checkpoint(Path(checkpoint))
+    config = inference_config(manifest)
+    folders = [prepared] if prepared else list(dict.fromkeys([prepared_folder(config), path.parent.parent / "data"]))
+    digest, sha256 = manifest.progress.data_digest, manifest.progress.extra.get("tokenizer_sha256")
+    tokens = run_tokenizer(config, digest, sha256 if isinstance(sha256, str) else None, folders, tokenizer)
+    model = load_model(path, manifest, config, device).to(dtype)
+    return Ensemble(model, config, tokens, path, manifest)
+
+
+def inference_config(manifest: Manifest) -> Config:
+    """Return the settings that a checkpoint was written with, for one rank that does not train.
+
+    Matrices are then held dense: built from values and index anew, they would cost a step of one token more than its
+    products.
+
+    Raises:
+        ConfigError: With every setting that cannot be.
+    """
+    sections = {name: dict(values) for name, values in manifest.config.items()}
+    sections["parallel"] = {}
+    sections.setdefault("sparsity", {})["storage"] = "masked"
+    sections.setdefault("train", {})["precision"] = "fp32"  # the values are; bf16 would ask for ZeRO
+    return Config.from_dict(sections)
+
+
+def load_model(path: Path, manifest: Manifest, config: Config, device: torch.device | str = "cpu") -> TrailsModel:
+    """Build the model of a checkpoint that was verified and load its weights, in fp32; see :func:`load_ensemble`."""
+    model = build_model(config, device="meta").to_empty(device=device).eval().requires_grad_(False)
+    load_values(path, manifest, model)
+    return model

@@ -1,0 +1,156 @@
+"""Text written by an ensemble, a token at a time.
+
+V pieces, T trails. Nucleus sampling: Holtzman et al., arXiv 1904.09751, §3.1. Uncertainty: Malinin and Gales, arXiv
+2002.07650, §2: the entropy of the averaged prediction, and the part of it that is the trails' disagreement.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from nt_dist.data import Tokenizer
+from nt_dist.errors import ConfigError
+from nt_dist.inference.ensemble import PROB, Ensemble, combine
+
+UNCERTAINTIES = ("none", "mutual_information", "entropy")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: Divides the log-probabilities; 0 takes the most likely token.
+        top_p: The smallest set of the most likely tokens with at least this probability is drawn from; 1: all.
+        seed: Of all draws.
+
+    Raises:
+        ConfigError: With everything that is out of its range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        problems = []
+        if not 0 <= self.temperature < float("inf"):
+            problems.append(f"--temperature {self.temperature:g} must be at least 0")
+        if not 0 < self.top_p <= 1:
+            problems.append(f"--top_p {self.top_p:g} must be in (0, 1]")
+        if not 0 <= self.seed < 2**63:
+            problems.append(f"--seed {self.seed} must be in [0, 2^63)")
+        if problems:
+            raise ConfigError(problems)
+
+    def choose(self, log_probs: torch.Tensor, generator: torch.Generator) -> int:
+        """Return a token drawn from log-probabilities, fp32 [V]."""
+        if self.temperature == 0:
+            return int(log_probs.argmax())
+        probs, tokens = (log_probs / self.temperature).softmax(-1).cpu().sort(descending=True, stable=True)
+        before = probs.cumsum(0) - probs  # of the tokens more likely than each
+        probs = probs.where((before < self.top_p) | (torch.arange(len(probs)) == 0), 0.0)
+        return int(tokens[torch.multinomial(probs, 1, generator=generator)])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text that was written, in whole characters, and the highest uncertainty of its tokens, in nats."""
+
+    text: str
+    uncertainty: float
+
+
+def uncertainty(logits: torch.Tensor, kind: str) -> float:
+    """Return how unsure an ensemble is of the next token, in nats.
+
+    Args:
+        logits: The trails', [T, V].
+        kind: "entropy" of the mean of the trails' probabilities, or "mutual_information": that entropy less the mean of
+            the trails' own entropies, which is 0 where all trails predict the same.
+    """
+    whole = _entropy(combine(logits, PROB))
+    if kind == "entropy":
+        return whole
+    assert kind == "mutual_information", kind
+    own = [_entropy(combine(logits, trail)) for trail in range(len(logits))]
+    return max(whole - sum(own) / len(own), 0.0)
+
+
+def _entropy(log_probs: torch.Tensor) -> float:
+    return float(torch.special.entr(log_probs.double().exp()).sum())
+
+
+def generate(
+    ensemble: Ensemble,
+    prompt: str,
+    max_tokens: int,
+    sampling: Sampling,
+    how: str | int = PROB,
+    kind: str = "none",
+) -> Iterator[Piece]:
+    """Yield the text that follows ``prompt`` as it is written, up to the end of a document.
+
+    A prompt, and a text that grows, longer than the sequences that were trained on go on from their last half: the
+    others are forgotten.
+
+    Args:
+        ensemble: The model.
+        prompt: A document's beginning; may be empty.
+        max_tokens: At most so many.
+        sampling: How to choose.
+        how: The trails' combination, as Ensemble.combine takes it.
+        kind: Of UNCERTAINTIES; "none" costs nothing, and pieces have 0.
+    """
+    tokenizer, generator = ensemble.tokenizer, torch.Generator().manual_seed(sampling.seed)
+    first = tokenizer.eos if tokenizer.bos is None else tokenizer.bos  # without a BOS, documents follow an EOS
+    tokens = [first, *tokenizer.encode(prompt)]
+    cache, waiting, decoder, highest = ensemble.new_cache(), tokens, StreamDecoder(tokenizer, tokens[1:]), 0.0
+    for _ in range(max_tokens):
+        if cache.length + len(waiting) > ensemble.max_length:
+            cache, waiting = ensemble.new_cache(), tokens[-max(ensemble.max_length // 2, 1) :]
+        logits = ensemble.logits(torch.tensor([waiting]), cache)[:, 0, -1]  # [T, V]
+        token = sampling.choose(ensemble.combine(logits, how), generator)
+        if token == tokenizer.eos:
+            break
+        tokens.append(token)
+        waiting = [token]
+        if kind != "none":
+            highest = max(highest, uncertainty(logits, kind))
+        if text := decoder.add(token):
+            yield Piece(text, highest)
+            highest = 0.0
+    if text := decoder.rest():
+        yield Piece(text, highest)
+
+
+class StreamDecoder:
+    """The text of tokens as they come, in whole characters: the bytes of one may be several tokens.
+
+    Args:
+        tokenizer: Decodes.
+        before: Tokens whose text is known; whether a piece begins with a space can depend on there being some.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: list[int]):
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._settle(before[-1:])
+
+    def _settle(self, tokens: list[int]) -> None:
+        self._tokens = tokens
+        self._known = len(self._tokenizer.decode(tokens))
+
+    def add(self, token: int) -> str:
+        """Return the text that is new with ``token``; none while a character is incomplete."""
+        self._tokens.append(token)
+        new = self.rest()
+        if new.endswith("\ufffd"):
+            return ""
+        self._settle([token])
+        return new
+
+    def rest(self) -> str:
+        """Return what :meth:`add` holds back, broken characters as U+FFFD."""
+        return self._tokenizer.decode(self._tokens)[self._known :]

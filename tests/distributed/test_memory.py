@@ -1,0 +1,88 @@
+"""The planner's memory of whole steps, against what the allocator counts on every rank of a pipeline and of trails."""
+
+import gc
+
+import pytest
+import torch
+
+from nt_dist.benchmark.allocations import Allocations
+from nt_dist.benchmark.setup import random_batches
+from nt_dist.config import Config
+from nt_dist.parallel.mesh import init_mesh
+from nt_dist.parallel.pipeline import build_mesh_model
+from nt_dist.planning.memory import rank_memory
+from nt_dist.testing import run_distributed
+from nt_dist.training.engine import build_engine, train_step
+from nt_dist.training.optimizer_state import optimizer_state
+from nt_dist.training.topology import TopologyUpdater
+
+UPDATE_STEP = 10
+
+
+def _config(world_size=2, stage=0, precision="fp32", checkpointing=False, **parallel):
+    """Two trunk blocks and two of two trails; four micro-batches a step, whose activations outweigh the weights."""
+    sections = {
+        "model": {
+            "hidden_size": 48,
+            "ffn_size": 96,
+            "num_layers": 4,
+            "num_attention_heads": 4,
+            "vocab_size": 128,
+            "max_seq_len": 64,
+        },
+        "trails": {"count": 2, "layers": 2},
+        "sparsity": {"density": 0.5, "topology_shards": 4, "update_every": UPDATE_STEP},
+        "train": {
+            "steps": 1000,
+            "micro_batch_size": 4,
+            "precision": precision,
+            "warmup_steps": 0,
+            "activation_checkpointing": checkpointing,
+        },
+        "parallel": parallel,
+    }
+    data = world_size // (parallel.get("pipe", 1) * parallel.get("trail", 1))
+    sections["train"]["batch_size"] = 4 * 4 * data
+    return Config.from_dict(sections, {"zero_optimization": {"stage": stage, "reduce_bucket_size": 1000}}, world_size)
+
+
+def _count(rank, world_size, config):
+    """Return the stage of this rank and the most bytes alive in an ordinary step and in one with an update."""
+    with Allocations(torch.device("cpu")) as allocations:
+        mesh = init_mesh(config)
+        model = build_mesh_model(config, mesh)
+        engine = build_engine(config, model, mesh)
+        state = optimizer_state(engine)
+        state.create()
+        updater = TopologyUpdater(config, mesh, model, state, engine)
+        batches = random_batches(config, mesh.device)
+        train_step(engine, config, mesh, batches, 1)
+        gc.collect()
+        allocations.mark("ordinary")
+        train_step(engine, config, mesh, batches, 2)
+        gc.collect()
+        allocations.mark("update")
+        train_step(engine, config, mesh, batches, UPDATE_STEP, updater.collects_at(UPDATE_STEP))
+        updater.update(UPDATE_STEP)
+        allocations.mark("updated")
+    return mesh.pipe.rank, allocations.peak("ordinary", "update"), allocations.peak("update", "updated")
+
+
+LAYOUTS = {
+    "pipe 2": _config(pipe=2),
+    "pipe 2, computed again": _config(pipe=2, checkpointing=True),
+    "pipe 2 x data 2, ZeRO 1, bf16": _config(4, 1, "bf16", pipe=2),
+    "trail 2, split trunk": _config(trail=2, trunk="split"),
+    "trail 2, replicated trunk": _config(trail=2, trunk="replicated"),
+    "pipe 2 x trail 2, split trunk": _config(4, pipe=2, trail=2, trunk="split"),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_peaks_of_a_ranks_steps_are_the_formula(name):
+    config = LAYOUTS[name]
+    for stage, ordinary, with_update in run_distributed(_count, config.world_size, config):
+        memory = rank_memory(config, stage)
+        print(name, stage, memory.ordinary / ordinary, memory.peak / max(ordinary, with_update))
+        assert memory.ordinary == pytest.approx(ordinary, rel=0.1), f"stage {stage}"
+        assert memory.peak == pytest.approx(max(ordinary, with_update), rel=0.1), f"stage {stage}"

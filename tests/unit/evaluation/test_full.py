@@ -1,0 +1,67 @@
+"""The full figures hang together: the plain ones among them, two parts that add up, and errors on none."""
+
+import pytest
+import torch
+
+from nt_dist.evaluation.full import FullSums
+from nt_dist.evaluation.metrics import EnsembleSums
+from tests.unit.evaluation.prediction_case import TRAILS, random_case
+
+
+def _nothing(tensor):
+    return tensor
+
+
+def test_two_parts_are_one_text_and_temperatures_are_measured_on_the_second():
+    one, other = random_case(0, batch=8), random_case(1, batch=5)
+    both = FullSums(TRAILS, with_temperatures=True)
+    both.add(*one)
+    both.fit_temperatures(_nothing)
+    both.add(*other)
+    both.reduce(_nothing)
+    plain, second, first = EnsembleSums(TRAILS), FullSums(TRAILS), FullSums(TRAILS)
+    for case in (one, other):
+        plain.add(*case)
+    first.add(*one)
+    second.add(*other)
+    found, plain, first, second = (sums.result() for sums in (both, plain, first, second))
+    assert {key: found[key] for key in plain} == plain
+
+    scaling = found["calibration"].pop("temperature")
+    assert (scaling["fit_tokens"], scaling["tokens"]) == (first["tokens"], second["tokens"])
+    assert scaling["before"]["nll"] == second["nll"] and scaling["before"]["accuracy"] == second["accuracy"]
+    assert {key: scaling["before"][key] for key in ("ece", "adaptive_ece", "brier")} == second["calibration"]
+    assert scaling["after"]["accuracy"] == second["accuracy"]  # a temperature changes no answer
+    assert scaling["after"]["nll"]["prob"] < second["nll"]["prob"]
+
+    share = first["tokens"] / found["tokens"]
+    for figure in ("nll", "accuracy"):
+        mean = share * first[figure]["prob"] + (1 - share) * second[figure]["prob"]
+        assert found[figure]["prob"] == pytest.approx(mean)
+    assert sum(found["reliability"]["prob"]["count"]) == found["tokens"]
+    assert list(second["calibration"]) == list(found["calibration"])
+
+
+def test_a_part_without_a_token_is_an_error():
+    case = random_case(0)
+    padding = (*case[:2], torch.zeros_like(case[2]))
+    nothing = FullSums(TRAILS, with_temperatures=True)
+    nothing.add(*padding)
+    with pytest.raises(ValueError, match="to be fitted on"):
+        nothing.fit_temperatures(_nothing)
+    half = FullSums(TRAILS, with_temperatures=True)
+    half.add(*case)
+    half.fit_temperatures(_nothing)
+    half.add(*padding)
+    with pytest.raises(ValueError, match="to be measured on"):
+        half.result()
+    with pytest.raises(ValueError, match="at least one real token"):
+        FullSums(TRAILS).result()
+
+
+def test_one_trail_is_its_own_ensemble():
+    sums = FullSums(1)
+    sums.add(*random_case(2, trails=1))
+    result = sums.result()
+    for figures in (result["nll"], *result["calibration"].values()):
+        assert figures["prob"] == pytest.approx(figures["trails"][0]) == pytest.approx(figures["logit"])

@@ -1,0 +1,220 @@
+"""A foreign checkpoint becomes step 0 of a run: the same function where nothing is pruned, the largest weights else."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from nt_dist.config import Config
+from nt_dist.data import open_data
+from nt_dist.errors import CheckpointError, ConfigError, DataError
+from nt_dist.export.foreign import open_foreign
+from nt_dist.export.importing import check, check_tokenizer, fill, import_run
+from nt_dist.inference import load_ensemble
+from nt_dist.model.trails import build_model, weights_of
+from nt_dist.sparsity.shards import to_blocks
+from tests.unit.data.data_case import sentences, write_jsonl
+from tests.unit.inference.trained_run import SECTIONS
+from tests.unit.training.checkpoint_case import on_one_rank
+
+TOKENS = torch.randint(0, 331, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+def config_of(**sections):
+    sections = {"data": {"path": "texts.jsonl"}, **sections}
+    merged = {name: {**SECTIONS.get(name, {}), **sections.get(name, {})} for name in {**SECTIONS, **sections}}
+    return Config.from_dict(merged)
+
+
+def llama(seed=0):
+    """A dense LLaMA of SECTIONS' sizes with clearly different weights."""
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 331, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 16}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.2, tie_word_embeddings=False)).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.uniform_(0.5, 1.5)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """A folder with a dense LLaMA, and the model."""
+    folder = tmp_path_factory.mktemp("llama")
+    model = llama()
+    model.save_pretrained(folder)
+    return folder, model
+
+
+def filled(folder, config, noise=0.0):
+    model = build_model(config, device="meta").to_empty(device="cpu").requires_grad_(False)
+    return model, fill(model, open_foreign(folder), config, noise)
+
+
+def test_every_trail_of_density_one_is_the_dense_model(dense):
+    folder, theirs = dense
+    config = config_of(sparsity={"density": 1.0})
+    check(open_foreign(folder), config, 0.0)
+    model, (kept, found, lost) = filled(folder, config)
+    logits = model(TOKENS)[..., :331]
+    for trail in logits:
+        torch.testing.assert_close(trail, theirs(TOKENS).logits, rtol=1e-4, atol=1e-4)
+    assert kept == found and lost == 0
+
+
+def test_each_shard_keeps_its_largest_weights(dense):
+    folder, theirs = dense
+    config = config_of()
+    model, (kept, found, lost) = filled(folder, config)
+    weight = weights_of(model)["blocks.2.mlp.down"]  # cut along its columns, in the trails
+    whole = theirs.state_dict()["model.layers.2.mlp.down_proj.weight"]
+    blocks = to_blocks(weight.spec, weight.dense())
+    for shard, expected in enumerate(to_blocks(weight.spec, whole[None])[0]):
+        count = weight.spec.slots(shard)
+        least = expected.abs().sort(descending=True).values[count - 1]
+        for trail in range(3):
+            torch.testing.assert_close(blocks[trail, shard], expected.where(expected.abs() >= least, 0.0))
+    assert 0.45 * found < kept < 0.55 * found and lost > 0
+    table = weights_of(model)["embedding"]
+    assert table.positions(0, 3).max() < 82 * 32  # of its 83 rows the last one is padding
+
+
+def test_noise_makes_the_trails_differ_and_is_seeded(dense):
+    folder, theirs = dense
+    config = config_of(sparsity={"density": 1.0})
+    plain, *noisy = (filled(folder, config, noise)[0](TOKENS)[..., :331] for noise in (0.0, 0.1, 0.1))
+    assert torch.equal(plain[0], plain[1]) and torch.equal(*noisy)
+    assert not torch.equal(noisy[0][0], noisy[0][1])
+    model, _ = filled(folder, config, 0.1)
+    weights, whole = weights_of(model), theirs.state_dict()["model.layers.1.self_attn.v_proj.weight"]
+    share = (weights["blocks.1.attention.value"].values - whole).std(dim=(1, 2)) / whole.std()
+    torch.testing.assert_close(share, torch.full((3,), 0.1), rtol=0.1, atol=0)
+    trunk = theirs.state_dict()["model.layers.0.self_attn.v_proj.weight"]
+    assert torch.equal(weights["blocks.0.attention.value"].values[0], trunk)
+    sparse, _ = filled(folder, config_of(), 0.1)
+    index = weights_of(sparse)["blocks.1.attention.value"].slot_index()
+    assert not torch.equal(index[0], index[1])
+
+
+def write_paper(folder, pickled=True):
+    """A checkpoint in the layout of the paper's code, and its three trails as LLaMAs whose final norm runs twice."""
+    first = llama(1)
+    state, trails = {}, []
+    for name, value in first.state_dict().items():
+        if "embed_tokens" in name or "layers.0." in name:
+            state[f"backbone_model.{name}"] = value
+    for number in range(3):
+        trail = llama(10 + number)
+        trail.model.embed_tokens, trail.model.layers[0] = first.model.embed_tokens, first.model.layers[0]
+        for name, value in trail.state_dict().items():
+            block = name.startswith(("model.layers.1.", "model.layers.2."))
+            if block or name in ("model.norm.weight", "lm_head.weight"):
+                name = name.replace("layers.1.", "layers.0.").replace("layers.2.", "layers.1.")
+                state[f"head_model_{number}.{name}"] = value
+        trail.model.norm = nn.Sequential(trail.model.norm, trail.model.norm)
+        trails.append(trail)
+    settings = first.config.to_dict() | {"num_ensemble": 3, "blocks_in_head": 2}
+    (folder / "config.json").write_text(json.dumps(settings))
+    state = {name: value.clone() for name, value in state.items()}
+    if pickled:
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        save_file(state, folder / "model.safetensors")
+    return trails
+
+
+@pytest.mark.parametrize("pickled", [True, False])
+def test_the_papers_layout_gives_its_own_trails(tmp_path, pickled):
+    trails = write_paper(tmp_path, pickled)
+    config = config_of(sparsity={"density": 1.0}, trails={"final_norm_twice": True})
+    check(open_foreign(tmp_path), config, 0.0)
+    model, _ = filled(tmp_path, config)
+    for found, theirs in zip(model(TOKENS)[..., :331], trails, strict=True):
+        torch.testing.assert_close(found, theirs(TOKENS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_config_of_another_model_is_refused_with_every_difference(dense, tmp_path):
+    config = config_of(model={"ffn_size": 64, "num_layers": 4}, trails={"final_norm_twice": True})
+    with pytest.raises(ConfigError) as caught:
+        check(open_foreign(dense[0]), config, -1.0)
+    assert str(caught.value).splitlines() == [
+        "model.ffn_size = 64 must be 48, the intermediate_size of the imported model",
+        "model.num_layers = 4 must be 3, the num_hidden_layers of the imported model",
+        "trails.final_norm_twice = true must be false: a LLaMA's final norm runs once",
+        "--noise -1 must be at least 0",
+    ]
+    write_paper(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        check(open_foreign(tmp_path), config_of(trails={"count": 2, "layers": 1}), 0.0)
+    assert str(caught.value).splitlines() == [
+        "trails.count = 2 must be 3, the num_ensemble of the imported model",
+        "trails.layers = 1 must be 2, the blocks_in_head of the imported model",
+        "trails.final_norm_twice = false must be true: in the paper's code each trail's final norm runs twice",
+    ]
+
+
+def test_tensors_of_another_model_are_named(dense, tmp_path):
+    folder, model = dense
+    state = dict(model.state_dict())
+    state["model.norm.bias"] = torch.zeros(32)
+    state["model.layers.1.mlp.up_proj.weight"] = torch.zeros(40, 32)
+    del state["lm_head.weight"]
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(ConfigError) as caught:
+        check(open_foreign(tmp_path), config_of(), 0.0)
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path}: has no tensor lm_head.weight",
+        f"{tmp_path}: model.layers.1.mlp.up_proj.weight has shape [40, 32], must have [48, 32]",
+        f"{tmp_path}: has tensors of another model: model.norm.bias",
+    ]
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("this must not run",))
+
+
+def test_files_that_cannot_be_read_or_would_run_code_are_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    torch.save({"head_model_0.x": Evil()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin: is no file of tensors alone"):
+        open_foreign(tmp_path)
+    assert "must not run" not in capsys.readouterr().out
+    torch.save({"model.embed_tokens.weight": torch.zeros(2, 2)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"a dense LLaMA is read from \*.safetensors only"):
+        open_foreign(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    with pytest.raises(CheckpointError, match="neither a LLaMA .* nor in the layout of the paper's code"):
+        open_foreign(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match="model.safetensors: cannot be read"):
+        open_foreign(tmp_path)
+    with pytest.raises(CheckpointError, match="config.json cannot be read"):
+        open_foreign(tmp_path / "nowhere")
+
+
+def test_an_import_starts_a_run_and_replaces_none(dense, tmp_path):
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [sentences(12, seed) for seed in range(10)])
+    config = config_of(data={"path": str(corpus)}, run={"dir": str(tmp_path / "run")})
+    foreign, data = open_foreign(dense[0]), open_data(config, is_writer=False)
+    done = on_one_rank(lambda mesh: import_run(foreign, config, mesh, data, 0.1))
+    ensemble = load_ensemble(tmp_path / "run")
+    assert ensemble.checkpoint == done.path and ensemble.manifest.progress.step == 0
+    assert ensemble.manifest.progress.data_digest == data.digest
+    torch.testing.assert_close(ensemble.logits(TOKENS), filled(dense[0], config, 0.1)[0](TOKENS)[..., :331])
+    with pytest.raises(CheckpointError, match="run.dir = .* has checkpoints already"):
+        check(foreign, config, 0.0)
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"theirs")
+    foreign = SimpleNamespace(path=tmp_path)
+    check_tokenizer(foreign, SimpleNamespace(tokenizer=SimpleNamespace(data=b"theirs", name="")))
+    with pytest.raises(DataError, match=r"data.tokenizer: own.model is not the imported model's; set data.tokenizer="):
+        check_tokenizer(foreign, SimpleNamespace(tokenizer=SimpleNamespace(data=b"ours", name="own.model")))

@@ -1,0 +1,104 @@
+"""A sparse file holds the same weights in fewer bytes, and sparse products give the same logits."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from nt_dist.errors import ConfigError
+from nt_dist.export.hf import sparse_neurotrails as module
+from nt_dist.export.hf.modeling_neurotrails import NeuroTrailsForCausalLM
+from nt_dist.export.hf.sparse_neurotrails import FILE, SparseLinear, faster, pack, unpack
+from nt_dist.export.huggingface import export
+from nt_dist.inference import load_ensemble
+from tests.unit.inference.trained_run import write_run
+
+TOKENS = torch.randint(0, 331, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("density, where", [(0.0, ".positions"), (0.02, ".positions"), (0.3, ".bits"), (0.95, ".bits")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packing_and_unpacking_changes_nothing(density, where, dtype):
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(37, 29, generator=generator).to(dtype)
+    size = weight.numel()
+    weight.view(-1)[torch.randperm(size, generator=generator)[round(density * size) :]] = 0
+    parts = pack(weight)
+    if density == 0.95 and dtype == torch.bfloat16:
+        assert set(parts) == {""}  # a bit for each entry would cost more than its zeros
+    else:
+        assert set(parts) == {".values", where}
+        assert sum(each.nbytes for each in parts.values()) < (density + 0.13) * weight.nbytes * 4 / weight.itemsize
+    assert torch.equal(unpack(parts, weight.shape), weight)
+    vector = torch.zeros(5)
+    assert pack(vector)[""] is not None and torch.equal(unpack(pack(vector), vector.shape), vector)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An export at density 0.3 with a sparse file, and what it was made from."""
+    place = tmp_path_factory.mktemp("sparse")
+    ensemble = load_ensemble(write_run(place, sparsity={"density": 0.3, "distribution": "uniform"}))
+    export(ensemble, place / "out", sparse=True)
+    return place / "out", ensemble
+
+
+def test_the_file_follows_the_density(folder):
+    out, _ = folder
+    dense, sparse = ((out / name).stat().st_size for name in ("model.safetensors", FILE))
+    assert 0.28 * dense < sparse < 0.45 * dense  # 0.3, a bit for each entry, a header larger than it is at real sizes
+    assert (out / "sparse_neurotrails.py").exists()
+
+
+@pytest.mark.parametrize("kernel", ["dense", "csr", "fastest"])
+def test_every_kernel_gives_the_checkpoints_logits(folder, kernel):
+    out, ensemble = folder
+    model = NeuroTrailsForCausalLM.from_sparse(out, kernel)
+    logits = ensemble.logits(TOKENS)
+    with torch.no_grad():
+        answer = model(TOKENS[:, :-1], output_trail_logits=True)
+        torch.testing.assert_close(answer.trail_logits, logits[:, :, :-1], rtol=1e-4, atol=1e-4)
+        one = model(TOKENS[:1, :-1])
+        step = model(TOKENS[:1, -1:], cache=one.cache, output_trail_logits=True)
+        torch.testing.assert_close(step.trail_logits, logits[:, :1, -1:], rtol=1e-4, atol=1e-4)
+    sparse = sum(isinstance(each, SparseLinear) for each in model.modules())
+    assert sparse == {"dense": 0, "csr": 7 * (1 + 3 * 2) + 3}.get(kernel, sparse)
+
+
+def test_the_fastest_is_what_was_measured(folder, monkeypatch):
+    out, _ = folder
+    asked = []
+
+    def rows_win(one, other):
+        asked.append((one().shape, other().shape))
+        return one().shape[-1] == 48
+
+    monkeypatch.setattr(module, "faster", rows_win)
+    model = NeuroTrailsForCausalLM.from_sparse(out, tokens=5)
+    kinds = {name.split(".")[-1]: type(each) for name, each in model.named_modules() if "_proj" in name}
+    assert kinds["up_proj"] is kinds["gate_proj"] is SparseLinear and kinds["down_proj"] is nn.Linear
+    assert all(one == other and one[0] == 5 for one, other in asked)
+    assert len(asked) < 12  # of 52 matrices: once for each size and density
+
+
+def test_the_quicker_of_two_is_found():
+    assert faster(lambda: None, lambda: sum(range(100_000))) and not faster(lambda: sum(range(100_000)), lambda: None)
+
+
+def test_a_file_of_another_model_is_refused(folder, tmp_path):
+    out, ensemble = folder
+    state = load_file(out / FILE)
+    (tmp_path / "config.json").write_bytes((out / "config.json").read_bytes())
+
+    def refused(changed, rule):
+        save_file(changed, tmp_path / FILE)
+        with pytest.raises(ValueError, match=rule):
+            NeuroTrailsForCausalLM.from_sparse(tmp_path, "dense")
+
+    refused({name: each for name, each in state.items() if "trails.2" not in name}, "is of another model: trails.2")
+    name = "trunk.0.self_attn.q_proj.weight"
+    refused({**state, f"{name}.values": state[f"{name}.values"][1:]}, f"{name}: has .* values for .* places")
+    with pytest.raises(ValueError, match="kernel = 'csc' must be one of fastest, dense, csr"):
+        NeuroTrailsForCausalLM.from_sparse(out, "csc")
+    with pytest.raises(ConfigError, match="--sparse is of the ensemble"):
+        export(ensemble, tmp_path / "trail", trail=0, sparse=True)

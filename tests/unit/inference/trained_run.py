@@ -1,0 +1,63 @@
+"""What tests of inference and export share: the folder of a tiny run, with data, tokenizer and a checkpoint, untrained.
+
+The weights are as drawn, but larger, so that logits differ clearly, and no scale of a norm is 1.
+"""
+
+from pathlib import Path
+
+import torch
+
+from nt_dist.config import Config
+from nt_dist.data import open_data
+from nt_dist.model.trails import build_model, weights_of
+from nt_dist.training.checkpoint import Progress, save
+from nt_dist.training.optimizer_state import State
+from tests.unit.data.data_case import sentences, write_jsonl
+from tests.unit.training.checkpoint_case import PlainOptimizer, on_one_rank
+
+SECTIONS = {
+    "model": {
+        "hidden_size": 32,
+        "ffn_size": 48,
+        "num_layers": 3,
+        "num_attention_heads": 4,
+        "num_kv_heads": 2,
+        "vocab_size": 331,  # padded to 332
+        "max_seq_len": 16,
+    },
+    "trails": {"count": 3, "layers": 2},
+    "sparsity": {"density": 0.5, "topology_shards": 4},
+    "data": {"source": "jsonl", "num_workers": 0, "validation": 0.2},
+    "train": {"seed": 3},
+}
+
+
+def write_run(folder: Path, **sections: dict) -> Path:
+    """Make a run's folder in ``folder`` and return it; ``sections`` change the config, as in trails={"count": 1}."""
+    corpus = folder / "corpus.jsonl"
+    if not corpus.exists():
+        write_jsonl(corpus, [sentences(12, seed) for seed in range(10)])
+    merged = {name: {**SECTIONS.get(name, {}), **sections.get(name, {})} for name in {**SECTIONS, **sections}}
+    merged["data"]["path"] = str(corpus)
+    merged["run"] = {"dir": str(folder / "run")}
+    config = Config.from_dict(merged)
+    data = open_data(config, is_writer=False)
+    write_checkpoint(config, data.digest, {"tokens": 128, "tokenizer_sha256": data.tokenizer.sha256})
+    return folder / "run"
+
+
+def write_checkpoint(config: Config, digest: str, extra: dict, step: int = 4) -> Path:
+    """Save a model as drawn, enlarged, as the checkpoint of a step; return its folder."""
+    model = build_model(config)
+    optimizer = PlainOptimizer(step=step)
+    for name, weight in weights_of(model).items():
+        if weight.spec.role == "scale":
+            steps = torch.linspace(0.5, 1.5, weight.values.numel()).roll(len(name))
+            weight.values.data.copy_(steps.view_as(weight.values))
+        else:
+            weight.values.data.mul_(8.0)
+        values = weight.values.data
+        optimizer.states[name] = State(values.clone(), torch.zeros_like(values), torch.zeros_like(values))
+    progress = Progress(step, 8 * step, step, digest, extra)
+    place = Path(config.run.dir) / "checkpoints"
+    return on_one_rank(lambda mesh: save(place, config, mesh, model, optimizer, progress))

@@ -1,0 +1,18 @@
+"""The texts that tests/mutations.py breaks are there, and what takes their place is Python."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.mutations import MUTATIONS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
+def test_a_mutation_can_be_made(mutation):
+    file, (path, _, _) = mutation.file(ROOT), mutation.test.partition("::")
+    ast.parse(file.read_text(encoding="utf-8").replace(mutation.old, mutation.new))
+    name = mutation.test.partition("::")[2].partition("[")[0]
+    assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8")

@@ -1,0 +1,57 @@
+"""Writes text with a trained ensemble.
+
+    python tools/generate.py --checkpoint runs/quickstart --prompt "import "
+    python tools/generate.py --checkpoint runs/quickstart --prompt "def " --uncertainty mutual_information
+
+The text appears as it is written, up to --max_tokens or the end of a document. With --uncertainty it is coloured in a
+terminal, from green (sure) over yellow to red; into a file or a pipe each piece is a line, its uncertainty in nats
+before it. The same --seed gives the same text. The checkpoint may be a run's folder: then it is the newest one.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from nt_dist.command_line import run_main
+from nt_dist.errors import ConfigError
+
+
+def main() -> int:
+    """Parse the command line and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint, folder of checkpoints or run")
+    parser.add_argument("--prompt", default="", help="beginning of the text (default: none)")
+    parser.add_argument("--max_tokens", type=int, default=200, help="tokens to write at most (default 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: the most likely token (default 0.8)")
+    parser.add_argument("--top_p", type=float, default=0.95, help="share of probability drawn from (default 0.95)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--combine", default="prob", help="prob, logit or a trail's number, from 1 (default prob)")
+    parser.add_argument("--uncertainty", choices=["none", "mutual_information", "entropy"], default="none")
+    parser.add_argument("--tokenizer", type=Path, help="the run's .model file, where it is not found by itself")
+    parser.add_argument("--prepared", type=Path, help="the run's prepared texts, where they are elsewhere now")
+    parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1 (default cpu)")
+    arguments = parser.parse_args()
+
+    from nt_dist.inference import load_ensemble  # takes seconds: torch
+    from nt_dist.inference.ensemble import parse_combination, parse_device
+    from nt_dist.inference.generate import Sampling, generate
+    from nt_dist.inference.terminal import write
+
+    if arguments.max_tokens < 1:
+        raise ConfigError([f"--max_tokens {arguments.max_tokens} must be at least 1"])
+    sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
+    ensemble = load_ensemble(
+        arguments.checkpoint, parse_device(arguments.device), tokenizer=arguments.tokenizer, prepared=arguments.prepared
+    )
+    how = parse_combination(arguments.combine, ensemble.num_trails, "--combine")
+    kind, prompt = arguments.uncertainty, arguments.prompt
+    pieces = generate(ensemble, prompt, arguments.max_tokens, sampling, how, kind)
+    # the disagreement of T trails is at most ln T; an entropy of 4 nats is a choice among some 50 pieces
+    most = math.log(max(ensemble.num_trails, 2)) / 2 if kind == "mutual_information" else 4.0
+    write(pieces, prompt, sys.stdout, kind, most)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,52 @@
+"""Starts a run from another program's checkpoint; train.py with the same config then continues it.
+
+    python tools/import_hf.py --model llama-folder --config run.toml [--noise 0.1] [section.key=value …]
+
+--model is a folder with config.json and *.safetensors of a dense LLaMA (transformers' layout): the trunk is taken from
+its first blocks, every trail from its last ones, and each matrix is pruned by magnitude to the config's density. With
+--noise the trails' matrices differ from the start, by so many of their own standard deviations. Or it is a checkpoint
+of the NeuroTrails paper's code (backbone_model.…, head_model_<number>.…; *.safetensors or pytorch_model.bin): its
+trails stay what they are, and trails.final_norm_twice must be true. The config's sizes must be the model's, and
+data.tokenizer its tokenizer. The result is step 0 in run.dir, which must have no checkpoint yet.
+"""
+
+import argparse
+from contextlib import closing
+from pathlib import Path
+
+from nt_dist.command_line import run_main
+from nt_dist.config import load_config, parse_command_line
+
+
+def main() -> int:
+    """Parse the command line and import."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint to start from")
+    parser.add_argument("--noise", type=float, default=0.0, help="noise in the trails, in standard deviations")
+    arguments, rest = parser.parse_known_args()
+    path, ds_config, overrides = parse_command_line(rest)
+    config = load_config(path, overrides, ds_config)
+
+    from nt_dist.data import open_data  # takes seconds: torch and DeepSpeed
+    from nt_dist.export.foreign import open_foreign
+    from nt_dist.export.importing import check, check_tokenizer, import_run
+    from nt_dist.parallel.mesh import close, init_mesh
+    from nt_dist.training.run_folder import RunFolder
+
+    foreign = open_foreign(arguments.model)
+    check(foreign, config, arguments.noise)
+    mesh = init_mesh(config)
+    with closing(RunFolder(Path(config.run.dir))):
+        data = open_data(config)
+        check_tokenizer(foreign, data)
+        done = import_run(foreign, config, mesh, data, arguments.noise)
+    print(
+        f"{done.path}: {done.kept:,} of {done.found:,} non-zero weights kept"
+        + (f", the largest that went is {done.largest_lost:.3g}" if done.kept < done.found else "")
+    )
+    close()
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
