@@ -23,6 +23,13 @@ while (($#)) && [[ "$1" != -- ]]; do
     shift
 done
 [[ "${1:-}" != -- ]] || shift
+for argument in "$@"; do
+    # DeepSpeed puts them into a command line that a shell on each host reads.
+    [[ "$argument" != *[\"\'\`\\\$\;\&\|\<\>\(\)\*\?\!\#\{\}$'\n']* ]] || {
+        echo "error: $argument cannot be handed to the shells of other hosts; put it into the config file" >&2
+        exit 2
+    }
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/environment.sh
 [[ -f "$hostfile" ]] || nt_dist_fail "$hostfile is no file; it lists the hosts, a line \"name slots=8\" each"

@@ -35,5 +35,9 @@ class RunError(NTDistError):
     """A run that cannot start or go on: its folder, its ranks, its numbers."""
 
 
+class CorruptionError(NTDistError):
+    """Memory of a run that is not what was computed: copies that differ, numbers that no training makes."""
+
+
 class TopologyError(NTDistError):
     """Replicas of one weight whose topologies differ."""

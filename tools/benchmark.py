@@ -5,6 +5,7 @@
     torchrun --nproc-per-node 2 tools/benchmark.py communication [--densities 0.1,0.2,0.5,0.9,1]
     torchrun --nproc-per-node 2 tools/benchmark.py trunk [--rounds 7] [--steps 2] trails.count=4 parallel.trail=2
     python tools/benchmark.py inference [--densities 0.1,0.3,0.5,0.7,0.9] [--rounds 5] [--prompt 128] [--steps 32]
+    python tools/benchmark.py saving [--rounds 7] [--steps 2] [--folder runs]
 
 speed: tokens per second of the trainer against the same model of plain dense linear layers in a plain PyTorch loop
 (fused AdamW; with train.precision=bf16, a bf16 module with fp32 masters), in turns; and what a topology update adds to
@@ -12,8 +13,9 @@ training, averaged over sparsity.update_every. memory: bytes per stored paramete
 communication: bytes that data-parallel ranks send in a step, counted at the collectives, on two or more ranks. trunk:
 time, bytes and memory of a step where trail ranks split the trunk's micro-batch, and where each computes all of it, in
 turns. inference: tokens per second and memory of the exported ensemble, a single dense model and a full dense ensemble
-on the CPU, for a prompt read at once and for text written token by token. All take --config (default
-configs/bench_speed.toml), --ds_config, --json FILE and section.key=value.
+on the CPU, for a prompt read at once and for text written token by token. saving: how long the training stands still
+for a checkpoint written in its way and beside it, in --folder. All take --config (default configs/bench_speed.toml),
+--ds_config, --json FILE and section.key=value.
 """
 
 import argparse
@@ -53,8 +55,10 @@ def main() -> int:
     memory.add_argument("--densities", type=densities, default=[0.1, 0.2, 0.5, 0.9, 1.0])
     traffic = commands.add_parser("communication", help="bytes between data ranks")
     traffic.add_argument("--densities", type=densities, default=[0.1, 0.2, 0.5, 0.9, 1.0])
+    saving = commands.add_parser("saving", help="how long a save stops the training")
+    saving.add_argument("--folder", type=Path, default=Path("runs"), help="on the disk to be measured (default runs)")
     trunk = commands.add_parser("trunk", help="a trunk that trail ranks split against a replicated one")
-    for command in (speed, trunk):
+    for command in (speed, trunk, saving):
         command.add_argument("--rounds", type=positive, default=7, help="each contender's turns (default 7)")
         command.add_argument("--steps", type=positive, default=2, help="steps in a turn (default 2)")
     inference = commands.add_parser("inference", help="tokens per second of a trained model in use")
@@ -91,6 +95,9 @@ def main() -> int:
         turns = {"num_rounds": arguments.rounds, "prompt": arguments.prompt, "num_steps": arguments.steps}
         turns["cpu_time"] = arguments.cpu_time
         table, figures = run.run_inference(config, arguments.densities, say, **turns)
+    elif arguments.what == "saving":
+        turns = {"num_rounds": arguments.rounds, "num_steps": arguments.steps}
+        table, figures = run.run_saving(config, mesh, arguments.folder, **turns)
     else:
         table, figures = run.run_memory(config, mesh, arguments.densities, say)
     close()

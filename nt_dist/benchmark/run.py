@@ -2,12 +2,14 @@
 
 import platform
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from nt_dist.benchmark.communication import measure_traffic, traffic_table
 from nt_dist.benchmark.inference import measure_inference
 from nt_dist.benchmark.memory import measure_memory, memory_table
+from nt_dist.benchmark.saving import measure_saving
 from nt_dist.benchmark.speed import measure_speed
 from nt_dist.benchmark.trunk import measure_trunk
 from nt_dist.config import Config
@@ -70,6 +72,17 @@ def run_communication(config: Config, densities: list[float]) -> tuple[str, list
         for report in reports
     ]
     return head + traffic_table(reports, config.data_degree), figures
+
+
+def run_saving(config: Config, mesh: Mesh, folder: Path, *, num_rounds: int, num_steps: int) -> tuple[str, dict]:
+    """Times saves of both kinds; see saving.measure_saving.
+
+    Returns:
+        Markdown, and every round's figures.
+    """
+    report = measure_saving(config, mesh, folder, num_rounds, num_steps)
+    where = describe(config, mesh.device)
+    return f"{where}; {num_rounds} rounds\n\n{report.table()}", {"where": where, **report.to_dict()}
 
 
 def run_trunk(config: Config, say: Say, *, num_rounds: int, num_steps: int) -> tuple[str, dict]:

@@ -67,6 +67,7 @@ ONLY: dict[str, tuple[Any, str]] = {
     "prescale_gradients": (False, "a step would not be the same at every data degree"),
     "gradient_predivide_factor": (1.0, "a step would not be the same at every data degree"),
     "disable_allgather": (False, "weights have to reach all ranks"),
+    "bf16.check_grad_overflow": (True, "a step on what is no number has to be skipped"),
     "bf16.immediate_grad_update": (False, "it has not been tested together with topology updates"),
     "bf16.bf16_master_weights_and_grads": (False, "drop and regrow rank fp32 masters"),
     "bf16.bf16_optimizer_states": (False, "moments are fp32"),

@@ -174,6 +174,23 @@ class Train:
     adam_eps: float = key(1e-8, SCHEDULE, "Adam's epsilon.", above(0))
     weight_decay: float = key(0.0, SCHEDULE, "Decoupled weight decay of the matrices (not of the norms).", at_least(0))
     grad_clip: float = key(0.0, SCHEDULE, "Largest norm of the gradient; 0: no clipping.", at_least(0))
+    on_spike: str = key(
+        "warn",
+        FREE,
+        "What a loss or gradient norm far outside its recent spread does: warn; skip (the step changes nothing); "
+        "rollback (to the last checkpoint, going on without that step's samples); off (nothing is judged).",
+        one_of("off", "warn", "skip", "rollback"),
+    )
+    spike_window: int = key(100, FREE, "Steps whose losses and norms are the recent spread.", at_least(8))
+    spike_sigma: float = key(
+        10.0, FREE, "Standard deviations (robust: by the median) above the median that make a spike.", above(0)
+    )
+    max_bad_steps: int = key(
+        10,
+        FREE,
+        "Steps in a row that may be skipped or rolled back, no numbers or spikes; one more ends the run.",
+        at_least(0),
+    )
     seed: int = key(0, SCHEDULE, "Seed of initial values, topologies and the order of samples.", _SEED)
     precision: str = key("fp32", FREE, "fp32, or bf16 with fp32 masters and gradients.", one_of("fp32", "bf16"))
     activation_checkpointing: bool = key(False, FREE, "Compute each block again in backward to save memory.")
@@ -205,9 +222,20 @@ class Run:
     eval_batches: int = key(
         20, FREE, "Batches of train.batch_size sequences in an evaluation; 0: all there are.", at_least(0)
     )
+    check_every: int = key(
+        100,
+        FREE,
+        "Steps between checks that copies of weights, topologies and moments are equal, numbers plausible; 0: never.",
+        at_least(0),
+    )
     save_every: int = key(500, FREE, "Steps between checkpoints; 0: at the end only.", at_least(0))
     keep: int = key(2, FREE, "Newest checkpoints kept.", at_least(1))
     keep_every: int = key(0, FREE, "Keep also each checkpoint whose step is a multiple of this; 0: none.", at_least(0))
+    async_save: bool = key(
+        True,
+        FREE,
+        "Write checkpoints beside the training, from a copy in host memory; the last one of a run is waited for.",
+    )
     resume_from: str = key(
         "", FREE, "Checkpoint to start from where run.dir has none of its own; empty: from the beginning."
     )
@@ -215,6 +243,19 @@ class Run:
         0, FREE, "Save and leave after this step, with schedules as train.steps has them; 0: off.", at_least(0)
     )
     allow_schedule_change: bool = key(False, FREE, "Resume although schedule settings differ from the checkpoint's.")
+    stall_timeout: float = key(
+        45.0,
+        FREE,
+        "Seconds without a sign of life after which a rank stands still and the job is ended; five times the longest "
+        "step where that is more; 0: nobody watches.",
+        at_least(0),
+    )
+    phase_timeout: float = key(
+        1800.0,
+        FREE,
+        "Seconds that building, loading, saving or a first step may take before it counts as one.",
+        above(0),
+    )
 
 
 SECTIONS: dict[str, type] = {

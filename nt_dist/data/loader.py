@@ -2,17 +2,18 @@
 
 Global step g (counted from the first sample number) trains on the sample numbers [g·N, g·N + N), N = train.batch_size;
 data rank r of D reads the r-th of D equal blocks of them. So any data degree trains on the same samples in each step.
+Steps that would read numbers which were left out begin behind them.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from nt_dist.data.order import samples_at
+from nt_dist.data.order import first_of_step, samples_at
 from nt_dist.data.samples import Samples
 
 _STEPS_AHEAD = 2
@@ -55,6 +56,7 @@ class StepLoader:
         data_degree: Ranks on the data axis.
         start: First global sample number: the samples consumed so far.
         num_workers: Threads that read ahead; 0 reads when asked.
+        left_out: Ranges [first, end) of sample numbers, sorted, that no step reads.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class StepLoader:
         data_degree: int = 1,
         start: int = 0,
         num_workers: int = 0,
+        left_out: Sequence[tuple[int, int]] = (),
     ):
         assert batch_size % (micro_batch_size * data_degree) == 0 and 0 <= data_rank < data_degree
         self.samples = samples
@@ -77,6 +80,7 @@ class StepLoader:
         self.data_degree = data_degree
         self.start = start
         self.num_workers = num_workers
+        self.left_out = tuple(left_out)
 
     def step(self, first: int) -> list[Batch]:
         """The micro-batches of the step whose first global sample number is ``first``."""
@@ -91,21 +95,26 @@ class StepLoader:
         Raises:
             DataError: When a sample cannot be read.
         """
-        first = self.start
+        firsts = self._firsts()
         if self.num_workers == 0:
-            while True:
-                yield self.step(first)
-                first += self.batch_size
+            yield from map(self.step, firsts)
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="nt_dist-loader")
         ahead: deque[Future[list[Batch]]] = deque()
         try:
             while True:
                 while len(ahead) < self.num_workers * _STEPS_AHEAD:
-                    ahead.append(pool.submit(self.step, first))
-                    first += self.batch_size
+                    ahead.append(pool.submit(self.step, next(firsts)))
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _firsts(self) -> Iterator[int]:
+        """The first sample number of each step, without end."""
+        first = self.start
+        while True:
+            first = first_of_step(first, self.batch_size, self.left_out)
+            yield first
+            first += self.batch_size
 
 
 class EvaluationBatches:

@@ -1,10 +1,13 @@
 """The order of samples: a pure function of (seed, global sample number).
 
 Nothing is drawn and nothing is kept, so a resume, another data degree or another number of workers changes nothing.
+Samples that a run leaves out (bad steps') are jumped over by their numbers, which are part of its checkpoints.
 Each epoch is one permutation of all samples, another in each epoch: a Feistel network over the smallest power of four
 that holds them, walked until it lands inside (cycle walking; Black and Rogaway, "Ciphers with Arbitrary Finite
 Domains", CT-RSA 2002, section 4). Its round function is the finalizer of SplitMix64 (Steele et al., OOPSLA 2014).
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,6 +42,20 @@ def samples_at(seed: int, num_samples: int, numbers: np.ndarray) -> np.ndarray:
 def sample_at(seed: int, num_samples: int, number: int) -> int:
     """Which sample stands at one place of the endless sequence; see ``samples_at``."""
     return int(samples_at(seed, num_samples, np.array([number]))[0])
+
+
+def first_of_step(start: int, size: int, left_out: Sequence[tuple[int, int]]) -> int:
+    """Where the next step begins: the first number from ``start`` on whose ``size`` samples are none of those left out.
+
+    Args:
+        start: Samples consumed so far.
+        size: Samples of a step.
+        left_out: Ranges [first, end) of sample numbers, sorted.
+    """
+    for first, end in left_out:
+        if first < start + size and start < end:
+            start = end
+    return start
 
 
 def _feistel(values: np.ndarray, keys: np.ndarray, half: int) -> np.ndarray:

@@ -58,7 +58,7 @@ class Tokenizer:
             if not data:
                 raise RuntimeError("it is empty")
             self._model.load_from_serialized_proto(data)
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # the latter where its own message holds wrong bytes
             raise DataError(f"{name}: is not a sentencepiece model") from error
         self.vocab_size: int = len(self._model)
         """Pieces."""

@@ -5,6 +5,7 @@ those of Open MPI and of MPICH and its relatives (PMI). Imports nothing heavy: a
 ranks before torch is imported.
 """
 
+import ipaddress
 import os
 import re
 import socket
@@ -69,6 +70,14 @@ def meeting_point(environment: Mapping[str, str] = os.environ) -> MeetingPoint:
         return MeetingPoint(address or _slurm_address(environment), port or _slurm_port(environment))
     chosen = _mpi_meeting_point(world_size(environment))
     return MeetingPoint(address or chosen.address, port or chosen.port)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether ``address`` is the loopback on every machine: a host's own name may mean that only on the host itself."""
+    try:
+        return address == "localhost" or ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def first_host(node_list: str) -> str:

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,7 +24,7 @@ from nt_dist.parallel import launcher
 from nt_dist.parallel.handshake import check_config_and_code
 
 AXES = ("pipe", "data", "trail", "tensor")
-TIMEOUT = timedelta(minutes=10)  # of a collective whose peers do not come
+TIMEOUT = timedelta(minutes=10)  # for all ranks to come together, and for the peers of a collective
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
@@ -45,6 +46,7 @@ class Mesh:
         model: The trail and tensor axes as one, what DeepSpeed knows as its model axis: rank r·T + t of R·T.
         rank, world_size: Of all ranks.
         device: Where this rank computes.
+        patience: How often all ranks have waited for the main one's work, see agree.py.
         splits_trunk: Whether the trail axis shares the trunk's work: each of its ranks does it for some sequences.
     """
 
@@ -53,6 +55,7 @@ class Mesh:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.pipe, self.data, self.trail, self.tensor = (self._axis(name) for name in AXES)
         self.model = self._model_axis()
+        self.patience = 0
 
     def _axis(self, name: str) -> Axis:
         degree = self.device_mesh.size(AXES.index(name))
@@ -90,6 +93,12 @@ class Mesh:
                 dist.broadcast(tensor, group=axis.group, group_src=0)
         return tensor
 
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return for each flag whether any rank has it set; the same on every rank."""
+        return tuple(
+            self.all_reduce(torch.tensor(flags, dtype=torch.int32, device=self.device), op="max").bool().tolist()
+        )
+
     def gather_objects(self, thing: Any) -> list[Any]:
         """Return every rank's ``thing``, in rank order."""
         return _gather_objects(thing)
@@ -120,7 +129,7 @@ def init_mesh(config: Config) -> Mesh:
     keep_freed_memory()
     device = _device()
     if not dist.is_initialized():
-        _join(device)
+        _join(device, backstop(config))
     with without_compiled_ops():
         _init_deepspeed(device)
     if dist.get_world_size() != config.world_size:
@@ -158,7 +167,12 @@ def _device() -> torch.device:
     return device
 
 
-def _join(device: torch.device) -> None:
+def backstop(config: Config) -> timedelta:
+    """How long a collective waits for its peers: longer than the watch (watching.py), where there is one."""
+    return TIMEOUT + timedelta(seconds=config.run.phase_timeout) if config.run.stall_timeout else TIMEOUT
+
+
+def _join(device: torch.device, timeout: timedelta) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if launcher.world_size() == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -172,7 +186,23 @@ def _join(device: torch.device) -> None:
         interface = launcher.interface_to(address)
         if interface:
             os.environ["GLOO_SOCKET_IFNAME"] = interface
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    if launcher.is_loopback(address) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        place = {"rank": launcher.rank(), "world_size": launcher.world_size()}
+        dist.init_process_group(backend, store=_local_store(address, port), timeout=timeout, **place)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+
+
+def _local_store(address: str, port: int) -> dist.Store:
+    """The meeting point of ranks on one machine, which no other machine can reach; torch's own listens everywhere."""
+    place = {"world_size": launcher.world_size(), "timeout": TIMEOUT}
+    if launcher.rank() > 0:
+        return dist.TCPStore(address, port, is_master=False, **place)
+    try:
+        listening = socket.create_server((address, port), family=socket.getaddrinfo(address, port)[0][0], backlog=1024)
+    except OSError as error:
+        raise RunError(f"MASTER_ADDR:MASTER_PORT = {address}:{port} cannot be listened on: {error.strerror}") from error
+    return dist.TCPStore(address, port, is_master=True, master_listen_fd=listening.detach(), **place)
 
 
 def _init_deepspeed(device: torch.device) -> None:

@@ -58,6 +58,10 @@ class PipelineModel(PipelineModule):
         config: The config.
         mesh: The ranks; their pipe axis has more than one.
         place: The part of each layer that is held here.
+
+    Attributes:
+        nll: Sums of token losses of the trails held here, over this step's micro-batches so far, fp32 [T]: on the last
+            stage, else 0.
     """
 
     def __init__(self, config: Config, mesh: Mesh, place: Place):
@@ -75,7 +79,7 @@ class PipelineModel(PipelineModule):
         is_forked = FORK not in layer_names(config)[bounds[mesh.pipe.rank] :]
         self.receives_trunk = not is_forked
         self._scale: torch.Tensor | float = 1.0
-        self._nll = torch.zeros(self.num_trails, device=mesh.device)
+        self.nll = torch.zeros(self.num_trails, device=mesh.device)
         self._passes = 0
         self._before_backward: BeforeBackward = _nothing
 
@@ -119,7 +123,7 @@ class PipelineModel(PipelineModule):
     def _loss(self, logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         targets, weights = labels
         sums = self.place.trail_losses(logits, targets, weights)
-        self._nll += sums.detach()
+        self.nll += sums.detach()
         return sums.sum() * self._scale
 
     def train_step(
@@ -128,7 +132,7 @@ class PipelineModel(PipelineModule):
         micro_batches: Sequence[Batch],
         scale: torch.Tensor | float,
         before_backward: BeforeBackward,
-    ) -> torch.Tensor:
+    ) -> None:
         """Pass the micro-batches through all stages and back, and step the optimizer. Collective.
 
         Args:
@@ -137,16 +141,12 @@ class PipelineModel(PipelineModule):
             scale: What a micro-batch's sum of token losses is multiplied by; DeepSpeed averages over micro-batches
                 and data ranks.
             before_backward: Called with the number of a micro-batch before its backward pass on this stage.
-
-        Returns:
-            Sums of token losses of the trails held here, fp32 [T]: on the last stage, else 0.
         """
         self._scale, self._passes, self._before_backward = scale, 0, before_backward
-        self._nll = torch.zeros_like(self._nll)
+        self.nll = torch.zeros_like(self.nll)
         engine.train_batch((tokens, (targets, weights)) for tokens, targets, weights in micro_batches)
         for kept in engine.pipe_buffers.values():  # the last logits among them
             kept[:] = [None] * len(kept)
-        return self._nll
 
 
 def build_mesh_model(config: Config, mesh: Mesh) -> TrailsModel | PipelineModel:

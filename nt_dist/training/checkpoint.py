@@ -6,11 +6,12 @@ fragments that it needs from any: storage, ZeRO stage, precision, mesh and numbe
 
 A save has three parts, so that the second can run beside the training: :func:`collect` copies this rank's fragments to
 host memory (collective), :func:`write_part` writes them (no communication), :func:`commit` makes a checkpoint of all
-parts by one rename (collective). Until that rename nothing is there, and after it everything is.
+parts by one rename (collective); saving.py does that. Until that rename nothing is there, and after it everything is.
 
 Whatever one rank finds wrong is an error on all of them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,7 +54,19 @@ from nt_dist.training.checkpoint_weights import (
 )
 from nt_dist.training.optimizer_state import OptimizerState, State
 
-__all__ = ["Progress", "Snapshot", "check_config", "collect", "commit", "find", "load", "save", "verify", "write_part"]
+__all__ = [
+    "Progress",
+    "Snapshot",
+    "check_config",
+    "collect",
+    "commit",
+    "find",
+    "finish",
+    "load",
+    "save",
+    "verify",
+    "write_part",
+]
 
 
 @dataclass(frozen=True)
@@ -107,9 +120,20 @@ def save(
     folder = Path(folder)
     snapshot = collect(config, mesh, model, optimizer_state, progress)
     writing = agree(mesh, lambda: checkpoint_folder.begin(folder, progress.step), CheckpointError, only_main=True)
+    return finish(folder, writing, config, mesh, snapshot, lambda: write_part(writing, snapshot))
+
+
+def finish(
+    folder: Path,
+    writing: Path,
+    config: Config,
+    mesh: Mesh,
+    snapshot: Snapshot,
+    written: Callable[[], dict[str, FileEntry]],
+) -> Path:
+    """Make a checkpoint of what ``written`` says that each rank has written, or clear it away; see :func:`save`."""
     try:
-        file = agree(mesh, lambda: write_part(writing, snapshot), CheckpointError)
-        return commit(folder, writing, config, mesh, snapshot, file)
+        return commit(folder, writing, config, mesh, snapshot, agree(mesh, written, CheckpointError))
     except CheckpointError:
         if mesh.is_main:
             checkpoint_folder.give_up(writing)

@@ -22,6 +22,8 @@ from nt_dist.parallel.mesh import Mesh
 from nt_dist.parallel.mpu import ModelParallelUnit
 from nt_dist.parallel.place import MeshPlace
 from nt_dist.sparsity.storage import Weight
+from nt_dist.training.bad_steps import Verdict
+from nt_dist.training.step_guard import StepGuard
 
 MODEL_AXES = ("pipe", "trail", "tensor")  # over which the model is cut
 CLIP_EPS = 1e-6  # added to the norm before clipping by it, as DeepSpeed's ZeRO optimizers do
@@ -32,7 +34,8 @@ class ClippedAdamW(torch.optim.AdamW):
 
     For fp32 at ZeRO 0, where DeepSpeed steps the client's optimizer directly: there it keeps no norm, skips no step,
     and its clipping all-reduces a norm that is the same on all data ranks. ``_global_grad_norm`` and ``overflow`` are
-    the names under which the engine looks for them.
+    the names under which the engine looks for them. ``admits`` says of a norm whether the step may be taken; the guard
+    replaces it (step_guard.py).
 
     Args:
         groups: Parameter groups; the norm counts parameters whose ``model_parallel`` is set, each on one rank.
@@ -45,6 +48,7 @@ class ClippedAdamW(torch.optim.AdamW):
         super().__init__(groups, **options)
         self.mesh, self.clip, self.overflow = mesh, clip, False
         self._global_grad_norm = torch.zeros(())
+        self.admits: Callable[[torch.Tensor], bool] = lambda norm: math.isfinite(norm)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -53,7 +57,7 @@ class ClippedAdamW(torch.optim.AdamW):
         parameters = [each for group in self.param_groups for each in group["params"] if each.grad is not None]
         gradients = [each.grad for each in parameters]
         self._global_grad_norm = self._norm([each.grad for each in parameters if each.model_parallel])
-        self.overflow = not math.isfinite(self._global_grad_norm)
+        self.overflow = not self.admits(self._global_grad_norm)
         if self.overflow:
             self._global_grad_norm.fill_(torch.inf)
             return
@@ -76,20 +80,22 @@ def clip_factor(norm: torch.Tensor | float, clip: float) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did, over all ranks. Figures that wait for the device are properties: read them when needed.
+    """What a step did, over all ranks.
 
     Attributes:
         nll: Each trail's sum of token losses, fp32 [T].
         tokens: Real tokens (sum of weights), a scalar tensor.
-        norm: Norm of all gradients before clipping, as DeepSpeed gives it; infinite if the step was skipped.
+        grad_norm: Norm of all gradients before clipping; infinite if it is no number.
         applied: Whether the parameters were changed.
+        verdict: What the guard says of the step.
         learning_rate: The step's.
     """
 
     nll: torch.Tensor
     tokens: torch.Tensor
-    norm: torch.Tensor | float
+    grad_norm: float
     applied: bool
+    verdict: Verdict
     learning_rate: float
 
     @property
@@ -106,11 +112,6 @@ class StepResult:
     def objective(self) -> float:
         """Sum over trails: what is minimised."""
         return float((self.nll / self.tokens).sum())
-
-    @property
-    def grad_norm(self) -> float:
-        """Norm of all gradients before clipping; infinite if the step was skipped."""
-        return float(self.norm)
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -163,25 +164,11 @@ def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.Deep
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=settings, mpu=mpu, dist_init_required=False
     )
-    if isinstance(engine.optimizer, BF16_Optimizer):
-        _let_ranks_own_nothing(engine.optimizer)
+    engine.step_guard = StepGuard(config, mesh, engine)
     if mesh.data.degree == 1 and isinstance(engine.optimizer, ClippedAdamW | BF16_Optimizer):
         # It would copy all gradients to sum them over one rank.
         engine.enable_backward_allreduce = engine.pipeline_enable_backward_allreduce = False
     return engine
-
-
-def _let_ranks_own_nothing(optimizer: BF16_Optimizer) -> None:
-    """Keep DeepSpeed from failing on a norm over no gradients, where other ranks own all that a rank holds."""
-    original = optimizer.get_grads_for_norm
-
-    def get_grads_for_norm(for_clipping: bool = False):
-        found = original(for_clipping)
-        if for_clipping or found[0]:
-            return found
-        return [optimizer.fp32_groups_gradients_flat[0].new_zeros(1)], found[1]
-
-    optimizer.get_grads_for_norm = get_grads_for_norm
 
 
 def train_step(
@@ -192,7 +179,7 @@ def train_step(
     step: int,
     collect: bool = False,
 ) -> StepResult:
-    """Do one optimizer step: forward and backward over the micro-batches, all-reduce, clip, AdamW.
+    """Do one optimizer step: forward and backward over the micro-batches, all-reduce, guard, clip, AdamW.
 
     The objective is the sum over trails of the mean loss over all real tokens of the global step (DESIGN §5), so that
     padding, micro-batch size and data degree do not change it. DeepSpeed averages over D and A; the loss given to it is
@@ -220,14 +207,16 @@ def train_step(
         is_last = number == len(micro_batches) - 1
         _set_collecting(weights, collect and (is_last or config.sparsity.regrow_from == "all"))
 
-    place = MeshPlace(mesh)
+    guard: StepGuard = engine.step_guard
     if mesh.pipe.degree > 1:
-        nll = engine.module.train_step(engine, micro_batches, scale, before_backward)
+        guard.expect(tokens, lambda: engine.module.nll)
+        engine.module.train_step(engine, micro_batches, scale, before_backward)
     else:
-        nll = _pass_through(engine, place, micro_batches, scale, before_backward)
+        sums: list[torch.Tensor] = []
+        guard.expect(tokens, lambda: sum(sums))
+        _pass_through(engine, MeshPlace(mesh), micro_batches, scale, before_backward, sums)
     _set_collecting(weights, False)
-    nll = mesh.all_reduce(place.all_trails(nll), ("pipe", "data"))
-    return StepResult(nll, tokens, engine.get_global_grad_norm(), engine.was_step_applied(), rate)
+    return StepResult(guard.nll, tokens, guard.norm, engine.was_step_applied(), guard.verdict, rate)
 
 
 def _pass_through(
@@ -236,16 +225,15 @@ def _pass_through(
     micro_batches: Sequence[Batch],
     scale: torch.Tensor,
     before_backward: Callable[[int], None],
-) -> torch.Tensor:
-    """What :meth:`PipelineModel.train_step` does, without stages."""
-    nll = torch.zeros((), device=scale.device)
+    nll: list[torch.Tensor],
+) -> None:
+    """What :meth:`PipelineModel.train_step` does, without stages; a micro-batch's sums [T] are appended to ``nll``."""
     for number, batch in enumerate(micro_batches):
         sums = place.trail_losses(engine(batch.tokens), batch.targets, batch.weights)
+        nll.append(sums.detach())
         before_backward(number)
         engine.backward(sums.sum() * scale)
-        nll = nll + sums.detach()
         engine.step()  # steps the optimizer after the last micro-batch only
-    return nll
 
 
 def _set_collecting(weights: list[Weight], on: bool) -> None:

@@ -22,7 +22,8 @@ from nt_dist.evaluation.report_full import full_tables
 from nt_dist.evaluation.shift import detection
 from nt_dist.model.trails import build_model
 from nt_dist.model.weights import count_parameters, weight_specs
-from nt_dist.parallel.agree import agree
+from nt_dist.parallel.agree import agree, agree_patiently
+from nt_dist.parallel.heartbeat import Heart
 from nt_dist.parallel.mesh import Mesh, init_mesh
 from nt_dist.parallel.place import MeshPlace
 from nt_dist.training import checkpoint
@@ -125,7 +126,7 @@ def evaluate_checkpoint(
     model = build_model(config, MeshPlace(mesh), mesh.device)
 
     def exchange(work):
-        return agree(mesh, work, only_main=True)
+        return agree_patiently(mesh, work, Heart())  # preparing data takes as long as it takes
 
     digest = None
     if data is None:

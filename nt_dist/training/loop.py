@@ -1,44 +1,49 @@
 """A run, from its config to its table: everything is made once, then one loop calls each part by name."""
 
-import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from nt_dist.config import Config
 from nt_dist.data import open_data
 from nt_dist.data.loader import StepLoader, evaluation_batches
-from nt_dist.errors import CheckpointError, RunError
+from nt_dist.data.order import first_of_step
 from nt_dist.evaluation.evaluate import evaluate
-from nt_dist.evaluation.report import evaluation_table
 from nt_dist.evaluation.topology import density, trail_overlap
 from nt_dist.model.trails import weights_of
 from nt_dist.model.weights import count_parameters, weight_specs
 from nt_dist.parallel import launcher
-from nt_dist.parallel.agree import agree
+from nt_dist.parallel.agree import agree, agree_patiently
 from nt_dist.parallel.handshake import check_alike
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
 from nt_dist.parallel.peers import naming_lost_ranks
 from nt_dist.parallel.pipeline import build_mesh_model
+from nt_dist.parallel.watching import watched
 from nt_dist.training import checkpoint
-from nt_dist.training.checkpoint_find import find
+from nt_dist.training.bad_steps import BadStep, BadSteps, Verdict, line_of
+from nt_dist.training.checkpoint_find import find, verify
 from nt_dist.training.checkpoint_manifest import Progress, read_manifest
 from nt_dist.training.engine import StepResult, build_engine, train_step
 from nt_dist.training.flops import token_flops
+from nt_dist.training.integrity import Integrity
 from nt_dist.training.logging import LOGGER, BarHandler, start_logging
-from nt_dist.training.metrics_log import last_evaluation
 from nt_dist.training.optimizer_state import optimizer_state
-from nt_dist.training.reporter import METRICS, TENSORBOARD, Reporter
+from nt_dist.training.reporter import Reporter
+from nt_dist.training.run_end import lacks_evaluation, print_table
 from nt_dist.training.run_folder import RunFolder
-from nt_dist.training.signals import LEFT_EARLY, listening
+from nt_dist.training.saving import Saver
+from nt_dist.training.signals import LEFT_EARLY, Asked, AskedToLeave, listening
+from nt_dist.training.step_guard import StepGuard
 from nt_dist.training.topology import TopologyUpdater
 
 CHECKPOINTS = "checkpoints"
+T = TypeVar("T")
 
 
 def train(config: Config) -> int:
@@ -51,9 +56,12 @@ def train(config: Config) -> int:
         NTDistError: The run cannot start or go on; on every rank.
     """
     handler, code = start_logging(launcher.rank()), 0
-    mesh = init_mesh(config)
     folder = Path(config.run.dir)
-    with naming_lost_ranks(mesh.rank), ExitStack() as stack:
+    with ExitStack() as stack:
+        asked = stack.enter_context(listening())
+        mesh = init_mesh(config)
+        stack.enter_context(naming_lost_ranks(mesh.rank))
+        asked.heart = stack.enter_context(watched(mesh, config))
         own = agree(mesh, lambda: RunFolder(folder) if mesh.is_main else None)
         if own:
             stack.enter_context(closing(own))
@@ -62,10 +70,14 @@ def train(config: Config) -> int:
         if manifest:  # before any work is done for nothing
             checkpoint.check_config(found, manifest, config, resuming=True)
         done = manifest.progress.step if manifest else 0
-        if done < last_step(config):
-            with closing(Trainer(config, mesh, found, handler)) as trainer:
-                agree(mesh, lambda: own.write_config(config), only_main=True)
-                code = trainer.run()
+        if done < last_step(config) or agree(mesh, lambda: lacks_evaluation(config, done), only_main=True):
+            try:
+                with closing(Trainer(config, mesh, found, handler, asked)) as trainer:
+                    agree(mesh, lambda: own.write_config(config), only_main=True)
+                    code = trainer.run()
+            except AskedToLeave as reason:
+                LOGGER.info("%s", reason)
+                code = LEFT_EARLY
         else:
             LOGGER.info("%s holds step %d of %d: nothing is left to do", found, done, last_step(config))
         if mesh.is_main and code == 0:
@@ -84,22 +96,6 @@ def is_due(step: int, every: int, end: int) -> bool:
     return step == end or (every > 0 and step % every == 0)
 
 
-def print_table(config: Config) -> None:
-    """Prints the newest evaluation of the run in ``run.dir`` as a table, and how to look further."""
-    folder = Path(config.run.dir)
-    record = last_evaluation(folder / METRICS)
-    if record is None:
-        LOGGER.info("%s has no evaluation yet", folder)
-        return
-    parameters = count_parameters(config)
-    facts = {
-        "weights": f"{parameters['stored']:,} stored of {parameters['dense']:,}",
-        "evaluated": f"after step {record['step']} of {config.train.steps}",
-        "curves": f"tensorboard --logdir {folder / TENSORBOARD}",
-    }
-    print(evaluation_table(record["eval"], facts), flush=True)
-
-
 class Trainer:
     """One run between its first and its last step; every rank has one.
 
@@ -108,31 +104,51 @@ class Trainer:
         mesh: The ranks.
         found: A checkpoint, verified, to continue from, or None.
         handler: Where this rank's messages go.
+        asked: Whether it is to leave.
 
     Raises:
+        AskedToLeave: A signal came while data was prepared.
         NTDistError: Data, checkpoint or folder cannot be used; on every rank.
     """
 
-    def __init__(self, config: Config, mesh: Mesh, found: Path | None, handler: BarHandler):
+    def __init__(self, config: Config, mesh: Mesh, found: Path | None, handler: BarHandler, asked: Asked):
         self.config, self.mesh, self.folder = config, mesh, Path(config.run.dir)
+        self.asked, self.heart = asked, asked.heart
         self.step = self.tokens = self.consumed_samples = 0
         self.regrown = self.drop_fraction = 0.0  # of the last update
-        self.data = open_data(config, mesh.is_main, lambda work: agree(mesh, work, only_main=True))
+        self.heart.enter("preparing data")
+        self.data = open_data(config, mesh.is_main, self.prepare)
         check_alike(mesh.gather_objects, "data", {"its digest": self.data.digest})
+        self.heart.enter("building")
         self.model = build_mesh_model(config, mesh)
         self.weights = weights_of(self.model)
         self.engine = build_engine(config, self.model, mesh)
         self.optimizer_state = optimizer_state(self.engine)
         self.optimizer_state.create()
+        self.saver = Saver(self.folder / CHECKPOINTS, config, mesh, self.model, self.optimizer_state)
+        self.guard: StepGuard = self.engine.step_guard
+        self.bad_steps = BadSteps(config.train.max_bad_steps)
         self.topology = TopologyUpdater(config, mesh, self.model, self.optimizer_state, self.engine)
+        self.integrity = Integrity(mesh, self.weights, self.optimizer_state)
         if found:
+            self.heart.enter("loading")
             self.load(found)
         self.checksum = self.topology.check("loading" if found else "the start")
         self.say_what_is_trained()
         self.batches = self.read_batches()
         self.flops = token_flops(config)
         self.seconds, self.timed_tokens = 0.0, 0  # since the last logged step
-        self.reporter = agree(mesh, lambda: self.make_reporter(handler) if mesh.is_main else None)
+        self.handler = handler
+        self.reporter = self.make_reporter()
+
+    def prepare(self, work: Callable[[], T]) -> T:
+        """Has the main rank prepare data, which takes as long as it takes and can be stopped at any time."""
+
+        def interruptible() -> T:
+            with self.asked.interrupting():
+                return work()
+
+        return agree_patiently(self.mesh, interruptible, self.heart)
 
     def say_what_is_trained(self) -> None:
         """Logs the size of the model and what it runs on."""
@@ -152,44 +168,105 @@ class Trainer:
     def run(self) -> int:
         """Trains up to the last step, or until a signal asks to leave; returns the exit code."""
         run, steps, last = self.config.run, self.config.train.steps, last_step(self.config)
-        with listening() as asked:
-            for step in range(self.step + 1, last + 1):
-                began = time.perf_counter()
-                result = self.train_one(step)
-                self.count(result, time.perf_counter() - began)
-                leaving = asked.by_any(self.mesh) and step < last
-                if is_due(step, run.log_every, steps):
-                    self.log(result)
-                if is_due(step, run.eval_every, steps) and not leaving:
-                    self.evaluate()
-                if is_due(step, run.save_every, last) or leaving:
-                    self.save(is_last=leaving or step == last)
-                if leaving:
-                    LOGGER.info("asked to leave: step %d of %d is saved, the same command goes on from it", step, steps)
-                    return LEFT_EARLY
+        self.asked.before_any_step(self.mesh)
+        if self.step == steps and not self.evaluate():
+            return LEFT_EARLY
+        first = self.step + 1
+        for step in self.steps_up_to(last):
+            self.heart.enter("compiling" if step == first else "stepping", step)
+            began = time.perf_counter()
+            result = self.train_one(step)
+            if self.step != step:  # it went back to a checkpoint
+                continue
+            self.count(result, time.perf_counter() - began)
+            asked, writing = self.mesh.any(self.asked.here, self.saver.is_writing)
+            leaving = asked and step < last
+            if self.saver.is_under_way and not writing:
+                self.heart.enter("saving")
+                self.saver.settle()
+            if is_due(step, run.log_every, steps):
+                self.log(result)
+            if is_due(step, run.eval_every, steps) and not leaving:
+                leaving = not self.evaluate()
+            is_saved = is_due(step, run.save_every, last) or leaving
+            if run.check_every and (is_due(step, run.check_every, last) or is_saved):  # before it can be saved
+                self.checksum = self.topology.check(f"step {step}")
+                self.integrity.check(f"step {step}")
+            if is_saved:
+                self.save(is_last=leaving or step == last)
+            if leaving:
+                LOGGER.info("asked to leave: step %d of %d is saved, the same command goes on from it", step, steps)
+                return LEFT_EARLY
+        self.heart.enter("ending")
         return 0
+
+    def steps_up_to(self, last: int) -> Iterator[int]:
+        """The step after the one that the run stands at, whatever that is by then, until it stands at ``last``."""
+        while self.step < last:
+            yield self.step + 1
 
     def train_one(self, step: int) -> StepResult:
         """One optimizer step, and the topology update that follows it where one is due.
 
+        A bad step changes nothing but ``step`` and ``consumed_samples``, or takes the run back to its last checkpoint.
+
         Raises:
-            RunError: The loss is no longer a number.
+            RunError: There were too many bad steps in a row.
             TopologyError: The replicas' topologies differ.
         """
         collect = self.topology.collects_at(step)
+        size = self.config.train.batch_size
+        first = first_of_step(self.consumed_samples, size, self.bad_steps.left_out)
         result = train_step(self.engine, self.config, self.mesh, next(self.batches), step, collect)
-        if not math.isfinite(result.loss):
-            raise RunError(f"step {step}: the loss is {result.loss}; the last checkpoint is from before that")
         if not result.applied:
-            LOGGER.warning("step %d was skipped: its gradients overflowed", step)
             self.topology.skip()
-        elif self.topology.updates_at(step):
-            report = self.topology.update(step)
-            self.regrown, self.drop_fraction = report.regrown, report.drop_fraction
-            self.checksum = self.topology.check(f"the update at step {step}")
-        self.step = step
-        self.consumed_samples += self.config.train.batch_size
+        if result.verdict is not Verdict.GOOD and self.note_bad_step(step, result, (first, first + size)):
+            return result
+        if result.applied:
+            self.bad_steps.applied(step)
+            if self.topology.updates_at(step):
+                self.heart.enter("updating topology")
+                report = self.topology.update(step)
+                self.regrown, self.drop_fraction = report.regrown, report.drop_fraction
+                self.checksum = self.topology.check(f"the update at step {step}")
+        self.step, self.consumed_samples = step, first + size
         return result
+
+    def note_bad_step(self, step: int, result: StepResult, samples: tuple[int, int]) -> bool:
+        """Counts and reports a bad step; returns whether the run went back to its last checkpoint for it."""
+        found, done = None, "seen" if result.applied else "skipped"
+        if not result.applied:
+            self.saver.settle()  # what was copied before this step is good, whatever follows
+        if result.verdict.is_spike and self.config.train.on_spike == "rollback":
+            found = self.saver.latest
+            done = "rolled back" if found else done
+        bad = BadStep(step, str(result.verdict), result.loss, result.grad_norm, samples, done)
+        if self.mesh.is_main:
+            LOGGER.warning("%s", bad)
+        self.bad_steps.add(bad, result.verdict)
+        if found:
+            self.go_back(found)
+        elif self.reporter:
+            self.reporter.noted(line_of(bad, step))
+        return found is not None
+
+    def go_back(self, found: Path) -> None:
+        """Continues from a checkpoint with what is known now about bad steps, metrics and curves cut off behind it.
+
+        Raises:
+            CheckpointError: It has been damaged since it was written.
+        """
+        known = self.bad_steps.state()
+        verify(found, self.mesh)
+        self.load(found)
+        self.bad_steps.restore(known)
+        self.checksum = self.topology.check("loading")
+        self.close_readers_and_writers()
+        self.batches, self.reporter = self.read_batches(), self.make_reporter()
+        self.seconds, self.timed_tokens = 0.0, 0
+        for line in self.bad_steps.lines_cut_off(self.step):
+            if self.reporter:
+                self.reporter.noted(line)
 
     def count(self, result: StepResult, seconds: float) -> None:
         """Adds a step to the sums and moves the progress bar."""
@@ -220,14 +297,20 @@ class Trainer:
             "drop_fraction": self.drop_fraction,
             "regrown": self.regrown,
             "topology_checksum": self.checksum,
+            **self.bad_steps.counts,
         }
         if self.reporter:
             self.reporter.logged(record)
         self.seconds, self.timed_tokens = 0.0, 0
 
-    def evaluate(self) -> None:
-        """Evaluates on the first validation samples and writes the result's line of ``metrics.jsonl``."""
-        config, axis = self.config, self.mesh.data
+    def evaluate(self) -> bool:
+        """Evaluates on the first validation samples and writes the result's line of ``metrics.jsonl``.
+
+        Returns:
+            True; False if a signal has stopped it, and nothing is written.
+        """
+        config, axis, stops = self.config, self.mesh.data, []
+        self.heart.enter("evaluating")
         batches = evaluation_batches(
             self.data.validation,
             config.train.micro_batch_size,
@@ -235,50 +318,56 @@ class Trainer:
             data_rank=axis.rank,
             data_degree=axis.degree,
         )
+        batches = self.asked.until_asked(self.mesh, batches, lambda: stops.append(self.step))
         figures = evaluate(self.model, batches, self.mesh, config)
+        if stops:
+            return False
         overlap = trail_overlap(self.weights.values(), self.mesh)
         if self.reporter:
             self.reporter.evaluated({"step": self.step, "eval": figures}, overlap)
+        return True
 
     def save(self, is_last: bool) -> None:
-        """Writes a checkpoint. One that fails is a warning as long as it is not this process's last."""
+        """Saves. What fails is a warning as long as it is not this process's last save."""
+        self.heart.enter("saving")
         extra = {"tokens": self.tokens, "regrown": self.regrown, "drop_fraction": self.drop_fraction}
+        extra |= {"bad_steps": self.bad_steps.state(), "guard": self.guard.state()}
         extra["tokenizer_sha256"] = self.data.tokenizer.sha256  # so that a model and its tokenizer stay together
         progress = Progress(self.step, self.consumed_samples, self.optimizer_state.step, self.data.digest, extra)
-        folder = self.folder / CHECKPOINTS
-        try:
-            path = checkpoint.save(folder, self.config, self.mesh, self.model, self.optimizer_state, progress)
-        except CheckpointError as problem:
-            if is_last:
-                raise
-            LOGGER.warning("step %d was not saved: %s", self.step, problem)
-        else:
-            LOGGER.info("saved %s", path)
+        self.saver.save(progress, is_last)
 
     def load(self, found: Path) -> None:
         """Continues from a checkpoint."""
         digest = self.data.digest
         arguments = (found, self.config, self.mesh, self.model, self.optimizer_state)
         progress = checkpoint.load(*arguments, data_digest=digest, verified=True)
+        self.saver.latest = found
         self.step, self.consumed_samples = progress.step, progress.consumed_samples
         self.tokens = progress.extra["tokens"]
         self.regrown, self.drop_fraction = progress.extra["regrown"], progress.extra["drop_fraction"]
+        self.bad_steps.restore(progress.extra.get("bad_steps", {}))  # older checkpoints have none
+        self.guard.restore(progress.extra.get("guard", {}))
         LOGGER.info("continuing from %s, step %d of %d", found, self.step, self.config.train.steps)
 
     def read_batches(self) -> Iterator:
         """This rank's micro-batches, a list for each step from here on."""
         train, axis = self.config.train, self.mesh.data
         sizes = (train.batch_size, train.micro_batch_size, axis.rank, axis.degree)
-        return iter(
-            StepLoader(self.data.train, train.seed, *sizes, self.consumed_samples, self.config.data.num_workers)
-        )
+        where = (self.consumed_samples, self.config.data.num_workers, self.bad_steps.left_out)
+        return iter(StepLoader(self.data.train, train.seed, *sizes, *where))
 
-    def make_reporter(self, handler: BarHandler) -> Reporter:
-        """What the main rank shows and writes."""
-        return Reporter(self.folder, self.step, last_step(self.config), self.weights, handler)
+    def make_reporter(self) -> Reporter | None:
+        """What the main rank shows and writes; the others have none."""
+        arguments = (self.folder, self.step, last_step(self.config), self.weights, self.handler)
+        return agree(self.mesh, lambda: Reporter(*arguments) if self.mesh.is_main else None)
 
     def close(self) -> None:
-        """Ends what runs beside the training: the threads that read ahead, the bar, TensorBoard's writer."""
+        """Ends what runs beside the training: threads that read ahead or write, the bar, TensorBoard's writer."""
+        self.saver.close()
+        self.close_readers_and_writers()
+
+    def close_readers_and_writers(self) -> None:
+        """Ends what stands at a step: the threads that read ahead, the bar, the files of figures."""
         self.batches.close()
         if self.reporter:
             self.reporter.close()

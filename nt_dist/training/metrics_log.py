@@ -13,6 +13,10 @@ from typing import Any
 
 from nt_dist.errors import RunError
 
+METRICS = "metrics.jsonl"
+MEASURED = ("tokens_per_second", "flops_per_second_dense_equivalent", "flops_per_second_sparse_effective", "memory")
+"""Keys of a line that a clock or a meter gives: all others are the same whenever a step is done again."""
+
 
 class MetricsLog:
     """Appends objects to a file; the main rank alone has one.

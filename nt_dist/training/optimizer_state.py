@@ -51,6 +51,20 @@ class Piece(NamedTuple):
     state: State
 
 
+class CopyPiece(NamedTuple):
+    """What this rank holds of a parameter to compute with.
+
+    Attributes:
+        start: Its first entry, in the flattened parameter.
+        values: View [entries], in the precision of forward passes.
+        is_whole: Whether that is the whole parameter, as on every data rank then.
+    """
+
+    start: int
+    values: torch.Tensor
+    is_whole: bool
+
+
 class OptimizerState(ABC):
     """Reads and writes the state of one engine's optimizer; one subclass for each place it may be.
 
@@ -81,7 +95,7 @@ class OptimizerState(ABC):
         A collective of the data ranks: all read the same weights in the same order.
         """
         shape, piece = _whole_shape(weight.values), self._piece(weight.values)
-        if comm.get_world_size(self.engine.data_parallel_group) == 1 or not self._is_partitioned():
+        if comm.get_world_size(self.engine.data_parallel_group) == 1 or not self.is_partitioned:
             return State(*(part.clone().view(shape) for part in piece.state))
         whole = torch.zeros(3, shape.numel(), dtype=torch.float32, device=self.engine.device)
         if piece is not None:
@@ -119,11 +133,20 @@ class OptimizerState(ABC):
         """Return the bytes of masters (where they are not the parameters) and moments on this rank."""
         masters = [master for _, master in self._masters()]
         moments = sum(self.adam.state[master][name].nbytes for master in masters for name in MOMENTS)
-        return moments + (sum(master.nbytes for master in masters) if self._is_partitioned() else 0)
+        return moments + (sum(master.nbytes for master in masters) if self.is_partitioned else 0)
 
-    def _is_partitioned(self) -> bool:
-        """Say whether masters are flat partitions apart from the parameters."""
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether masters are flat partitions apart from the parameters."""
         return True
+
+    def piece(self, weight: Weight) -> Piece | None:
+        """Return views of what this rank keeps of the state of ``weight``; None if it keeps nothing of it."""
+        return self._piece(weight.values)
+
+    def compute_copy(self, weight: Weight) -> CopyPiece:
+        """Return what forward passes read of ``weight`` on this rank."""
+        return CopyPiece(0, weight.values.data.view(-1), True)
 
     @abstractmethod
     def _masters(self) -> list[tuple[dict, torch.Tensor]]:
@@ -141,8 +164,7 @@ class OptimizerState(ABC):
 class PlainState(OptimizerState):
     """fp32 at ZeRO 0: the parameters are the masters."""
 
-    def _is_partitioned(self) -> bool:
-        return False
+    is_partitioned = False
 
     def _masters(self) -> list[tuple[dict, torch.Tensor]]:
         return [(group, parameter) for group in self.adam.param_groups for parameter in group["params"]]
@@ -191,6 +213,14 @@ class Stage3State(OptimizerState):
         size = parameter.partition_numel()
         start = self.wrapper._get_param_partition_rank(parameter) * size
         return start, max(min(size, parameter.ds_numel - start), 0)
+
+    def compute_copy(self, weight: Weight) -> CopyPiece:
+        """Return the whole where it is kept gathered, else this rank's piece."""
+        parameter = weight.values
+        if parameter.ds_status == ZeroParamStatus.AVAILABLE:
+            return super().compute_copy(weight)
+        start, entries = self._range(parameter)
+        return CopyPiece(start, parameter.ds_tensor.data.narrow(0, 0, entries), False)
 
     def _piece(self, parameter: nn.Parameter) -> Piece | None:
         start, entries = self._range(parameter)

@@ -1,16 +1,18 @@
 """Everything that the main rank shows and writes of a run while it goes on; no other rank has one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nt_dist.errors import RunError
 from nt_dist.evaluation.topology import Overlap
 from nt_dist.sparsity.storage import Weight
 from nt_dist.training.logging import LOGGER, BarHandler
-from nt_dist.training.metrics_log import MetricsLog
+from nt_dist.training.metrics_log import METRICS, MetricsLog
 from nt_dist.training.progress import ProgressBar
 from nt_dist.training.tensorboard import TensorBoard, pictured_weight
 
-METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
 
@@ -30,6 +32,7 @@ class Reporter:
     """
 
     def __init__(self, folder: Path, first_step: int, last_step: int, weights: dict[str, Weight], handler: BarHandler):
+        self._folder = folder
         self._metrics = MetricsLog(folder / METRICS, first_step)
         self._board = TensorBoard(folder / TENSORBOARD, first_step)
         self._pictured = pictured_weight(weights)
@@ -45,8 +48,14 @@ class Reporter:
 
     def logged(self, record: dict[str, Any]) -> None:
         """Writes and draws one logged step, given as its line of ``metrics.jsonl``."""
-        self._metrics.write(record)
-        self._board.training(record)
+        with self._writing():
+            self._metrics.write(record)
+            self._board.training(record)
+
+    def noted(self, record: dict[str, Any]) -> None:
+        """Writes a bad step, given as its line of ``metrics.jsonl``."""
+        with self._writing():
+            self._metrics.write(record)
 
     def evaluated(self, record: dict[str, Any], overlap: Overlap | None) -> None:
         """Writes and draws one evaluation, and the topology as it is then.
@@ -55,10 +64,11 @@ class Reporter:
             record: Its line of ``metrics.jsonl``.
             overlap: How alike the trails' topologies are; None where no sparse weight has several trails.
         """
-        self._metrics.write(record)
         alike = {"overlap": overlap.jaccard, "overlap_by_chance": overlap.chance} if overlap else {}
-        self._board.evaluation(record, alike)
-        self._draw_topology(record["step"])
+        with self._writing():
+            self._metrics.write(record)
+            self._board.evaluation(record, alike)
+            self._draw_topology(record["step"])
         figures = record["eval"]
         trails = ", ".join(f"{perplexity:.2f}" for perplexity in figures["ppl_trails"])
         LOGGER.info(
@@ -75,6 +85,17 @@ class Reporter:
         self._bar.close()
         self._board.close()
         self._metrics.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns a full disk, and all else that the operating system refuses, into an error that names the folder."""
+        try:
+            yield
+        except OSError as problem:
+            raise RunError(
+                f"run.dir = {str(self._folder)!r}: figures cannot be written: {problem.strerror or problem}; the run "
+                "goes on from its last checkpoint when it is started again"
+            ) from problem
 
     def _draw_topology(self, step: int) -> None:
         if self._pictured is not None:

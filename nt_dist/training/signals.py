@@ -2,53 +2,146 @@
 
 SIGTERM is what launchers and schedulers send to end a job, SIGUSR1 what SLURM is asked to send before the time limit
 (launch_scripts/slurm.sbatch). A second one leaves at once, with 128 + its number, as a shell counts.
+
+Python runs a handler only between two instructions of the main thread, which may stand in a collective for long. So the
+handlers' part that cannot wait is done by a thread, which the C half of every handler wakes through a socket.
 """
 
 import os
 import signal
+import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
+from nt_dist.errors import NTDistError
+from nt_dist.parallel.heartbeat import Heart
 
-from nt_dist.parallel.mesh import Mesh
+if TYPE_CHECKING:
+    from nt_dist.parallel.mesh import Mesh  # imports torch
 
+T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 LEFT_EARLY = 75
-"""Exit code of a run that was asked to leave, has saved, and is not done: EX_TEMPFAIL, "try again" (sysexits.h)."""
+"""Exit code of a run that was asked to leave and is not done: EX_TEMPFAIL, "try again" (sysexits.h)."""
 
 SAME_SECONDS = 2.0  # a scheduler tells the launcher and the ranks, and the launcher tells the ranks again
 
 
+class AskedToLeave(NTDistError):
+    """A signal came where there is nothing to save: while data is prepared, or before the first step."""
+
+
 class Asked:
-    """Whether this rank has been asked to leave."""
+    """Whether this rank has been asked to leave.
+
+    Attributes:
+        heart: Told of the first signal, and of leaving at the second.
+    """
 
     def __init__(self):
+        self.heart = Heart()
         self._at: float | None = None
+        self._interrupts = False
 
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler: remembers the first signal; at a later one leaves the process."""
-        now = time.monotonic()
+    @property
+    def here(self) -> bool:
+        """Whether a signal has come to this rank."""
+        return self._at is not None
+
+    def by_any(self, mesh: "Mesh") -> bool:
+        """Whether any rank has been asked; the same on every rank, and collective."""
+        return mesh.any(self.here)[0]
+
+    def before_any_step(self, mesh: "Mesh") -> None:
+        """Leave where a step is about to begin and none has been done. Collective.
+
+        Raises:
+            AskedToLeave: On every rank, if any has been asked.
+        """
+        if self.by_any(mesh):
+            raise AskedToLeave(
+                "asked to leave before a first step: there is nothing to save, the same command starts anew"
+            )
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Let a signal end what this context does, which must be something that can be stopped anywhere.
+
+        Raises:
+            AskedToLeave: A signal came.
+        """
+        what = "asked to leave while data was prepared: what is done is kept, the same command goes on with it"
+        self._interrupts = True
+        try:
+            if self.here:
+                raise AskedToLeave(what)
+            yield
+        except NTDistError as error:  # the same signal may have ended processes that work for this one
+            if self.here:
+                raise AskedToLeave(what) from error
+            raise
+        finally:
+            self._interrupts = False
+
+    def until_asked(self, mesh: "Mesh", things: Iterable[T], stopped: Callable[[], None]) -> Iterator[T]:
+        """Give one thing after the other, and call ``stopped`` and end early once any rank has been asked. Collective.
+
+        Every rank must have as many things; each one begins with a beat of the heart.
+        """
+        for thing in things:
+            self.heart.beat()
+            yield thing
+            if self.by_any(mesh):
+                stopped()
+                return
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """The handler, in the main thread: when that comes round to it."""
+        self._first()
+        if self._interrupts:
+            self._interrupts = False
+            raise AskedToLeave(signal.Signals(number).name)
+
+    def _listen(self, socket_of_numbers: socket.socket) -> None:
+        """The thread: each byte is the number of a signal that has come just now."""
+        while numbers := socket_of_numbers.recv(64):
+            for number in numbers:
+                if number not in SIGNALS:
+                    continue
+                if self.here and time.monotonic() - self._at > SAME_SECONDS:
+                    self.heart.left(128 + number)
+                    os._exit(128 + number)
+                self._first()
+
+    def _first(self) -> None:
         if self._at is None:
-            self._at = now
-        elif now - self._at > SAME_SECONDS:
-            os._exit(128 + number)
-
-    def by_any(self, mesh: Mesh) -> bool:
-        """Whether any rank has been asked; the same on every rank. All call it, after every step."""
-        flag = torch.tensor(self._at is not None, dtype=torch.int32, device=mesh.device)
-        return bool(mesh.all_reduce(flag, op="max"))
+            self._at = time.monotonic()
+            self.heart.asked()
 
 
 @contextmanager
 def listening() -> Iterator[Asked]:
-    """Listen to the signals for as long as the context lasts; before and after it they end the process as always."""
+    """Listen to the signals for as long as the context lasts; before and after it they end the process as always.
+
+    To be entered in the main thread, as Python demands of all that sets handlers.
+    """
     asked = Asked()
-    before = {number: signal.signal(number, asked.handle) for number in SIGNALS}
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    thread = threading.Thread(target=asked._listen, args=(ours,), name="signals", daemon=True)
+    thread.start()
+    wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    before = {number: signal.signal(number, asked._handle) for number in SIGNALS}
     try:
         yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        theirs.close()  # ends the thread
+        thread.join()
+        ours.close()

@@ -18,6 +18,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from nt_dist.sparsity.storage import Weight
+from nt_dist.training.bad_steps import COUNTED
 
 PICTURE_SIDE = 256  # pixels at most, a side
 
@@ -133,4 +134,6 @@ def _group(key: str) -> str:
     """The TensorBoard section in which a key of metrics.jsonl is drawn."""
     if key in ("loss", "objective", "lr", "grad_norm"):
         return "training"
+    if key in COUNTED:
+        return "guard"
     return "topology" if key in ("density", "drop_fraction", "regrown") else "speed"

@@ -4,6 +4,7 @@ And ranks that were started with different settings do not start."""
 import json
 import os
 import signal
+import time
 from unittest import mock
 
 import pytest
@@ -56,6 +57,71 @@ def test_one_rank_is_asked_and_all_save_and_leave(sections, tmp_path, number):
     assert run_distributed(_train, 2, sections) == [0, 0]
     steps = [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in record]
     assert steps == list(range(1, STEPS + 1))
+
+
+def _train_and_ask_while(rank, world_size, sections, where, number):
+    """Train, and ask rank ``number`` to leave in the middle of something that is no step."""
+    from nt_dist.data import opening
+    from nt_dist.training import loop
+
+    def ask():
+        if rank == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def ask_and(work):
+        def asking(*arguments, **named):
+            ask()
+            return work(*arguments, **named)
+
+        return asking
+
+    class Asking:
+        def __init__(self, batches):
+            self.batches = batches
+
+        def __iter__(self):
+            for count, batch in enumerate(self.batches):
+                if count == 1:
+                    ask()
+                assert count < 2, "it went on"
+                yield batch
+
+    def prepare_for_long(config):
+        ask()
+        time.sleep(60)
+
+    batches, engine = loop.evaluation_batches, loop.build_engine
+    patches = {
+        "evaluating": mock.patch.object(loop, "evaluation_batches", lambda *a, **n: Asking(batches(*a, **n))),
+        "building": mock.patch.object(loop, "build_engine", ask_and(engine)),
+        "preparing": mock.patch.object(opening, "prepare_data", prepare_for_long),
+    }
+    with patches[where]:
+        began = time.monotonic()
+        code = loop.train(build_config(sections, None, world_size))
+        assert time.monotonic() - began < 50
+        return code
+
+
+@pytest.mark.parametrize(
+    ("where", "rank", "saved", "evaluated"),
+    [
+        ("evaluating", 1, [4], [STEPS]),  # what the signal stopped in mid-run is passed over, at the end made up for
+        ("evaluating at the end", 1, [STEPS], [STEPS]),
+        ("building", 1, [], [4, STEPS]),
+        ("preparing", 0, [], [4, STEPS]),
+    ],
+)
+def test_a_signal_is_noticed_where_no_step_is_done(sections, tmp_path, where, rank, saved, evaluated):
+    sections["run"] |= {"eval_every": 0 if "end" in where else 4, "eval_batches": 5}
+    asked = run_distributed(_train_and_ask_while, 2, sections, where.split()[0], rank)
+    assert asked == [LEFT_EARLY] * 2
+    names = sorted(path.name for path in (tmp_path / "run").glob("checkpoints/step-*"))
+    assert names == [f"step-{step:08d}" for step in saved]
+    assert run_distributed(_train, 2, sections) == [0, 0]
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [record["step"] for record in records if "eval" in record] == evaluated
+    assert [record["step"] for record in records if "loss" in record] == list(range(1, STEPS + 1))
 
 
 def _train_with_its_own_rate(rank, world_size, sections):

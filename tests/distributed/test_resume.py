@@ -5,18 +5,18 @@ import shutil
 from unittest import mock
 
 import pytest
+import torch
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nt_dist.config.load import build_config
-from nt_dist.errors import CheckpointError, RunError
+from nt_dist.errors import CheckpointError, CorruptionError, RunError
 from nt_dist.testing import RankError, run_distributed
 from nt_dist.training.checkpoint_manifest import read_manifest
-from nt_dist.training.metrics_log import read_metrics
+from nt_dist.training.metrics_log import MEASURED, read_metrics
 from nt_dist.training.run_folder import RunFolder
 
 STEPS, SAVED, KILLED = 20, 10, 13  # topologies are updated every 4 steps: before and after each of these
-MEASURED = ("tokens_per_second", "flops_per_second_dense_equivalent", "flops_per_second_sparse_effective", "memory")
 WORDS = ["the", "sea", "wind", "stone", "light", "river", "carries", "under", "every", "small", "grey", "morning"]
 
 
@@ -61,23 +61,25 @@ def _sections(corpus, folder, **run):
     }
 
 
-def _train(rank, world_size, sections, stage, failing_saves=(), poisoned_at=0):
+def _train(rank, world_size, sections, stage, failing_saves=(), poisoned_at=0, flipped_at=0):
     from nt_dist.training import checkpoint, loop
 
-    save, train_step = checkpoint.save, loop.train_step
+    collect, train_step = checkpoint.collect, loop.train_step
 
-    def save_or_fail(folder, config, mesh, model, optimizer_state, progress):
+    def collect_or_fail(config, mesh, model, optimizer_state, progress):
         if progress.step in failing_saves:
             raise CheckpointError("no space left")
-        return save(folder, config, mesh, model, optimizer_state, progress)
+        return collect(config, mesh, model, optimizer_state, progress)
 
     def poison_and_train_step(engine, config, mesh, micro_batches, step, collect):
         if step == poisoned_at:
             next(engine.module.parameters()).data.fill_(float("nan"))
+        if step == flipped_at and rank == 1:
+            next(engine.module.parameters()).data.view(-1)[:1].view(torch.int32).bitwise_xor_(1 << 20)
         return train_step(engine, config, mesh, micro_batches, step, collect)
 
     with (
-        mock.patch.object(checkpoint, "save", save_or_fail),
+        mock.patch.object(checkpoint, "collect", collect_or_fail),
         mock.patch.object(loop, "train_step", poison_and_train_step),
     ):
         return loop.train(build_config(sections, {"zero_optimization": {"stage": stage}}, world_size))
@@ -87,9 +89,9 @@ def _run(ranks, sections, stage):
     assert run_distributed(_train, ranks, sections, stage) == [0] * ranks
 
 
-def _refused(error, match, ranks, sections, failing_saves=(), poisoned_at=0):
+def _refused(error, match, ranks, sections, failing_saves=(), poisoned_at=0, flipped_at=0):
     with pytest.raises(RankError, match=match) as caught:
-        run_distributed(_train, ranks, sections, 0, failing_saves, poisoned_at)
+        run_distributed(_train, ranks, sections, 0, failing_saves, poisoned_at, flipped_at)
     assert isinstance(caught.value.error, error)
 
 
@@ -112,10 +114,13 @@ def _same(records):
     return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
 
 
-@pytest.mark.parametrize(("stage", "ranks", "pipe"), [(0, 1, 1), (1, 2, 1), (3, 2, 1), (0, 2, 2)])
-def test_a_killed_and_resumed_run_is_the_uninterrupted_one(tmp_path, corpus, stage, ranks, pipe):
+@pytest.mark.parametrize(
+    ("stage", "ranks", "degrees"),
+    [(0, 1, {}), (1, 2, {}), (2, 2, {}), (3, 2, {}), (0, 4, {"pipe": 2, "tensor": 2})],
+)
+def test_a_killed_and_resumed_run_is_the_uninterrupted_one(tmp_path, corpus, stage, ranks, degrees):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    parallel = {"parallel": {"pipe": pipe}}
+    parallel = {"parallel": degrees}
     _run(ranks, _sections(corpus, whole) | parallel, stage)
     _run(ranks, _sections(corpus, broken, stop_after=KILLED) | parallel, stage)
     assert read_metrics(broken / "metrics.jsonl")[-1]["step"] == KILLED
@@ -173,11 +178,98 @@ def test_a_save_that_fails_stops_the_run_only_at_its_end(tmp_path, corpus):
     assert _checkpoints(tmp_path) == ["step-00000004", "step-00000006"]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path, corpus):
+def test_weights_that_are_no_numbers_end_the_run_and_are_never_saved(tmp_path, corpus):
     sections = _sections(corpus, tmp_path, save_every=1)
-    _refused(RunError, "step 2: the loss is nan", 1, sections, poisoned_at=2)
+    sections["train"] |= {"max_bad_steps": 2}
+    message = (
+        "(?s)3 bad steps in a row are more than train.max_bad_steps = 2.*"
+        r"step 2: its loss is no number \(loss nan, gradient norm inf, samples 8 to 15\); skipped.*step 4: "
+    )
+    _refused(RunError, message, 1, sections, poisoned_at=2)
     assert _checkpoints(tmp_path) == ["step-00000001"]
-    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [record["step"] for record in records if "bad_step" in record] == [2, 3]
+    assert [record["steps_not_finite"] for record in records if "loss" in record] == [0, 1, 2]
+
+
+def test_a_bit_flipped_in_one_rank_ends_the_run_before_it_is_saved(tmp_path, corpus):
+    sections = _sections(corpus, tmp_path, save_every=2, check_every=3)
+    message = "(?s)memory is corrupted at step 4.*embedding: the copies of its compute copy on ranks 0, 1 differ"
+    _refused(CorruptionError, message, 2, sections, flipped_at=4)  # before the save, though no check is due
+    assert _checkpoints(tmp_path) == ["step-00000002"]
+    _refused(CorruptionError, "memory is corrupted at step 3", 2, sections, flipped_at=3)
+    assert _checkpoints(tmp_path) == ["step-00000002"]
+
+
+NOT_FINITE, SPIKED = 48, 96  # first sample numbers of two bad batches, those of steps 7 and 13
+MARKS = {NOT_FINITE: 4, SPIKED: 5}  # the tokens that their targets consist of
+
+
+def _train_over_bad_batches(rank, world_size, sections):
+    """Train on data of which two batches are bad; return the exit code and the first sample number of every step."""
+    from nt_dist.data.loader import StepLoader
+    from nt_dist.parallel.place import MeshPlace
+    from nt_dist.training import loop
+
+    read, losses_of, firsts = StepLoader.step, MeshPlace.trail_losses, []
+
+    def read_bad(loader, first):
+        batches = read(loader, first)
+        firsts.append(first)
+        for batch in batches if first in MARKS and rank == 0 else ():  # on one rank alone
+            batch.targets.fill_(MARKS[first])
+        return batches
+
+    def bad_losses(place, logits, targets, weights):
+        factors = (
+            factor for first, factor in ((NOT_FINITE, torch.nan), (SPIKED, 1e4)) if (targets == MARKS[first]).all()
+        )
+        return losses_of(place, logits, targets, weights) * next(factors, 1.0)
+
+    with (
+        mock.patch.object(StepLoader, "step", read_bad),
+        mock.patch.object(MeshPlace, "trail_losses", bad_losses),
+    ):
+        return loop.train(build_config(sections, {"zero_optimization": {"stage": 1}}, world_size)), firsts
+
+
+def test_a_run_that_goes_back_leaves_the_bad_batch_out_also_when_it_is_killed_and_resumed(tmp_path, corpus):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+
+    def sections(folder, **run):
+        found = _sections(corpus, folder, **run)
+        found["train"] |= {"on_spike": "rollback", "spike_window": 8, "max_bad_steps": 1}
+        found["data"] |= {"num_workers": 0}
+        return found
+
+    size, last = 8, 8 * (STEPS + 1)
+    ordered = [*range(0, SPIKED + size, size), *range(SAVED * size, SPIKED, size), *range(SPIKED + size, last, size)]
+    assert run_distributed(_train_over_bad_batches, 2, sections(whole)) == [(0, ordered)] * 2
+    run_distributed(_train_over_bad_batches, 2, sections(broken, stop_after=KILLED + 1))
+    shutil.rmtree(broken / "checkpoints" / f"step-{KILLED + 1:08d}")  # as if it had been killed after that step
+    run_distributed(_train_over_bad_batches, 2, sections(broken))
+
+    expected, found = (read_metrics(folder / "metrics.jsonl") for folder in (whole, broken))
+    assert _same(found) == _same(expected)
+    bad = [
+        (record["step"], record["bad_step"]["step"], record["bad_step"]) for record in expected if "bad_step" in record
+    ]
+    assert [(line, step) for line, step, _ in bad] == [(7, 7), (SAVED + 1, 13)]
+    assert [each["what_was_done"] for *_, each in bad] == ["skipped", "rolled back"]
+    assert [each["samples"] for *_, each in bad] == [[NOT_FINITE, NOT_FINITE + size], [SPIKED, SPIKED + size]]
+    logged = [record for record in expected if "loss" in record]
+    assert [record["step"] for record in logged] == list(range(1, STEPS + 1))
+    counts = [logged[-1][key] for key in ("steps_not_finite", "steps_spiked", "rollbacks")]
+    assert counts == [1, 1, 1] and logged[SAVED - 1]["rollbacks"] == 0
+
+    last = f"checkpoints/step-{STEPS:08d}"
+    before, after = _fragments(whole / last), _fragments(broken / last)
+    assert [key for key in before if before[key].tobytes() != after[key].tobytes()] == []
+    progress = [read_manifest(folder / last).progress for folder in (whole, broken)]
+    assert progress[0] == progress[1]
+    assert (progress[0].adam_step, progress[0].consumed_samples) == (STEPS - 1, (STEPS + 1) * size)
+    left_out = [[NOT_FINITE, NOT_FINITE + size], [SPIKED, SPIKED + size]]
+    assert progress[0].extra["bad_steps"]["left_out"] == left_out
 
 
 def test_two_runs_in_one_folder_are_refused_on_every_rank(tmp_path, corpus):

@@ -10,7 +10,7 @@ import torch
 from nt_dist.benchmark import speed as speed_module
 from nt_dist.benchmark.allocations import Allocations
 from nt_dist.benchmark.memory import KINDS, measure_memory, memory_table
-from nt_dist.benchmark.run import run_memory, run_speed, run_trunk
+from nt_dist.benchmark.run import run_memory, run_saving, run_speed, run_trunk
 from nt_dist.benchmark.setup import at_density, build_bench, check
 from nt_dist.benchmark.speed import measure_speed
 from nt_dist.benchmark.timing import Spread
@@ -213,3 +213,16 @@ def test_what_cannot_be_benchmarked_is_refused(config, message):
 def test_a_density_out_of_range_is_refused_with_its_key():
     with pytest.raises(ConfigError, match=r"sparsity\.density = 1\.5"):
         at_density(_config(), 1.5)
+
+
+def _saving_in(folder, rank, world_size):
+    config = _config()
+    return run_saving(config, init_mesh(config), folder, num_rounds=2, num_steps=1)
+
+
+def test_a_save_is_timed_both_ways_and_nothing_stays(tmp_path):
+    text, figures = _on_rank(functools.partial(_saving_in, tmp_path))
+    assert "beside: standing still" in text and figures["size"] > 10_000
+    assert all(len(figures[name]) == 2 for name in ("synchronous", "copy", "commit", "slower", "steps_beside"))
+    assert min(figures["synchronous"] + figures["copy"] + figures["commit"]) > 0
+    assert list(tmp_path.iterdir()) == []

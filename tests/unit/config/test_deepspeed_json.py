@@ -119,6 +119,7 @@ def test_settings_that_are_wrong_are_not_compared():
             "prof_ops = 'all_reduce' must be a list of strings",
         ),
         ({"prescale_gradients": True}, "prescale_gradients = True must be False"),
+        ({"bf16": {"check_grad_overflow": False}}, "bf16.check_grad_overflow = False must be True"),
         ({"data_types": {"grad_accum_dtype": "bf16"}}, "data_types.grad_accum_dtype = 'bf16' must be 'fp32'"),
         ({"bf16": {"bf16_optimizer_states": True}}, "bf16.bf16_optimizer_states = True must be False"),
     ],

@@ -55,6 +55,13 @@ def test_any_degree_trains_on_the_same_samples_in_the_same_order(micro_batch_siz
         assert together == samples_at(5, 50, np.arange(12) + 12 * step).tolist()
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_samples_left_out_are_jumped_over_and_no_others(num_workers):
+    found = steps(4, micro_batch_size=4, start=12, num_workers=num_workers, left_out=[(24, 36), (48, 60)])
+    wanted = [samples_at(5, 50, np.arange(12) + first).tolist() for first in (12, 36, 60, 72)]
+    assert [numbers(step) for step in found] == wanted
+
+
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_a_start_in_the_middle_and_any_number_of_workers_change_nothing(num_workers):
     whole = steps(10, micro_batch_size=4)

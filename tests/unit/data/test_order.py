@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nt_dist.data.order import sample_at, samples_at
+from nt_dist.data.order import first_of_step, sample_at, samples_at
 
 EXPECTED = [7, 8, 2, 6, 9, 3, 0, 4, 5, 1]
 EXPECTED_LARGE = 498687520898
@@ -40,3 +40,9 @@ def test_neighbours_are_spread():
     order = samples_at(1, count, np.arange(count))
     assert abs(np.abs(np.diff(order)).mean() / count - 1 / 3) < 0.02
     assert abs(np.corrcoef(order, np.arange(count))[0, 1]) < 0.05
+
+
+def test_a_step_begins_behind_what_is_left_out():
+    left_out = [(8, 16), (16, 24), (40, 48)]
+    assert [first_of_step(start, 8, left_out) for start in (0, 8, 16, 24, 32, 40)] == [0, 24, 24, 24, 32, 48]
+    assert first_of_step(4, 8, left_out) == 24, "no step may reach into it"

@@ -94,6 +94,12 @@ def test_a_truncated_model_is_named(model, tmp_path):
         load_tokenizer(tmp_path / "it.model", 330)
 
 
+def test_a_model_whose_pieces_are_no_text_is_named(model, tmp_path):
+    (tmp_path / "it.model").write_bytes(model.replace(b"<0x85>", b"\xff" * 6))
+    with pytest.raises(DataError, match="it.model: is not a sentencepiece model"):
+        load_tokenizer(tmp_path / "it.model", 330)
+
+
 def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(DataError, match=r"data.tokenizer = '.*it.model': cannot be read: No such file"):
         load_tokenizer(tmp_path / "it.model", 330)

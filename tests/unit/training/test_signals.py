@@ -1,25 +1,23 @@
-"""Signals ask a run to leave: once politely, twice at once."""
+"""Signals ask a run to leave: once politely, twice at once, whatever the main thread does."""
 
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from nt_dist.training.signals import SAME_SECONDS, SIGNALS, listening
+from nt_dist.errors import DataError
+from nt_dist.training.signals import SAME_SECONDS, SIGNALS, AskedToLeave, listening
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 class OneRank:
-    device = torch.device("cpu")
-
-    def all_reduce(self, tensor, op):
-        assert op == "max"
-        return tensor
+    def any(self, *flags):
+        return flags
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -30,18 +28,61 @@ def test_a_signal_is_remembered_and_the_handlers_are_put_back(number):
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # the launcher's copy of the same
         assert asked.by_any(OneRank())
+        with pytest.raises(AskedToLeave, match="before a first step"):
+            asked.before_any_step(OneRank())
     assert signal.getsignal(number) is before
 
 
-def test_a_second_signal_leaves_at_once():
-    code = f"""
-import os, signal, time
-from nt_dist.training import signals
-with signals.listening() as asked:
-    os.kill(os.getpid(), signal.SIGUSR1)
-    asked._at -= {SAME_SECONDS} + 1
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(30)
+def test_a_second_signal_leaves_at_once_although_the_main_thread_waits_in_a_library():
+    code = """
+import ctypes, os, signal
+from nt_dist.training.signals import listening
+with listening() as asked:
+    library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    library.pthread_mutex_lock(mutex)
+    print("waiting", flush=True)
+    library.pthread_mutex_lock(mutex)  # no handler of Python's runs any more
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, check=False)
-    assert done.returncode == 128 + signal.SIGTERM
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout.readline() == b"waiting\n"
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(SAME_SECONDS + 1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+
+
+def test_work_that_can_be_stopped_anywhere_is_stopped_in_its_middle():
+    done = []
+    with listening() as asked:
+        with pytest.raises(AskedToLeave, match="while data was prepared"), asked.interrupting():
+            done.append("begun")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            done.append("gone on")
+        with pytest.raises(AskedToLeave), asked.interrupting():  # it is not begun any more
+            done.append("begun again")
+    assert done == ["begun"]
+
+
+def test_what_the_same_signal_broke_is_not_blamed():
+    with listening() as asked:
+        with pytest.raises(DataError), asked.interrupting():
+            raise DataError("a process died")
+        asked._first()
+        asked._interrupts = False
+        with pytest.raises(AskedToLeave), asked.interrupting():
+            raise DataError("a process died")
+
+
+def test_things_end_when_any_rank_is_asked():
+    stops = []
+    with listening() as asked:
+        given = []
+        for thing in asked.until_asked(OneRank(), range(5), lambda: stops.append("stopped")):
+            given.append(thing)
+            if thing == 2:
+                os.kill(os.getpid(), signal.SIGUSR1)
+        assert given == [0, 1, 2] and stops == ["stopped"]
+        assert list(asked.until_asked(OneRank(), [], stops.clear)) == [] and stops

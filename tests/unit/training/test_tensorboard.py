@@ -27,6 +27,7 @@ def _record(step, loss=4.0):
         "regrown": 0.25,
         "drop_fraction": 0.5,
         "topology_checksum": "0123",
+        "rollbacks": step // 20,
     }
 
 
@@ -63,6 +64,7 @@ def test_curves_are_drawn_for_each_trail_and_figure(tmp_path):
     assert _curve(events, "training/loss") == [(10, 4.0), (20, 3.0)]
     assert _curve(events, "topology/density") == [(10, 0.5), (20, 0.5)]
     assert _curve(events, "topology/regrown") == [(10, 0.25), (20, 0.25)]
+    assert _curve(events, "guard/rollbacks") == [(10, 0), (20, 1)]
     assert _curve(events, "topology/overlap") == [(20, 0.4)]
     assert _curve(events, "validation/disagreement") == [(20, 0.3)]
     assert _curve(events, "validation_of_trail/1") == [(20, 62.0)]

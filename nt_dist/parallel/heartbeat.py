@@ -1,0 +1,137 @@
+"""A rank's sign of life: its phase, its step and until when it must be heard of again, in memory that others can read.
+
+Written by the training's main thread, with a few stores and no system call; read by the process of ``watcher.py``,
+which needs neither this process's interpreter lock nor its cooperation. This module imports only the standard library.
+"""
+
+import mmap
+import os
+import struct
+import tempfile
+import time
+from typing import NamedTuple
+
+PHASES = (
+    "starting",
+    "preparing data",
+    "building",
+    "loading",
+    "compiling",  # and the rest of a first step
+    "stepping",
+    "updating topology",
+    "evaluating",
+    "saving",
+    "ending",
+)
+PATIENT = ("preparing data",)  # may take hours without a beat: only a rank's death and silence count
+SLACK = 5.0  # a phase may take so many times as long as the longest between two beats in it so far
+LEAVING = 20.0  # seconds for a beat once a signal has asked to leave: launchers kill 30 s after theirs
+_FIELDS = struct.Struct("<6q")
+_PAGE = mmap.PAGESIZE
+NANO = 1_000_000_000
+
+
+class Sign(NamedTuple):
+    """What the memory holds; times are of the monotonic clock, in nanoseconds, which all processes of a host share.
+
+    Attributes:
+        beats: Beats so far.
+        at: When the last one was.
+        deadline: When the next one is due; 0: never.
+        phase: Number of the phase in PHASES.
+        step: The step.
+        left: 1 + the exit code of a rank that has left on its own; 0: it has not.
+    """
+
+    beats: int
+    at: int
+    deadline: int
+    phase: int
+    step: int
+    left: int
+
+
+def read_sign(memory: mmap.mmap) -> Sign:
+    """Read a sign. It may be torn between two beats, so that a judgement takes two readings."""
+    return Sign(*_FIELDS.unpack_from(memory))
+
+
+def shared_file() -> int:
+    """Make the memory of one rank and return its descriptor, which a child process can inherit."""
+    with tempfile.TemporaryFile() as file:
+        file.truncate(_PAGE)
+        return os.dup(file.fileno())
+
+
+def map_shared(descriptor: int) -> mmap.mmap:
+    """Map the memory of a descriptor of :func:`shared_file`."""
+    return mmap.mmap(descriptor, _PAGE)
+
+
+class Heart:
+    """The rank's side: says in which phase the main thread is and that it gets on.
+
+    Args:
+        memory: From :func:`map_shared`; None where nobody watches.
+        stall_timeout: ``run.stall_timeout``: the least time without a beat that counts as a standstill, in seconds.
+        phase_timeout: ``run.phase_timeout``: the most that a phase of unknown length may take.
+    """
+
+    def __init__(self, memory: mmap.mmap | None = None, stall_timeout: float = 0.0, phase_timeout: float = 0.0):
+        self._memory, self._stall, self._phase_limit = memory, stall_timeout, phase_timeout
+        self._longest: dict[str, int] = {}  # nanoseconds between two beats, by phase
+        self._beats = self._step = self._at = 0
+        self._phase = "starting"
+        self._asked = False
+        self.enter("starting")
+
+    def enter(self, phase: str, step: int | None = None) -> None:
+        """Say that a phase begins (of step ``step``, where that changes); this is a beat."""
+        now = time.monotonic_ns()
+        self._learn(now)
+        self._phase = phase
+        self._step = self._step if step is None else step
+        self._write(now)
+
+    def beat(self) -> None:
+        """Say that the phase gets on."""
+        now = time.monotonic_ns()
+        self._learn(now)
+        self._write(now)
+
+    def asked(self) -> None:
+        """Say that a signal has asked this rank to leave, which shortens a step's allowance; from any thread."""
+        self._asked = True
+        seconds = self.allowance()
+        if self._memory and seconds is not None:
+            sign = read_sign(self._memory)
+            due = time.monotonic_ns() + int(seconds * NANO)
+            _FIELDS.pack_into(self._memory, 0, *sign._replace(deadline=min(sign.deadline or due, due)))
+
+    def left(self, code: int) -> None:
+        """Say that this rank leaves on its own, with an exit code."""
+        if self._memory:
+            sign = (self._beats, self._at, 0, PHASES.index(self._phase), self._step, code + 1)
+            _FIELDS.pack_into(self._memory, 0, *sign)
+
+    def allowance(self) -> float | None:
+        """Seconds until the next beat must come; None: it need not."""
+        if self._phase in PATIENT:
+            return None
+        longest = self._longest.get(self._phase)
+        if longest is None:  # a first time: kernels are compiled, files come from a slow disk
+            return self._phase_limit
+        seconds = max(self._stall, SLACK * longest / NANO)
+        return min(seconds, max(LEAVING, SLACK * longest / NANO)) if self._asked else seconds
+
+    def _learn(self, now: int) -> None:
+        if self._beats:
+            self._longest[self._phase] = max(self._longest.get(self._phase, 0), now - self._at)
+
+    def _write(self, now: int) -> None:
+        self._beats, self._at = self._beats + 1, now
+        if not self._memory:
+            return
+        seconds = self.allowance()
+        deadline = 0 if seconds is None else now + int(seconds * NANO)
+        _FIELDS.pack_into(self._memory, 0, self._beats, now, deadline, PHASES.index(self._phase), self._step, 0)

@@ -1,0 +1,160 @@
+"""What the watchers' reports of all ranks amount to: which rank is at fault, and the words that name it.
+
+Pure functions over what was reported; imports nothing outside the standard library.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+WAITS_IN = ("torch/distributed/", "deepspeed/comm/", "deepspeed/runtime/pipe/p2p")  # files of a rank that waits
+MAX_CULPRITS, MAX_LINES = 8, 60  # named in full; lines of each one's threads
+
+
+class Limits(NamedTuple):
+    """Seconds after which a stopped process, a silent host, and a rank that outlives another one are given up."""
+
+    stopped: float
+    silence: float
+    grace: float
+
+
+@dataclass
+class View:
+    """What is known of one rank.
+
+    Attributes:
+        rank, host: Which.
+        phase, step, beats: Of its last report.
+        idle: Seconds since its last beat, then.
+        late: Whether its beat was overdue.
+        stopped: Seconds for which its process has been stopped (SIGSTOP).
+        gone: Whether its process has ended; ``code`` is what it left with, None if it said nothing.
+        unwatched: Its watcher is gone, though it had not said so.
+        silent: Seconds since its last report came.
+        threads: Where its threads stand, as faulthandler writes it.
+    """
+
+    rank: int
+    host: str = "?"
+    phase: str = "starting"
+    step: int = 0
+    beats: int = 0
+    idle: float = 0.0
+    late: bool = False
+    stopped: float = 0.0
+    gone: bool = False
+    code: int | None = None
+    unwatched: bool = False
+    silent: float = 0.0
+    threads: str = ""
+
+    @property
+    def ended_well(self) -> bool:
+        """Whether it has left and is not missed."""
+        return self.gone and self.code == 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has left and the others cannot go on."""
+        return self.gone and self.code != 0
+
+    def place(self) -> str:
+        """``step 12 (saving)``, as words."""
+        return f"step {self.step} ({self.phase})"
+
+
+def is_lost(views: list[View], limits: Limits) -> bool:
+    """Whether the job cannot go on and no rank will say so by itself: a rank stands still, or its host is silent."""
+    return any(
+        not view.gone
+        and (view.late or view.stopped >= limits.stopped or (view.silent >= limits.silence and not view.unwatched))
+        for view in views
+    )
+
+
+def culprits(views: list[View], limits: Limits) -> list[View]:
+    """Return the ranks that the others wait for, the surest signs first.
+
+    A dead, stopped or silent rank is at fault whoever else stands still, and perhaps is late a little sooner. Of ranks
+    that merely stand still (one's beat is overdue, the others' soon will be) it is those that do not wait for others
+    themselves, and of these the ones that have come least far.
+    """
+    by_sign = [
+        [view for view in views if view.failed],
+        [view for view in views if not view.gone and view.stopped >= limits.stopped / 2],
+        [view for view in views if not view.gone and not view.unwatched and view.silent >= limits.silence / 2],
+        [view for view in views if not view.gone and view.unwatched],
+    ]
+    sure = [view for found in by_sign for view in found]
+    if sure:
+        return sure
+    idle = max((view.idle for view in views if view.late and not view.gone), default=0.0)
+    still = [view for view in views if not view.gone and (view.late or view.idle >= idle / 2)]
+    suspects = [view for view in still if view.threads and not waits(view.threads)] or still
+    least = min(((view.step, view.beats) for view in suspects), default=None)
+    return [view for view in suspects if (view.step, view.beats) == least]
+
+
+def describe(view: View, limits: Limits) -> str:
+    """One line on a rank at fault."""
+    name = f"rank {view.rank} on {view.host}"
+    if view.failed:
+        how = "died without a word" if view.code is None else "ended with an error"
+        return f"{name} {how} in {view.place()}"
+    if view.stopped >= limits.stopped / 2:
+        return f"{name} has been stopped (SIGSTOP) for {view.stopped:.0f} s in {view.place()}"
+    if view.silent >= limits.silence / 2 and not view.unwatched:
+        return f"{name}: nothing has been heard of its host for {view.silent:.0f} s; it was in {view.place()}"
+    if view.unwatched:
+        return f"{name}: its watcher is gone, and perhaps its host; it was in {view.place()}"
+    return f"{name} has stood still for {view.idle:.0f} s in {view.place()}"
+
+
+def report(views: list[View], limits: Limits) -> str:
+    """Return the job's last words: who is at fault and where its threads stand, then where the others stand."""
+    guilty = culprits(views, limits)
+    lines = [f"error: {describe(view, limits)}" for view in guilty[:MAX_CULPRITS]]
+    if len(guilty) > MAX_CULPRITS:
+        lines.append(f"error: and {len(guilty) - MAX_CULPRITS} more ranks: {_numbers(guilty[MAX_CULPRITS:])}")
+    for view in guilty[:MAX_CULPRITS]:
+        if view.threads:
+            lines.append(f"where the threads of rank {view.rank} stand:")
+            lines += [f"  {line}" for line in view.threads.splitlines()[:MAX_LINES]]
+    places = defaultdict(list)
+    for view in views:
+        if view not in guilty and not view.gone:
+            places[f"{view.place()}, {innermost(view.threads)}"].append(view)
+    lines += [f"rank {_numbers(found)}: {place}" for place, found in places.items()]
+    return "\n".join([*lines, "the job is ended on all hosts; the same command goes on from the last checkpoint"])
+
+
+def main_thread(threads: str) -> list[str]:
+    """The main thread's frames in a dump of faulthandler, which writes the newest thread first; innermost first."""
+    block = threads.strip().split("\n\n")[-1].splitlines()
+    return [line.strip() for line in block if line.strip().startswith("File ")]
+
+
+def waits(threads: str) -> bool:
+    """Whether a rank's main thread waits for other ranks."""
+    return any(part in frame for frame in main_thread(threads)[:4] for part in WAITS_IN)
+
+
+def innermost(threads: str) -> str:
+    """Where a rank's main thread stands: the innermost frame, and the innermost one of this package."""
+    frames = main_thread(threads)
+    if not frames:
+        return "where is not known"
+    ours = next((frame for frame in frames if "/nt_dist/" in frame), frames[0])
+    return frames[0] if ours == frames[0] else f"{frames[0]}, called from {ours}"
+
+
+def _numbers(views: list[View]) -> str:
+    """``0-3,5`` for the ranks of views."""
+    runs: list[list[int]] = []
+    for rank in sorted(view.rank for view in views):
+        if runs and runs[-1][-1] == rank - 1:
+            runs[-1][1:] = [rank]
+        else:
+            runs.append([rank])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[1]}" for run in runs)

@@ -1,0 +1,133 @@
+"""The account of a run's bad steps: which samples were left out, how many steps in a row, and the report that ends it.
+
+A bad step is one that the guard (step_guard.py) does not find good: it is only seen, or it changes nothing, or the run
+goes back to its last checkpoint. In the latter two cases its samples are left out. Their numbers are part of every
+later checkpoint, so that the order of samples stays a function of the sample's number and of this list alone. Every
+rank keeps the same account.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from typing import Any
+
+from nt_dist.errors import RunError
+
+COUNTED = ("steps_not_finite", "steps_spiked", "rollbacks")
+
+
+class Verdict(IntEnum):
+    """What is wrong with a step, the worst last."""
+
+    GOOD = 0
+    NORM_SPIKE = 1
+    LOSS_SPIKE = 2
+    NORM_NOT_FINITE = 3
+    LOSS_NOT_FINITE = 4
+
+    @property
+    def is_spike(self) -> bool:
+        """Whether it is a number, but far outside its recent spread."""
+        return self in (Verdict.NORM_SPIKE, Verdict.LOSS_SPIKE)
+
+    def __str__(self) -> str:
+        """As a message says it."""
+        return (
+            "nothing is wrong",
+            "the norm of its gradient is far outside its recent spread",
+            "its loss is far outside its recent spread",
+            "its gradient is no number",
+            "its loss is no number",
+        )[self]
+
+
+@dataclass(frozen=True)
+class BadStep:
+    """One bad step.
+
+    Attributes:
+        step: The optimizer step.
+        why: What was wrong, in words.
+        loss: Its loss, mean over trails.
+        grad_norm: The norm of its gradient.
+        samples: Its first sample number, and the one after its last.
+        what_was_done: "seen" (it was taken all the same), "skipped" or "rolled back".
+    """
+
+    step: int
+    why: str
+    loss: float
+    grad_norm: float
+    samples: tuple[int, int]
+    what_was_done: str
+
+    def __str__(self) -> str:
+        first, end = self.samples
+        figures = f"loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}, samples {first} to {end - 1}"
+        return f"step {self.step}: {self.why} ({figures}); {self.what_was_done}"
+
+
+class BadSteps:
+    """Counts bad steps.
+
+    Args:
+        most: Bad steps in a row that a run may have (``train.max_bad_steps``).
+
+    Attributes:
+        counts: Steps that were no numbers, spikes (also those only seen), and returns to a checkpoint.
+        left_out: Ranges [first, end) of sample numbers, sorted, of the steps that changed nothing.
+    """
+
+    def __init__(self, most: int):
+        self.most = most
+        self.counts = dict.fromkeys(COUNTED, 0)
+        self.left_out: list[tuple[int, int]] = []
+        self._in_a_row: list[tuple[int, str]] = []
+        self._lines: list[tuple[int, BadStep]] = []  # with the step under which each stands in metrics.jsonl
+
+    def add(self, bad: BadStep, verdict: Verdict) -> None:
+        """Take a bad step into account.
+
+        Raises:
+            RunError: It is one too many in a row; the message is the report.
+        """
+        self.counts["steps_spiked" if verdict.is_spike else "steps_not_finite"] += 1
+        self.counts["rollbacks"] += bad.what_was_done == "rolled back"
+        self._lines.append((bad.step, bad))
+        if bad.what_was_done == "seen":
+            return
+        self.left_out = sorted({*self.left_out, bad.samples})
+        self._in_a_row.append((bad.step, str(bad)))
+        if len(self._in_a_row) > self.most:
+            rule = f"{len(self._in_a_row)} bad steps in a row are more than train.max_bad_steps = {self.most}"
+            report = (message for _, message in self._in_a_row)
+            raise RunError("\n".join([f"{rule}; the last checkpoint is from before them", *report]))
+
+    def applied(self, step: int) -> None:
+        """Take note of a step that was taken; one before the step that was bad last, repeated, does not end the row."""
+        if self._in_a_row and step >= self._in_a_row[-1][0]:
+            self._in_a_row = []
+
+    def lines_cut_off(self, step: int) -> Iterator[dict[str, Any]]:
+        """The lines of ``metrics.jsonl`` that a return to ``step`` cuts off and that no step will write again.
+
+        They stand under the next step then: a later start from that checkpoint comes to the same bad steps anew, and
+        must not find them written already.
+        """
+        self._lines = [(min(line, step + 1), bad) for line, bad in self._lines]
+        return (line_of(bad, line) for line, bad in self._lines if line == step + 1)
+
+    def state(self) -> dict[str, Any]:
+        """The account as JSON, for a checkpoint."""
+        return {"counts": self.counts, "left_out": self.left_out, "in_a_row": self._in_a_row}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on with the account of a checkpoint."""
+        self.counts = dict.fromkeys(COUNTED, 0) | state.get("counts", {})
+        self.left_out = [(first, end) for first, end in state.get("left_out", [])]
+        self._in_a_row = [(step, message) for step, message in state.get("in_a_row", [])]
+
+
+def line_of(bad: BadStep, step: int) -> dict[str, Any]:
+    """A bad step's line of ``metrics.jsonl``, standing under ``step``."""
+    return {"step": step, "bad_step": asdict(bad)}

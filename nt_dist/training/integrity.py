@@ -1,0 +1,192 @@
+"""Silent corruption: what several ranks hold must be the same to the bit, and what one rank alone holds plausible.
+
+A flipped bit in a weight's copy on one rank never makes an error: that rank trains on with another model, and at ZeRO 0
+stays different for good. So all copies are compared now and then, by sums over their raw bits:
+
+    replicated over       data ranks                             trail and tensor ranks (trunk; norms)
+    topology              always (topology.py)                   always
+    compute copy          ZeRO 0-2; at ZeRO 3 what is gathered   always
+    masters, moments      ZeRO 0                                 always, whatever their partition
+
+What is partitioned has no second copy. It must be finite and in a plausible range, and a compute copy must be its
+master, rounded. What that leaves uncovered stands in docs/reliability.md.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from nt_dist.errors import CorruptionError
+from nt_dist.parallel.mesh import AXES, Mesh
+from nt_dist.parallel.place import MeshPlace
+from nt_dist.sparsity.storage import Weight
+from nt_dist.training.optimizer_state import MOMENTS, OptimizerState
+
+BLOCK = 1 << 20  # entries summed at once, which bounds the working memory
+MASK = (1 << 48) - 1  # of a sum, so that those of 32,768 ranks can be added up in 64 bits
+LARGEST = 1e6  # of a weight or gradient: far above any that training survives
+MOST_MOMENTS = 1e3  # by which |exp_avg| can exceed sqrt(exp_avg_sq)
+TINY = 1e-15  # where squares of gradients vanish in fp32
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # by bytes of an entry
+
+
+class _Copy(NamedTuple):
+    """One thing that several ranks hold: whose, what, along which axes, and the sum of its bits."""
+
+    name: str
+    what: str
+    axes: tuple[str, ...]
+    sum: torch.Tensor
+
+
+class Integrity:
+    """Checks a model's memory on all ranks; every rank has one.
+
+    Args:
+        mesh: The ranks.
+        weights: The weights held here, by name.
+        optimizer_state: Masters and moments, created.
+    """
+
+    def __init__(self, mesh: Mesh, weights: dict[str, Weight], optimizer_state: OptimizerState):
+        self.mesh, self.place = mesh, MeshPlace(mesh)
+        self.weights, self.optimizer_state = weights, optimizer_state
+
+    @torch.no_grad()
+    def check(self, when: str) -> None:
+        """Check everything. Collective.
+
+        Args:
+            when: For the message: "step 50".
+
+        Raises:
+            CorruptionError: On all ranks, with weight, what of it and ranks.
+        """
+        problems = self._implausible()
+        copies = self._copies()
+        differing = self._differing(copies)
+        flags = self.mesh.all_reduce(
+            torch.tensor([bool(problems), bool(differing)], dtype=torch.int32, device=self.mesh.device), op="max"
+        )
+        if not flags.any():
+            return
+        found = self.mesh.gather_objects((problems, {self._key(copy): int(copy.sum) for copy in differing}))
+        lines = [f"rank {rank}: {problem}" for rank, (each, _) in enumerate(found) for problem in each]
+        lines += _name_ranks([sums for _, sums in found])
+        rule = f"memory is corrupted at {when}; what is saved is from before, and the same command goes on from it"
+        raise CorruptionError("\n".join([rule, *lines]))
+
+    # -- copies --------------------
+
+    def _copies(self) -> list[_Copy]:
+        """What this rank holds that others hold too, the same list on all of them."""
+        partitioned = self.optimizer_state.is_partitioned
+        copies = []
+        for name, weight in self.weights.items():
+            axes = self.place.replica_axes(weight)
+            start, copy, is_whole = self.optimizer_state.compute_copy(weight)
+            copies.append(_Copy(name, "compute copy", ("data", *axes) if is_whole else axes, _sum_bits(copy, start)))
+            piece = self.optimizer_state.piece(weight)
+            for what, part in zip(("master", *MOMENTS), piece.state if piece else (None, None, None), strict=True):
+                if what == "master" and not partitioned:
+                    continue  # it is the compute copy
+                total = _sum_bits(part, piece.start) if piece else self._zero()
+                copies.append(_Copy(name, what, axes if partitioned else ("data", *axes), total))
+        pieces = [copy for copy in copies if "data" not in copy.axes]
+        if pieces:  # positions count in a sum, so that those of all pieces add up to that of the whole
+            sums = torch.stack([copy.sum for copy in pieces])
+            for copy, total in zip(pieces, self.mesh.all_reduce(sums, ("data",)), strict=True):
+                copy.sum.copy_(total & MASK)
+        return copies
+
+    def _zero(self) -> torch.Tensor:
+        return torch.zeros((), dtype=torch.int64, device=self.mesh.device)
+
+    def _differing(self, copies: list[_Copy]) -> list[_Copy]:
+        """Those of ``copies`` that are not the same on all ranks that hold them."""
+        by_axes: dict[tuple[str, ...], list[_Copy]] = {}
+        for copy in copies:
+            if copy.axes:
+                by_axes.setdefault(copy.axes, []).append(copy)
+        differing = []
+        for axes, group in by_axes.items():
+            sums = torch.stack([copy.sum for copy in group])
+            highest, lowest = self.mesh.all_reduce(torch.stack([sums, ~sums]), axes, "max")
+            differing += [group[number] for number in (highest != ~lowest).nonzero().flatten().tolist()]
+        return differing
+
+    def _key(self, copy: _Copy) -> tuple:
+        """The same for ranks that hold copies of one thing."""
+        apart = [axis for axis in AXES if axis not in ("data", *copy.axes)]
+        return (copy.name, copy.what, *(getattr(self.mesh, axis).rank for axis in apart))
+
+    # -- what one rank alone can see --------------------
+
+    def _implausible(self) -> list[str]:
+        """What is wrong with the state that this rank keeps, a line each."""
+        rules, found = [], []
+        for name, rule, wrong in self._checks():
+            rules.append(f"{name}: {rule}")
+            found.append(torch.stack([wrong.any().long(), wrong.byte().argmax()]))
+        first = torch.stack(found).tolist() if found else []  # one wait for the device
+        return [
+            f"{rule} (entry {entry} of its piece)"
+            for rule, (is_wrong, entry) in zip(rules, first, strict=True)
+            if is_wrong
+        ]
+
+    def _checks(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """Each (weight, what is wrong, where): a mask over the entries of this rank's piece."""
+        for name, weight in self.weights.items():
+            piece = self.optimizer_state.piece(weight)
+            if piece is None:
+                continue
+            value, mean, square = piece.state
+            yield name, f"a weight is not within {LARGEST:g}", ~(value.abs() <= LARGEST)
+            yield name, "exp_avg_sq is no plausible number", ~((square >= 0) & (square <= LARGEST**2))
+            # By Cauchy and Schwarz at most (1 - b1) / sqrt((1 - b2) (1 - b1²/b2)), which is below 100 for usual rates.
+            limit = square.clamp(min=0).sqrt().mul_(MOST_MOMENTS).add_(TINY)
+            yield name, "exp_avg is too large for its exp_avg_sq", ~(mean.abs() <= limit)
+            start, copy, _ = self.optimizer_state.compute_copy(weight)
+            mine = copy.narrow(0, piece.start - start, len(value))
+            if mine.data_ptr() != value.data_ptr():
+                yield name, "its compute copy is not its master", mine != value.to(mine.dtype)
+
+
+def _sum_bits(tensor: torch.Tensor, start: int) -> torch.Tensor:
+    """A sum over a flat tensor's raw bits, an int64 scalar below 2^48 that any one changed entry changes.
+
+    Entry i counts 2·(start + i) + 1 times, so that entries which change places or cancel out change it as well. An odd
+    factor keeps a difference below 2^32 from vanishing.
+    """
+    bits = tensor.contiguous().view(INTEGERS[tensor.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for first in range(0, len(bits), BLOCK):
+        block = bits[first : first + BLOCK]
+        factors = torch.arange(start + first, start + first + len(block), device=tensor.device).mul_(2).add_(1)
+        total += factors.mul_(block).sum()
+    return total & MASK
+
+
+def _name_ranks(found: list[dict[tuple, int]]) -> Iterator[str]:
+    """Say of each thing that differs which ranks have what most others have not.
+
+    Args:
+        found: Each rank's sums by key.
+    """
+    for key in dict.fromkeys(key for sums in found for key in sums):
+        sums = {rank: each[key] for rank, each in enumerate(found) if key in each}
+        (usual, times), *others = Counter(sums.values()).most_common()
+        name, what = key[:2]
+        if others and others[0][1] == times:
+            yield f"{name}: the copies of its {what} on ranks {_listed(sums)} differ, and none is the usual one"
+        else:
+            odd = [rank for rank, each in sums.items() if each != usual]
+            rest = [rank for rank in sums if rank not in odd]
+            yield f"{name}: its {what} on rank {_listed(odd)} is another than on rank {_listed(rest)}"
+
+
+def _listed(ranks: list[int] | dict[int, int]) -> str:
+    return ", ".join(map(str, ranks))

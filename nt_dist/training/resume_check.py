@@ -1,0 +1,153 @@
+"""Whether a run that is killed goes on as if it had not been: tried with a config of one's own, on this machine.
+
+2N steps in one go; the same command anew, its ranks killed (SIGKILL) some steps after step N was saved, and started
+again. Both must then have the same lines of metrics, weights, moments and topologies, and stand at the same place in
+the order of samples.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nt_dist.errors import RunError
+from nt_dist.parallel.launcher import LOOPBACK
+from nt_dist.training.checkpoint_folder import checkpoints, delete, name_of
+from nt_dist.training.checkpoint_inspect import Comparison, compare
+from nt_dist.training.metrics_log import MEASURED, METRICS, read_metrics
+
+CHECKPOINTS = "checkpoints"
+POLL_SECONDS = 0.02
+LOG_LINES = 20
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How the resumed run compares with the uninterrupted one.
+
+    Attributes:
+        steps: Steps whose lines of metrics were compared.
+        killed_at: The last step that was logged before the kill.
+        lines: What differs in the lines, one message each.
+        state: What differs between the last checkpoints.
+    """
+
+    steps: int
+    killed_at: int
+    lines: list[str]
+    state: Comparison
+
+    @property
+    def is_same(self) -> bool:
+        """Whether nothing differs, to the bit."""
+        return not self.lines and self.state.is_same_state
+
+
+def check_resume(command: Sequence[str], folder: Path, ranks: int, half: int) -> Verdict:
+    """Run twice, once killed and resumed, and compare.
+
+    Args:
+        command: The training command without the settings that are given here: interpreter, train.py, arguments.
+        folder: An empty or new folder for both runs.
+        ranks: Ranks, all on this machine.
+        half: N: the step at which a checkpoint is saved; the runs end at 2N.
+
+    Raises:
+        RunError: A run failed or ended before it could be killed; shows the end of what rank 0 said.
+    """
+    settings = (f"run.save_every={half}", "run.log_every=1", "run.eval_every=0", "run.keep=1000")
+    stop = f"run.stop_after={2 * half}"
+    whole, broken = folder / "whole", folder / "broken"
+    started = {each: [*command, f"run.dir={each}", *settings] for each in (whole, broken)}
+    with _started([*started[whole], stop], folder / "whole.log", ranks) as processes:
+        _wait(processes, folder / "whole.log")
+    with _started(started[broken], folder / "killed.log", ranks) as processes:  # it would go on as long as it can
+        killed_at = _wait_for(half + max(1, half // 2), broken, half, processes, folder / "killed.log")
+    for later in checkpoints(broken / CHECKPOINTS):  # as if the kill had come at once
+        if later.step > half:
+            delete(later)
+    with _started([*started[broken], stop], folder / "resumed.log", ranks) as processes:
+        _wait(processes, folder / "resumed.log")
+    last = Path(CHECKPOINTS) / name_of(2 * half)
+    lines = differing_lines(*(read_metrics(each / METRICS) for each in (whole, broken)))
+    state = compare(whole / last, broken / last)
+    return Verdict(2 * half, killed_at, lines, state)
+
+
+def differing_lines(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[str]:
+    """Compare two lists of lines of metrics but for what a clock or a meter has measured; say what differs."""
+    problems = []
+    if len(expected) != len(found):
+        problems.append(f"{len(found)} lines of metrics, not {len(expected)}")
+    for one, other in zip(expected, found, strict=False):
+        for key in dict.fromkeys([*one, *other]):
+            if key not in MEASURED and one.get(key) != other.get(key):
+                problems.append(f"step {one['step']}: {key} is {other.get(key)!r}, not {one.get(key)!r}")
+    return problems
+
+
+@contextmanager
+def _started(command: Sequence[str], log: Path, ranks: int) -> Iterator[list[subprocess.Popen]]:
+    """Start a run's ranks, each at the head of a process group of its own; none outlives the context."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port = probe.getsockname()[1]
+    meeting = {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    processes: list[subprocess.Popen] = []
+    try:
+        with log.open("wb") as output:
+            for rank in range(ranks):
+                environment = {**os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                processes.append(
+                    subprocess.Popen(
+                        command,
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+        yield processes
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        for process in processes:
+            process.wait()
+
+
+def _wait(processes: list[subprocess.Popen], log: Path) -> None:
+    for process in processes:
+        if process.wait() != 0:
+            raise _failed(f"a rank left with exit code {process.returncode}", log)
+
+
+def _wait_for(step: int, run: Path, saved: int, processes: list[subprocess.Popen], log: Path) -> int:
+    """Wait until ``step`` is logged and the checkpoint of step ``saved`` is there; return the last step logged."""
+    while True:
+        ended = any(process.poll() is not None for process in processes)
+        logged = max((record["step"] for record in read_metrics(run / METRICS)), default=0)
+        if ended:
+            raise _failed(f"it ended at step {logged} before it could be killed; give it more train.steps", log)
+        if logged >= step and (run / CHECKPOINTS / name_of(saved)).is_dir():
+            return logged
+        time.sleep(POLL_SECONDS)
+
+
+def _failed(what: str, log: Path) -> RunError:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+    return RunError("\n".join([f"{log.stem}: {what}; {log} ends with", *lines]))
+
+
+def training_command(script: Path, config: str, ds_config: str | None, overrides: Sequence[str]) -> list[str]:
+    """The command line of one rank of a training run, with this interpreter."""
+    json = ["--ds_config", ds_config] if ds_config else []
+    return [sys.executable, str(script), "--config", config, *json, *overrides]

@@ -1,0 +1,109 @@
+"""A rank without torch: ``python -m tests.faults.rank RANK SIZE FOLDER FAULT`` steps with the others, and then
+something happens to the last of them. All that the watch needs of a rank, at a hundredth of a real one's start."""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from nt_dist.config.settings import Config, Run
+from nt_dist.parallel.watching import watched
+
+STALL, FAULT_AT, STEPS = 3.0, 5, 12
+
+
+class FolderMesh:
+    """The collectives of a mesh, over files."""
+
+    def __init__(self, rank, size, folder):
+        self.rank, self.world_size, self.is_main = rank, size, rank == 0
+        self._folder, self._number = folder, 0
+
+    def gather_objects(self, thing):
+        self._number += 1
+        files = [self._folder / f"{self._number}-{rank}" for rank in range(self.world_size)]
+        partial = files[self.rank].with_suffix(".part")
+        partial.write_text(json.dumps(thing))
+        partial.rename(files[self.rank])
+        while not all(file.exists() for file in files):
+            time.sleep(0.01)
+        return [json.loads(file.read_text()) for file in files]
+
+    def broadcast_object(self, thing):
+        return self.gather_objects(thing)[0]
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def deadlock():
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+def hold_the_interpreter():
+    library, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)  # PyDLL keeps Python's lock, so that no thread of this process runs any more
+
+
+def fall_silent():
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for pid in children:  # the watcher: as on a host whose network is gone
+        os.kill(int(pid), signal.SIGSTOP)
+    while True:
+        time.sleep(1)
+
+
+def fail():
+    raise ValueError("this rank is wrong")
+
+
+FAULTS = {
+    "stop": stop,
+    "die": die,
+    "deadlock": deadlock,
+    "hold_the_interpreter": hold_the_interpreter,
+    "fall_silent": fall_silent,
+    "fail": fail,
+}
+
+
+def main(rank, size, folder, fault):
+    mesh = FolderMesh(rank, size, folder)
+    where = size - 1
+    if fault.startswith("first_"):
+        where, fault = 0, fault.removeprefix("first_")
+    with watched(mesh, Config(run=Run(stall_timeout=STALL, phase_timeout=60.0))) as heart:
+        for step in range(1, STEPS + 1):
+            heart.enter("compiling" if step == 1 else "stepping", step)
+            mesh.gather_objects(step)
+            if step != FAULT_AT:
+                continue
+            heart.enter("evaluating")
+            time.sleep(1.5)  # every watcher has connected and reported
+            mesh.gather_objects(step)
+            heart.enter("stepping")
+            if fault == "take_long":
+                heart.enter("saving")
+                time.sleep(3 * STALL)
+            elif fault == "group_stop":
+                print("stop us", flush=True)
+                time.sleep(1)
+            elif rank == where:
+                print("now", flush=True)
+                FAULTS[fault]()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

@@ -1,0 +1,92 @@
+"""Whatever a config or prepared data may hold: it is read, or refused in words; nothing else comes out of a reader."""
+
+import random
+import shutil
+import tomllib
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nt_dist.config import load_config
+from nt_dist.config.keys import keys_of
+from nt_dist.config.load import build_config
+from nt_dist.config.settings import SECTIONS
+from nt_dist.data import open_data
+from nt_dist.errors import ConfigError, DataError
+
+KEYS = [f"{name}.{key}" for name, section in SECTIONS.items() for key in keys_of(section)]
+SCALARS = st.one_of(
+    st.integers(-(2**70), 2**70), st.floats(), st.booleans(), st.text(max_size=8), st.sampled_from(["auto", "rows", ""])
+)
+VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=3), st.dictionaries(st.text(max_size=4), SCALARS, max_size=2))
+
+
+def is_read_or_refused(load):
+    """Load; a config that is read is read again as the same from what it writes."""
+    try:
+        config = load()
+    except ConfigError as error:
+        assert error.problems and all(error.problems)
+        return
+    assert build_config(tomllib.loads(config.to_toml()), None, 1) == config
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_value_of_any_setting_is_read_or_refused(values):
+    sections = {}
+    for key, value in values.items():
+        section, entry = key.split(".")
+        sections.setdefault(section, {})[entry] = value
+    is_read_or_refused(lambda: build_config(sections, None, 1))
+
+
+@given(
+    st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)), st.lists(st.text(max_size=20), max_size=2)
+)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_file_and_any_override_is_read_or_refused(tmp_path_factory, content, overrides):
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_bytes(content)
+    is_read_or_refused(lambda: load_config(path, overrides))
+
+
+@given(
+    st.recursive(SCALARS | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=6)
+)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_deepspeed_json_is_read_or_refused(value):
+    content = value if isinstance(value, dict) else {"zero_optimization": value}
+    try:
+        build_config({}, content, 1)
+    except ConfigError as error:
+        assert error.problems
+
+
+def test_damaged_data_are_named_or_harmless(tiny, tmp_path, long_form, tally):
+    """A fuzzer over the reader of prepared data: its index, tokens, record and tokenizer."""
+    rounds = 1000 if long_form else 60
+    (whole,) = (path.parent for path in tiny.parent.glob("prepared/*/train.bin"))
+    for seed in range(rounds):
+        chance = random.Random(seed)
+        shutil.copytree(tiny.parent / "prepared", tmp_path / "data")
+        files = sorted(path for path in (tmp_path / "data" / whole.name).iterdir() if path.is_file())
+        file = chance.choice(files)
+        data = bytearray(file.read_bytes())
+        at, kind = chance.randrange(len(data)), chance.randrange(4)
+        if kind == 0:
+            data[at] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            del data[at:]
+        elif kind == 2:
+            data[at : at + 8] = chance.randbytes(8)
+        file.unlink() if kind == 3 else file.write_bytes(data)
+        try:
+            opened = open_data(load_config(tiny, [f"data.prepared={tmp_path}/data"]))
+            for samples in (opened.train, opened.validation):
+                for index in range(0, len(samples), 7):
+                    samples[index]
+        except DataError as error:
+            assert str(tmp_path) in str(error), (seed, file, kind)
+        shutil.rmtree(tmp_path / "data")
+    tally("prepared data truncated, changed, lost", rounds, lost="nothing: named, and prepared again on demand")

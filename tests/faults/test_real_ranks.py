@@ -1,0 +1,39 @@
+"""A real training of two ranks, one of which is stopped in mid-step."""
+
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+ENDLESS = ("train.steps=100000", "run.log_every=1", "run.save_every=5", "run.eval_every=0")
+
+
+def addresses_listened_on(job):
+    """Of all ranks and their watchers: what the kernel says of the sockets that they hold."""
+    processes = [rank.pid for rank in job.ranks]
+    for pid in list(processes):
+        processes += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    held = {os.readlink(file) for pid in processes for file in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    rows += [line.split() for line in Path("/proc/net/tcp6").read_text().splitlines()[1:]]
+    local = [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in held]
+    return [socket.inet_ntoa(bytes.fromhex(each)[::-1]) if len(each) == 8 else each for each in local]
+
+
+def test_a_stopped_rank_ends_the_job_and_says_where_the_other_waits(start_job, tmp_path):
+    job = start_job(2, *ENDLESS, "run.stall_timeout=3")
+    job.wait_for_step(8)
+    assert (listening := addresses_listened_on(job)) and all(each == "127.0.0.1" for each in listening)
+    job.ranks[1].send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    codes, said = job.end(timeout=60.0)
+    assert time.monotonic() - began < 60.0
+    assert codes == [-signal.SIGKILL] * 2
+    assert re.search(r"^error: rank 1 on \S+ has been stopped \(SIGSTOP\) for \d+ s in step \d+ \(", said[0], re.M), (
+        said
+    )
+    assert re.search(r"^rank 0: step \d+ \(\S+\), File .*called from File .*nt_dist", said[0], re.M), said[0]
+    assert re.search(r"^error: rank 1 on \S+ is ended: rank 1", said[1], re.M), said[1]
+    assert sorted((tmp_path / "run" / "checkpoints").glob("step-*"))  # whole, and there to go on from

@@ -1,0 +1,125 @@
+"""A rank that dies or stands still is named, and the job ends, on all ranks, in time, with nothing left behind.
+
+The ranks are small processes (rank.py); tests of real ones are in test_real_ranks.py.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.rank import FAULT_AT, STALL
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 60.0  # seconds from a fault to the end of all; STALL and some more on a machine that is not too busy
+
+
+def start(folder, fault, size):
+    """The processes of a job of ``size`` ranks, which share one pipe for what they say."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("MASTER_ADDR", None)
+    command = [sys.executable, "-m", "tests.faults.rank"]
+    reader, writer = os.pipe()
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(size), folder, fault], stderr=writer, stdout=writer, env=environment)
+        for rank in range(size)
+    ]
+    os.close(writer)
+    return ranks, reader
+
+
+def run(folder, fault, size=3):
+    """Run a job; return its exit codes, what it said and for how many seconds.
+
+    The pipe ends with the last process that holds it, so that a watcher left behind would be a hang here.
+    """
+    began = time.monotonic()
+    ranks, reader = start(folder, fault, size)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    text = text.replace("now\n", "")
+    return [rank.wait(timeout=5) for rank in ranks], text, time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("stop", r"rank 2 on \S+ has been stopped \(SIGSTOP\) for \d+ s in step 5 \(stepping\)"),
+        ("deadlock", r"rank 2 on \S+ has stood still for \d+ s in step 5 \(stepping\)"),
+        ("hold_the_interpreter", r"rank 2 on \S+ has stood still for \d+ s in step 5 \(stepping\)"),
+        ("fall_silent", r"rank 2 on \S+: nothing has been heard of its host for \d+ s; it was in step 5 \("),
+        ("first_fall_silent", r"rank 0 on \S+: nothing has been heard of its host for \d+ s; it was in step \d \("),
+        ("first_stop", r"rank 0 on \S+ has been stopped \(SIGSTOP\)"),
+    ],
+)
+def test_a_rank_that_stands_still_is_named_and_all_are_ended(tmp_path, fault, says):
+    ranks, reader = start(tmp_path, fault, 3)
+    left_alone = 0 if fault == "first_fall_silent" else 2 if fault == "fall_silent" else None
+    pipe = os.fdopen(reader)
+    assert pipe.readline() == "now\n"
+    began = time.monotonic()
+    codes = [rank.wait(timeout=LIMIT) for number, rank in enumerate(ranks) if number != left_alone]
+    assert time.monotonic() - began < LIMIT
+    if left_alone is not None:  # a real host's watcher would run, find itself alone, and end its rank
+        rank = ranks[left_alone]
+        (watcher,) = Path(f"/proc/{rank.pid}/task/{rank.pid}/children").read_text().split()
+        os.kill(int(watcher), signal.SIGCONT)
+        codes.append(rank.wait(timeout=LIMIT))
+    with pipe:
+        text = pipe.read()
+    assert codes == [-signal.SIGKILL] * 3, text
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert re.match(f"error: {says}", errors[0]), text
+    if fault == "deadlock":
+        assert f"in {fault}" in text and "where the threads of rank 2 stand" in text, text
+
+
+def test_a_dead_rank_is_the_first_error(tmp_path):
+    codes, text, _ = run(tmp_path, "die")
+    assert codes == [-signal.SIGKILL] * 3, text
+    first = text.splitlines()[0]
+    assert re.match(rf"error: rank 2 on \S+ died without a word in step {FAULT_AT} \(stepping\)$", first), text
+
+
+def test_a_rank_that_says_itself_what_is_wrong_is_not_drowned(tmp_path):
+    codes, text, _ = run(tmp_path, "fail")
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL, 1], text
+    assert "ValueError: this rank is wrong" in text
+    assert text.index("ValueError") < text.index("error: rank 2")
+    assert re.search(r"error: rank 2 on \S+ ended with an error in step 5", text), text
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_long_phase_is_no_standstill(tmp_path, size):
+    codes, text, seconds = run(tmp_path, "take_long", size)
+    assert codes == [0] * size and text == "", text
+    assert seconds > 3 * STALL
+
+
+def test_one_rank_alone_is_watched_too(tmp_path):
+    codes, text, _ = run(tmp_path, "deadlock", 1)
+    assert codes == [-signal.SIGKILL] and "rank 0" in text and "has stood still" in text, text
+
+
+def test_a_job_that_is_stopped_and_continued_as_a_whole_goes_on(tmp_path):
+    ranks, reader = start(tmp_path, "group_stop", 2)
+    everybody = []
+    with os.fdopen(reader) as pipe:
+        for _ in ranks:
+            assert pipe.readline() == "stop us\n"
+        for rank in ranks:
+            everybody.append(rank.pid)
+            everybody += map(int, Path(f"/proc/{rank.pid}/task/{rank.pid}/children").read_text().split())
+        assert len(everybody) == 4
+        for pid in everybody:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(2.5 * STALL)
+        for pid in everybody:
+            os.kill(pid, signal.SIGCONT)
+        rest = pipe.read()
+    assert [rank.wait() for rank in ranks] == [0, 0] and rest == "", rest
