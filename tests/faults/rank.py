@@ -14,6 +14,7 @@ from nt_dist.config.settings import Config, Run
 from nt_dist.parallel.watching import watched
 
 STALL, FAULT_AT, STEPS = 3.0, 5, 12
+LONG_STALL = 600.0  # where it is not that the others stand still which ends them
 
 
 class FolderMesh:
@@ -84,7 +85,8 @@ def main(rank, size, folder, fault):
     where = size - 1
     if fault.startswith("first_"):
         where, fault = 0, fault.removeprefix("first_")
-    with watched(mesh, Config(run=Run(stall_timeout=STALL, phase_timeout=60.0))) as heart:
+    stall = LONG_STALL if fault in ("die", "fail") else STALL
+    with watched(mesh, Config(run=Run(stall_timeout=stall, phase_timeout=60.0))) as heart:
         for step in range(1, STEPS + 1):
             heart.enter("compiling" if step == 1 else "stepping", step)
             mesh.gather_objects(step)

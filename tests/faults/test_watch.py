@@ -80,14 +80,19 @@ def test_a_rank_that_stands_still_is_named_and_all_are_ended(tmp_path, fault, sa
 
 
 def test_a_dead_rank_is_the_first_error(tmp_path):
-    codes, text, _ = run(tmp_path, "die")
-    assert codes == [-signal.SIGKILL] * 3, text
-    first = text.splitlines()[0]
-    assert re.match(rf"error: rank 2 on \S+ died without a word in step {FAULT_AT} \(stepping\)$", first), text
+    ranks, reader = start(tmp_path, "die", 3)
+    with os.fdopen(reader) as pipe:
+        assert pipe.readline() == "now\n"
+        first = pipe.readline()
+        assert ranks[0].poll() is None  # it is said at once; the others may still see it by themselves
+        pipe.read()
+    assert re.match(rf"error: rank 2 on \S+ died without a word in step {FAULT_AT} \(stepping\)$", first), first
+    assert [rank.wait(timeout=5) for rank in ranks] == [-signal.SIGKILL] * 3
 
 
 def test_a_rank_that_says_itself_what_is_wrong_is_not_drowned(tmp_path):
-    codes, text, _ = run(tmp_path, "fail")
+    codes, text, seconds = run(tmp_path, "fail")
+    assert seconds < LONG_STALL / 2
     assert codes == [-signal.SIGKILL, -signal.SIGKILL, 1], text
     assert "ValueError: this rank is wrong" in text
     assert text.index("ValueError") < text.index("error: rank 2")
