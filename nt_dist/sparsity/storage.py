@@ -11,7 +11,7 @@ those shards (shard after shard, ascending within each), ``local_shape`` one tra
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -205,9 +205,14 @@ class Weight(nn.Module):
 
     def to_slots(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the active entries [T, slots] of a tensor shaped like ``values``."""
+        return self.all_to_slots([tensor])[0]
+
+    def all_to_slots(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return :meth:`to_slots` of each tensor; where the active entries are is found out once."""
         if self.storage == "compact":
-            return tensor
-        return tensor.reshape(len(self.trails), -1).gather(1, self.slot_index())
+            return list(tensors)
+        index = self.slot_index()
+        return [tensor.reshape(len(self.trails), -1).gather(1, index) for tensor in tensors]
 
     def from_slots(self, slots: torch.Tensor) -> torch.Tensor:
         """Return a tensor shaped like ``values`` with the active entries ``slots`` [T, slots], 0 elsewhere."""

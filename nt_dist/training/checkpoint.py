@@ -145,46 +145,43 @@ def collect(
 ) -> Snapshot:
     """Copy the fragments that this rank owns to host memory. Collective.
 
-    Raises:
-        CheckpointError: A value or moment is not finite; names the weight.
+    The training stands still meanwhile, so what can be done later, checksums and checks, is left to
+    :func:`write_part`.
     """
     weights = weights_of(model)
     writers = _writers(weights, mesh)
-    tensors, entries, problems = {}, {}, []
+    tensors, entries = {}, {}
     for name, weight in weights.items():
         state = optimizer_state.read(weight)  # on all data ranks together, whoever keeps it
         if writers[name] == mesh.data.rank and MeshPlace(mesh).owns(weight):
             entries[name] = weight_entry(weight, f"state-{mesh.rank:05d}.safetensors")
-            problems += _collect_weight(name, weight, state, entries[name], tensors)
+            _collect_weight(name, weight, state, entries[name], tensors)
         del state
-
-    def check() -> Snapshot:
-        if problems:
-            raise CheckpointError("\n".join(["not saved: the weights are no longer numbers", *problems]))
-        layout = {
-            "ranks": mesh.world_size,
-            "pipe": mesh.pipe.degree,
-            "data": mesh.data.degree,
-            "trail": mesh.trail.degree,
-            "tensor": mesh.tensor.degree,
-            "zero_stage": config.zero_stage,
-            "precision": config.train.precision,
-        }
-        manifest = Manifest(0, "", nt_dist.__version__, progress, layout, config.to_dict(), {}, entries)
-        return Snapshot(mesh.rank, tensors, manifest)
-
-    return agree(mesh, check, CheckpointError)
+    layout = {
+        "ranks": mesh.world_size,
+        "pipe": mesh.pipe.degree,
+        "data": mesh.data.degree,
+        "trail": mesh.trail.degree,
+        "tensor": mesh.tensor.degree,
+        "zero_stage": config.zero_stage,
+        "precision": config.train.precision,
+    }
+    manifest = Manifest(0, "", nt_dist.__version__, progress, layout, config.to_dict(), {}, entries)
+    return Snapshot(mesh.rank, tensors, manifest)
 
 
 def write_part(writing: Path, snapshot: Snapshot) -> dict[str, FileEntry]:
-    """Write a snapshot's fragments into the temporary folder; no communication.
+    """Write a snapshot's fragments into the temporary folder, and their checksums into its manifest; no communication.
 
     Returns:
         The file's entry by its name; empty if this rank owns no fragments.
 
     Raises:
-        CheckpointError: It cannot be written.
+        CheckpointError: It cannot be written, or a value or moment is not finite; names the weight.
     """
+    problems = _check(snapshot)
+    if problems:
+        raise CheckpointError("\n".join(["not saved: the weights are no longer numbers", *problems]))
     if not snapshot.tensors:
         return {}
     return {snapshot.file_name: write_fragments(writing / snapshot.file_name, snapshot.tensors)}
@@ -219,22 +216,29 @@ def _writers(weights: dict[str, Weight], mesh: Mesh) -> dict[str, int]:
 
 def _collect_weight(
     name: str, weight: Weight, state: State, entry: WeightEntry, tensors: dict[str, np.ndarray]
-) -> list[str]:
-    """Copy one weight's fragments into ``tensors`` and their checksums into ``entry``; return what is wrong."""
-    problems = []
-    slots = {part: _to_host(weight.to_slots(tensor), torch.float32) for part, tensor in zip(STATES, state, strict=True)}
+) -> None:
+    """Copy one weight's fragments into ``tensors``."""
+    active = weight.all_to_slots(state)
+    slots = {part: _to_host(tensor, torch.float32) for part, tensor in zip(STATES, active, strict=True)}
     if entry.is_sparse:
         slots["positions"] = _to_host(weight.slot_positions(), torch.int32)
     for key in entry.fragments:
         trail, shard = map(int, key.split("/"))
         for part, tensor in slots.items():
-            array = weight.fragment(tensor, trail, shard).numpy()
-            tensors[f"{name}/{key}/{part}"] = array
-            if part != "positions" and (problem := values_problem(part, array)):
-                problems.append(f"{name}/{key}/{part}: {problem}")
-        if entry.is_sparse:
-            checksum = topology_checksum(tensors[f"{name}/{key}/positions"])
-            entry.fragments[key] = replace(entry.fragments[key], checksum=checksum)
+            tensors[f"{name}/{key}/{part}"] = weight.fragment(tensor, trail, shard).numpy()
+
+
+def _check(snapshot: Snapshot) -> list[str]:
+    """Fill in the topologies' checksums; return what is wrong with values and moments."""
+    problems = []
+    for name, entry in snapshot.manifest.weights.items():
+        for key, fragment in entry.fragments.items():
+            arrays = {part: snapshot.tensors.get(f"{name}/{key}/{part}") for part in ("positions", *STATES)}
+            for part in STATES:
+                if problem := values_problem(part, arrays[part]):
+                    problems.append(f"{name}/{key}/{part}: {problem}")
+            if entry.is_sparse:
+                entry.fragments[key] = replace(fragment, checksum=topology_checksum(arrays["positions"]))
     return problems
 
 

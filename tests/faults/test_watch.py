@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.rank import FAULT_AT, STALL
+from tests.faults.rank import FAULT_AT, LONG_STALL, STALL
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 60.0  # seconds from a fault to the end of all; STALL and some more on a machine that is not too busy
