@@ -89,7 +89,8 @@ def test_bf16_stays_near(layout):
         assert record.checksums[0] == wanted.checksums[0]
         for losses, right in zip(record.losses, wanted.losses, strict=True):
             assert losses == pytest.approx(right, rel=3e-3)
-        assert record.norms[:4] == pytest.approx(wanted.norms[:4], rel=5e-3)
+        assert record.norms[:2] == pytest.approx(wanted.norms[:2], rel=5e-3)
+        assert record.norms[2:4] == pytest.approx(wanted.norms[2:4], rel=2e-2)  # rewired once
         assert record.norms[4:] == pytest.approx(wanted.norms[4:], rel=0.15)  # three rewired models by then
         assert record.evaluation == pytest.approx(wanted.evaluation, rel=1e-2, abs=5e-2)
 
@@ -165,7 +166,10 @@ def _disagree(rank, world_size, trunk):
     noise = torch.Generator().manual_seed(rank)
 
     def other(take):
-        return lambda dense: take(dense + torch.randn(dense.shape, generator=noise).to(dense) * dense.abs().max())
+        def noisy(dense, **how):
+            return take(dense + torch.randn(dense.shape, generator=noise).to(dense) * dense.abs().max(), **how)
+
+        return noisy
 
     for weight in run.weights.values():
         if not weight.spec.in_trail:
