@@ -16,6 +16,8 @@ EVAL = [
     "torchmetrics>=1.5",
     "scikit-learn>=1.5",
     "scipy>=1.13",
+    "lm_eval>=0.4.9",
+    "accelerate>=1.0",
 ]
 
 setup(
@@ -37,6 +39,7 @@ setup(
         "safetensors>=0.5",
         "numpy>=1.26",
         "pillow>=10.0",
+        "matplotlib>=3.9",
         "pyarrow>=15.0",
         "zstandard>=0.22",
     ],

@@ -58,7 +58,7 @@ def _run(arguments: list[str], tree: Path, log: Path) -> int:
     root = Path(__file__).parents[1]
     sys.path[:] = [str(tree), *(each for each in sys.path if Path(each).resolve() != root)]
     sys.dont_write_bytecode = True  # two versions of a file of one second and one size would be taken for one another
-    os.environ["PYTHONPATH"] = str(tree)
+    os.environ.update(PYTHONPATH=str(tree), COLUMNS="400")  # a narrow terminal hides why a test failed
     pool = importlib.import_module("nt_dist.testing.pool")
     pool.subprocess = types.SimpleNamespace(Popen=_ForkedRank, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
     code = int(pytest.main(arguments))

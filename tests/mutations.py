@@ -87,20 +87,20 @@ MUTATIONS = [
     ),
     Mutation(
         "drop and grow streams without the step",
-        "(self.seed, purpose, self.weight.spec.name, trail, shard, self.step)",
-        "(self.seed, purpose, self.weight.spec.name, trail, shard)",
+        "(rules.seed, purpose, spec.name, trail, shard, step) for",
+        "(rules.seed, purpose, spec.name, trail, shard) for",
         STEPS,
     ),
     Mutation(
         "drop and grow streams with the trail's number on this rank",
-        "(self.seed, purpose, self.weight.spec.name, trail, shard, self.step)",
-        "(self.seed, purpose, self.weight.spec.name, trail - self.weight.trails.start, shard, self.step)",
+        "(rules.seed, purpose, spec.name, trail, shard, step) for",
+        "(rules.seed, purpose, spec.name, trail - rows[0][0], shard, step) for",
         STREAMS,
     ),
     Mutation(
         "drop and grow streams with the shard's number on this rank",
-        "(self.seed, purpose, self.weight.spec.name, trail, shard, self.step)",
-        "(self.seed, purpose, self.weight.spec.name, trail, shard - self.weight.shards.start, self.step)",
+        "(rules.seed, purpose, spec.name, trail, shard, step) for",
+        "(rules.seed, purpose, spec.name, trail, shard - rows[0][1], step) for",
         STREAMS,
     ),
     # The split trunk.
@@ -192,8 +192,8 @@ MUTATIONS = [
     ),
     Mutation(
         "evaluation: ranks of the tensor axis do not agree on the likeliest piece",
-        'return self.mesh.all_reduce(piece, ("tensor",), op="min")',
-        "return piece",
+        'return highest, self.mesh.all_reduce(piece, ("tensor",), op="min")',
+        "return highest, piece",
         TENSOR,
     ),
     # Figures of all trails.

@@ -7,12 +7,19 @@
 The checkpoint may be a run's folder: then it is the newest one. Settings of the run can be overridden, as in
 run.eval_batches=0 for all validation texts; the figures are the same on any number of ranks. --full adds calibration,
 diversity and the history of the topology; the keys in the JSON are explained in nt_dist/evaluation/full.py.
+
+    python tools/evaluate.py --checkpoint runs/quickstart --tasks configs/tasks/bracket_choice.yaml --combine prob
+
+With --tasks it is evaluated on tasks of the lm-evaluation-harness instead, by name or by file, on one rank; all the
+harness's own flags: python -m nt_dist.evaluation.harness --help.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from nt_dist.command_line import run_main
+from nt_dist.errors import RunError
 from nt_dist.parallel import launcher
 
 
@@ -28,10 +35,14 @@ def main() -> int:
         help="with --full, which it implies: texts to tell from these by the ensemble's uncertainty, or these with a "
         "share of each sequence's tokens (0.1) in each other's places",
     )
+    parser.add_argument("--tasks", help="tasks of the lm-evaluation-harness or task files, with commas between")
+    parser.add_argument("--combine", default="prob", help="with --tasks: prob, logit or a trail's number from 1")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="over the run's settings")
     arguments = parser.parse_intermixed_args()
+    if arguments.tasks:
+        return evaluate_tasks(arguments)
 
     from nt_dist.parallel.mesh import close  # takes seconds: torch
     from nt_dist.training.evaluate_checkpoint import check_json, corrupted_share, evaluate_checkpoint, join
@@ -51,6 +62,26 @@ def main() -> int:
         if arguments.json:
             result.write_json(arguments.json)
     close()
+    return 0
+
+
+def evaluate_tasks(arguments: argparse.Namespace) -> int:
+    """Evaluate on tasks of the harness."""
+    if arguments.data or arguments.full or arguments.shift or arguments.overrides:
+        raise RunError("--tasks goes with --checkpoint, --combine and --json alone: tasks have texts of their own")
+    try:
+        from nt_dist.evaluation import harness  # takes seconds: torch and the harness
+    except ModuleNotFoundError as missing:
+        raise RunError(f"--tasks needs the extra [eval]: {missing}") from None
+    from nt_dist.training.evaluate_checkpoint import check_json
+    from nt_dist.whole_file import write_whole
+
+    if arguments.json:
+        check_json(arguments.json)
+    table, results = harness.evaluate_tasks(arguments.checkpoint, arguments.tasks.split(","), arguments.combine)
+    print(table)
+    if arguments.json:
+        write_whole(arguments.json, json.dumps(results, indent=2, default=float) + "\n")
     return 0
 
 

@@ -5,7 +5,7 @@
     python tools/plan.py --config FILE [--gpus N] [section.key=value ...]
 
 With --gpu (h100, h200 or a100, eight to a node), every layout that the rules allow is looked at: tensor, pipe, trail
-and data degree, ZeRO stage, micro-batch; parallel.* and train.micro_batch_size of the config do not matter. Without it,
+and data degree, ZeRO stage, micro-batch; the config's own degrees and train.micro_batch_size do not matter. Without it,
 the memory of the model's state at the config's own layout, by ZeRO stage.
 From formulas (nt_dist/planning, nt_dist/training/memory_plan.py, nt_dist/training/flops.py); nothing is built.
 """

@@ -37,6 +37,8 @@ def new_folder(out: Path, key: str = "--out") -> Iterator[Path]:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
         yield writing
+        for file in writing.iterdir():  # safetensors writes files that only their owner may read
+            file.chmod(writing.stat().st_mode & 0o666)  # as the user's umask has it
         os.rename(writing, out)
     except OSError as error:
         raise RunError(f"{key} {out}: cannot be written: {error.strerror or error}") from error

@@ -11,9 +11,9 @@ import torch
 
 from nt_dist.data import Tokenizer
 from nt_dist.errors import ConfigError
-from nt_dist.inference.ensemble import PROB, Ensemble, combine
-
-UNCERTAINTIES = ("none", "mutual_information", "entropy")
+from nt_dist.evaluation.predictions import predictions
+from nt_dist.inference.ensemble import PROB, Ensemble
+from nt_dist.model.place import Place
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,9 @@ def uncertainty(logits: torch.Tensor, kind: str) -> float:
         kind: "entropy" of the mean of the trails' probabilities, or "mutual_information": that entropy less the mean of
             the trails' own entropies, which is 0 where all trails predict the same.
     """
-    whole = _entropy(combine(logits, PROB))
-    if kind == "entropy":
-        return whole
-    assert kind == "mutual_information", kind
-    own = [_entropy(combine(logits, trail)) for trail in range(len(logits))]
-    return max(whole - sum(own) / len(own), 0.0)
-
-
-def _entropy(log_probs: torch.Tensor) -> float:
-    return float(torch.special.entr(log_probs.double().exp()).sum())
+    none, one = logits.new_zeros(1, 1, dtype=torch.int64), logits.new_ones(1, 1)  # the figures need no target
+    (found,) = predictions(logits[:, None, None], none, one, len(logits), Place())
+    return float({"mutual_information": found.mutual_information, "entropy": found.entropy[-1]}[kind])
 
 
 def generate(
@@ -101,7 +94,7 @@ def generate(
         max_tokens: At most so many.
         sampling: How to choose.
         how: The trails' combination, as Ensemble.combine takes it.
-        kind: Of UNCERTAINTIES; "none" costs nothing, and pieces have 0.
+        kind: Of uncertainty, "mutual_information" or "entropy"; "none" costs nothing, and pieces have 0.
     """
     tokenizer, generator = ensemble.tokenizer, torch.Generator().manual_seed(sampling.seed)
     first = tokenizer.eos if tokenizer.bos is None else tokenizer.bos  # without a BOS, documents follow an EOS

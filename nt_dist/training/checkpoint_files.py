@@ -191,6 +191,10 @@ class FragmentReader:
                 raise CheckpointError(f"{path}: {name}/{key}/{part}: {problem}")
         return found
 
+    def positions(self, name: str, trail: int, shard: int) -> np.ndarray:
+        """Return the positions alone of one fragment of a sparse weight; raises as :meth:`read`."""
+        return self.read(name, trail, shard, states=())["positions"]
+
     def _tensor(self, path: Path, key: str) -> np.ndarray:
         try:
             if path.name not in self._open:

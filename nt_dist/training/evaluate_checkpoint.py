@@ -144,7 +144,7 @@ def evaluate_checkpoint(
         model.bfloat16()
     if full or shift is not None:
         against = None if shifted is None else (_described_shift(shift, share), shifted)
-        figures = _all_figures(model, samples, num_samples, mesh, config, against)
+        figures = all_figures(model, samples, num_samples, mesh, config, against)
         figures["topology"] = topology_figures(path, mesh, weight_specs(config))
     else:
         figures = evaluate(model, _batches(samples, num_samples, mesh, config), mesh, config)
@@ -186,15 +186,27 @@ def _batches(samples: Samples, num_samples: int, mesh: Mesh, config: Config) -> 
     )
 
 
-def _all_figures(
+def all_figures(
     model: torch.nn.Module,
     samples: Samples,
     num_samples: int,
     mesh: Mesh,
     config: Config,
-    shift: tuple[str, Samples] | None,
+    shift: tuple[str, Samples] | None = None,
 ) -> dict:
-    """What evaluation/full.py documents, but for the topology; `shift` is described and read."""
+    """What evaluation/full.py documents, but for the topology; `shift` is described and read. Collective.
+
+    Args:
+        model: As evaluation.evaluate.evaluate takes it.
+        samples: The texts.
+        num_samples: How many of the first samples to use; 0: all.
+        mesh: From `join`.
+        config: The model's settings, for these ranks.
+        shift: What another text is called, and the text.
+
+    Raises:
+        DataError: There is too little text.
+    """
     parts = [EverySecond(samples, num_samples, first) for first in (0, 1)]
     if not len(parts[1]):
         raise DataError(

@@ -4,13 +4,17 @@ Curves of a run that was killed and continues would go back in time; TensorBoard
 says from which step on it holds (``purge_step``).
 """
 
+import io
 import math
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from nt_dist.sparsity.storage import Weight
@@ -31,6 +35,12 @@ class TensorBoard:
     def __init__(self, folder: Path, last_step: int):
         # a picture is drawn at step 0, so a start hides that one too
         self._writer = SummaryWriter(str(folder), purge_step=last_step + 1 if last_step else 0)
+        # the losses of all trails in one chart, a line each (Custom Scalars)
+        charts = {
+            "training": ["Multiline", ["loss_of_trail/.*"]],
+            "validation": ["Multiline", ["validation_of_trail/.*"]],
+        }
+        self._writer.add_custom_scalars({"trails": charts})
 
     def training(self, record: dict[str, Any]) -> None:
         """Draws one logged step, given as its line of metrics.jsonl."""
@@ -68,6 +78,22 @@ class TensorBoard:
 
     def _scalar(self, name: str, value: float, step: int) -> None:
         self._writer.add_scalar(name, value, step)
+
+
+def draw_pictures(folder: Path, pictures: Mapping[str, bytes], step: int) -> None:
+    """Show pictures of a finished run, or of several, in TensorBoard, in place of those shown before.
+
+    Args:
+        folder: A run's folder of events, or one for the pictures alone; they go into a folder of their own in it.
+        pictures: The contents of PNG files by name.
+        step: The step that they are of.
+    """
+    own = folder / "pictures"
+    shutil.rmtree(own, ignore_errors=True)
+    with SummaryWriter(str(own)) as writer:
+        for name, png in pictures.items():
+            with Image.open(io.BytesIO(png)) as image:
+                writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
 
 def topology_picture(weight: Weight) -> np.ndarray:

@@ -45,6 +45,7 @@ def test_what_is_written(folder, run):
         *("configuration_neurotrails.py", "modeling_neurotrails.py", "sparse_neurotrails.py"),
         *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
     }
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {folder.stat().st_mode & 0o666}
     state = load_file(folder / "model.safetensors")
     assert state["embed_tokens.0.weight"].shape == state["trails.2.lm_head.weight"].shape == (331, 32)  # no padding
     assert {name.split(".")[0] for name in state} == {"embed_tokens", "trunk", "trails"}

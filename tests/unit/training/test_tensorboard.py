@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 from nt_dist.sparsity.shards import WeightSpec
 from nt_dist.sparsity.storage import Weight
-from nt_dist.training.tensorboard import PICTURE_SIDE, TensorBoard, pictured_weight, topology_picture
+from nt_dist.training.tensorboard import PICTURE_SIDE, TensorBoard, draw_pictures, pictured_weight, topology_picture
 
 
 def _record(step, loss=4.0):
@@ -67,6 +68,29 @@ def test_curves_are_drawn_for_each_trail_and_figure(tmp_path):
     assert _curve(events, "topology/overlap") == [(20, 0.4)]
     assert _curve(events, "validation/disagreement") == [(20, 0.3)]
     assert _curve(events, "validation_of_trail/1") == [(20, 62.0)]
+
+
+def test_the_trails_of_a_run_share_a_chart_with_a_line_each(tmp_path):
+    TensorBoard(tmp_path, 0).close()
+    (event,) = _read(tmp_path).Tensors("custom_scalars__config__")
+    (category,) = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
+    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
+    assert charts == {"training": ["loss_of_trail/.*"], "validation": ["validation_of_trail/.*"]}
+
+
+def test_pictures_of_a_finished_run_take_the_place_of_older_ones(tmp_path):
+    def png(color):
+        buffer = io.BytesIO()
+        Image.new("RGB", (4, 2), color).save(buffer, "png")
+        return buffer.getvalue()
+
+    draw_pictures(tmp_path, {"old": png("red")}, 10)
+    draw_pictures(tmp_path, {"new": png("blue")}, 20)
+    events = _read(tmp_path / "pictures")
+    assert events.Tags()["images"] == ["new"]
+    (shown,) = events.Images("new")
+    assert shown.step == 20
+    assert np.asarray(Image.open(io.BytesIO(shown.encoded_image_string))).tolist() == [[[0, 0, 255]] * 4] * 2
 
 
 def test_a_resumed_run_hides_what_the_killed_one_wrote_after_the_checkpoint(tmp_path):

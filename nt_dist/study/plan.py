@@ -1,0 +1,178 @@
+"""A plan: several runs that differ from one config in a few settings, as one TOML file.
+
+    base = "configs/bench_mini.toml"    # from the current folder, as every path in a config
+    dir = "runs/baselines"              # each run has a folder in it, and all share one folder of prepared texts
+
+    [settings]                          # over the base, for all runs
+    train.steps = 400
+
+    [runs.single_dense]                 # over the settings, for one run
+    trails.count = 1
+    sparsity.density = 1.0
+
+    [ensembles]                         # runs that are evaluated together, as one ensemble of all their trails
+    deep_ensemble = ["single_dense", "another"]
+
+Nothing is trained here.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nt_dist.config import Config, load_config
+from nt_dist.config.names import hint, nearest
+from nt_dist.config.values import toml_value
+from nt_dist.errors import ConfigError
+
+_KEYS = {"base": str, "dir": str, "settings": dict, "runs": dict, "ensembles": dict}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a plan.
+
+    Attributes:
+        name: Its name in the plan.
+        base: The config file that it differs from.
+        overrides: ``section.key=value`` over the base, as the command line takes them.
+        config: What the two make.
+    """
+
+    name: str
+    base: str
+    overrides: tuple[str, ...]
+    config: Config
+
+    @property
+    def dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.run.dir)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a plan, in its order.
+
+    Attributes:
+        dir: The plan's folder.
+        runs: By name.
+        ensembles: Names of the runs that make up each ensemble, by its name.
+    """
+
+    dir: Path
+    runs: dict[str, PlannedRun]
+    ensembles: dict[str, tuple[str, ...]]
+
+    def only(self, names: Iterable[str]) -> "Plan":
+        """The part of the plan that ``names`` (of runs and ensembles) need.
+
+        Raises:
+            ConfigError: A name is none of the plan's.
+        """
+        names, known = list(names), [*self.runs, *self.ensembles]
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ConfigError([f"{name!r} is not in the plan{hint(nearest(name, known))}" for name in unknown])
+        ensembles = {name: members for name, members in self.ensembles.items() if name in names}
+        needed = {*names, *(member for members in ensembles.values() for member in members)}
+        return Plan(self.dir, {name: run for name, run in self.runs.items() if name in needed}, ensembles)
+
+
+def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
+    """Read and check a plan and the config of each of its runs.
+
+    Args:
+        path: The TOML file.
+        overrides: ``section.key=value`` over what the plan says, for all runs.
+
+    Raises:
+        ConfigError: With everything that is wrong, run by run.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}"]) from None
+    except ValueError as error:
+        raise ConfigError([f"{path}: is not TOML: {error}"]) from None
+    problems = _problems(path, content)
+    if problems:
+        raise ConfigError(problems)
+    variants = {
+        name: [*_overrides(content.get("settings", {})), *_overrides(content["runs"][name]), *overrides]
+        for name in content["runs"]
+    }
+    runs = plan_runs(content["base"], Path(content["dir"]), variants, path)
+    return Plan(Path(content["dir"]), runs, {name: tuple(each) for name, each in content.get("ensembles", {}).items()})
+
+
+def plan_runs(
+    base: str, folder: Path, variants: Mapping[str, Sequence[str]], named: Path | str
+) -> dict[str, PlannedRun]:
+    """Make the runs of a plan: each in a folder of its own in ``folder``, with one folder of prepared texts for all.
+
+    Args:
+        base: The config file.
+        folder: The plan's folder.
+        variants: Overrides of each run, by name.
+        named: What error messages begin with: where the variants come from.
+
+    Raises:
+        ConfigError: With everything that is wrong, run by run.
+    """
+    runs, problems = {}, []
+    for name, overrides in variants.items():
+        own = [f"run.dir={toml_value(str(folder / name))}"]
+        if not any(each.startswith("data.prepared=") for each in overrides):
+            own.append(f"data.prepared={toml_value(str(folder / 'data'))}")
+        own = (*overrides, *own)
+        try:
+            runs[name] = PlannedRun(name, base, own, load_config(base, own))
+        except ConfigError as error:
+            problems += [f"{named}: {name}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(problems)
+    return runs
+
+
+def _problems(path: Path, content: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a plan apart from the settings of its runs."""
+    problems = [f"{path}: {key} is no key of a plan{hint(nearest(key, _KEYS))}" for key in content if key not in _KEYS]
+    for key, kind in _KEYS.items():
+        if key not in content and key in ("base", "dir", "runs"):
+            problems.append(f"{path}: {key} is missing")
+        elif key in content and not isinstance(content[key], kind):
+            problems.append(f"{path}: {key} = {content[key]!r} must be {'a string' if kind is str else 'a table'}")
+    if problems:
+        return problems
+    runs, ensembles = content["runs"], content.get("ensembles", {})
+    if not runs:
+        problems.append(f"{path}: [runs] is empty")
+    for name in [*runs, *ensembles]:
+        if not _NAME.fullmatch(name) or name == "data":
+            problems.append(f"{path}: {name!r} cannot be a name: letters, digits, '.', '_' and '-', and not 'data'")
+    problems += [f"{path}: {name!r} is the name of a run and of an ensemble" for name in ensembles if name in runs]
+    for name, table in {**runs, "settings": content.get("settings", {})}.items():
+        wrong = (
+            [key for key, values in table.items() if not isinstance(values, dict)] if isinstance(table, dict) else []
+        )
+        if wrong or not isinstance(table, dict):
+            problems.append(f"{path}: {name}: must hold settings, as in train.steps = 400")
+    for name, members in ensembles.items():
+        if not isinstance(members, list) or len(members) < 2:
+            problems.append(f"{path}: ensembles.{name} = {members!r} must be a list of at least two runs")
+        else:
+            problems += [
+                f"{path}: ensembles.{name}: {member!r} is no run{hint(nearest(str(member), runs))}"
+                for member in members
+                if member not in runs
+            ]
+    return problems
+
+
+def _overrides(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [f"{name}.{key}={toml_value(value)}" for name, entries in sections.items() for key, value in entries.items()]

@@ -1,0 +1,69 @@
+"""The runs of the diversity study: one config at several densities and trail lengths."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nt_dist.config import Config, load_config
+from nt_dist.errors import ConfigError
+from nt_dist.study.plan import PlannedRun, plan_runs
+
+
+@dataclass(frozen=True)
+class Place:
+    """One point of the study."""
+
+    density: float
+    layers: int
+
+    @property
+    def name(self) -> str:
+        """Of its run."""
+        return f"density_{self.density:g}_layers_{self.layers}"
+
+
+def parse_places(densities: str, layers: str, points: str) -> list[Place]:
+    """Read the points of a study from the command line.
+
+    Args:
+        densities: As in "0.2,0.5,0.9".
+        layers: Blocks in a trail, as in "2,4,6".
+        points: Some of those points alone, as in "0.9:4,0.5:2"; empty for all.
+
+    Raises:
+        ConfigError: Something is no number, or one of ``points`` is not in the study.
+    """
+    try:
+        every = [Place(float(d), int(n)) for n in layers.split(",") for d in densities.split(",")]
+        some = [Place(float(d), int(n)) for d, n in (each.split(":") for each in points.split(",") if each)]
+    except ValueError:
+        rule = "--densities and --layers must be numbers with commas between, --points as in 0.9:4,0.5:2"
+        raise ConfigError([rule]) from None
+    strange = [f"{each.density:g}:{each.layers}" for each in some if each not in every]
+    if strange:
+        raise ConfigError([f"--points {each}: is not among the densities and layers of the study" for each in strange])
+    return [each for each in dict.fromkeys(every) if not some or each in some]
+
+
+def planned(
+    places: Sequence[Place], base: str, folder: Path, steps: int | None, overrides: Sequence[str]
+) -> dict[str, PlannedRun]:
+    """The runs of a study: those of one config at each point, with a warm-up in proportion to the steps.
+
+    Raises:
+        ConfigError: With everything that is wrong, point by point.
+    """
+    config = load_config(base, overrides, check_paths=False)
+    common = list(overrides)
+    if steps is not None:
+        common.append(f"train.steps={steps}")
+        if not any(each.startswith("train.warmup_steps=") for each in overrides):
+            common.append(f"train.warmup_steps={_warmup(config, steps)}")
+    variants = {
+        place.name: [*common, f"sparsity.density={place.density}", f"trails.layers={place.layers}"] for place in places
+    }
+    return plan_runs(base, folder, variants, base)
+
+
+def _warmup(config: Config, steps: int) -> int:
+    return max(1, round(config.train.warmup_steps * steps / config.train.steps))

@@ -1,0 +1,50 @@
+"""What tests of studies share: results with all figures there are, without a model."""
+
+import torch
+
+from nt_dist.evaluation.full import FullSums
+from nt_dist.study.results import Result
+
+
+def figures(num_trails, seed=0, bias=2.0):
+    """All figures of trails that draw their logits; the higher ``bias``, the better they know the targets."""
+    generator = torch.Generator().manual_seed(seed)
+    sums = FullSums(num_trails, with_temperatures=True)
+    for part in range(2):
+        logits = torch.randn(num_trails, 4, 6, 12, generator=generator)
+        targets = torch.randint(12, (4, 6), generator=generator)
+        logits += bias * torch.nn.functional.one_hot(targets, 12)
+        sums.add(logits, targets, torch.ones(4, 6))
+        if part == 0:
+            sums.fit_temperatures(lambda tensor: tensor)
+    topology = None
+    if num_trails > 1:
+        weights = {
+            f"blocks.{block}.{kind}": {"density": 0.5, "overlap": 0.4 + 0.1 * block, "ever_active": 0.7}
+            for block in range(2)
+            for kind in ("attention.query", "mlp.gate")
+        }
+        weights["embedding"] = {"density": 0.5, "overlap": None, "ever_active": 0.6}
+        topology = {"checkpoints": [5, 10], "overlap": 0.45, "overlap_chance": 0.33, "density": 0.5}
+        topology |= {"ever_active": 0.65, "weights": weights}
+    return {**sums.result(), "topology": topology}
+
+
+def result(name, num_trails, weights, digest="abc", **changes):
+    """A result of round costs."""
+    values = {
+        "name": name,
+        "checkpoints": [f"runs/{name}/checkpoints/step-00000010"],
+        "num_trails": num_trails,
+        "weights": weights,
+        "dense_weights": 2 * weights,
+        "training_flops": 6.0 * weights,
+        "training_flops_dense": 12 * weights,
+        "inference_flops": 2 * weights,
+        "inference_flops_dense": 4 * weights,
+        "steps": 10,
+        "tokens": 5000,
+        "data_digest": digest,
+        "figures": figures(num_trails, seed=weights),
+    }
+    return Result(**{**values, **changes})

@@ -1,0 +1,102 @@
+"""Tables and pictures of comparisons and of the diversity study hold the figures they are made of."""
+
+import csv
+import io
+import itertools
+
+import pytest
+
+from nt_dist.errors import RunError
+from nt_dist.study.compare import Comparison, named, parse_together
+from nt_dist.study.diversity import Study
+from nt_dist.study.sweep import Place
+from nt_dist.whole_file import write_whole
+from tests.unit.study.study_case import result
+
+RESULTS = [result("single", 1, 2_250_000), result("trails", 3, 4_420_000)]
+
+
+def _markdown_rows(text):
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def test_the_table_says_what_each_run_costs_and_how_well_it_predicts():
+    single, trails = _markdown_rows(Comparison(RESULTS).markdown().replace("|  |", "| name |"))
+    figures = RESULTS[1].figures
+    assert (single["trails"], trails["trails"]) == ("1", "3")
+    assert trails["weights stored"] == "4.42 M of 8.84 M" and trails["training FLOP"] == "26.5 M (53 M)"
+    assert trails["perplexity of each trail"] == ", ".join(f"{each:.2f}" for each in figures["ppl_trails"])
+    assert trails["ensemble, mean of probabilities"] == f"{figures['ppl_ensemble_prob']:.2f}"
+    assert trails["ECE"] == f"{figures['calibration']['ece']['prob']:.2%}"
+    assert trails["disagreement"] == f"{figures['disagreement']:.1%}"
+    assert single["gain"] == single["disagreement"] == single["ensemble, mean of logits"] == "–"
+
+
+def test_the_csv_has_every_digit():
+    rows = list(csv.DictReader(io.StringIO(Comparison(RESULTS).csv())))
+    for row, expected in zip(rows, RESULTS, strict=True):
+        figures = expected.figures
+        assert row["name"] == expected.name and int(row["weights_stored"]) == expected.weights
+        assert [float(each) for each in row["ppl_trails"].split()] == figures["ppl_trails"]
+        assert float(row["brier"]) == figures["calibration"]["brier"]["prob"]
+        assert float(row["mutual_information"]) == figures["diversity"]["mutual_information"]
+
+
+def test_rows_of_other_texts_are_named():
+    assert "cannot be compared" not in Comparison(RESULTS).markdown()
+    other = result("other", 1, 1000, digest="xyz")
+    assert "same texts (other)" in Comparison([*RESULTS, other]).markdown()
+
+
+def test_a_comparison_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(RunError, match="holds no comparison"):
+        Comparison.read(tmp_path)
+    write_whole(tmp_path / "comparison.csv", Comparison(RESULTS).csv())
+    with pytest.raises(RunError, match=r"single.json: is not there"):
+        Comparison.read(tmp_path)
+
+
+def test_points_stand_at_their_cost_and_their_perplexity():
+    (figure, several) = Comparison(RESULTS).pictures().values()
+    drawn = {tuple(line.get_xydata()[0]) for axes in figure.axes for line in axes.lines}
+    for each in RESULTS:
+        assert (each.weights, each.figures["ppl_ensemble_prob"]) in drawn
+    assert {text.get_text() for text in figure.axes[0].texts} == {"single", "trails"}
+    assert [axes.get_xlabel().split()[0] for axes in several.axes] == ["training", "inference"]
+
+
+def test_names_that_would_lie_on_one_another_are_moved_apart():
+    alike = [result(name, 1, 1000, figures=RESULTS[0].figures) for name in ("one", "two", "three")]
+    texts = Comparison(alike).pictures()["perplexity_against_parameters"].axes[0].texts
+    heights = sorted(text.xyann[1] for text in texts)
+    assert min(b - a for a, b in itertools.pairwise(heights)) > 8.5
+
+
+def test_runs_are_named_by_their_folders(tmp_path):
+    assert named([tmp_path / "a", tmp_path / "b"]) == {"a": [tmp_path / "a"], "b": [tmp_path / "b"]}
+    assert list(named([tmp_path / "x" / "run", tmp_path / "y" / "run"])) == ["x_run", "y_run"]
+    with pytest.raises(RunError, match="cannot be told apart"):
+        named([tmp_path / "a", tmp_path / "a"])
+    assert [str(each) for each in parse_together(["deep=a,b"])["deep"]] == ["a", "b"]
+    for wrong in (["deep"], ["deep=a"], ["=a,b"], ["deep=a,b", "deep=c,d"]):
+        with pytest.raises(RunError, match="--together"):
+            parse_together(wrong)
+
+
+def test_the_study_has_a_row_and_a_mark_for_each_point():
+    places = [Place(density, layers) for density in (0.5, 0.9) for layers in (1, 2)]
+    results = [(place, result(place.name, 3, 1000 + number)) for number, place in enumerate(places)]
+    dense = (Place(1.0, 2), result("dense", 3, 3000))
+    dense[1].figures["topology"] = None
+    study = Study([*results, dense])
+    rows = list(study.rows())
+    assert [(row["density"], row["layers"]) for row in rows] == [
+        (each.density, each.layers) for each in [*places, dense[0]]
+    ]
+    nll = results[0][1].figures["nll"]
+    assert rows[0]["gain"] == pytest.approx(sum(nll["trails"]) / 3 - nll["prob"]) and rows[0]["gain"] > 0
+    assert len(_markdown_rows(study.markdown())) == 5 and rows[-1]["overlap"] is None
+    gain = study.pictures()["gain_against_diversity"]
+    drawn = {tuple(point) for line in gain.axes[0].lines if len(line.get_xydata()) for point in line.get_xydata()}
+    assert drawn == {(row["disagreement"], row["gain"]) for row in rows}

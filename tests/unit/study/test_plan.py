@@ -1,0 +1,147 @@
+"""A plan of runs: what it makes of its base and settings, and what it says of mistakes."""
+
+from pathlib import Path
+
+import pytest
+
+from nt_dist.config import load_config
+from nt_dist.config.ignored import warnings
+from nt_dist.errors import ConfigError
+from nt_dist.study.plan import read_plan
+from nt_dist.study.sweep import Place, parse_places, planned
+
+ROOT = Path(__file__).resolve().parents[3]
+BASE = str(ROOT / "configs" / "quickstart.toml")
+PLAN = f"""
+base = "{BASE}"
+dir = "runs/plan"
+
+[settings]
+train.steps = 40
+
+[runs.dense]
+trails.count = 1
+sparsity.density = 1.0
+
+[runs.sparse]
+sparsity.exempt = ["blocks.*.attention.*"]
+train.steps = 50
+
+[runs.third]
+
+[ensembles]
+both = ["dense", "third"]
+"""
+
+
+def _write(folder, text=PLAN):
+    path = folder / "plan.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_run_wins_over_the_settings_over_the_base_and_the_command_line_over_all(tmp_path):
+    plan = read_plan(_write(tmp_path), ["train.lr=0.5"])
+    dense, sparse, third = plan.runs.values()
+    assert [run.config.train.steps for run in plan.runs.values()] == [40, 50, 40]
+    assert (dense.config.trails.count, third.config.trails.count) == (1, 3)
+    assert sparse.config.sparsity.exempt == ("blocks.*.attention.*",)
+    assert all(run.config.train.lr == 0.5 for run in plan.runs.values())
+    assert read_plan(_write(tmp_path), ["train.steps=70"]).runs["sparse"].config.train.steps == 70
+
+
+def test_each_run_has_a_folder_and_all_share_the_prepared_texts(tmp_path):
+    runs = read_plan(_write(tmp_path)).runs
+    assert {run.dir for run in runs.values()} == {Path("runs/plan") / name for name in runs}
+    assert {run.config.data.prepared for run in runs.values()} == {"runs/plan/data"}
+    own = read_plan(_write(tmp_path), ["data.prepared=elsewhere"]).runs
+    assert {run.config.data.prepared for run in own.values()} == {"elsewhere"}
+
+
+def test_the_overrides_are_what_train_py_takes(tmp_path):
+    for run in read_plan(_write(tmp_path)).runs.values():
+        assert load_config(run.base, run.overrides) == run.config
+
+
+def test_a_part_of_a_plan_has_what_its_ensembles_need(tmp_path):
+    plan = read_plan(_write(tmp_path))
+    assert list(plan.only(["both"]).runs) == ["dense", "third"]
+    part = plan.only(["sparse"])
+    assert list(part.runs) == ["sparse"] and not part.ensembles
+    with pytest.raises(ConfigError, match="'spars' is not in the plan; did you mean sparse"):
+        plan.only(["spars"])
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("base =", "bas =", "bas is no key of a plan; did you mean base"),
+        ('dir = "runs/plan"', "", "dir is missing"),
+        ('dir = "runs/plan"', "dir = 3", "dir = 3 must be a string"),
+        ("[runs.third]", "[runs.data]", "'data' cannot be a name"),
+        ("[runs.third]", '[runs."a/b"]', "'a/b' cannot be a name"),
+        ("[runs.third]", "[runs.third]\nx = 1", "third: must hold settings"),
+        ('both = ["dense", "third"]', 'both = ["dense", "thirt"]', "'thirt' is no run; did you mean third"),
+        ('both = ["dense", "third"]', 'both = ["dense"]', "at least two runs"),
+        ('both = ["dense", "third"]', 'dense = ["sparse", "third"]', "the name of a run and of an ensemble"),
+        ("sparsity.density = 1.0", "sparsity.density = 2.0", r"dense: sparsity.density = 2.0 must be in \(0, 1\]"),
+        ("train.steps = 50", "train.stepz = 50", "sparse: train.stepz is no setting; did you mean train.steps"),
+        (BASE, "nowhere.toml", "nowhere.toml: no such file"),
+        ("[settings]", "[settings", "is not TOML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, old, new, message):
+    assert old in PLAN
+    with pytest.raises(ConfigError, match=message):
+        read_plan(_write(tmp_path, PLAN.replace(old, new)))
+
+
+def test_a_plan_that_is_not_there():
+    with pytest.raises(ConfigError, match="nowhere.toml: No such file"):
+        read_plan(Path("nowhere.toml"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "baselines").glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_plans_have_the_baselines_and_no_setting_that_does_nothing(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("nt_dist.config.load.paths.check_paths", lambda *_: [])  # the texts are no part of the project
+    plan = read_plan(path)
+    runs = {name: run.config for name, run in plan.runs.items()}
+    assert all(warnings(config) == [] for config in runs.values())
+    single, full, tree = runs["single_dense"], runs["full_ensemble"], runs["tree_net"]
+    assert (single.trails.count, single.sparsity.density) == (1, 1)
+    assert (full.trails.count, full.trails.fork, full.sparsity.density) == (3, "embedding", 1)
+    assert (tree.trails.count, tree.trails.fork, tree.sparsity.density) == (3, "blocks", 1)
+    assert {runs[name].sparsity.density for name in ("neurotrails_090", "neurotrails_050")} == {0.9, 0.5}
+    assert runs["static_sparse"].sparsity.update_every == 0 and runs["static_sparse"].trails.count == 3
+    assert (runs["set"].trails.count, runs["set"].sparsity.drop, runs["set"].sparsity.grow) == (1, "set", "random")
+    assert (runs["rigl"].trails.count, runs["rigl"].sparsity.drop, runs["rigl"].sparsity.grow) == (
+        1,
+        "magnitude",
+        "gradient",
+    )
+    members = [runs[name] for name in plan.ensembles["deep_ensemble"]]
+    assert len({config.train.seed for config in members}) == 3
+    assert {(config.trails.count, config.sparsity.density) for config in members} == {(1, 1)}
+    assert len({(config.train.steps, config.train.batch_size, config.data.path) for config in runs.values()}) == 1
+
+
+def test_points_of_a_sweep():
+    assert parse_places("0.5,0.9", "1,2", "") == [Place(0.5, 1), Place(0.9, 1), Place(0.5, 2), Place(0.9, 2)]
+    assert parse_places("0.5,0.9", "1,2", "0.9:2,0.5:1") == [Place(0.5, 1), Place(0.9, 2)]
+    with pytest.raises(ConfigError, match="--points 0.8:2"):
+        parse_places("0.5,0.9", "1,2", "0.8:2")
+    with pytest.raises(ConfigError, match="must be numbers"):
+        parse_places("0.5,many", "1,2", "")
+
+
+def test_a_sweep_scales_the_warm_up_with_the_steps(tmp_path):
+    places = parse_places("0.5", "2,3", "")
+    runs = planned(places, BASE, tmp_path, 60, [])
+    assert [(run.config.sparsity.density, run.config.trails.layers) for run in runs.values()] == [(0.5, 2), (0.5, 3)]
+    assert {(run.config.train.steps, run.config.train.warmup_steps) for run in runs.values()} == {(60, 6)}
+    assert {run.dir for run in runs.values()} == {tmp_path / place.name for place in places}
+    (given,) = planned(places[:1], BASE, tmp_path, 60, ["train.warmup_steps=9"]).values()
+    assert given.config.train.warmup_steps == 9
+    with pytest.raises(ConfigError, match="density_0.5_layers_7: trails.layers = 7"):
+        planned(parse_places("0.5", "7", ""), BASE, tmp_path, None, [])

@@ -1,0 +1,69 @@
+"""Compares runs: what each costs and how well it predicts, as one table (Markdown, CSV) and pictures (PNG, SVG).
+
+    python tools/compare.py configs/baselines/bench_mini.toml [--only NAME,NAME] [section.key=value …]
+    python tools/compare.py runs/first runs/second [--together deep=runs/first,runs/second] --out comparison
+
+A plan (a TOML file, see nt_dist/study/plan.py) names the runs, and those that are missing are trained first, one after
+the other; started again, it goes on where it was. Settings then hold for all runs. Of folders of runs the newest
+checkpoints are read; settings then are those of the evaluation, as in run.eval_batches=0 for all validation texts.
+--together evaluates runs as one ensemble of all their trails (a deep ensemble).
+"""
+
+import argparse
+from pathlib import Path
+
+from nt_dist.command_line import run_main
+from nt_dist.errors import RunError
+from nt_dist.study.plan import read_plan
+
+
+def main() -> int:
+    """Parse the command line and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", metavar="PLAN.toml | RUN | section.key=value")
+    parser.add_argument("--out", type=Path, help="folder for table and pictures (default: the plan's)")
+    parser.add_argument("--only", help="of a plan: these runs and ensembles, with commas between")
+    parser.add_argument("--launcher", default="", help='what trains: "deepspeed --num_gpus 2" (default: one rank)')
+    parser.add_argument("--no_train", action="store_true", help="compare only what has been trained")
+    parser.add_argument("--together", action="append", default=[], metavar="NAME=RUN,RUN", help="runs as one ensemble")
+    arguments = parser.parse_intermixed_args()
+    overrides = [word for word in arguments.what if "=" in word]
+    named = [Path(word) for word in arguments.what if "=" not in word]
+    plans = [path for path in named if path.suffix == ".toml"]
+    if plans and (len(named) > 1 or arguments.together):
+        raise RunError(f"{plans[0]}: a plan stands alone: it names its runs and ensembles itself")
+    if not (plans or (arguments.out and (named or arguments.together))):
+        raise RunError("give a plan, or folders of runs and --out FOLDER")
+    plan = read_plan(plans[0], overrides) if plans else None
+    if plan and arguments.only:
+        plan = plan.only(arguments.only.split(","))
+
+    from nt_dist.study import compare  # takes seconds: torch
+    from nt_dist.study.results import RESULTS, result_of
+    from nt_dist.study.training import is_done, train_missing
+    from nt_dist.training.evaluate_checkpoint import join
+    from nt_dist.training.logging import start_logging
+
+    start_logging(0)
+    if plan:
+        if not arguments.no_train:
+            train_missing(plan.runs.values(), arguments.launcher)
+        done = {name: [run.dir] for name, run in plan.runs.items() if is_done(run)}
+        apart = {name: members for name, members in plan.ensembles.items() if all(each in done for each in members)}
+        folders = done | {name: [plan.runs[each].dir for each in members] for name, members in apart.items()}
+    else:
+        folders = compare.named(named) | compare.parse_together(arguments.together)
+    out = arguments.out or plan.dir
+    if not folders:
+        raise RunError(f"{plans[0]}: none of its runs has been trained")
+    mesh = join(1)
+    results = [result_of(name, paths, mesh, out / RESULTS, overrides) for name, paths in folders.items()]
+    comparison = compare.Comparison(results)
+    comparison.write(out)
+    print(comparison.markdown())
+    print(f"written: {out / compare.TABLE}.md and .csv, pictures beside them")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,58 @@
+"""Sweeps density and trail length, and draws what the ensemble gains against how differently its trails predict.
+
+    python tools/diversity.py --config configs/bench_mini.toml --steps 400 --out runs/diversity
+        [--densities 0.2,0.5,0.9] [--layers 1,2,4,6] [--points 0.9:4,0.5:2] [--launcher "deepspeed --num_gpus 2"]
+        [section.key=value …]
+
+Each point is a run of its own in OUT; started again, the sweep goes on where it was. --points trains and shows some of
+the points alone; --no_train shows those that have been trained. The warm-up is scaled with the steps.
+"""
+
+import argparse
+from pathlib import Path
+
+from nt_dist.command_line import run_main
+from nt_dist.config import parse_command_line
+from nt_dist.errors import RunError
+from nt_dist.study.sweep import parse_places, planned
+
+
+def main() -> int:
+    """Parse the command line, train what is missing and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/diversity"), help="folder of the study")
+    parser.add_argument("--steps", type=int, help="steps of each run (default: the config's)")
+    parser.add_argument("--densities", default="0.2,0.5,0.9", help="shares of weights that are stored")
+    parser.add_argument("--layers", default="1,2,4,6", help="blocks in a trail")
+    parser.add_argument("--points", default="", help="only these, as density:layers, with commas between")
+    parser.add_argument("--launcher", default="", help='what trains: "deepspeed --num_gpus 2" (default: one rank)')
+    parser.add_argument("--no_train", action="store_true", help="show only what has been trained")
+    arguments, rest = parser.parse_known_args()
+    base, _, overrides = parse_command_line(rest)
+    places = parse_places(arguments.densities, arguments.layers, arguments.points)
+    runs = planned(places, base, arguments.out, arguments.steps, overrides)
+
+    from nt_dist.study import diversity  # takes seconds: torch and matplotlib
+    from nt_dist.study.results import RESULTS, result_of
+    from nt_dist.study.training import is_done, train_missing
+    from nt_dist.training.evaluate_checkpoint import join
+    from nt_dist.training.logging import start_logging
+
+    start_logging(0)
+    if not arguments.no_train:
+        train_missing(runs.values(), arguments.launcher)
+    done = [place for place in places if is_done(runs[place.name])]
+    if not done:
+        raise RunError(f"{arguments.out}: none of its points has been trained")
+    mesh, kept = join(1), arguments.out / RESULTS
+    study = diversity.Study(
+        [(place, result_of(place.name, [runs[place.name].dir], mesh, kept, overrides)) for place in done]
+    )
+    study.write(arguments.out)
+    print(study.markdown())
+    print(f"written: {arguments.out / diversity.TABLE}.md and .csv, pictures beside them")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
