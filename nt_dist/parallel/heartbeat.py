@@ -24,6 +24,7 @@ PHASES = (
     "ending",
 )
 PATIENT = ("preparing data",)  # may take hours without a beat: only a rank's death and silence count
+STEADY = ("stepping", "updating topology", "evaluating")  # go on as they began, unlike a last save, which is waited for
 SLACK = 5.0  # a phase may take so many times as long as the longest between two beats in it so far
 LEAVING = 20.0  # seconds for a beat once a signal has asked to leave: launchers kill 30 s after theirs
 _FIELDS = struct.Struct("<6q")
@@ -118,8 +119,8 @@ class Heart:
         """Seconds until the next beat must come; None: it need not."""
         if self._phase in PATIENT:
             return None
-        longest = self._longest.get(self._phase)
-        if longest is None:  # a first time: kernels are compiled, files come from a slow disk
+        longest = self._longest.get(self._phase) if self._phase in STEADY else None
+        if longest is None:  # or a first time, when kernels are compiled
             return self._phase_limit
         seconds = max(self._stall, SLACK * longest / NANO)
         return min(seconds, max(LEAVING, SLACK * longest / NANO)) if self._asked else seconds

@@ -7,6 +7,7 @@ import socket
 import time
 from pathlib import Path
 
+SINCE = "the steps since the last checkpoint"
 ENDLESS = ("train.steps=100000", "run.log_every=1", "run.save_every=5", "run.eval_every=0")
 
 
@@ -22,7 +23,7 @@ def addresses_listened_on(job):
     return [socket.inet_ntoa(bytes.fromhex(each)[::-1]) if len(each) == 8 else each for each in local]
 
 
-def test_a_stopped_rank_ends_the_job_and_says_where_the_other_waits(start_job, tmp_path):
+def test_a_stopped_rank_ends_the_job_and_says_where_the_other_waits(start_job, tmp_path, tally):
     job = start_job(2, *ENDLESS, "run.stall_timeout=3")
     job.wait_for_step(8)
     assert (listening := addresses_listened_on(job)) and all(each == "127.0.0.1" for each in listening)
@@ -37,3 +38,4 @@ def test_a_stopped_rank_ends_the_job_and_says_where_the_other_waits(start_job, t
     assert re.search(r"^rank 0: step \d+ \(\S+\), File .*called from File .*nt_dist", said[0], re.M), said[0]
     assert re.search(r"^error: rank 1 on \S+ is ended: rank 1", said[1], re.M), said[1]
     assert sorted((tmp_path / "run" / "checkpoints").glob("step-*"))  # whole, and there to go on from
+    tally("a real rank is stopped (SIGSTOP) in mid-step: all ended within a minute", 1, lost=SINCE)

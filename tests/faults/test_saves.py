@@ -72,7 +72,9 @@ def test_killed_at_a_random_point_of_a_save(tmp_path, long_form, tally, is_last)
     for seed in seeds:
         folder = tmp_path / str(seed)
         committed = kill_after(random.Random(seed).uniform(0, 0.3), folder, is_last)
-        found = find(folder)  # every hash is checked
+        for path in folder.glob("step-*"):  # what has its name is whole, every hash of it
+            verify(path)
+        found = find(folder)
         step = read_manifest(found).progress.step
         assert step in (committed, committed + 1)  # + 1: killed between the rename and the report of it
         tensors = {key: array for file in found.glob("*.safetensors") for key, array in load_file(file).items()}

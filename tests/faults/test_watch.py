@@ -15,6 +15,7 @@ import pytest
 
 from tests.faults.rank import FAULT_AT, LONG_STALL, STALL
 
+SINCE = "the steps since the last checkpoint"
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 60.0  # seconds from a fault to the end of all; STALL and some more on a machine that is not too busy
 
@@ -57,7 +58,7 @@ def run(folder, fault, size=3):
         ("first_stop", r"rank 0 on \S+ has been stopped \(SIGSTOP\)"),
     ],
 )
-def test_a_rank_that_stands_still_is_named_and_all_are_ended(tmp_path, fault, says):
+def test_a_rank_that_stands_still_is_named_and_all_are_ended(tmp_path, tally, fault, says):
     ranks, reader = start(tmp_path, fault, 3)
     left_alone = 0 if fault == "first_fall_silent" else 2 if fault == "fall_silent" else None
     pipe = os.fdopen(reader)
@@ -77,9 +78,10 @@ def test_a_rank_that_stands_still_is_named_and_all_are_ended(tmp_path, fault, sa
     assert re.match(f"error: {says}", errors[0]), text
     if fault == "deadlock":
         assert f"in {fault}" in text and "where the threads of rank 2 stand" in text, text
+    tally("a rank is stopped or stands still, or its host is silent: all ended within a minute", 1, lost=SINCE)
 
 
-def test_a_dead_rank_is_the_first_error(tmp_path):
+def test_a_dead_rank_is_the_first_error(tmp_path, tally):
     ranks, reader = start(tmp_path, "die", 3)
     with os.fdopen(reader) as pipe:
         assert pipe.readline() == "now\n"
@@ -88,6 +90,7 @@ def test_a_dead_rank_is_the_first_error(tmp_path):
         pipe.read()
     assert re.match(rf"error: rank 2 on \S+ died without a word in step {FAULT_AT} \(stepping\)$", first), first
     assert [rank.wait(timeout=5) for rank in ranks] == [-signal.SIGKILL] * 3
+    tally("a rank dies: all ended within a minute", 1, lost=SINCE)
 
 
 def test_a_rank_that_says_itself_what_is_wrong_is_not_drowned(tmp_path):
