@@ -179,7 +179,7 @@ def test_a_save_that_fails_stops_the_run_only_at_its_end(tmp_path, corpus):
 
 
 def test_weights_that_are_no_numbers_end_the_run_and_are_never_saved(tmp_path, corpus):
-    sections = _sections(corpus, tmp_path, save_every=1)
+    sections = _sections(corpus, tmp_path, save_every=1, check_every=0)  # which would find such weights first
     sections["train"] |= {"max_bad_steps": 2}
     message = (
         "(?s)3 bad steps in a row are more than train.max_bad_steps = 2.*"
