@@ -3,6 +3,7 @@
 What is alive at once in a step:
 
     forward, backward   state + A · activations + max(logits, a product's matrices, block computed again) + exchange
+                        + two gradients of a hidden state (of the residual stream and of the branch that joins it)
     an update step      state + dense gradients + the same, if they add up over several micro-batches; and
     the update itself   state + update (dense gradients, and the work on one weight)
 
@@ -19,6 +20,8 @@ from nt_dist.config import Config
 from nt_dist.parallel.parts import local_parts, stage_layers
 from nt_dist.planning.activations import (
     element_bytes,
+    hidden_bytes,
+    input_bytes,
     kept,
     logits_bytes,
     num_logits,
@@ -38,7 +41,9 @@ class RankMemory:
         activations: Kept for backward, over the micro-batches in flight.
         logits: The most that the loss takes.
         work: The most that products and blocks computed again take, and logits held meanwhile.
-        exchange: What the pipeline's engine holds of what travels between stages, and of earlier logits.
+        exchange: What the pipeline's engine holds of what travels between stages, and of earlier logits; what the
+            collectives at the fork of a split trunk hold: a copy of the state and of its gradient, as counted on CPUs.
+        hidden_gradients: Two of the widest hidden state.
         dense_gradients: Collected for a topology update.
         collects_over: Micro-batches whose dense gradients add up.
     """
@@ -48,6 +53,7 @@ class RankMemory:
     logits: int
     work: int
     exchange: int
+    hidden_gradients: int
     dense_gradients: int
     collects_over: int
 
@@ -58,7 +64,7 @@ class RankMemory:
 
     @property
     def _passes(self) -> int:
-        return self.activations + max(self.logits, self.work) + self.exchange
+        return self.activations + max(self.logits, self.work) + self.exchange + self.hidden_gradients
 
     @property
     def peak(self) -> int:
@@ -77,12 +83,15 @@ def rank_memory(config: Config, pipe_stage: int = 0) -> RankMemory:
     in_flight = min(config.parallel.pipe - pipe_stage, config.accumulation_steps)
     travelling = [received_bytes(stage[0], config) for stage in stages[max(pipe_stage, 1) : pipe_stage + 2]]
     held_logits = element_bytes(config) * num_logits(layers, config) if len(stages) > 1 else 0
+    forks = [layer for layer in layers if layer.forks and config.splits_trunk]
+    gathered = 2 * sum(input_bytes(layer, config) for layer in forks)
     return RankMemory(
         state=plan_memory(config, pipe_stage),
         activations=in_flight * kept(layers, config),
         logits=logits_bytes(layers, config),
         work=max(recomputed(layers, config), product_bytes(layers, config)) + held_logits,
-        exchange=(in_flight + 1) * sum(travelling) + (held_logits if config.accumulation_steps > 1 else 0),
+        exchange=(in_flight + 1) * sum(travelling) + (held_logits if config.accumulation_steps > 1 else 0) + gathered,
+        hidden_gradients=2 * max(hidden_bytes(layer, config) for layer in layers),
         dense_gradients=4 * sum(part.entries for part in parts if part.spec.is_sparse) if collects else 0,
         collects_over=config.accumulation_steps if settings.regrow_from == "all" else 1,
     )
