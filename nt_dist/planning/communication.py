@@ -13,7 +13,8 @@ data    stage 0        all-reduce 4 n
                        is gathered a second time for backward if stage3_max_reuse_distance weights lie between
         update         all-reduce 4 a dense entry of the sparse weights if it grows by gradient, 12 a stored value to
                        read partitioned masters and moments (stage 1 on), 16 a shard to compare checksums
-        scalars        4 for the tokens, 4 a trail for the losses, DeepSpeed's norm and overflow
+        scalars        4 for the tokens, 4 a trail for the losses, 8 for the guard's verdict, DeepSpeed's norm and
+                       overflow
 
 tensor  hidden states h = c · trails · B · S · H are all-reduced: after the embedding, twice forward and twice backward
         in each block, backward before the output; once more a block where it is computed again. The loss: 12 bytes a
@@ -106,7 +107,7 @@ def _data(config: Config, layers: list[LayerPart]) -> Payload:
     parts, ranks, stage = local_parts(layers), config.data_degree, config.zero_stage
     steps, copy, low = config.accumulation_steps, element_bytes(config), config.train.precision == "bf16"
     stored = sum(part.stored for part in parts)
-    scalars = 4 + 4 * config.trails.count + _SCALARS[config.train.precision, stage]
+    scalars = 4 + 4 * config.trails.count + 8 + _SCALARS[config.train.precision, stage]
     if stage == 0:
         return {("data", "all_reduce"): 4 * stored + scalars}
     if stage < 3:
