@@ -12,8 +12,8 @@ from nt_dist.config.settings import Config
 from nt_dist.sparsity.density import spread_density
 from nt_dist.sparsity.shards import WeightSpec
 
-# Of initial values, as in the paper's public code: embeddings begin at the scale at which norms hand them on, not far
-# below it, where the blocks' first outputs would drown them (decision 0035).
+# Of initial values, as the paper's public code draws fresh ones: an embedding begins near the scale at which norms hand
+# it on (decision 0035).
 INIT_STD = 0.02
 EMBEDDING_INIT_STD = math.sqrt(2 / 5)
 COLUMN, ROW = 0, 1

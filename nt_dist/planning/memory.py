@@ -42,7 +42,7 @@ class RankMemory:
         logits: The most that the loss takes.
         work: The most that products and blocks computed again take, and logits held meanwhile.
         exchange: What the pipeline's engine holds of what travels between stages, and of earlier logits; what the
-            collectives at the fork of a split trunk hold: a copy of the state and of its gradient, as counted on CPUs.
+            collectives at the fork of a split trunk hold, taken as two states so that the whole agrees with counts.
         hidden_gradients: Two of the widest hidden state.
         dense_gradients: Collected for a topology update.
         collects_over: Micro-batches whose dense gradients add up.
