@@ -10,6 +10,9 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+SEARCHED = 100_000  # a mistyped number can be of any size, and its message must not take for ever
+
+
 def nearest_key(dotted: str, valid: Iterable[str]) -> str | None:
     """The valid ``section.key`` most like ``dotted``: one with the same key elsewhere, or with the nearest spelling."""
     valid = list(valid)
@@ -26,9 +29,10 @@ def hint(found: str | None) -> str:
 def nearest_numbers(start: int, holds: Callable[[int], bool]) -> str:
     """The numbers from 1 on nearest to ``start`` that hold, one below and one above, as "24 or 32".
 
-    The search above ends at four times ``start``: a rule that nothing satisfies there has no near number.
+    The search above ends at four times ``start``, and both ways after SEARCHED numbers: a rule that nothing satisfies
+    there has no near number.
     """
-    below = next((number for number in range(start - 1, 0, -1) if holds(number)), None)
-    above = next((number for number in range(start + 1, 4 * start + 1) if holds(number)), None)
+    below = next((number for number in range(start - 1, max(start - SEARCHED, 1) - 1, -1) if holds(number)), None)
+    above = next((number for number in range(start + 1, min(4 * start, start + SEARCHED) + 1) if holds(number)), None)
     found = [str(number) for number in (below, above) if number is not None]
     return " or ".join(found) or "none"

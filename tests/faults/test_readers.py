@@ -32,7 +32,7 @@ def is_read_or_refused(load):
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4))
-@settings(max_examples=200, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_value_of_any_setting_is_read_or_refused(values):
     sections = {}
     for key, value in values.items():
@@ -44,7 +44,7 @@ def test_any_value_of_any_setting_is_read_or_refused(values):
 @given(
     st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)), st.lists(st.text(max_size=20), max_size=2)
 )
-@settings(max_examples=200, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_file_and_any_override_is_read_or_refused(tmp_path_factory, content, overrides):
     path = tmp_path_factory.getbasetemp() / "any.toml"
     path.write_bytes(content)
@@ -54,7 +54,7 @@ def test_any_file_and_any_override_is_read_or_refused(tmp_path_factory, content,
 @given(
     st.recursive(SCALARS | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=6)
 )
-@settings(max_examples=200, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_deepspeed_json_is_read_or_refused(value):
     content = value if isinstance(value, dict) else {"zero_optimization": value}
     try:
