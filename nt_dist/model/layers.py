@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nt_dist.config.settings import Config
+from nt_dist.model.functions import rms_norm, rotate
 from nt_dist.model.place import Place
 from nt_dist.sparsity.storage import Weight
 
@@ -43,12 +44,11 @@ class Rotary:
         """Rotate x [..., sequence, head_size], whose first position is ``start``."""
         end = start + x.shape[-2]
         cosines, sines = (table[start:end] for table in self.tables(end, x))
-        first, second = x.chunk(2, dim=-1)
-        return x * cosines + torch.cat([-second, first], dim=-1) * sines
+        return rotate(x, cosines, sines)
 
 
 class Norm(nn.Module):
-    """RMSNorm (Zhang and Sennrich, arXiv 1910.07467, eq. 4) with one scale a trail."""
+    """RMSNorm with one scale a trail."""
 
     def __init__(self, weight: Weight, eps: float):
         super().__init__()
@@ -56,7 +56,7 @@ class Norm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalize x [T, B, S, H]."""
-        return self.scale(F.rms_norm(x, x.shape[-1:], eps=self.eps))
+        return self.scale(x, lambda x, scale: rms_norm(x, scale, self.eps))
 
 
 class Past(Protocol):

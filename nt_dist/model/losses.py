@@ -1,10 +1,50 @@
-"""Token cross-entropies of the trails. T trails, B sequences, S tokens, V pieces."""
+"""Token cross-entropies of the trails. T trails, B sequences, S tokens, V pieces held here."""
+
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
+
+from nt_dist.model.functions import lots
+
+Join = Callable[[torch.Tensor], torch.Tensor]  # figures of the pieces held here -> those of all pieces
+
+def token_losses(logits: torch.Tensor, targets: torch.Tensor, maximum: Join, total: Join) -> torch.Tensor:
+    """Return the negative log-likelihoods in nats, fp32 [T, B, S].
+
+    Computed in fp32 from logits of any type. For backward the logits are kept as they are and nothing of their size
+    beside them: their softmax is computed again, some rows at a time, where it becomes their gradient.
+
+    Args:
+        logits: [T, B, S, V].
+        targets: Pieces [B, S], counted from the first one held here; those outside are held by others.
+        maximum: Joins maxima [rows] over all holders of pieces.
+        total: Joins sums [2, rows] over them.
+    """
+    return _TokenLosses.apply(logits, targets, maximum, total)
 
 
-def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the negative log-likelihoods in nats, fp32 [T, B, S], of targets [B, S] under logits [T, B, S, V]."""
-    each = [F.cross_entropy(trail.flatten(0, 1).float(), targets.flatten(), reduction="none") for trail in logits]
-    return torch.stack(each).unflatten(1, targets.shape)
+class _TokenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, targets, maximum, total):
+        rows, targets = logits.flatten(0, -2), targets.expand(logits.shape[:-1]).flatten()
+        highest = maximum(rows.amax(-1).float())
+        here = (targets >= 0) & (targets < rows.shape[-1])
+        index = targets.masked_fill(~here, 0)[:, None]
+        sums = torch.stack([highest, (rows.gather(-1, index)[:, 0] - highest).masked_fill_(~here, 0.0)])
+        for some in lots(*rows.shape, rows.device):
+            sums[0, some] = (rows[some] - highest[some, None]).exp_().sum(-1)
+        normalizer, target = total(sums)
+        normalizer.log_()
+        ctx.save_for_backward(logits, highest + normalizer, index, here)
+        return (normalizer - target).view(logits.shape[:-1])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        logits, normalizer, index, here = ctx.saved_tensors
+        rows, gradient = logits.flatten(0, -2), gradient.reshape(-1, 1)
+        grad_rows = torch.empty_like(rows)
+        less = -here[:, None].float()
+        for some in lots(*rows.shape, rows.device):
+            softmax = (rows[some] - normalizer[some, None]).exp_()
+            torch.mul(softmax.scatter_add_(1, index[some], less[some]), gradient[some], out=grad_rows[some])
+        return grad_rows.view(logits.shape), None, None, None

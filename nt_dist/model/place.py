@@ -42,7 +42,7 @@ class Place:
 
     def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the losses [T, B, S] of targets [B, S] under the logits held here [T, B, S, V]."""
-        return token_losses(logits, targets)
+        return token_losses(logits, targets, self.max_of_pieces, self.sum_of_pieces)
 
     def trail_losses(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Return the sums of token losses, fp32 [T], of the trails held here.
@@ -69,6 +69,10 @@ class Place:
     def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the piece of the highest logit among all pieces [T, ...], for logits [T, ..., V]."""
         return self.highest(logits)[1]
+
+    def max_of_pieces(self, figures: torch.Tensor) -> torch.Tensor:
+        """Return maxima over all pieces, given those over the pieces held here, without a gradient."""
+        return figures
 
     def sum_of_pieces(self, figures: torch.Tensor) -> torch.Tensor:
         """Return sums over all pieces, given those over the pieces held here, without a gradient."""

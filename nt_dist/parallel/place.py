@@ -72,11 +72,7 @@ class MeshPlace(Place):
 
     def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropies with the pieces cut over the tensor axis; see :class:`Place`."""
-        if self.mesh.tensor.degree == 1:
-            return super().token_losses(logits, targets)
-        local = targets - self.mesh.tensor.rank * logits.shape[-1]
-        each = [_CutCrossEntropy.apply(trail.float(), local, self.mesh.tensor.group) for trail in logits]
-        return torch.stack(each)
+        return super().token_losses(logits, targets - self.mesh.tensor.rank * logits.shape[-1])
 
     def all_trails(self, figures: torch.Tensor) -> torch.Tensor:
         """Gather over the trail axis."""
@@ -92,10 +88,14 @@ class MeshPlace(Place):
             return super().highest(logits)
         pieces = logits.shape[-1]
         value, piece = logits.max(-1)
-        highest = self.mesh.all_reduce(value.clone(), ("tensor",), op="max")
+        highest = self.max_of_pieces(value.clone())
         piece += self.mesh.tensor.rank * pieces
         piece.masked_fill_(value != highest, self.mesh.tensor.degree * pieces)
         return highest, self.mesh.all_reduce(piece, ("tensor",), op="min")
+
+    def max_of_pieces(self, figures: torch.Tensor) -> torch.Tensor:
+        """Maximum over the tensor axis, in place."""
+        return self.mesh.all_reduce(figures, ("tensor",), op="max")
 
     def sum_of_pieces(self, figures: torch.Tensor) -> torch.Tensor:
         """Sum over the tensor axis, in place."""
@@ -105,7 +105,7 @@ class MeshPlace(Place):
         """Sum over the tensor axis, of exponentials below the highest logit of all."""
         if self.mesh.tensor.degree == 1:
             return super().log_sum_exp(logits)
-        highest = self.mesh.all_reduce(logits.amax(-1), ("tensor",), op="max")
+        highest = self.max_of_pieces(logits.amax(-1))
         return self.sum_of_pieces((logits - highest[..., None]).exp_().sum(-1)).log_().add_(highest)
 
     def at(self, logits: torch.Tensor, pieces: torch.Tensor) -> torch.Tensor:
@@ -200,34 +200,6 @@ class _GatheredShares(torch.autograd.Function):
         share = gradient.new_empty(len(gradient) // axis.degree, *gradient.shape[1:])
         dist.reduce_scatter_tensor(share, gradient.contiguous(), group=axis.group)
         return share, None
-
-
-class _CutCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of logits [..., pieces held here], cut over ``group``; targets count from the first local piece.
-
-    megatron-core's takes no group.
-    """
-
-    @staticmethod
-    def forward(ctx, logits, targets, group):
-        highest = logits.amax(-1)
-        dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
-        shifted = logits - highest[..., None]
-        here = (targets >= 0) & (targets < logits.shape[-1])
-        index = targets.masked_fill(~here, 0)[..., None]
-        target = shifted.gather(-1, index)[..., 0].masked_fill(~here, 0.0)
-        probability = shifted.exp_()
-        sums = torch.stack([probability.sum(-1), target])
-        dist.all_reduce(sums, group=group)
-        ctx.save_for_backward(probability.div_(sums[0][..., None]), index, here)
-        return sums[0].log() - sums[1]
-
-    @staticmethod
-    def backward(ctx, gradient):
-        probability, index, here = ctx.saved_tensors
-        grad_logits = probability * gradient[..., None]
-        grad_logits.scatter_add_(-1, index, -(gradient * here)[..., None])
-        return grad_logits, None, None
 
 
 def _gathered(x: torch.Tensor, dim: int, axis: Axis) -> torch.Tensor:

@@ -3,24 +3,25 @@
 For one trail and one token, with hidden size H, key/value width K, ffn size F and heads h, each cut over t tensor
 ranks where noted, elements of c bytes (4 in fp32, 2 in bf16), a block keeps
 
-    two norms       2 · (4 H + 4 + c H)           input and 1 / rms in fp32, normalized
-    their results   2 · c H                       scaled: the matrices' input
+    two norms       2 · c H                       input
+    their results   2 · c H                       the matrices' input
     attention       (c (2 H + 2 K) + 4 h) / t     rotated query and key, value, result; log-sum-exp in fp32
     feed-forward    4 c F / t                     gate, silu(gate), up, their product
 
-In fp32 the first norm's input after the fork is one tensor for all trails. The output keeps a norm's tensors (twice
+The first norm's input after the fork is one tensor for all trails. The output keeps a norm's tensors (twice
 with final_norm_twice) and its matrix' input, the embedding the 8 bytes of a row number. With activation checkpointing
 blocks keep their input, c H, and one at a time has the rest and gradients of c (F / t + H). Rotary tables are left out.
 Where trail ranks split the trunk, its layers see their share of the tokens.
-To the byte what torch.autograd.graph.saved_tensors_hooks counts on a CPU; a norm fused on a GPU keeps its input in c.
+To the byte what torch.autograd.graph.saved_tensors_hooks counts on a CPU.
 
-The loss, with V pieces held here: logits c V, log-probabilities (or probabilities) in fp32, and one trail's logits
-in fp32 where they are not already; backward, gradients of c V twice. In backward, a compact weight of e entries and k
+The loss, with V pieces held here: logits c V, in backward as much for their gradient, and fp32 of some rows at a time.
+In backward, a compact weight of e entries and k
 slots has its dense matrix and that one's gradient, 2 c e, and what is taken of it, c k; a masked one its gradient and
 the mask, which torch makes one of the gradient's type for their product, 2 c e.
 """
 
 from nt_dist.config import Config
+from nt_dist.model.functions import AT_ONCE
 from nt_dist.parallel.parts import LayerPart, Part
 
 TOKEN_BYTES = 8  # int64
@@ -40,7 +41,7 @@ def micro_batch_tokens(config: Config, layer: LayerPart | None = None) -> int:
 def kept_by(layer: LayerPart, config: Config) -> int:
     """Return the bytes that ``layer`` keeps of one micro-batch, without checkpointing."""
     tokens, hidden, element = micro_batch_tokens(config, layer), config.model.hidden_size, element_bytes(config)
-    norm, scaled = 4 * hidden + 4 + element * hidden, element * hidden
+    norm = scaled = element * hidden
     if layer.kind == "embedding":
         return tokens * TOKEN_BYTES
     if layer.kind == "output":
@@ -48,7 +49,7 @@ def kept_by(layer: LayerPart, config: Config) -> int:
     heads, keys = config.model.num_attention_heads, config.num_kv_heads * config.head_size
     attention = element * (2 * hidden + 2 * keys) + 4 * heads
     cut = (attention + 4 * element * config.model.ffn_size) // config.parallel.tensor
-    shared = 4 * hidden * (layer.trails - 1) if layer.forks and element == 4 else 0
+    shared = norm * (layer.trails - 1) if layer.forks else 0
     return tokens * (layer.trails * (2 * norm + 2 * scaled + cut) - shared)
 
 
@@ -91,9 +92,10 @@ def received_bytes(layer: LayerPart, config: Config) -> int:
 
 
 def logits_bytes(layers: list[LayerPart], config: Config) -> int:
-    """Return the most that logits, losses and their gradients take at one time; 0 before the last stage."""
+    """Return the bytes of the logits, their gradient and what is computed of it at once; 0 before the last stage."""
     element, one = element_bytes(config), num_logits(layers, config)
-    return max(one * (element + 4) + (4 * one // layers[-1].trails if element < 4 else 0), one * 2 * element)
+    at_once = (4 if element == 4 else 8) * min(one, AT_ONCE["cuda"])  # bf16 is made fp32 beside its result
+    return 2 * element * one + at_once
 
 
 def product_bytes(layers: list[LayerPart], config: Config) -> int:

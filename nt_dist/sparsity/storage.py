@@ -11,7 +11,7 @@ those shards (shard after shard, ascending within each), ``local_shape`` one tra
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -328,15 +328,15 @@ class Weight(nn.Module):
         """Return the dense tensor [T, *local_shape], differentiable in ``values``; for any operation."""
         return self.values if self.storage == "dense" else _Build.apply(self.values, self)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, scaled: Callable[..., torch.Tensor] = torch.mul) -> torch.Tensor:
         """Apply the weight in its role.
 
         linear: x [T or 1, batch, sequence, in] → [T, batch, sequence, out].
         lookup: row numbers [batch, sequence] → [T, batch, sequence, width]; numbers outside the local rows give 0.
-        scale: x [T, batch, sequence, width], times the values.
+        scale: x [T, batch, sequence, width], times the values, or what ``scaled`` makes of x and [T, 1, 1, width].
         """
         if self.spec.role == "scale":
-            return x * self.dense()[:, None, None, :]
+            return scaled(x, self.dense()[:, None, None, :])
         if self.spec.role == "lookup":
             return self._look_up(x)
         batch = x.shape[1:-1]

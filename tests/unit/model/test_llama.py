@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nt_dist.model.layers import Rotary
-from nt_dist.model.losses import token_losses
 from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, weights_of
 
@@ -56,8 +55,9 @@ def test_one_dense_trail_equals_transformers_in_logits_and_gradients(kv_heads):
     parameters = dict(theirs.named_parameters())
     weights = weights_of(model)
     assert {their_name(name) for name in weights} == set(parameters)
+    torch.manual_seed(0)
     for name, weight in weights.items():
-        weight.values.data.normal_(1.0 if name.endswith("norm") else 0.0, 0.3)
+        weight.values.data.normal_(1.0 if name.endswith("norm") else 0.0, 0.2)
         parameters[their_name(name)].data.copy_(weight.values[0, : len(parameters[their_name(name)])])
     inputs, targets = TOKENS[:, :-1], TOKENS[:, 1:]
     logits, expected = model(inputs)[0, ..., :101], theirs(inputs).logits
@@ -144,15 +144,6 @@ def test_recomputing_activations_changes_nothing(storage):
         assert (one_dense is None) == (other_dense is None)
         if one_dense is not None:
             torch.testing.assert_close(one_dense, other_dense)
-
-
-def test_losses_weigh_tokens():
-    logits, targets = torch.randn(3, 2, 5, 7), torch.randint(0, 7, (2, 5))
-    weights = torch.tensor([[1.0, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    each = token_losses(logits, targets)
-    expected = -logits.log_softmax(-1).gather(-1, targets.expand(3, -1, -1)[..., None])[..., 0]
-    torch.testing.assert_close(each, expected)
-    torch.testing.assert_close(Place().trail_losses(logits, targets, weights), (expected * weights).sum((1, 2)))
 
 
 def test_rotary_positions_are_relative_and_survive_bf16():
