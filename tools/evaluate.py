@@ -31,9 +31,9 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="all figures: calibration, diversity, topology")
     parser.add_argument(
         "--shift",
-        metavar="PATH|corrupt[:SHARE]",
+        metavar="PATH|corrupt[:SHARE]|misspell[:SHARE]",
         help="with --full, which it implies: texts to tell from these by the ensemble's uncertainty, or these with a "
-        "share of each sequence's tokens (0.1) in each other's places",
+        "share (0.1) of each sequence's tokens in each other's places, or of their characters mistyped",
     )
     parser.add_argument("--tasks", help="tasks of the lm-evaluation-harness or task files, with commas between")
     parser.add_argument("--combine", default="prob", help="with --tasks: prob, logit or a trail's number from 1")
@@ -45,13 +45,13 @@ def main() -> int:
         return evaluate_tasks(arguments)
 
     from nt_dist.parallel.mesh import close  # takes seconds: torch
-    from nt_dist.training.evaluate_checkpoint import check_json, corrupted_share, evaluate_checkpoint, join
+    from nt_dist.training.evaluate_checkpoint import check_json, corruption, evaluate_checkpoint, join
     from nt_dist.training.logging import start_logging
 
     if arguments.json:
         check_json(arguments.json)
     if arguments.shift is not None:
-        corrupted_share(arguments.shift)
+        corruption(arguments.shift)
     start_logging(launcher.rank())
     mesh = join(launcher.world_size())
     result = evaluate_checkpoint(

@@ -58,7 +58,7 @@ def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambd
     return OpenData(train, validation, tokenizer, _digest(record))
 
 
-def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work()) -> Samples:
+def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work()) -> tuple[Samples, Tokenizer]:
     """Open other texts, with the tokenizer and the layout of a config, for an evaluation.
 
     Args:
@@ -78,8 +78,8 @@ def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work
         return str(prepare_streams(config, {"validation": texts}, None, tokenizer).resolve())
 
     folder = Path(exchange(prepare))
-    record, _ = _open_folder(config, folder)
-    return _samples(config, folder, record, "validation")
+    record, tokenizer = _open_folder(config, folder)
+    return _samples(config, folder, record, "validation"), tokenizer
 
 
 def run_tokenizer(

@@ -8,6 +8,7 @@ from nt_dist.model.functions import lots
 
 Join = Callable[[torch.Tensor], torch.Tensor]  # figures of the pieces held here -> those of all pieces
 
+
 def token_losses(logits: torch.Tensor, targets: torch.Tensor, maximum: Join, total: Join) -> torch.Tensor:
     """Return the negative log-likelihoods in nats, fp32 [T, B, S].
 

@@ -14,7 +14,7 @@ import torch
 from nt_dist.config import Config, load_config
 from nt_dist.data import Samples, open_data, open_texts
 from nt_dist.data.loader import evaluation_batches
-from nt_dist.data.views import Corrupted, EverySecond
+from nt_dist.data.views import EverySecond, Misspelled, Shuffled
 from nt_dist.errors import CheckpointError, DataError, RunError
 from nt_dist.evaluation.evaluate import evaluate, evaluate_fully
 from nt_dist.evaluation.report import evaluation_table
@@ -31,8 +31,11 @@ from nt_dist.training.checkpoint_find import find, verify
 from nt_dist.training.checkpoint_folder import locate
 from nt_dist.training.topology_history import topology_figures
 
-CORRUPT_SHARE = 0.1
-"""Share of the tokens that ``--shift corrupt`` moves."""
+_SHARE = 0.1  # that a corruption changes, where no other is given
+_CORRUPTIONS = {
+    "corrupt": "{:.3g} of each sequence's tokens in each other's places",
+    "misspell": "{:.3g} of its characters mistyped",
+}
 _ONE_COPY = [f"parallel.{axis}=1" for axis in ("tensor", "pipe", "trail")]
 
 
@@ -114,13 +117,13 @@ def evaluate_checkpoint(
             run's own validation texts.
         overrides: ``section.key=value`` over the checkpoint's settings: ``run.eval_batches=0`` takes all texts.
         full: Whether to take all figures of evaluation/full.py.
-        shift: Another text to tell from this one by the ensemble's uncertainty: its path, or what `corrupted_share`
+        shift: Another text to tell from this one by the ensemble's uncertainty: its path, or what `corruption`
             reads; implies ``full``.
 
     Raises:
         NTDistError: Checkpoint, settings or data cannot be used; on all ranks.
     """
-    share = None if shift is None else corrupted_share(shift)
+    corrupted = None if shift is None else corruption(shift)
     path = _locate(path, mesh)
     config, num_samples = agree(mesh, lambda: _config(path, overrides, mesh.world_size), CheckpointError)
     model = build_model(config, MeshPlace(mesh), mesh.device)
@@ -131,19 +134,22 @@ def evaluate_checkpoint(
     digest = None
     if data is None:
         opened = open_data(config, mesh.is_main, exchange)
-        samples = opened.validation
+        samples, tokenizer = opened.validation, opened.tokenizer
         if not any(override.startswith("data.") for override in overrides):
             digest = opened.digest  # other data by oversight: its tokenizer, and so the perplexity, would be another
     else:
-        samples = open_texts(config, data, exchange)
-    shifted = None
-    if shift is not None:
-        shifted = Corrupted(samples, share) if share else open_texts(config, shift, exchange)
+        samples, tokenizer = open_texts(config, data, exchange)
+    against = None
+    if corrupted:
+        kind, share = corrupted
+        shifted = Shuffled(samples, share) if kind == "corrupt" else Misspelled(samples, share, tokenizer)
+        against = f"the same text, {_CORRUPTIONS[kind].format(share)}", shifted
+    elif shift is not None:
+        against = shift, open_texts(config, shift, exchange)[0]
     progress = checkpoint.load(path, config, mesh, model, None, data_digest=digest, verified=True)
     if config.train.precision == "bf16":
         model.bfloat16()
     if full or shift is not None:
-        against = None if shifted is None else (_described_shift(shift, share), shifted)
         figures = all_figures(model, samples, num_samples, mesh, config, against)
         figures["topology"] = topology_figures(path, mesh, weight_specs(config))
     else:
@@ -152,28 +158,24 @@ def evaluate_checkpoint(
     return CheckpointEvaluation(str(path), progress.step, described, count_parameters(config), figures)
 
 
-def corrupted_share(shift: str) -> float | None:
-    """The share of tokens in ``corrupt`` (CORRUPT_SHARE) or ``corrupt:SHARE``; None if ``shift`` is a path.
+def corruption(shift: str) -> tuple[str, float] | None:
+    """Which corruption is meant by ``corrupt`` or ``misspell``, perhaps with ``:SHARE``; None if ``shift`` is a path.
 
     Raises:
         RunError: It is empty, or the share is no number in (0, 1].
     """
     if not shift.strip():
-        raise RunError(f"--shift {shift!r}: must be a path, or corrupt, or corrupt:SHARE")
-    word, colon, number = shift.partition(":")
-    if word != "corrupt":
+        raise RunError(f"--shift {shift!r}: must be a path, or corrupt or misspell, perhaps with :SHARE")
+    kind, colon, number = shift.partition(":")
+    if kind not in _CORRUPTIONS:
         return None
     try:
-        share = float(number) if colon else CORRUPT_SHARE
+        share = float(number) if colon else _SHARE
     except ValueError:
         share = 0.0
     if not 0 < share <= 1:
-        raise RunError(f"--shift {shift}: the share must be a number in (0, 1], as in corrupt:{CORRUPT_SHARE}")
-    return share
-
-
-def _described_shift(shift: str, share: float | None) -> str:
-    return shift if share is None else f"the same text, {share:.3g} of each sequence's tokens in each other's places"
+        raise RunError(f"--shift {shift}: the share must be a number in (0, 1], as in {kind}:{_SHARE}")
+    return kind, share
 
 
 def _batches(samples: Samples, num_samples: int, mesh: Mesh, config: Config) -> Iterable:

@@ -170,6 +170,15 @@ def test_all_figures_on_any_number_of_ranks(run, tmp_path):
         assert title in alone.table()
 
 
+def test_misspelt_text_as_shift(run):
+    folder, expected = run
+    (found,) = run_distributed(_evaluate_fully, 1, folder / "run", "misspell:0.3")
+    shift = found.figures["shift"]
+    assert shift["against"] == "the same text, 0.3 of its characters mistyped"
+    assert shift["sequences"] == {"unshifted": 12, "shifted": 12}
+    assert shift["eval"]["ppl_ensemble_prob"] > expected["ppl_ensemble_prob"]
+
+
 def test_another_text_as_shift(run):
     folder, _ = run
     other = str(folder / "other")
@@ -186,7 +195,7 @@ def test_bad_shifts_and_too_little_text_are_refused(run):
     for shift, overrides, error, message in (
         ("corrupt:1.5", [], RunError, r"--shift corrupt:1.5: the share must be a number in \(0, 1\]"),
         ("corrupt:much", [], RunError, "--shift corrupt:much"),
-        ("corrupt:", [], RunError, "--shift corrupt:"),
+        ("misspell:", [], RunError, "--shift misspell:: the share must be"),
         (str(folder / "nothing"), [], DataError, "nothing"),
         (" ", [], RunError, "--shift ' ': must be a path"),
         (None, one_sequence, DataError, "need two sequences"),
