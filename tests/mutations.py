@@ -2,7 +2,7 @@
 
     nice -n 10 python -m tests.mutations [--only WORD] [--timeout SECONDS] [--output FILE]
 
-Each entry of MUTATIONS replaces one text, which stands once in nt_dist, and names the test that must then fail. Prints
+Each entry of MUTATIONS replaces one text, which stands once in the code, and names the test that must then fail. Prints
 a Markdown table, a line at a time; exit code 1 if a test passed, or failed to run at all. No test itself: pytest does
 not collect it, tests/unit/test_mutations.py sees that the texts are there.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.forked import import_libraries, run_pytest
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("nt_dist", "tests", "configs", "pyproject.toml")
+COPIED = ("nt_dist", "launch_scripts", "tests", "configs", "pyproject.toml")
 TESTS_FAILED = 1  # pytest's exit code; others: it was interrupted, could not collect, found no test
 
 LAYOUTS = "tests/distributed/test_layouts.py"
@@ -34,6 +34,7 @@ COMPARED = LAYOUTS + "::test_topologies_are_compared_where_there_are_copies[trun
 STREAMS = "tests/unit/sparsity/test_update.py::test_a_part_updates_as_the_whole_does"
 STEPS = "tests/unit/sparsity/test_update.py::test_trails_and_steps_draw_apart"
 PARTS = "tests/unit/sparsity/test_storage.py::test_a_part_is_cut_from_the_whole"
+LOSSES = "tests/unit/model/test_losses.py::test_losses_and_gradients_are_those_of_torch"
 LOADER = "tests/unit/data/test_loader.py"
 
 
@@ -43,7 +44,7 @@ class Mutation:
 
     Attributes:
         what: What is broken, for the table.
-        old: A text that stands once in nt_dist.
+        old: A text that stands once in nt_dist and launch_scripts.
         new: What takes its place.
         test: Node id of the test that must fail.
     """
@@ -59,9 +60,10 @@ class Mutation:
         Raises:
             LookupError: Not exactly one place has it.
         """
-        found = {path: path.read_text(encoding="utf-8").count(self.old) for path in (root / "nt_dist").rglob("*.py")}
+        files = [*(root / "nt_dist").rglob("*.py"), *(root / "launch_scripts").glob("*.sh")]
+        found = {path: path.read_text(encoding="utf-8").count(self.old) for path in files}
         if sum(found.values()) != 1:
-            raise LookupError(f"{self.what}: {sum(found.values())} places in nt_dist have\n{self.old}")
+            raise LookupError(f"{self.what}: {sum(found.values())} places have\n{self.old}")
         return next(path for path, count in found.items() if count)
 
 
@@ -174,20 +176,20 @@ MUTATIONS = [
     ),
     Mutation(
         "cut cross-entropy: highest logit of this rank alone",
-        "dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)",
-        "pass",
+        "highest = maximum(rows.amax(-1).float())",
+        "highest = rows.amax(-1).float()",
         TENSOR,
     ),
     Mutation(
         "cut cross-entropy: exponentials and target's logit not summed",
-        "dist.all_reduce(sums, group=group)",
-        "pass",
+        "normalizer, target = total(sums)",
+        "normalizer, target = sums",
         TENSOR,
     ),
     Mutation(
         "evaluation: likeliest piece of this rank's pieces",
-        'self.mesh.all_reduce(value.clone(), ("tensor",), op="max")',
-        "value",
+        "highest = self.max_of_pieces(value.clone())",
+        "highest = value",
         TENSOR,
     ),
     Mutation(
@@ -278,6 +280,44 @@ MUTATIONS = [
         'parts = self.mesh.all_reduce(flat, ("data", *axes), op)',
         'parts = self.mesh.all_reduce(flat, ("data",), op)',
         COMPARED,
+    ),
+    # Losses, norms, rotation: derivatives written by hand.
+    Mutation(
+        "losses: the gradient lacks the target",
+        "softmax.scatter_add_(1, index[some], less[some])",
+        "softmax",
+        LOSSES,
+    ),
+    Mutation(
+        "norm: the gradient of x lacks the projection",
+        "normalized *= (product @ to_mean) * inverse",
+        "normalized *= 0",
+        "tests/unit/model/test_functions.py::test_norms_in_lots_are_torchs",
+    ),
+    Mutation(
+        "rotation: its gradient is turned the same way",
+        "return _rotated(gradient, cosines, -sines), None, None",
+        "return _rotated(gradient, cosines, sines), None, None",
+        "tests/unit/model/test_functions.py::test_rotation_is_that_of_complex_numbers",
+    ),
+    # Waiting, saving, shells.
+    Mutation(
+        "ranks wait for long work in a collective",
+        "while not mesh.is_main and not store.check([name]):",
+        "while False:",
+        "tests/distributed/test_agree.py::test_ranks_that_wait_for_the_main_ranks_work_look_about_meanwhile",
+    ),
+    Mutation(
+        "a run goes back without the save that was under way",
+        "self.saver.settle()  # what was copied before this step is good, whatever follows",
+        "pass",
+        "tests/unit/training/test_loop.py::test_a_run_goes_back_to_the_save_that_was_under_way",
+    ),
+    Mutation(
+        "shells of other hosts are handed what they would act on",
+        '[[ "$argument" != *[',
+        'true || [[ "$argument" != *[',
+        "tests/unit/test_launch_scripts.py::test_nothing_that_a_shell_would_act_on_is_handed_to_other_hosts",
     ),
 ]
 

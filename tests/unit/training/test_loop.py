@@ -4,13 +4,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nt_dist.config import Config
 from nt_dist.config.load import build_config
-from nt_dist.training.loop import is_due, last_step, peak_memory, print_table
+from nt_dist.training.bad_steps import BadSteps, Verdict
+from nt_dist.training.engine import StepResult
+from nt_dist.training.loop import Trainer, is_due, last_step, peak_memory, print_table
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -81,3 +84,22 @@ def test_a_bad_config_ends_with_all_its_problems_before_torch_is_imported(tmp_pa
 
 def test_the_entry_point_stays_short():
     assert len((ROOT / "train.py").read_text().splitlines()) < 80
+
+
+def test_a_run_goes_back_to_the_save_that_was_under_way():
+    """What was copied before a bad step is good: it becomes a checkpoint before the run goes back to its newest one."""
+    done = []
+
+    class Saving:
+        latest = Path("step-5")
+
+        def settle(self):
+            self.latest = Path("step-10")
+
+    trainer = Trainer.__new__(Trainer)
+    trainer.saver, trainer.bad_steps, trainer.reporter = Saving(), BadSteps(5), None
+    trainer.config = build_config({"train": {"on_spike": "rollback"}}, None, 1)
+    trainer.mesh, trainer.go_back = SimpleNamespace(is_main=True), done.append
+    result = StepResult(torch.ones(1), torch.tensor(1.0), 9.0, False, Verdict.LOSS_SPIKE, 1e-3)
+    assert trainer.note_bad_step(11, result, (80, 88))
+    assert done == [Path("step-10")]

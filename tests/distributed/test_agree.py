@@ -1,0 +1,45 @@
+"""Work that one rank does for all, for as long as it takes."""
+
+import time
+
+import pytest
+
+from nt_dist.config.load import build_config
+from nt_dist.errors import DataError
+from nt_dist.parallel.agree import LOOK_SECONDS, agree_patiently
+from nt_dist.parallel.mesh import init_mesh
+from nt_dist.testing import RankError, run_distributed
+
+LOOKS = 4
+
+
+class CountingHeart:
+    beats = 0
+
+    def beat(self):
+        self.beats += 1
+
+
+def _wait_for_the_main_rank(rank, world_size, fails=False):
+    mesh = init_mesh(build_config({"train": {"batch_size": 2, "micro_batch_size": 1}}, None, world_size))
+    heart = CountingHeart()
+
+    def work():
+        assert mesh.is_main
+        time.sleep(LOOKS * LOOK_SECONDS)
+        if fails:
+            raise DataError("the disk is full")
+        return "prepared"
+
+    return agree_patiently(mesh, work, heart), heart.beats
+
+
+def test_ranks_that_wait_for_the_main_ranks_work_look_about_meanwhile():
+    (found, _), (other, beats) = run_distributed(_wait_for_the_main_rank, 2)
+    assert found == other == "prepared"
+    assert beats >= LOOKS - 1  # in a collective there would be none
+
+
+def test_what_fails_on_the_main_rank_fails_on_all():
+    with pytest.raises(RankError, match="the disk is full"):
+        run_distributed(_wait_for_the_main_rank, 2, True)
