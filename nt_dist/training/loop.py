@@ -14,6 +14,7 @@ from nt_dist.config import Config
 from nt_dist.data import open_data
 from nt_dist.data.loader import StepLoader, evaluation_batches
 from nt_dist.data.order import first_of_step
+from nt_dist.errors import CheckpointError
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.topology import density, trail_overlap
 from nt_dist.model.trails import weights_of
@@ -337,16 +338,22 @@ class Trainer:
         self.saver.save(progress, is_last)
 
     def load(self, found: Path) -> None:
-        """Continues from a checkpoint."""
+        """Continues from a checkpoint.
+
+        Raises:
+            CheckpointError: It is not one of a run with this config and data; on every rank.
+        """
         digest = self.data.digest
         arguments = (found, self.config, self.mesh, self.model, self.optimizer_state)
         progress = checkpoint.load(*arguments, data_digest=digest, verified=True)
         self.saver.latest = found
-        self.step, self.consumed_samples = progress.step, progress.consumed_samples
-        self.tokens = progress.extra["tokens"]
-        self.regrown, self.drop_fraction = progress.extra["regrown"], progress.extra["drop_fraction"]
-        self.bad_steps.restore(progress.extra.get("bad_steps", {}))  # older checkpoints have none
-        self.guard.restore(progress.extra.get("guard", {}))
+        self.step, self.consumed_samples, extra = progress.step, progress.consumed_samples, progress.extra
+        try:
+            self.tokens, self.regrown, self.drop_fraction = extra["tokens"], extra["regrown"], extra["drop_fraction"]
+            self.bad_steps.restore(extra.get("bad_steps", {}))  # older checkpoints have none
+            self.guard.restore(extra.get("guard", {}))
+        except (AttributeError, KeyError, TypeError, ValueError) as problem:
+            raise CheckpointError(f"{found}: the manifest's progress.extra is not a run's: {problem!r}") from problem
         LOGGER.info("continuing from %s, step %d of %d", found, self.step, self.config.train.steps)
 
     def read_batches(self) -> Iterator:

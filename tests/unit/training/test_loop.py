@@ -11,7 +11,10 @@ import torch
 
 from nt_dist.config import Config
 from nt_dist.config.load import build_config
+from nt_dist.errors import CheckpointError
+from nt_dist.training import checkpoint
 from nt_dist.training.bad_steps import BadSteps, Verdict
+from nt_dist.training.checkpoint_manifest import Progress
 from nt_dist.training.engine import StepResult
 from nt_dist.training.loop import Trainer, is_due, last_step, peak_memory, print_table
 
@@ -103,3 +106,16 @@ def test_a_run_goes_back_to_the_save_that_was_under_way():
     result = StepResult(torch.ones(1), torch.tensor(1.0), 9.0, False, Verdict.LOSS_SPIKE, 1e-3)
     assert trainer.note_bad_step(11, result, (80, 88))
     assert done == [Path("step-10")]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"tokens": 1, "regrown": 0.1}, {"tokens": 1, "regrown": 0.1, "drop_fraction": 0.3, "bad_steps": [3]}],
+)
+def test_a_manifest_of_no_run_is_refused_by_name(extra, monkeypatch):
+    trainer = Trainer.__new__(Trainer)
+    trainer.config = trainer.mesh = trainer.model = trainer.optimizer_state = None
+    trainer.data, trainer.saver, trainer.bad_steps = SimpleNamespace(digest=""), SimpleNamespace(), BadSteps(5)
+    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: Progress(3, 24, 3, "", extra))
+    with pytest.raises(CheckpointError, match="step-3: the manifest's progress.extra is not a run's"):
+        trainer.load(Path("step-3"))
