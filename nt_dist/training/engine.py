@@ -3,6 +3,7 @@
 T trails, B sequences of a micro-batch on this rank, S tokens of a sequence, D data ranks, A micro-batches of a step.
 """
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -161,9 +162,10 @@ def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.Deep
         settings["pipeline"] = dict(pipeline.SETTINGS)
     # Without an mpu all ranks are data ranks; a pipeline has its own.
     mpu = ModelParallelUnit(mesh) if mesh.model.degree > 1 and mesh.pipe.degree == 1 else None
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=settings, mpu=mpu, dist_init_required=False
-    )
+    with contextlib.redirect_stdout(None):  # optimizers print how much memory they use
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=settings, mpu=mpu, dist_init_required=False
+        )
     engine.step_guard = StepGuard(config, mesh, engine)
     if mesh.data.degree == 1 and isinstance(engine.optimizer, ClippedAdamW | BF16_Optimizer):
         # It would copy all gradients to sum them over one rank.

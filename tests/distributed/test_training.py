@@ -1,5 +1,7 @@
 """Training under every ZeRO stage, storage and data degree is the same training, topology updates included."""
 
+import contextlib
+import io
 from dataclasses import dataclass
 
 import pytest
@@ -187,6 +189,17 @@ def test_a_corrupted_index_stops_all_ranks_with_the_name_of_the_weight():
     low, high = words[words.index("checksums") + 1], words[words.index("checksums") + 3]
     assert len(low) == len(high) == 16 and low != high
     assert "(trail 1, shard 0)" in messages[0]
+
+
+def _build_and_listen(rank, world_size, stage):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        _start(_config(world_size, stage, "bf16"))
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_building_an_engine_prints_nothing(stage):
+    assert run_distributed(_build_and_listen, 1, stage) == [""]
 
 
 def _compare_regrowth_gradients(rank, world_size):
