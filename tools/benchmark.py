@@ -69,7 +69,8 @@ def main() -> int:
     inference.add_argument("--cpu_time", action="store_true", help="time computed, on one thread, not time passed")
     for command in commands.choices.values():
         command.add_argument("--json", type=Path, help="file for all figures")
-    arguments, rest = parser.parse_known_args()
+    words = [word.removeprefix("--") if word.removeprefix("--") in commands.choices else word for word in sys.argv[1:]]
+    arguments, rest = parser.parse_known_args(words)  # --inference is inference
     path, ds_config, overrides = parse_command_line(["--config", CONFIG, *rest])
     joins_later = arguments.what in ("communication", "trunk")  # what is counted must be wrapped before
     ranks = launcher.world_size() if joins_later else 1
