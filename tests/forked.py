@@ -1,6 +1,6 @@
 """pytest in a fork of a process that has torch and DeepSpeed imported already, its ranks forks as well.
 
-For tests/mutations.py, which runs many single tests of a tree that differs by a line: importing the libraries anew in
+For tests/mutations, which runs many single tests of a tree that differs by a line: importing the libraries anew in
 each rank takes several times as long as such a test. What is under test, nt_dist and tests, is imported in the fork.
 """
 

@@ -1,4 +1,4 @@
-"""The texts that tests/mutations.py breaks are there, and what takes their place is Python (or shell)."""
+"""The texts that tests/mutations breaks are there, and what takes their place is Python (or shell)."""
 
 import ast
 from pathlib import Path

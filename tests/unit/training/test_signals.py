@@ -45,12 +45,15 @@ with listening() as asked:
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment) as process:
-        assert process.stdout.readline() == b"waiting\n"
-        process.send_signal(signal.SIGUSR1)
-        time.sleep(SAME_SECONDS + 1)
-        assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        try:
+            assert process.stdout.readline() == b"waiting\n"
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(SAME_SECONDS + 1)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
 
 
 def test_work_that_can_be_stopped_anywhere_is_stopped_in_its_middle():

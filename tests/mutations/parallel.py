@@ -1,26 +1,6 @@
-"""Breaks one thing at a time in a copy of the tree, and sees the test that guards it fail.
+"""What makes every layout train the same model."""
 
-    nice -n 10 python -m tests.mutations [--only WORD] [--timeout SECONDS] [--output FILE]
-
-Each entry of MUTATIONS replaces one text, which stands once in the code, and names the test that must then fail. Prints
-a Markdown table, a line at a time; exit code 1 if a test passed, or failed to run at all. No test itself: pytest does
-not collect it, tests/unit/test_mutations.py sees that the texts are there.
-"""
-
-import argparse
-import re
-import shutil
-import sys
-import tempfile
-import time
-from dataclasses import dataclass
-from pathlib import Path
-
-from tests.forked import import_libraries, run_pytest
-
-ROOT = Path(__file__).parents[1]
-COPIED = ("nt_dist", "launch_scripts", "tests", "configs", "pyproject.toml")
-TESTS_FAILED = 1  # pytest's exit code; others: it was interrupted, could not collect, found no test
+from tests.mutations.mutation import Mutation
 
 LAYOUTS = "tests/distributed/test_layouts.py"
 _LAYOUT = LAYOUTS + "::test_a_layout_trains_as_one_rank_does[{}, fp32]"
@@ -34,40 +14,9 @@ COMPARED = LAYOUTS + "::test_topologies_are_compared_where_there_are_copies[trun
 STREAMS = "tests/unit/sparsity/test_update.py::test_a_part_updates_as_the_whole_does"
 STEPS = "tests/unit/sparsity/test_update.py::test_trails_and_steps_draw_apart"
 PARTS = "tests/unit/sparsity/test_storage.py::test_a_part_is_cut_from_the_whole"
-LOSSES = "tests/unit/model/test_losses.py::test_losses_and_gradients_are_those_of_torch"
 LOADER = "tests/unit/data/test_loader.py"
 
-
-@dataclass(frozen=True)
-class Mutation:
-    """One thing broken.
-
-    Attributes:
-        what: What is broken, for the table.
-        old: A text that stands once in nt_dist and launch_scripts.
-        new: What takes its place.
-        test: Node id of the test that must fail.
-    """
-
-    what: str
-    old: str
-    new: str
-    test: str
-
-    def file(self, root: Path) -> Path:
-        """Return the file under ``root`` that has the text.
-
-        Raises:
-            LookupError: Not exactly one place has it.
-        """
-        files = [*(root / "nt_dist").rglob("*.py"), *(root / "launch_scripts").glob("*.sh")]
-        found = {path: path.read_text(encoding="utf-8").count(self.old) for path in files}
-        if sum(found.values()) != 1:
-            raise LookupError(f"{self.what}: {sum(found.values())} places have\n{self.old}")
-        return next(path for path, count in found.items() if count)
-
-
-MUTATIONS = [
+PARALLEL = [
     # Streams: a word of a key is dropped, or counts what this rank holds.
     Mutation(
         "init streams without the trail",
@@ -281,106 +230,4 @@ MUTATIONS = [
         'parts = self.mesh.all_reduce(flat, ("data",), op)',
         COMPARED,
     ),
-    # Losses, norms, rotation: derivatives written by hand.
-    Mutation(
-        "losses: the gradient lacks the target",
-        "softmax.scatter_add_(1, index[some], less[some])",
-        "softmax",
-        LOSSES,
-    ),
-    Mutation(
-        "norm: the gradient of x lacks the projection",
-        "normalized *= (product @ to_mean) * inverse",
-        "normalized *= 0",
-        "tests/unit/model/test_functions.py::test_norms_in_lots_are_torchs",
-    ),
-    Mutation(
-        "rotation: its gradient is turned the same way",
-        "return _rotated(gradient, cosines, -sines), None, None",
-        "return _rotated(gradient, cosines, sines), None, None",
-        "tests/unit/model/test_functions.py::test_rotation_is_that_of_complex_numbers",
-    ),
-    # Waiting, saving, shells.
-    Mutation(
-        "ranks wait for long work in a collective",
-        "while not mesh.is_main and not store.check([name]):",
-        "while False:",
-        "tests/distributed/test_agree.py::test_ranks_that_wait_for_the_main_ranks_work_look_about_meanwhile",
-    ),
-    Mutation(
-        "a run goes back without the save that was under way",
-        "self.saver.settle()  # what was copied before this step is good, whatever follows",
-        "pass",
-        "tests/unit/training/test_loop.py::test_a_run_goes_back_to_the_save_that_was_under_way",
-    ),
-    Mutation(
-        "shells of other hosts are handed what they would act on",
-        '[[ "$argument" != *[',
-        'true || [[ "$argument" != *[',
-        "tests/unit/test_launch_scripts.py::test_nothing_that_a_shell_would_act_on_is_handed_to_other_hosts",
-    ),
 ]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a test did on a broken tree: whether it failed as it should, why, and how long it took."""
-
-    failed: bool
-    reason: str
-    seconds: float
-
-
-def run(mutation: Mutation, tree: Path, timeout: float) -> Outcome:
-    """Break ``tree``, run the test in it, mend it again."""
-    file, log, began = mutation.file(tree), tree / "log", time.monotonic()
-    whole = file.read_text(encoding="utf-8")
-    file.write_text(whole.replace(mutation.old, mutation.new), encoding="utf-8")
-    log.unlink(missing_ok=True)
-    arguments = ["-q", "-x", "-rf", "--tb=line", "-p", "no:cacheprovider", mutation.test]
-    code = run_pytest(arguments, tree, log, timeout)
-    file.write_text(whole, encoding="utf-8")
-    output = log.read_text(encoding="utf-8")
-    found = re.search(r"^FAILED .*? - (.*)$", output, re.MULTILINE)
-    reason = f"no end within {timeout:g} s" if code is None else found[1] if found else output.splitlines()[-1]
-    return Outcome(code == TESTS_FAILED, reason, time.monotonic() - began)
-
-
-def main() -> int:
-    """Run all mutations, or some; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="those whose description or test has this word")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one test (default 600)")
-    parser.add_argument("--output", type=Path, help="file that the table is also written to")
-    arguments = parser.parse_args()
-    import_libraries()
-    lines = ["| what is broken | test | failed as it should | with | s |", "|---|---|---|---|---|"]
-    right = True
-    with tempfile.TemporaryDirectory(prefix="nt_dist_mutations_") as folder:
-        tree = Path(folder) / "tree"
-        for name in COPIED:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            (tree / name).parent.mkdir(exist_ok=True)
-            copy(ROOT / name, tree / name)
-        for compiled in list(tree.rglob("__pycache__")):
-            shutil.rmtree(compiled)
-        print("\n".join(lines), flush=True)
-        for mutation in MUTATIONS:
-            if arguments.only not in f"{mutation.what} {mutation.test}":
-                continue
-            outcome = run(mutation, tree, arguments.timeout)
-            right &= outcome.failed
-            reason = outcome.reason.replace("|", "\\|")[:80]
-            test = mutation.test.rpartition("/")[2]
-            lines.append(
-                f"| {mutation.what} | `{test}` | {'yes' if outcome.failed else '**no**'} | {reason} | "
-                f"{outcome.seconds:.0f} |"
-            )
-            print(lines[-1], flush=True)
-            if arguments.output:
-                arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return 0 if right else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

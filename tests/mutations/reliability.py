@@ -1,0 +1,119 @@
+"""What keeps a run going and loses nothing."""
+
+from tests.mutations.mutation import Mutation
+
+BAD_STEP = "tests/distributed/test_step_guard.py::test_a_bad_step_changes_nothing_in_any_part_of_a_model"
+STANDSTILL = "tests/faults/test_watch.py::test_a_rank_that_stands_still_is_named_and_all_are_ended"
+
+RELIABILITY = [
+    Mutation(
+        "checkpoint: the files' hashes are not looked at",
+        "elif hashes and hash_file(path) != entry.sha256:",
+        "elif False:",
+        "tests/unit/training/test_checkpoint_files.py::test_every_flipped_bit_is_found",
+    ),
+    Mutation(
+        "checkpoint: the manifest's own digest is not looked at",
+        "if computed is None or written != computed:",
+        "if computed is None:",
+        "tests/unit/training/test_checkpoint_manifest.py::test_a_changed_number_is_noticed",
+    ),
+    Mutation(
+        "checkpoint: a flight is committed before its files are written",
+        "return self._flight is not None and not self._flight.file.done()",
+        "return False",
+        "tests/unit/training/test_saving.py::test_a_save_is_not_there_before_it_is_settled",
+    ),
+    Mutation(
+        "checkpoint: files are written over",
+        'open(path, "xb") as file:',
+        'open(path, "wb") as file:',
+        "tests/unit/training/test_checkpoint_files.py::test_files_are_never_written_over_and_follow_the_umask",
+    ),
+    Mutation(
+        "guard: every step is taken",
+        "return self.verdict is Verdict.GOOD or (self.verdict.is_spike and not self.refuses_spikes)",
+        "return True",
+        BAD_STEP,
+    ),
+    Mutation(
+        "guard: each rank judges by its own part",
+        'self.verdict = Verdict(int(self.mesh.all_reduce(own, op="max")))',
+        "self.verdict = Verdict(int(own))",
+        BAD_STEP,
+    ),
+    Mutation(
+        "guard: spikes are not looked for",
+        "return (figure - middle) / max(scale, self._floor)",
+        "return 0.0",
+        "tests/distributed/test_step_guard.py::test_a_spike_is_only_seen_if_so_chosen",
+    ),
+    Mutation(
+        "resume: samples left out are forgotten",
+        'for first, end in state.get("left_out", [])]',
+        "for first, end in []]",
+        "tests/distributed/test_resume.py::"
+        "test_a_run_that_goes_back_leaves_the_bad_batch_out_also_when_it_is_killed_and_resumed",
+    ),
+    Mutation(
+        "integrity: copies are not compared",
+        "for number in (highest != ~lowest).nonzero()",
+        "for number in (highest != highest).nonzero()",
+        "tests/distributed/test_integrity.py::test_a_bit_in_one_copy_is_found_and_named",
+    ),
+    Mutation(
+        "integrity: what one rank holds is not looked at",
+        "            if is_wrong\n",
+        "            if False\n",
+        "tests/distributed/test_integrity.py::test_a_bit_in_a_partition_is_found_where_it_makes_no_sense",
+    ),
+    Mutation(
+        "signals: nobody says that it was asked",
+        "return mesh.any(self.here)[0]",
+        "return mesh.any(False)[0]",
+        "tests/distributed/test_preemption.py::test_a_signal_is_noticed_where_no_step_is_done",
+    ),
+    Mutation(
+        "signals: a second one is like the first",
+        "if self.here and time.monotonic() - self._at > SAME_SECONDS:",
+        "if False:",
+        "tests/unit/training/test_signals.py::"
+        "test_a_second_signal_leaves_at_once_although_the_main_thread_waits_in_a_library",
+    ),
+    Mutation(
+        "watch: no rank is ever late",
+        "view.late = self._late > 1",
+        "view.late = False",
+        STANDSTILL,
+    ),
+    Mutation(
+        "watch: a silent host is not missed",
+        "view.silent += since",
+        "pass",
+        STANDSTILL,
+    ),
+    Mutation(
+        "watch: a dead rank is not announced",
+        "if self.view.gone and self.view.code is None and not self.has_announced:",
+        "if False:",
+        "tests/faults/test_watch.py::test_a_dead_rank_is_the_first_error",
+    ),
+    Mutation(
+        "ranks wait for long work in a collective",
+        "while not mesh.is_main and not store.check([name]):",
+        "while False:",
+        "tests/distributed/test_agree.py::test_ranks_that_wait_for_the_main_ranks_work_look_about_meanwhile",
+    ),
+    Mutation(
+        "a run goes back without the save that was under way",
+        "self.saver.settle()  # what was copied before this step is good, whatever follows",
+        "pass",
+        "tests/unit/training/test_loop.py::test_a_run_goes_back_to_the_save_that_was_under_way",
+    ),
+    Mutation(
+        "shells of other hosts are handed what they would act on",
+        '[[ "$argument" != *[',
+        'true || [[ "$argument" != *[',
+        "tests/unit/test_launch_scripts.py::test_nothing_that_a_shell_would_act_on_is_handed_to_other_hosts",
+    ),
+]
