@@ -14,8 +14,9 @@ from nt_dist.training.engine import build_engine, train_step
 from nt_dist.training.integrity import Integrity, _sum_bits
 from nt_dist.training.optimizer_state import optimizer_state
 from nt_dist.training.topology import TopologyUpdater
+from tests.distributed.tiny import SEQUENCE, TINY_MODEL, VOCABULARY
 
-BATCH, SEQUENCE, VOCABULARY = 4, 8, 30
+BATCH = 4
 LOW, TOP = 0, -2  # the last bit of the fraction, the first of the exponent
 
 
@@ -24,14 +25,7 @@ class _Run:
 
     def __init__(self, world_size, precision="fp32", stage=0, **layout):
         sections = {
-            "model": {
-                "hidden_size": 16,
-                "ffn_size": 24,
-                "num_layers": 2,
-                "num_attention_heads": 2,
-                "vocab_size": VOCABULARY,
-                "max_seq_len": SEQUENCE,
-            },
+            "model": TINY_MODEL,
             "trails": {"count": 2, "layers": 1},
             "sparsity": {"density": 0.4, "topology_shards": 2, "storage": "compact"},
             "train": {"batch_size": BATCH, "micro_batch_size": 1, "warmup_steps": 0, "precision": precision},

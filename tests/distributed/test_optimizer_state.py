@@ -13,17 +13,9 @@ from nt_dist.sparsity.storage import Weight
 from nt_dist.testing import run_distributed
 from nt_dist.training.engine import build_engine, parameter_groups
 from nt_dist.training.optimizer_state import State, optimizer_state
+from tests.distributed.tiny import OPTIMIZERS
 
 BETAS, EPS, LR, DECAY, CLIP = (0.8, 0.9), 1e-3, 0.01, 0.1, 2.0
-WRAPPERS = {
-    ("fp32", 0): "ClippedAdamW",
-    ("fp32", 1): "DeepSpeedZeroOptimizer",
-    ("fp32", 2): "DeepSpeedZeroOptimizer",
-    ("fp32", 3): "DeepSpeedZeroOptimizer_Stage3",
-    ("bf16", 1): "BF16_Optimizer",
-    ("bf16", 2): "DeepSpeedZeroOptimizer",
-    ("bf16", 3): "DeepSpeedZeroOptimizer_Stage3",
-}
 
 
 class Toy(nn.Module):
@@ -121,7 +113,7 @@ def _check_adapter(rank, world_size, precision, stage):
     first = [State(w.values.detach().to(dtype).float(), *torch.zeros(2, *w.values.shape)) for w in toy.weights]
     names = [weight.spec.name for weight in toy.weights]
     engine = build_engine(config, toy, init_mesh(config))
-    assert type(engine.optimizer).__name__ == WRAPPERS[precision, stage]
+    assert type(engine.optimizer).__name__ == OPTIMIZERS[precision, stage]
     door = optimizer_state(engine)
 
     door.create()  # before any step
@@ -159,7 +151,7 @@ def _check_adapter(rank, world_size, precision, stage):
     return door.state_bytes()
 
 
-@pytest.mark.parametrize(("precision", "stage"), WRAPPERS)
+@pytest.mark.parametrize(("precision", "stage"), OPTIMIZERS)
 def test_state_is_read_written_and_stepped_on(precision, stage):
     sizes = run_distributed(_check_adapter, 2, precision, stage)
     stored = sum(weight.values.numel() for weight in Toy().weights)

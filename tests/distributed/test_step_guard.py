@@ -15,17 +15,9 @@ from nt_dist.testing import run_distributed
 from nt_dist.training.bad_steps import Verdict
 from nt_dist.training.engine import build_engine, train_step
 from nt_dist.training.optimizer_state import optimizer_state
+from tests.distributed.tiny import OPTIMIZERS, SEQUENCE, TINY_MODEL, VOCABULARY
 
-WINDOW, BATCH, MICRO_BATCH, SEQUENCE, VOCABULARY = 8, 8, 2, 8, 30
-ENGINES = {
-    ("fp32", 0): "ClippedAdamW",
-    ("fp32", 1): "DeepSpeedZeroOptimizer",
-    ("fp32", 2): "DeepSpeedZeroOptimizer",
-    ("fp32", 3): "DeepSpeedZeroOptimizer_Stage3",
-    ("bf16", 1): "BF16_Optimizer",
-    ("bf16", 2): "DeepSpeedZeroOptimizer",
-    ("bf16", 3): "DeepSpeedZeroOptimizer_Stage3",
-}
+WINDOW, BATCH, MICRO_BATCH = 8, 8, 2
 # what is wrong, on one rank alone: the gradient is multiplied by this, or this is added to the loss
 GRADIENTS = {
     float("nan"): Verdict.NORM_NOT_FINITE,
@@ -37,14 +29,7 @@ LOSSES = {float("nan"): Verdict.LOSS_NOT_FINITE, 1e6: Verdict.LOSS_SPIKE}
 
 def _config(world_size, precision, stage, on_spike, pipe=1, trail=1, tensor=1):
     sections = {
-        "model": {
-            "hidden_size": 16,
-            "ffn_size": 24,
-            "num_layers": 2,
-            "num_attention_heads": 2,
-            "vocab_size": VOCABULARY,
-            "max_seq_len": SEQUENCE,
-        },
+        "model": TINY_MODEL,
         "trails": {"count": 2, "layers": 1},
         "sparsity": {"density": 0.4, "topology_shards": 2},
         "train": {
@@ -112,7 +97,7 @@ class _Run:
 def _refuse_what_is_bad(rank, world_size, precision, stage, layout, bad_rank):
     run = _Run(_config(world_size, precision, stage, "skip", **layout), bad_rank)
     if not layout:
-        assert type(run.engine.optimizer).__name__ == ENGINES[precision, stage]
+        assert type(run.engine.optimizer).__name__ == OPTIMIZERS[precision, stage]
     for number in range(1, WINDOW + 1):
         result = run.step(number)
         assert result.applied and result.verdict is Verdict.GOOD
@@ -137,7 +122,7 @@ def _refuse_what_is_bad(rank, world_size, precision, stage, layout, bad_rank):
     run.assert_is(after)
 
 
-@pytest.mark.parametrize(("precision", "stage"), ENGINES)
+@pytest.mark.parametrize(("precision", "stage"), OPTIMIZERS)
 def test_a_bad_step_changes_nothing(precision, stage):
     run_distributed(_refuse_what_is_bad, 2, precision, stage, {}, 1)
 
