@@ -15,7 +15,7 @@ time, bytes and memory of a step where trail ranks split the trunk's micro-batch
 turns. inference: tokens per second and memory of the exported ensemble, a single dense model and a full dense ensemble
 on the CPU, for a prompt read at once and for text written token by token. saving: how long the training stands still
 for a checkpoint written in its way and beside it, in --folder. All take --config (default configs/bench_speed.toml),
---ds_config, --json FILE and section.key=value.
+--ds_config, --json FILE and section.key=value; --inference is inference, and so on.
 """
 
 import argparse

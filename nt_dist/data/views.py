@@ -67,7 +67,8 @@ class Misspelled(Samples):
     Each character is mistyped with probability ``share``: left out, doubled, exchanged with the one after it, or
     replaced by one drawn from the same text, each as likely (after the synthetic noise of Belinkov and Bisk, arXiv
     1711.02173). Which ones follows from the sample's number alone. BOS and EOS stay; a mistyped text mostly has more
-    tokens, of which a sample keeps as many as it had.
+    tokens, of which a sample keeps as many as it had. Where a window cuts a word or a character, its first and last
+    tokens may become others with no mistake in them.
 
     Args:
         samples: The samples.
@@ -91,7 +92,8 @@ class Misspelled(Samples):
         ):
             tokens = list(run)
             text = "" if is_control else self.tokenizer.decode(tokens)
-            after += tokens if is_control else self.tokenizer.encode("".join(_mistyped(text, self.share, draw)))
+            typed = "".join(_mistyped(text, self.share, draw))
+            after += tokens if typed == text else self.tokenizer.encode(typed)
         return self._split(np.array(after[: len(before)], dtype=np.int64))
 
 

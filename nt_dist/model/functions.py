@@ -19,10 +19,12 @@ def lots(count: int, width: int, device: torch.device) -> Iterator[slice]:
 
 
 def rms_norm(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return x / √(mean x² + eps) · scale (Zhang and Sennrich, arXiv 1910.07467, eq. 4), computed in fp32.
+    """Return x / √(mean x² + eps) · scale (Zhang and Sennrich, arXiv 1910.07467, eq. 4).
+
+    Of bf16, on CPUs the result is rounded once, elsewhere torch rounds the normalized state too.
 
     Args:
-        x: [T, ..., H]; nothing but it is kept for backward.
+        x: [T, ..., H]; nothing else of its size is kept for backward.
         scale: [T, 1, ..., 1, H].
         eps: Added to the mean of squares.
     """
@@ -88,12 +90,13 @@ def gradients_in_lots(
 
 
 def _inverse_rms(rows: torch.Tensor, eps: float) -> torch.Tensor:
-    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=dtype)
     return norms.square_().div_(rows.shape[-1]).add_(eps).rsqrt_()
 
 
 def rotate(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """Rotate the two halves of x [..., S, size] against each other by angles whose tables [S, size] are given."""
+    """Rotate the two halves of x [..., S, size] against each other; the tables [S, size] hold each angle twice."""
     return _Rotate.apply(x, cosines, sines)
 
 

@@ -17,7 +17,8 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor, maximum: Join, tot
 
     Args:
         logits: [T, B, S, V].
-        targets: Pieces [B, S], counted from the first one held here; those outside are held by others.
+        targets: Pieces [B, S], counted from the first one held here. Those outside must be held by others: a piece
+            that nobody holds gets a number that means nothing.
         maximum: Joins maxima [rows] over all holders of pieces.
         total: Joins sums [2, rows] over them.
     """

@@ -5,6 +5,7 @@ T trails, B sequences of a micro-batch on this rank, S tokens of a sequence, D d
 
 import contextlib
 import copy
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.Deep
         settings["pipeline"] = dict(pipeline.SETTINGS)
     # Without an mpu all ranks are data ranks; a pipeline has its own.
     mpu = ModelParallelUnit(mesh) if mesh.model.degree > 1 and mesh.pipe.degree == 1 else None
-    with contextlib.redirect_stdout(None):  # optimizers print how much memory they use
+    with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints how much memory it uses
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, mpu=mpu, dist_init_required=False
         )

@@ -348,12 +348,16 @@ class Trainer:
         progress = checkpoint.load(*arguments, data_digest=digest, verified=True)
         self.saver.latest = found
         self.step, self.consumed_samples, extra = progress.step, progress.consumed_samples, progress.extra
+        for name in ("tokens", "regrown", "drop_fraction"):
+            if not isinstance(extra.get(name), int | float):
+                raise CheckpointError(f"{found}: the manifest's progress.extra.{name} must be a number")
+            setattr(self, name, extra[name])
+        bad_steps, guard = extra.get("bad_steps", {}), extra.get("guard", {})  # older checkpoints have none
         try:
-            self.tokens, self.regrown, self.drop_fraction = extra["tokens"], extra["regrown"], extra["drop_fraction"]
-            self.bad_steps.restore(extra.get("bad_steps", {}))  # older checkpoints have none
-            self.guard.restore(extra.get("guard", {}))
-        except (AttributeError, KeyError, TypeError, ValueError) as problem:
-            raise CheckpointError(f"{found}: the manifest's progress.extra is not a run's: {problem!r}") from problem
+            self.bad_steps.restore(bad_steps)
+            self.guard.restore(guard)
+        except (AttributeError, TypeError, ValueError) as problem:
+            raise CheckpointError(f"{found}: the manifest's progress.extra has no account of bad steps") from problem
         LOGGER.info("continuing from %s, step %d of %d", found, self.step, self.config.train.steps)
 
     def read_batches(self) -> Iterator:

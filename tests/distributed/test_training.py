@@ -191,15 +191,14 @@ def test_a_corrupted_index_stops_all_ranks_with_the_name_of_the_weight():
     assert "(trail 1, shard 0)" in messages[0]
 
 
-def _build_and_listen(rank, world_size, stage):
+def _build_and_listen(rank, world_size):
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        _start(_config(world_size, stage, "bf16"))
+        _start(_config(world_size, 1, "bf16"))  # BF16_Optimizer is the one that says how much memory it uses
     return said.getvalue()
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_building_an_engine_prints_nothing(stage):
-    assert run_distributed(_build_and_listen, 1, stage) == [""]
+def test_building_an_engine_prints_nothing():
+    assert run_distributed(_build_and_listen, 1) == [""]
 
 
 def _compare_regrowth_gradients(rank, world_size):

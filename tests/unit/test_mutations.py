@@ -1,6 +1,7 @@
 """The texts that tests/mutations breaks are there, and what takes their place is Python (or shell)."""
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,5 +17,7 @@ def test_a_mutation_can_be_made(mutation):
     broken = file.read_text(encoding="utf-8").replace(mutation.old, mutation.new)
     if file.suffix == ".py":
         ast.parse(broken)
+    else:
+        assert subprocess.run(["bash", "-n"], input=broken, text=True).returncode == 0
     name = mutation.test.partition("::")[2].partition("[")[0]
     assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8")

@@ -35,6 +35,21 @@ def test_norms_in_lots_are_torchs(dtype, rows):
         torch.testing.assert_close(each.float(), other, **limits)
 
 
+def test_what_other_devices_do_is_the_same(monkeypatch):
+    x, scale, gradient = example(rows=1)
+    inputs = x[:1].clone().requires_grad_(), scale.requires_grad_()
+
+    def pass_through():
+        result = rms_norm(inputs[0].expand(3, -1, -1, -1), inputs[1], EPS)
+        return result, *torch.autograd.grad(result, inputs, gradient)
+
+    ours = pass_through()
+    monkeypatch.setattr(functions, "norm_in_lots", norm_by_torch)
+    monkeypatch.setattr(functions, "gradients_in_lots", gradients_by_torch)
+    for each, other in zip(ours, pass_through(), strict=True):
+        torch.testing.assert_close(each, other, rtol=1e-5, atol=1e-6)
+
+
 def test_the_norm_keeps_its_input_only():
     x, scale, _ = example(torch.bfloat16)
     kept = []

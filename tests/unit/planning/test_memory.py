@@ -8,9 +8,12 @@ import torch
 from nt_dist.benchmark.allocations import Allocations
 from nt_dist.config import Config
 from nt_dist.config.settings import Parallel
+from nt_dist.model import functions
+from nt_dist.model.functions import AT_ONCE
 from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, weights_of
 from nt_dist.parallel.parts import layer_parts, local_parts, stage_layers
+from nt_dist.planning import activations
 from nt_dist.planning.activations import kept, kept_by
 from nt_dist.planning.memory import fullest_stage, rank_memory
 
@@ -119,6 +122,14 @@ def test_the_peak_of_a_pass_is_the_formula(name):
     found = allocations.peak("start", "stop")
     said = memory.activations + max(memory.logits, memory.work)
     assert said == pytest.approx(found, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["large vocabulary", "large vocabulary, bf16"])
+def test_the_loss_takes_no_more_than_some_rows_at_once(name, monkeypatch):
+    at_once = dict.fromkeys(AT_ONCE, 1 << 14)  # of 2^17 logits a trail
+    monkeypatch.setattr(functions, "AT_ONCE", at_once)
+    monkeypatch.setattr(activations, "AT_ONCE", at_once)
+    test_the_peak_of_a_pass_is_the_formula(name)
 
 
 def test_parts_of_all_ranks_are_the_whole_model():

@@ -108,14 +108,36 @@ def test_a_run_goes_back_to_the_save_that_was_under_way():
     assert done == [Path("step-10")]
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [{}, {"tokens": 1, "regrown": 0.1}, {"tokens": 1, "regrown": 0.1, "drop_fraction": 0.3, "bad_steps": [3]}],
-)
-def test_a_manifest_of_no_run_is_refused_by_name(extra, monkeypatch):
+GOOD = {"tokens": 1, "regrown": 0.1, "drop_fraction": 0.3, "bad_steps": {}, "guard": {}}
+
+
+def _load(extra, monkeypatch):
     trainer = Trainer.__new__(Trainer)
-    trainer.config = trainer.mesh = trainer.model = trainer.optimizer_state = None
+    trainer.config = Config()
+    trainer.mesh = trainer.model = trainer.optimizer_state = None
     trainer.data, trainer.saver, trainer.bad_steps = SimpleNamespace(digest=""), SimpleNamespace(), BadSteps(5)
+    trainer.guard = SimpleNamespace(restore=lambda state: state.get("losses"))
     monkeypatch.setattr(checkpoint, "load", lambda *_, **__: Progress(3, 24, 3, "", extra))
-    with pytest.raises(CheckpointError, match="step-3: the manifest's progress.extra is not a run's"):
-        trainer.load(Path("step-3"))
+    trainer.load(Path("step-3"))
+    return trainer
+
+
+def test_a_manifests_account_is_taken_over(monkeypatch):
+    trainer = _load(GOOD, monkeypatch)
+    assert (trainer.step, trainer.consumed_samples, trainer.tokens) == (3, 24, 1)
+    assert (trainer.regrown, trainer.drop_fraction) == (0.1, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("drop_fraction", None, "progress.extra.drop_fraction must be a number"),
+        ("tokens", "many", "progress.extra.tokens must be a number"),
+        ("bad_steps", [3], "progress.extra has no account of bad steps"),
+        ("bad_steps", {"left_out": [3]}, "progress.extra has no account of bad steps"),
+        ("guard", 3, "progress.extra has no account of bad steps"),
+    ],
+)
+def test_a_manifest_of_no_run_is_refused_by_name(key, value, message, monkeypatch):
+    with pytest.raises(CheckpointError, match=f"step-3: the manifest's {message}"):
+        _load(GOOD | {key: value}, monkeypatch)
