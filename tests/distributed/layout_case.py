@@ -1,12 +1,16 @@
 """A tiny run in any layout, and what it did, in a form that knows no layout. For the tests of layouts."""
 
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from nt_dist.config import Config
-from nt_dist.data.loader import Batch
+from nt_dist.data.indexed import IndexedTokens, IndexedWriter
+from nt_dist.data.loader import Batch, StepLoader
+from nt_dist.data.samples import make_samples
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.topology import trail_overlap
 from nt_dist.model.trails import weights_of
@@ -74,7 +78,7 @@ def config_of(layout: Layout) -> Config:
 
 
 def batches_of(number: int, rank: int, degree: int, ragged: bool) -> list[Batch]:
-    """One data rank's micro-batches of global batch ``number``; ragged ones have documents of 2 to 8 tokens."""
+    """One data rank's micro-batches of global batch ``number``; ragged ones have rows of 2 to 8 tokens."""
     generator = torch.Generator().manual_seed(number)
     rows = torch.randint(VOCABULARY, (BATCH, SEQUENCE + 1), generator=generator)
     lengths = torch.randint(2, SEQUENCE + 1, (BATCH,), generator=generator) if ragged else torch.tensor([SEQUENCE])
@@ -82,6 +86,18 @@ def batches_of(number: int, rank: int, degree: int, ragged: bool) -> list[Batch]
     mine = slice(rank * BATCH // degree, (rank + 1) * BATCH // degree)
     parts = zip(rows[mine].split(MICRO_BATCH), weights[mine].split(MICRO_BATCH), strict=True)
     return [Batch(part[:, :-1], part[:, 1:], weight) for part, weight in parts]
+
+
+def rows_from(step: int, rank: int, degree: int) -> Iterator[list[Batch]]:
+    """One data rank's steps after ``step``: prepared documents of 2 to 12 tokens, one a row, cut and padded."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(2, 13, (5 * BATCH,), generator=generator)
+    with tempfile.TemporaryDirectory() as folder:
+        writer = IndexedWriter(Path(folder) / "train", VOCABULARY)
+        writer.add(torch.randint(VOCABULARY, (int(lengths.sum()),), generator=generator).numpy(), lengths.numpy())
+        writer.close()
+        samples = make_samples("rows", IndexedTokens(Path(folder) / "train"), SEQUENCE, VOCABULARY)
+        yield from iter(StepLoader(samples, 0, BATCH, MICRO_BATCH, rank, degree, step * BATCH))
 
 
 @dataclass
@@ -124,8 +140,9 @@ class Run:
     def train(self, last: int) -> "Run":
         record, axis = self.record, self.mesh.data
         record.checksums.append(self.updater.check("loading" if self.step else "the start"))
+        rows = rows_from(self.step, axis.rank, axis.degree) if self.layout.ragged else None
         for step in range(self.step + 1, last + 1):
-            batches = batches_of(step, axis.rank, axis.degree, self.layout.ragged)
+            batches = next(rows) if rows else batches_of(step, axis.rank, axis.degree, False)
             result = train_step(self.engine, self.config, self.mesh, batches, step, self.updater.collects_at(step))
             assert result.applied
             record.losses.append(result.loss_per_trail)
