@@ -33,16 +33,14 @@ class EverySecond(Samples):
         return self.samples[self.numbers[index]]
 
 
-class Shuffled(Samples):
-    """The samples with some tokens of each in each other's places: the words are the text's, their order is not.
+class Corrupted(Samples):
+    """The samples with something wrong in each, which follows from the sample's number alone.
 
-    Of a sample's n ≤ S + 1 real tokens round(share · n), drawn without replacement, change places in a random cycle;
-    BOS and EOS are tokens like others. Which ones follows from the sample's number alone. Targets are corrupted with
-    the inputs, so that a perplexity is that of the corrupted text.
+    Targets are corrupted with the inputs, so that a perplexity is that of the corrupted text.
 
     Args:
         samples: The samples.
-        share: Of the tokens, in (0, 1]. Below two tokens a sample stays as it is.
+        share: How much of each, in (0, 1].
     """
 
     def __init__(self, samples: Samples, share: float):
@@ -54,21 +52,36 @@ class Shuffled(Samples):
         return len(self.samples)
 
     def sample(self, index: int) -> Sample:
-        tokens = _real_tokens(self.samples[index])
-        draw, real = np.random.default_rng((_SEED, index)), len(tokens)
+        whole = self.samples[index]
+        tokens = np.concatenate([whole.tokens[:1], whole.targets])[: int(whole.weights.sum()) + 1]
+        return self._split(self.corrupt(tokens, np.random.default_rng((_SEED, index)))[: len(tokens)])
+
+    def corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """Return ``tokens``, a sample's n ≤ S + 1 real ones, with something wrong; what is beyond n is cut off."""
+        raise NotImplementedError
+
+
+class Shuffled(Corrupted):
+    """Some tokens of each sample are in each other's places: the words are the text's, their order is not.
+
+    Of n tokens round(share · n), drawn without replacement, change places in a random cycle; BOS and EOS are tokens
+    like others. Below two tokens a sample stays as it is.
+    """
+
+    def corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        real = len(tokens)
         chosen = draw.choice(real, round(self.share * real), replace=False)  # in random order: rolling it is a cycle
         tokens[chosen] = tokens[np.roll(chosen, 1)]
-        return self._split(tokens)
+        return tokens
 
 
-class Misspelled(Samples):
-    """The samples with their texts mistyped, and made tokens anew.
+class Misspelled(Corrupted):
+    """The text of each sample is mistyped, and made tokens anew, of which there mostly are more.
 
     Each character is mistyped with probability ``share``: left out, doubled, exchanged with the one after it, or
     replaced by one drawn from the same text, each as likely (after the synthetic noise of Belinkov and Bisk, arXiv
-    1711.02173). Which ones follows from the sample's number alone. BOS and EOS stay; a mistyped text mostly has more
-    tokens, of which a sample keeps as many as it had. Where a window cuts a word or a character, its first and last
-    tokens may become others with no mistake in them.
+    1711.02173). BOS and EOS stay, and so does a text without a mistake. In one with mistakes, where a window cuts a
+    word or a character, the first and last tokens may become others too.
 
     Args:
         samples: The samples.
@@ -77,24 +90,18 @@ class Misspelled(Samples):
     """
 
     def __init__(self, samples: Samples, share: float, tokenizer: Tokenizer):
-        assert 0 < share <= 1
-        super().__init__(samples.indexed, samples.sequence_length, samples.vocab_size)
-        self.samples, self.share, self.tokenizer = samples, share, tokenizer
+        super().__init__(samples, share)
+        self.tokenizer = tokenizer
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def sample(self, index: int) -> Sample:
-        before, draw = _real_tokens(self.samples[index]), np.random.default_rng((_SEED, index))
+    def corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         after: list[int] = []
-        for is_control, run in itertools.groupby(
-            before.tolist(), {self.tokenizer.bos, self.tokenizer.eos}.__contains__
-        ):
-            tokens = list(run)
-            text = "" if is_control else self.tokenizer.decode(tokens)
+        controls = {self.tokenizer.bos, self.tokenizer.eos}
+        for is_control, group in itertools.groupby(tokens.tolist(), controls.__contains__):
+            run = list(group)
+            text = "" if is_control else self.tokenizer.decode(run)
             typed = "".join(_mistyped(text, self.share, draw))
-            after += tokens if typed == text else self.tokenizer.encode(typed)
-        return self._split(np.array(after[: len(before)], dtype=np.int64))
+            after += run if typed == text else self.tokenizer.encode(typed)
+        return np.array(after, dtype=np.int64)
 
 
 def _mistyped(text: str, share: float, draw: np.random.Generator) -> Iterator[str]:
@@ -114,8 +121,3 @@ def _mistyped(text: str, share: float, draw: np.random.Generator) -> Iterator[st
         elif kind is None:
             yield text[place]
         place += 1
-
-
-def _real_tokens(sample: Sample) -> np.ndarray:
-    """Return the tokens and targets of a sample as one sequence, without padding. [<= S + 1]"""
-    return np.concatenate([sample.tokens[:1], sample.targets])[: int(sample.weights.sum()) + 1]

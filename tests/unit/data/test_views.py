@@ -107,3 +107,13 @@ def test_documents_of_a_misspelt_window_stay_apart(tmp_path, tokenizer):
     controls = [each for each in before if each in (tokenizer.bos, tokenizer.eos)]
     kept = [each for each in after if each in (tokenizer.bos, tokenizer.eos)]
     assert 4 < len(kept) <= len(controls) and kept == controls[: len(kept)]
+
+
+def test_windows_without_a_mistake_keep_their_tokens(tmp_path, tokenizer):
+    """Also where a window cuts a character of several bytes, which decoding cannot give back."""
+    documents = [tokenizer.document("lazy 漢字 dogs 🎉 ") for _ in range(8)]
+    packed = samples(tmp_path, "packed", documents, 7, tokenizer.vocab_size)
+    misspelt = Misspelled(packed, 1e-9, tokenizer)
+    assert any("\ufffd" in tokenizer.decode(_tokens(packed[number])) for number in range(len(packed)))
+    for number in range(len(packed)):
+        assert _tokens(misspelt[number]) == _tokens(packed[number])
