@@ -24,7 +24,8 @@ import sys
 from pathlib import Path
 
 from nt_dist.command_line import run_main
-from nt_dist.config import load_config, parse_command_line
+from nt_dist.config import parse_command_line
+from nt_dist.families import load_config
 from nt_dist.parallel import launcher
 
 CONFIG = "configs/bench_speed.toml"

@@ -20,8 +20,9 @@ import tempfile
 from pathlib import Path
 
 from nt_dist.command_line import run_main
-from nt_dist.config import load_config, parse_command_line
+from nt_dist.config import parse_command_line
 from nt_dist.errors import ConfigError
+from nt_dist.families import load_config
 
 SHOWN = 10  # differences of a kind
 

@@ -12,9 +12,9 @@ diff of two that differ in more than their settings; bad input ends with 2.
 import argparse
 from pathlib import Path
 
+from nt_dist.checkpoint import inspect as checkpoint_inspect
+from nt_dist.checkpoint.folder import delete, to_prune
 from nt_dist.command_line import run_main
-from nt_dist.training import checkpoint_inspect
-from nt_dist.training.checkpoint_folder import delete, to_prune
 
 
 def list_checkpoints(arguments: argparse.Namespace) -> int:

@@ -38,11 +38,11 @@ def main() -> int:
     if plan and arguments.only:
         plan = plan.only(arguments.only.split(","))
 
+    from nt_dist.evaluation.evaluate_checkpoint import join
+    from nt_dist.messages import start_logging
     from nt_dist.study import compare  # takes seconds: torch
     from nt_dist.study.results import RESULTS, result_of
     from nt_dist.study.training import is_done, train_missing
-    from nt_dist.training.evaluate_checkpoint import join
-    from nt_dist.training.logging import start_logging
 
     start_logging(0)
     if plan:

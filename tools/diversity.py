@@ -32,11 +32,11 @@ def main() -> int:
     places = parse_places(arguments.densities, arguments.layers, arguments.points)
     runs = planned(places, base, arguments.out, arguments.steps, overrides)
 
+    from nt_dist.evaluation.evaluate_checkpoint import join
+    from nt_dist.messages import start_logging
     from nt_dist.study import diversity  # takes seconds: torch and matplotlib
     from nt_dist.study.results import RESULTS, result_of
     from nt_dist.study.training import is_done, train_missing
-    from nt_dist.training.evaluate_checkpoint import join
-    from nt_dist.training.logging import start_logging
 
     start_logging(0)
     if not arguments.no_train:

@@ -11,7 +11,7 @@ diversity and the history of the topology; the keys in the JSON are explained in
     python tools/evaluate.py --checkpoint runs/quickstart --tasks configs/tasks/bracket_choice.yaml --combine prob
 
 With --tasks it is evaluated on tasks of the lm-evaluation-harness instead, by name or by file, on one rank; all the
-harness's own flags: python -m nt_dist.evaluation.harness --help.
+harness's own flags: python -m nt_dist.inference.harness --help.
 """
 
 import argparse
@@ -44,9 +44,9 @@ def main() -> int:
     if arguments.tasks:
         return evaluate_tasks(arguments)
 
+    from nt_dist.evaluation.evaluate_checkpoint import check_json, corruption, evaluate_checkpoint, join
+    from nt_dist.messages import start_logging
     from nt_dist.parallel.mesh import close  # takes seconds: torch
-    from nt_dist.training.evaluate_checkpoint import check_json, corruption, evaluate_checkpoint, join
-    from nt_dist.training.logging import start_logging
 
     if arguments.json:
         check_json(arguments.json)
@@ -70,11 +70,11 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
     if arguments.data or arguments.full or arguments.shift or arguments.overrides:
         raise RunError("--tasks goes with --checkpoint, --combine and --json alone: tasks have texts of their own")
     try:
-        from nt_dist.evaluation import harness  # takes seconds: torch and the harness
+        from nt_dist.inference import harness  # takes seconds: torch and the harness
     except ModuleNotFoundError as missing:
         raise RunError(f"--tasks needs the extra [eval]: {missing}") from None
-    from nt_dist.training.evaluate_checkpoint import check_json
-    from nt_dist.whole_file import write_whole
+    from nt_dist.evaluation.evaluate_checkpoint import check_json
+    from nt_dist.files import write_whole
 
     if arguments.json:
         check_json(arguments.json)

@@ -15,7 +15,8 @@ from contextlib import closing
 from pathlib import Path
 
 from nt_dist.command_line import run_main
-from nt_dist.config import load_config, parse_command_line
+from nt_dist.config import parse_command_line
+from nt_dist.families import load_config
 
 
 def main() -> int:
@@ -27,10 +28,10 @@ def main() -> int:
     path, ds_config, overrides = parse_command_line(rest)
     config = load_config(path, overrides, ds_config)
 
-    from nt_dist.data import open_data  # takes seconds: torch and DeepSpeed
     from nt_dist.export.foreign import open_foreign
     from nt_dist.export.importing import check, check_tokenizer, import_run
     from nt_dist.parallel.mesh import close, init_mesh
+    from nt_dist.text.corpus import open_data
     from nt_dist.training.run_folder import RunFolder
 
     foreign = open_foreign(arguments.model)

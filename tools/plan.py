@@ -7,13 +7,14 @@
 With --gpu (h100, h200 or a100, eight to a node), every layout that the rules allow is looked at: tensor, pipe, trail
 and data degree, ZeRO stage, micro-batch; the config's own degrees and train.micro_batch_size do not matter. Without it,
 the memory of the model's state at the config's own layout, by ZeRO stage.
-From formulas (nt_dist/planning, nt_dist/training/memory_plan.py, nt_dist/training/flops.py); nothing is built.
+From formulas (nt_dist/planning, nt_dist/planning/memory_plan.py, nt_dist/model/flops.py); nothing is built.
 """
 
 import argparse
 
 from nt_dist.command_line import run_main
-from nt_dist.config import Config, load_config, parse_command_line
+from nt_dist.config import Config, parse_command_line
+from nt_dist.families import load_config
 
 
 def main() -> int:
@@ -55,7 +56,7 @@ def show_layouts(config: Config, gpus: int, name: str, top: int) -> int:
 
 def show_stages(config: Config) -> int:
     """Print the state's memory at each ZeRO stage."""
-    from nt_dist.training.memory_plan import plan_stages, plan_table
+    from nt_dist.planning.memory_plan import plan_stages, plan_table
 
     print(_model_line(config), f"; {config.data_degree} data ranks, MiB on each rank\n", sep="")
     print(plan_table(config, plan_stages(config)))
@@ -63,8 +64,8 @@ def show_stages(config: Config) -> int:
 
 
 def _model_line(config: Config) -> str:
+    from nt_dist.model.flops import token_flops
     from nt_dist.model.weights import count_parameters
-    from nt_dist.training.flops import token_flops
 
     parameters, flops = count_parameters(config), token_flops(config)
     return (

@@ -12,7 +12,8 @@ import logging
 import sys
 
 from nt_dist.command_line import run_main
-from nt_dist.config import load_config, parse_command_line
+from nt_dist.config import parse_command_line
+from nt_dist.families import load_config
 
 
 def main() -> None:
@@ -20,9 +21,9 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return
-    from nt_dist.data.crew import find_crew
-    from nt_dist.data.opening import open_data
-    from nt_dist.data.prepare import prepare_data
+    from nt_dist.text.corpus import open_data
+    from nt_dist.text.prepare import prepare_data
+    from nt_dist.text.workers import find_crew
 
     with find_crew() as crew:
         logging.basicConfig(level=logging.INFO if crew.rank == 0 else logging.WARNING, format="%(message)s")

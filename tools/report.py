@@ -26,15 +26,15 @@ def main() -> int:
     if not run.is_dir():
         raise RunError(f"{run}: no such folder")
 
+    from nt_dist.evaluation.evaluate_checkpoint import join
+    from nt_dist.files import write_whole
+    from nt_dist.messages import start_logging
     from nt_dist.pictures.style import save_pictures  # takes seconds: torch and matplotlib
     from nt_dist.study.compare import Comparison
     from nt_dist.study.report import make_report
     from nt_dist.study.results import result_of
-    from nt_dist.training.evaluate_checkpoint import join
-    from nt_dist.training.logging import start_logging
     from nt_dist.training.reporter import TENSORBOARD
     from nt_dist.training.tensorboard import draw_pictures
-    from nt_dist.whole_file import write_whole
 
     start_logging(0)
     comparison = Comparison.read(arguments.comparison) if arguments.comparison else None

@@ -10,7 +10,8 @@ import logging
 from pathlib import Path
 
 from nt_dist.command_line import run_main
-from nt_dist.config import load_config, parse_command_line
+from nt_dist.config import parse_command_line
+from nt_dist.families import load_config
 
 
 def main() -> None:
@@ -18,8 +19,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, metavar="FILE.model", help="where to write it")
     arguments, others = parser.parse_known_args()
-    from nt_dist.data.prepare import find_tokenizer, write_file
-    from nt_dist.data.sources import open_source
+    from nt_dist.text.prepare import find_tokenizer, write_file
+    from nt_dist.text.sources import open_source
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     path, ds_config, overrides = parse_command_line(others)

@@ -19,6 +19,7 @@ from nt_dist.config import Config
 from nt_dist.export.hf.modeling_neurotrails import NeuroTrailsForCausalLM
 from nt_dist.export.hf.sparse_neurotrails import FILE, SparseLinear, save_sparse
 from nt_dist.export.huggingface import as_ensemble
+from nt_dist.families import make_config
 from nt_dist.model.trails import build_model
 
 SINGLE, FULL, DENSE = "single dense model", "full dense ensemble", "NeuroTrails, dense matrices"
@@ -186,7 +187,7 @@ def _changed(config: Config, density: float, **sections: dict) -> Config:
     for name, values in sections.items():
         merged[name] |= values
     merged["train"] |= {"precision": "fp32"}
-    return Config.from_dict(merged)
+    return make_config(merged)
 
 
 def _model(config: Config) -> NeuroTrailsForCausalLM:

@@ -1,4 +1,4 @@
-"""Bytes per stored parameter: counted while a trainer trains, beside the formulas of training/memory_plan.py."""
+"""Bytes per stored parameter: counted while a trainer trains, beside the formulas of planning/memory_plan.py."""
 
 import gc
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ import torch
 from nt_dist.benchmark.allocations import Allocations
 from nt_dist.benchmark.setup import Bench, at_density, build_bench, check
 from nt_dist.config import Config
+from nt_dist.engine.optimizer_state import MOMENTS
 from nt_dist.model.trails import weights_of
 from nt_dist.model.weights import count_parameters
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.training.memory_plan import MemoryPlan, plan_memory
-from nt_dist.training.optimizer_state import MOMENTS
+from nt_dist.planning.memory_plan import MemoryPlan, plan_memory
 
 KINDS = ("weights", "masters", "gradients", "moments", "index", "update")  # buffers are no function of the model
 

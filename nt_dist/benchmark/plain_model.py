@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nt_dist.config import Config
+from nt_dist.llama.weights import padded_vocab_size
 
 
 class PlainBlock(nn.Module):
@@ -20,8 +21,8 @@ class PlainBlock(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         model = config.model
-        self.head_size = config.head_size
-        keys = config.num_kv_heads * config.head_size
+        self.head_size = config.model.head_size
+        keys = config.model.key_value_heads * config.model.head_size
         self.attention_norm = nn.RMSNorm(model.hidden_size, eps=model.norm_eps)
         self.query = nn.Linear(model.hidden_size, model.hidden_size, bias=False)
         self.key = nn.Linear(model.hidden_size, keys, bias=False)
@@ -55,7 +56,7 @@ class PlainTrail(nn.Module):
         self.blocks = nn.ModuleList(PlainBlock(config) for _ in range(config.model.num_layers - config.trunk_layers))
         self.norm = nn.RMSNorm(config.model.hidden_size, eps=config.model.norm_eps)
         self.norms = 2 if config.trails.final_norm_twice else 1
-        self.output = nn.Linear(config.model.hidden_size, config.padded_vocab_size, bias=False)
+        self.output = nn.Linear(config.model.hidden_size, padded_vocab_size(config), bias=False)
 
     def forward(self, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Logits of this trail."""
@@ -75,12 +76,12 @@ class PlainModel(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        width, rows = config.model.hidden_size, config.padded_vocab_size
+        width, rows = config.model.hidden_size, padded_vocab_size(config)
         num_tables = config.trails.count if config.trails.fork == "embedding" else 1
         self.embeddings = nn.ModuleList(nn.Embedding(rows, width) for _ in range(num_tables))
         self.trunk = nn.ModuleList(PlainBlock(config) for _ in range(config.trunk_layers))
         self.trails = nn.ModuleList(PlainTrail(config) for _ in range(config.trails.count))
-        self.rotary = rotary_tables(config.model.max_seq_len, config.head_size, config.model.rope_theta)
+        self.rotary = rotary_tables(config.model.max_seq_len, config.model.head_size, config.model.rope_theta)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.02)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from nt_dist.benchmark.setup import build_bench, check, synchronizer
 from nt_dist.benchmark.timing import Clock, Spread
+from nt_dist.checkpoint.manifest import Progress
+from nt_dist.checkpoint.saving import Saver
 from nt_dist.config import Config
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.training.checkpoint_manifest import Progress
-from nt_dist.training.saving import Saver
 
 WARM_UP_STEPS = 2
 

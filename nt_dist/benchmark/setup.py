@@ -8,13 +8,14 @@ import torch
 
 from nt_dist.config import Config
 from nt_dist.data.loader import Batch
+from nt_dist.engine.engine import build_engine, train_step
+from nt_dist.engine.optimizer_state import OptimizerState, optimizer_state
 from nt_dist.errors import ConfigError
+from nt_dist.families import make_config
 from nt_dist.model.trails import build_model
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.parallel.place import MeshPlace
-from nt_dist.training.engine import build_engine, train_step
-from nt_dist.training.optimizer_state import OptimizerState, optimizer_state
-from nt_dist.training.topology import TopologyUpdater
+from nt_dist.training.topology_updates import TopologyUpdater
 
 DENSE = 1.0
 
@@ -27,7 +28,7 @@ def at_density(config: Config, density: float) -> Config:
     """
     sections = config.to_dict()
     sections["sparsity"]["density"] = density
-    return Config.from_dict(sections, config.deepspeed, config.world_size)
+    return make_config(sections, config.deepspeed, config.world_size)
 
 
 def check(config: Config) -> None:

@@ -12,12 +12,13 @@ from nt_dist.benchmark.allocations import Allocations
 from nt_dist.benchmark.setup import Bench, build_bench, synchronizer
 from nt_dist.benchmark.speed import WARM_UP_STEPS
 from nt_dist.benchmark.timing import Clock, Spread, rotated
+from nt_dist.benchmark.traffic import counted_traffic, sent_bytes
 from nt_dist.config import Config
 from nt_dist.errors import ConfigError
+from nt_dist.families import make_config
 from nt_dist.parallel.mesh import init_mesh
-from nt_dist.parallel.parts import stage_layers
-from nt_dist.parallel.traffic import counted_traffic, sent_bytes
 from nt_dist.planning.activations import kept
+from nt_dist.planning.local_weights import stage_layers
 
 TRUNKS = ("replicated", "split")
 
@@ -135,7 +136,7 @@ def measure_trunk(
 
 def _with_trunk(config: Config, trunk: str) -> Config:
     sections = replace(config, parallel=replace(config.parallel, trunk=trunk)).to_dict()
-    return Config.from_dict(sections, config.deepspeed, config.world_size)
+    return make_config(sections, config.deepspeed, config.world_size)
 
 
 def _step_peak(bench: Bench) -> int:

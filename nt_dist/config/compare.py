@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nt_dist.config.keys import IDENTITY, SCHEDULE, keys_of
-from nt_dist.config.settings import SECTIONS, Config
+from nt_dist.config.settings import Config, sections_of
+from nt_dist.config.values import plain
 
 
 def differences(saved: Mapping[str, Mapping[str, Any]], now: Config) -> tuple[list[str], list[str]]:
@@ -20,9 +21,10 @@ def differences(saved: Mapping[str, Mapping[str, Any]], now: Config) -> tuple[li
     Returns:
         One message for each ``identity`` setting that differs, and one for each ``schedule`` setting.
     """
-    then, today = _meaning(saved), _meaning(now.to_dict())
+    defaults = {name: section() for name, section in sections_of(now.family).items()}
+    then, today = _meaning(saved, defaults), _meaning(now.to_dict(), defaults)
     found: dict[str, list[str]] = {IDENTITY: [], SCHEDULE: []}
-    for name, section in SECTIONS.items():
+    for name, section in sections_of(now.family).items():
         for entry, setting in keys_of(section).items():
             old, new = then[name][entry], today[name][entry]
             if setting.metadata["mark"] in found and old != new:
@@ -31,9 +33,12 @@ def differences(saved: Mapping[str, Mapping[str, Any]], now: Config) -> tuple[li
     return found[IDENTITY], found[SCHEDULE]
 
 
-def _meaning(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _meaning(sections: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The sections with defaults filled in and one spelling for what means the same."""
-    full = Config().to_dict()
+    full = {
+        name: {entry: plain(getattr(section, entry)) for entry in keys_of(type(section))}
+        for name, section in defaults.items()
+    }
     for name, values in full.items():
         values.update({entry: value for entry, value in sections.get(name, {}).items() if entry in values})
     model, trails, sparsity = full["model"], full["trails"], full["sparsity"]

@@ -2,9 +2,10 @@
 
 import textwrap
 
+from nt_dist.config.family import Family
 from nt_dist.config.keys import keys_of
 from nt_dist.config.load import DEFAULT_CONFIG
-from nt_dist.config.settings import SECTIONS
+from nt_dist.config.settings import sections_of
 from nt_dist.config.values import plain, toml_value
 
 _USAGE = f"""\
@@ -19,10 +20,10 @@ checkpoint's, those marked "schedule" too unless run.allow_schedule_change=true,
 _WIDTH = 120
 
 
-def help_text(program: str = "train.py") -> str:
+def help_text(family: Family, program: str = "train.py") -> str:
     """The text of ``--help``: usage, then every setting by section with its default, mark, sentence and rule."""
     parts = [_USAGE.format(program=program)]
-    for name, section in SECTIONS.items():
+    for name, section in sections_of(family).items():
         lines = [f"[{name}] {_first_line(section)}"]
         for entry, setting in keys_of(section).items():
             lines.append(f"  {entry} = {toml_value(plain(setting.default))}  ({setting.metadata['mark']})")
@@ -31,10 +32,10 @@ def help_text(program: str = "train.py") -> str:
     return "\n\n".join(parts)
 
 
-def markdown_table() -> str:
+def markdown_table(family: Family) -> str:
     """The settings as one Markdown table, for the README."""
     rows = ["| Setting | Default | Mark | What it says |", "|---|---|---|---|"]
-    for name, section in SECTIONS.items():
+    for name, section in sections_of(family).items():
         for entry, setting in keys_of(section).items():
             default = toml_value(plain(setting.default))
             cells = (f"`{name}.{entry}`", f"`{default}`", setting.metadata["mark"], _sentence(setting))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from nt_dist.config.keys import keys_of
-from nt_dist.config.settings import SECTIONS, Config
+from nt_dist.config.settings import Config, sections_of
 
 _CHOICE = ("drop", "temperature", "grow", "regrow_from", "new_moments")
 _UPDATE = (*_CHOICE, "drop_fraction", "drop_schedule", "stop_fraction")
@@ -57,7 +57,7 @@ def _warnings(config: Config) -> Iterator[str]:
 
 
 def _ignored(config: Config, section: str, entries: tuple[str, ...], because: str) -> Iterator[str]:
-    for entry, setting in keys_of(SECTIONS[section]).items():
+    for entry, setting in keys_of(sections_of(config.family)[section]).items():
         value = getattr(getattr(config, section), entry)
         if entry in entries and value != setting.default:
             yield f"{section}.{entry} = {value!r} is ignored: {because}"

@@ -63,3 +63,8 @@ def key(default: Any, mark: str, doc: str, rule: Rule | None = None) -> Any:
 def keys_of(section: Any) -> dict[str, Field]:
     """The settings of a section (its class or an instance), by name, in the order written."""
     return {entry.name: entry for entry in fields(section)}
+
+
+def reads(*keys: str) -> Callable[[Callable], tuple[tuple[str, ...], Callable]]:
+    """Make of a check over several settings the rule that a family lists: the keys that it reads, and itself."""
+    return lambda check: (keys, check)

@@ -73,7 +73,7 @@ def _broken(config: Config) -> Iterator[str]:
         )
     divided_by_tensor = {
         "model.num_attention_heads": model.num_attention_heads,
-        "model.num_kv_heads": config.num_kv_heads,
+        "model.num_kv_heads": config.model.key_value_heads,
         "model.ffn_size": model.ffn_size,
         "sparsity.topology_shards": config.sparsity.topology_shards,
     }

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from nt_dist.config import deepspeed_json, paths, rules
+from nt_dist.config.family import Family
 from nt_dist.config.keys import keys_of
 from nt_dist.config.names import hint, nearest, nearest_key
-from nt_dist.config.settings import SECTIONS, Config
+from nt_dist.config.settings import Config, sections_of
 from nt_dist.config.values import convert, parse_override
 from nt_dist.errors import ConfigError
 
 DEFAULT_CONFIG = "configs/quickstart.toml"
-_KEYS = [f"{name}.{entry}" for name, section in SECTIONS.items() for entry in keys_of(section)]
 
 
 def parse_command_line(argv: Sequence[str]) -> tuple[str, str | None, list[str]]:
@@ -62,6 +62,7 @@ def parse_command_line(argv: Sequence[str]) -> tuple[str, str | None, list[str]]
 
 
 def load_config(
+    families: Mapping[str, Family],
     path: str | Path,
     overrides: Iterable[str] = (),
     ds_config: str | Path | Mapping[str, Any] | None = None,
@@ -71,6 +72,7 @@ def load_config(
     """Read, resolve and check a configuration.
 
     Args:
+        families: All families by name, the default one first.
         path: The TOML file.
         overrides: ``section.key=value`` each; they win over the file, the last one over the others.
         ds_config: A DeepSpeed JSON (a file, or its contents), or None for the built-in one.
@@ -82,12 +84,13 @@ def load_config(
     """
     problems: list[str] = []
     sections = _read_toml(Path(path), problems)
-    _apply_overrides(sections, overrides, problems)
+    _apply_overrides(families, sections, overrides, problems)
     deepspeed = _read_json(Path(ds_config), problems) if isinstance(ds_config, str | Path) else ds_config
-    return build_config(sections, deepspeed, world_size, problems, check_paths)
+    return build_config(families, sections, deepspeed, world_size, problems, check_paths)
 
 
 def build_config(
+    families: Mapping[str, Family],
     sections: Mapping[str, Any],
     deepspeed: Mapping[str, Any] | None,
     world_size: int,
@@ -97,6 +100,7 @@ def build_config(
     """Build and check a Config from plain values.
 
     Args:
+        families: All families by name, the default one first.
         sections: Values by section and key.
         deepspeed: A DeepSpeed configuration, or None for the built-in one.
         world_size: Ranks of the run.
@@ -108,8 +112,10 @@ def build_config(
     """
     problems = list(problems)
     wrong: set[str] = set()  # keys whose values cannot be used: rules over them would only confuse
-    values = _typed_sections(sections, problems, wrong)
-    config = Config(**{name: SECTIONS[name](**entries) for name, entries in values.items()}, world_size=world_size)
+    family = _family_of(families, sections, problems)
+    known = sections_of(family)
+    values = _typed_sections(known, sections, problems, wrong)
+    config = Config(family, **{name: known[name](**entries) for name, entries in values.items()}, world_size=world_size)
     resolved, found = deepspeed_json.resolve(deepspeed, config, wrong)
     config = replace(config, deepspeed=resolved)
     problems += rules.check(config, wrong) + found
@@ -118,6 +124,25 @@ def build_config(
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return config
+
+
+def _family_of(families: Mapping[str, Family], sections: Mapping[str, Any], problems: list[str]) -> Family:
+    """The family that ``model.family`` names, or the default one."""
+    default = next(iter(families))
+    model = sections.get("model")
+    name = model.get("family", default) if isinstance(model, Mapping) else default
+    if isinstance(name, str) and name not in families:
+        known = ", ".join(families)
+        problems.append(f"model.family = {name!r} must be one of {known}{hint(nearest(name, families))}")
+    return families.get(name, families[default]) if isinstance(name, str) else families[default]
+
+
+def _keys_in(sections: Mapping[str, type]) -> list[str]:
+    return [f"{name}.{entry}" for name, section in sections.items() for entry in keys_of(section)]
+
+
+def _all_keys(families: Mapping[str, Family]) -> list[str]:
+    return [dotted for family in families.values() for dotted in _keys_in(sections_of(family))]
 
 
 def _read_text(path: Path, problems: list[str]) -> str | None:
@@ -159,51 +184,65 @@ def _without_repeats(pairs: list[tuple[str, Any]], path: Path, problems: list[st
     return dict(pairs)
 
 
-def _apply_overrides(sections: dict[str, Any], overrides: Iterable[str], problems: list[str]) -> None:
+def _apply_overrides(
+    families: Mapping[str, Family], sections: dict[str, Any], overrides: Iterable[str], problems: list[str]
+) -> None:
     """Write overrides into the sections; their names and types are checked with the file's."""
     for override in overrides:
         dotted, _, text = override.partition("=")
         name, _, entry = dotted.partition(".")
-        section = SECTIONS.get(name)
-        if section is None or entry not in keys_of(section):
-            problems.append(f"{dotted} is no setting{hint(nearest_key(dotted, _KEYS))}")
+        settings = {}
+        for family in families.values():
+            settings |= keys_of(sections_of(family)[name]) if name in sections_of(family) else {}
+        if entry not in settings:
+            problems.append(f"{dotted} is no setting{hint(nearest_key(dotted, _all_keys(families)))}")
             continue
         try:
-            value = parse_override(text, keys_of(section)[entry].type)
+            value = parse_override(text, settings[entry].type)
         except TypeError:
             value = text  # of the wrong type: reported with the key when the section is read
         if isinstance(sections.setdefault(name, {}), dict):
             sections[name][entry] = value
 
 
-def _typed_sections(sections: Mapping[str, Any], problems: list[str], wrong: set[str]) -> dict[str, dict[str, Any]]:
+def _typed_sections(
+    known: Mapping[str, type], sections: Mapping[str, Any], problems: list[str], wrong: set[str]
+) -> dict[str, dict[str, Any]]:
     """The sections with every value in its key's type and keeping its key's rule; the others are left out."""
-    typed: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    typed: dict[str, dict[str, Any]] = {name: {} for name in known}
     for name, entries in sections.items():
-        if name not in SECTIONS:
-            problems.append(_unknown_section(name, entries))
+        if name not in known:
+            problems.append(_unknown_section(known, name, entries))
         elif not isinstance(entries, Mapping):
             problems.append(f"{name} = {entries!r} must be a section, [{name}], with keys under it")
         else:
             for entry, value in entries.items():
-                _typed_entry(name, entry, value, typed[name], problems, wrong)
+                _typed_entry(known, name, entry, value, typed[name], problems, wrong)
     return typed
 
 
-def _unknown_section(name: str, entries: Any) -> str:
+def _unknown_section(known: Mapping[str, type], name: str, entries: Any) -> str:
     if isinstance(entries, Mapping):
-        return f"[{name}] is no section{hint(nearest(name, SECTIONS))}; sections are {', '.join(SECTIONS)}"
-    return f"{name} stands outside a section{hint(nearest_key(name, _KEYS))}"
+        return f"[{name}] is no section{hint(nearest(name, known))}; sections are {', '.join(known)}"
+    return f"{name} stands outside a section{hint(nearest_key(name, _keys_in(known)))}"
 
 
 def _typed_entry(
-    name: str, entry: str, value: Any, typed: dict[str, Any], problems: list[str], wrong: set[str]
+    known: Mapping[str, type],
+    name: str,
+    entry: str,
+    value: Any,
+    typed: dict[str, Any],
+    problems: list[str],
+    wrong: set[str],
 ) -> None:
     dotted = f"{name}.{entry}"
-    setting = keys_of(SECTIONS[name]).get(entry)
+    setting = keys_of(known[name]).get(entry)
     if setting is None:
-        own = nearest(entry, keys_of(SECTIONS[name]))
-        problems.append(f"{dotted} is no setting{hint(f'{name}.{own}' if own else nearest_key(dotted, _KEYS))}")
+        own = nearest(entry, keys_of(known[name]))
+        problems.append(
+            f"{dotted} is no setting{hint(f'{name}.{own}' if own else nearest_key(dotted, _keys_in(known)))}"
+        )
         return
     try:
         converted = convert(value, setting.type)

@@ -25,7 +25,9 @@ def check(config: Config, wrong: Collection[str]) -> list[str]:
     Returns:
         One message for each thing that is wrong.
     """
-    return [message for keys, rule in _RULES if not wrong & set(keys) for message in rule(config)]
+    return [
+        message for keys, rule in (*_RULES, *config.family.rules) if not wrong & set(keys) for message in rule(config)
+    ]
 
 
 def _reads(*keys: str) -> Callable[[Check], Check]:
@@ -38,42 +40,6 @@ def _reads(*keys: str) -> Callable[[Check], Check]:
     return register
 
 
-def weight_names(config: Config) -> list[str]:
-    """Names of all weights of a model, as ``sparsity.exempt`` may name them."""
-    parts = {
-        "attention": ("norm", "query", "key", "value", "output"),
-        "mlp": ("norm", "gate", "up", "down"),
-    }
-    blocks = [
-        f"blocks.{block}.{module}.{weight}"
-        for block in range(config.model.num_layers)
-        for module, weights in parts.items()
-        for weight in weights
-    ]
-    return ["embedding", *blocks, "norm", "output"]
-
-
-@_reads("model.hidden_size", "model.num_attention_heads")
-def _heads_divide_hidden(config: Config) -> Iterator[str]:
-    hidden, heads = config.model.hidden_size, config.model.num_attention_heads
-    if hidden % heads:
-        near = nearest_numbers(heads, lambda count: hidden % count == 0)
-        yield f"model.num_attention_heads = {heads} must divide model.hidden_size = {hidden}; nearest: {near}"
-    elif config.head_size % 2:
-        yield (
-            f"model.hidden_size / model.num_attention_heads = {config.head_size} must be even: "
-            "the rotary embedding turns pairs"
-        )
-
-
-@_reads("model.num_attention_heads", "model.num_kv_heads")
-def _kv_heads_divide_heads(config: Config) -> Iterator[str]:
-    heads, kv_heads = config.model.num_attention_heads, config.num_kv_heads
-    if heads % kv_heads:
-        near = nearest_numbers(kv_heads, lambda count: heads % count == 0)
-        yield f"model.num_kv_heads = {kv_heads} must divide model.num_attention_heads = {heads}; nearest: {near}"
-
-
 @_reads("trails.layers", "trails.fork", "model.num_layers")
 def _trails_fit(config: Config) -> Iterator[str]:
     if config.trails.fork == "blocks" and config.trails.layers > config.model.num_layers:
@@ -83,25 +49,11 @@ def _trails_fit(config: Config) -> Iterator[str]:
         )
 
 
-@_reads(
-    "sparsity.topology_shards", "model.hidden_size", "model.ffn_size", "model.num_attention_heads", "model.num_kv_heads"
-)
-def _shards_divide_axes(config: Config) -> Iterator[str]:
-    shards = config.sparsity.topology_shards
-    axes = {"model.hidden_size": config.model.hidden_size, "model.ffn_size": config.model.ffn_size}
-    if config.model.num_kv_heads:
-        axes["model.num_kv_heads × head size"] = config.num_kv_heads * config.head_size
-    for axis, size in axes.items():
-        if size % shards:
-            near = nearest_numbers(size, lambda size: size % shards == 0)
-            yield f"sparsity.topology_shards = {shards} must divide {axis} = {size}; nearest: {near}"
-
-
 @_reads("sparsity.exempt", "model.num_layers")
 def _exempt_weights_exist(config: Config) -> Iterator[str]:
     if not config.sparsity.exempt:
         return
-    names = weight_names(config)
+    names = config.family.weight_names(config)
     for pattern in config.sparsity.exempt:
         if not any(fnmatchcase(name, pattern) for name in names):
             yield f"sparsity.exempt: no weight is named {pattern!r}{hint(nearest(pattern, names))}"
@@ -114,18 +66,6 @@ def _moments_have_their_gradient(config: Config) -> Iterator[str]:
             "sparsity.new_moments = 'gradient' needs sparsity.grow = 'gradient', not 'random', which looks at no "
             "dense gradient; set new_moments to 'zero' or 'mean'"
         )
-
-
-@_reads("data.source", "data.path")
-def _source_has_a_path(config: Config) -> Iterator[str]:
-    path, source = config.data.path, config.data.source
-    if source == "stdlib":
-        return
-    if not path or (not isinstance(path, str) and "" in path):
-        what = "a dataset" if source == "hf" else "files, folders or patterns"
-        yield f"data.path = {path!r} must name {what} with data.source = {source!r}"
-    elif source == "hf" and not isinstance(path, str):
-        yield f"data.path = {list(path)} must be one name with data.source = 'hf'"
 
 
 @_reads("train.batch_size", "train.micro_batch_size", "parallel.tensor", "parallel.pipe", "parallel.trail")
@@ -152,12 +92,6 @@ def _batch_divides(config: Config) -> Iterator[str]:
 def _warmup_fits(config: Config) -> Iterator[str]:
     if config.train.warmup_steps > config.train.steps:
         yield f"train.warmup_steps = {config.train.warmup_steps} must be at most train.steps = {config.train.steps}"
-
-
-@_reads("data.layout", "model.max_seq_len")
-def _sequence_has_targets(config: Config) -> Iterator[str]:
-    if config.data.layout == "rows" and config.model.max_seq_len < 2:
-        yield "model.max_seq_len = 1 must be at least 2 with data.layout = 'rows': a row begins with BOS"
 
 
 _RULES.append((layouts.KEYS, layouts.check))

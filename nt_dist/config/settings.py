@@ -8,33 +8,13 @@ refused before anything slow is loaded.
 from dataclasses import dataclass, field
 from typing import Any
 
+from nt_dist.config.family import Family
 from nt_dist.config.keys import FREE, IDENTITY, SCHEDULE, Rule, above, at_least, key, keys_of, one_of, share, within
 from nt_dist.config.values import plain, toml_value
 
 _BETAS = Rule("must be two numbers in [0, 1)", lambda value: all(0 <= beta < 1 for beta in value))
 _SEED = Rule("must be in [0, 2^63)", lambda value: 0 <= value < 2**63)
-_VALIDATION = Rule(
-    "must be a path, or a share of the documents in (0, 1)",
-    lambda value: value != "" if isinstance(value, str) else 0 < value < 1,
-)
 _NOT_EMPTY = Rule("must not be empty", lambda value: value != "")
-
-
-@dataclass(frozen=True)
-class Model:
-    """The LLaMA that each trail is, from its embedding to its output matrix."""
-
-    hidden_size: int = key(128, IDENTITY, "Width of the hidden states.", at_least(1))
-    ffn_size: int = key(352, IDENTITY, "Width inside the SwiGLU of a block.", at_least(1))
-    num_layers: int = key(
-        6, IDENTITY, "Blocks on the way from the embedding to one output, trunk and trail.", at_least(1)
-    )
-    num_attention_heads: int = key(4, IDENTITY, "Attention heads of a block.", at_least(1))
-    num_kv_heads: int = key(0, IDENTITY, "Key and value heads of a block; 0: as many as attention heads.", at_least(0))
-    vocab_size: int = key(2048, IDENTITY, "Pieces of the tokenizer.", at_least(2))
-    max_seq_len: int = key(128, IDENTITY, "Tokens of a sequence.", at_least(1))
-    norm_eps: float = key(1e-6, IDENTITY, "Added to the mean square in RMSNorm.", above(0))
-    rope_theta: float = key(10000.0, IDENTITY, "Base of the rotary position embedding.", above(0))
 
 
 @dataclass(frozen=True)
@@ -120,44 +100,6 @@ class Sparsity:
     exempt: tuple[str, ...] = key(
         (), IDENTITY, 'Names of weights kept dense; * and ? stand for anything, as in "blocks.*.attention.*".'
     )
-
-
-@dataclass(frozen=True)
-class Data:
-    """The corpus and how it becomes sequences of tokens."""
-
-    source: str = key(
-        "stdlib",
-        SCHEDULE,
-        "stdlib (the running Python's own library), text, jsonl or parquet files, or hf (Hugging Face datasets).",
-        one_of("stdlib", "text", "jsonl", "parquet", "hf"),
-    )
-    path: str | tuple[str, ...] = key(
-        "", FREE, "Files, folders or patterns, one or a list; for hf the name of the dataset."
-    )
-    subset: str = key("", SCHEDULE, "For hf: the configuration of the dataset.")
-    text_key: str = key("text", SCHEDULE, "For jsonl, parquet and hf: the field that holds the text.", _NOT_EMPTY)
-    validation: str | float = key(
-        0.02,
-        FREE,
-        "Path of the validation texts (for hf: the name of a split), or a share of the documents.",
-        _VALIDATION,
-    )
-    tokenizer: str = key(
-        "auto",
-        FREE,
-        'A sentencepiece .model, or "auto": trained on the corpus at model.vocab_size and kept.',
-        _NOT_EMPTY,
-    )
-    layout: str = key(
-        "packed",
-        SCHEDULE,
-        "packed (documents one after the other, cut into windows) or rows (one document a row, padded).",
-        one_of("packed", "rows"),
-    )
-    num_workers: int = key(2, FREE, "Processes that tokenize and threads that load.", at_least(0))
-    prepared: str = key("", FREE, "Folder of the prepared files; empty: the folder data in run.dir.")
-    max_documents: int = key(0, SCHEDULE, "Read only so many documents; 0: all.", at_least(0))
 
 
 @dataclass(frozen=True)
@@ -259,24 +201,35 @@ class Run:
 
 
 SECTIONS: dict[str, type] = {
-    "model": Model,
     "trails": Trails,
     "sparsity": Sparsity,
-    "data": Data,
     "train": Train,
     "parallel": Parallel,
     "run": Run,
 }
 
 
+ORDER = ("model", "trails", "sparsity", "data", "train", "parallel", "run")
+
+
+def sections_of(family: Family) -> dict[str, type]:
+    """All sections of a config of a family, in the order in which they are shown."""
+    every = {**SECTIONS, **family.sections}
+    return {name: every[name] for name in ORDER}
+
+
 @dataclass(frozen=True)
 class Config:
     """A whole, checked configuration: the TOML's sections and the DeepSpeed JSON that goes with them."""
 
-    model: Model = field(default_factory=Model)
+    family: Family
+    """What kind of network is trained."""
+    model: Any
+    """The family's own section."""
+    data: Any
+    """The family's own section."""
     trails: Trails = field(default_factory=Trails)
     sparsity: Sparsity = field(default_factory=Sparsity)
-    data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     parallel: Parallel = field(default_factory=Parallel)
     run: Run = field(default_factory=Run)
@@ -316,22 +269,6 @@ class Config:
         )
 
     @property
-    def padded_vocab_size(self) -> int:
-        """Rows of the embedding and output matrices: the vocabulary, up to a multiple of topology_shards."""
-        shards = self.sparsity.topology_shards
-        return -(-self.model.vocab_size // shards) * shards
-
-    @property
-    def num_kv_heads(self) -> int:
-        """Key and value heads of a block, with the 0 of ``model.num_kv_heads`` resolved."""
-        return self.model.num_kv_heads or self.model.num_attention_heads
-
-    @property
-    def head_size(self) -> int:
-        """Width of one attention head."""
-        return self.model.hidden_size // self.model.num_attention_heads
-
-    @property
     def trunk_layers(self) -> int:
         """Blocks that all trails share."""
         return 0 if self.trails.fork == "embedding" else self.model.num_layers - self.trails.layers
@@ -340,7 +277,7 @@ class Config:
         """The sections as plain values that JSON and TOML can hold."""
         return {
             name: {entry: plain(getattr(getattr(self, name), entry)) for entry in keys_of(section)}
-            for name, section in SECTIONS.items()
+            for name, section in sections_of(self.family).items()
         }
 
     def to_toml(self) -> str:
@@ -350,21 +287,3 @@ class Config:
             lines = [f"{entry} = {toml_value(value)}" for entry, value in values.items()]
             tables.append("\n".join([f"[{name}]", *lines]))
         return "\n\n".join(tables) + "\n"
-
-    @classmethod
-    def from_dict(
-        cls, sections: dict[str, dict[str, Any]], deepspeed: dict[str, Any] | None = None, world_size: int = 1
-    ) -> "Config":
-        """Build and check a config from plain values, as a checkpoint keeps them.
-
-        Args:
-            sections: Values by section and key; what is left out has its default.
-            deepspeed: A DeepSpeed configuration; None for the built-in one.
-            world_size: Ranks.
-
-        Raises:
-            ConfigError: With every problem found.
-        """
-        from nt_dist.config.load import build_config  # load.py imports this module
-
-        return build_config(sections, deepspeed, world_size)

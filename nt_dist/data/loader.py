@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from nt_dist.data.order import first_of_step, samples_at
-from nt_dist.data.samples import Samples
+from nt_dist.text.samples import Samples
 
 _STEPS_AHEAD = 2
 

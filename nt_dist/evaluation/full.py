@@ -17,7 +17,7 @@
 Figures of predictors (nll, accuracy, ece, adaptive_ece, brier, value, …, the reliability's dictionaries) are
 {"trails": [T of them], "prob": of the mean of probabilities, "logit": of the mean of logits}.
 
-Beside them the evaluation of a checkpoint (training/evaluate_checkpoint.py) puts
+Beside them the evaluation of a checkpoint (evaluation/evaluate_checkpoint.py) puts
 
     topology        checkpoints: the steps of the checkpoints that were read, this one the last;
                     overlap, overlap_chance: topology.Overlap's jaccard and chance (None with one trail);

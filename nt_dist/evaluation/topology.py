@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from nt_dist.sparsity.shards import WeightSpec
+from nt_dist.sparsity.spec import WeightSpec
 
 
 @dataclass(frozen=True)

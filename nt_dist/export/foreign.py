@@ -20,7 +20,7 @@ from nt_dist.config import Config
 from nt_dist.errors import CheckpointError
 from nt_dist.export.names import llama_name, paper_name
 from nt_dist.model.weights import real_shape, weight_specs
-from nt_dist.sparsity.shards import WeightSpec
+from nt_dist.sparsity.spec import WeightSpec
 
 LLAMA, PAPER = "llama", "paper"
 _HEAD = re.compile(r"head_model_(\d+)\.")
@@ -139,7 +139,7 @@ def _settings_problems(foreign: Foreign, config: Config) -> list[str]:
         "model.ffn_size": (model.ffn_size, "intermediate_size", None),
         "model.num_layers": (model.num_layers, "num_hidden_layers", None),
         "model.num_attention_heads": (model.num_attention_heads, "num_attention_heads", None),
-        "model.num_kv_heads": (config.num_kv_heads, "num_key_value_heads", theirs.get("num_attention_heads")),
+        "model.num_kv_heads": (config.model.key_value_heads, "num_key_value_heads", theirs.get("num_attention_heads")),
         "model.vocab_size": (model.vocab_size, "vocab_size", None),
         "model.norm_eps": (model.norm_eps, "rms_norm_eps", 1e-6),
         "model.rope_theta": (model.rope_theta, "rope_theta", rope.get("rope_theta", 10000.0)),

@@ -13,7 +13,6 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from transformers.utils import logging as transformers_logging
 
 from nt_dist.config import Config
-from nt_dist.data import Tokenizer
 from nt_dist.errors import ConfigError, RunError
 from nt_dist.export import hf
 from nt_dist.export.card import card
@@ -27,6 +26,7 @@ from nt_dist.inference import Ensemble
 from nt_dist.inference.ensemble import LOGIT, PROB
 from nt_dist.model.trails import TrailsModel, weights_of
 from nt_dist.model.weights import real_shape
+from nt_dist.text.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = 1e-4  # of the largest logit: what another order of sums can do in fp32
@@ -175,7 +175,7 @@ def _sizes(config: Config) -> dict[str, int | float]:
         "hidden_size": model.hidden_size,
         "intermediate_size": model.ffn_size,
         "num_attention_heads": model.num_attention_heads,
-        "num_key_value_heads": config.num_kv_heads,
+        "num_key_value_heads": config.model.key_value_heads,
         "max_position_embeddings": model.max_seq_len,
         "rms_norm_eps": model.norm_eps,
     }

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import torch
 
+from nt_dist.checkpoint import checkpoint
+from nt_dist.checkpoint.folder import checkpoints
+from nt_dist.checkpoint.manifest import Progress
 from nt_dist.config import Config
-from nt_dist.data import OpenData
+from nt_dist.engine.optimizer_state import State
 from nt_dist.errors import CheckpointError, ConfigError, DataError
 from nt_dist.export.foreign import Foreign, problems
 from nt_dist.model.trails import TrailsModel, build_model, weights_of
 from nt_dist.model.weights import real_shape
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.sparsity.shards import WeightSpec, flat_index, padding_mask, to_blocks
+from nt_dist.sparsity.spec import WeightSpec, flat_index, padding_mask, to_blocks
 from nt_dist.sparsity.storage import Weight
 from nt_dist.sparsity.streams import normal, stream_keys
-from nt_dist.training import checkpoint
-from nt_dist.training.checkpoint_folder import checkpoints
-from nt_dist.training.checkpoint_manifest import Progress
+from nt_dist.text.corpus import OpenData
 from nt_dist.training.loop import CHECKPOINTS
-from nt_dist.training.optimizer_state import State
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from tokenizers import AddedToken, decoders, models, normalizers, processors
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from nt_dist.data import Tokenizer
 from nt_dist.errors import DataError
+from nt_dist.text.tokenizer import Tokenizer
 
 _PIECE = proto.ModelProto.SentencePiece
 _SPACE = "▁"

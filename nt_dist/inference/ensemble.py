@@ -9,16 +9,18 @@ from pathlib import Path
 
 import torch
 
+from nt_dist.checkpoint.find import find, verify
+from nt_dist.checkpoint.folder import locate
+from nt_dist.checkpoint.manifest import Manifest, read_manifest
+from nt_dist.checkpoint.weights import load_values
 from nt_dist.config import Config
-from nt_dist.data import Tokenizer, run_tokenizer
-from nt_dist.data.prepare import prepared_folder
 from nt_dist.errors import CheckpointError, ConfigError
-from nt_dist.model.cache import Cache
+from nt_dist.families import make_config
+from nt_dist.llama.cache import Cache, step
 from nt_dist.model.trails import TrailsModel, build_model
-from nt_dist.training.checkpoint_find import find, verify
-from nt_dist.training.checkpoint_folder import locate
-from nt_dist.training.checkpoint_manifest import Manifest, read_manifest
-from nt_dist.training.checkpoint_weights import load_values
+from nt_dist.text.corpus import run_tokenizer
+from nt_dist.text.prepare import prepared_folder
+from nt_dist.text.tokenizer import Tokenizer
 
 PROB, LOGIT = "prob", "logit"
 
@@ -66,7 +68,7 @@ class Ensemble:
                 nothing is kept.
         """
         tokens = tokens.to(self.device)
-        logits = self.model(tokens) if cache is None else self.model.step(tokens, cache)
+        logits = self.model(tokens) if cache is None else step(self.model, tokens, cache)
         return logits[..., : self.config.model.vocab_size]
 
     def new_cache(self, padding: torch.Tensor | None = None) -> Cache:
@@ -186,7 +188,7 @@ def inference_config(manifest: Manifest) -> Config:
     sections["parallel"] = {}
     sections.setdefault("sparsity", {})["storage"] = "masked"
     sections.setdefault("train", {})["precision"] = "fp32"  # the values are; bf16 would ask for ZeRO
-    return Config.from_dict(sections)
+    return make_config(sections)
 
 
 def load_model(path: Path, manifest: Manifest, config: Config, device: torch.device | str = "cpu") -> TrailsModel:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from nt_dist.data import Tokenizer
 from nt_dist.errors import ConfigError
 from nt_dist.evaluation.predictions import predictions
 from nt_dist.inference.ensemble import PROB, Ensemble
 from nt_dist.model.place import Place
+from nt_dist.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

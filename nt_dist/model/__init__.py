@@ -1,1 +1,1 @@
-"""The NeuroTrails LLaMA: reads as single-device code. What a layer must do between ranks it asks of its Place."""
+"""What every family shares: trails, the table of weights, places, losses."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from nt_dist.model.losses import token_losses
-from nt_dist.sparsity.shards import WeightSpec
+from nt_dist.sparsity.spec import WeightSpec
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,29 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nt_dist.config.settings import Config
-from nt_dist.model.cache import Cache
-from nt_dist.model.layers import Block, Embedding, Fork, Output
 from nt_dist.model.place import Place
 from nt_dist.model.weights import choose_storages, weight_specs
 from nt_dist.sparsity.storage import Weight
 
+MakeWeight = Callable[[str], Weight]  # from a full name
 MakeLayer = Callable[[], nn.Module]
 FORK = "fork"
+
+
+class ResidualBlock(nn.Module):
+    """A layer of which a model has many: its activations are computed again in backward where that is asked for."""
+
+
+class Fork(nn.Module):
+    """Where the trunk parts into trails."""
+
+    def __init__(self, num_trails: int, place: Place):
+        super().__init__()
+        self.num_trails, self.place = num_trails, place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Give every trail the trunk's state: [1, b, S, H] → [T, B, S, H]; b = B but where a trunk is shared."""
+        return self.place.fork(x).expand(self.num_trails, -1, -1, -1)
 
 
 def layer_names(config: Config) -> list[str]:
@@ -34,20 +49,16 @@ def layer_makers(config: Config, place: Place, device: torch.device | str = "cpu
         spec = specs[name]
         return Weight(spec, storages[name], place.trails(spec), place.shards(spec), device)
 
-    def block(number: int) -> MakeLayer:
-        return lambda: Block(config, number, make, place)
-
-    makers: dict[str, MakeLayer] = {f"blocks.{number}": block(number) for number in range(config.model.num_layers)}
-    makers["embedding"] = lambda: Embedding(make, place)
-    makers[FORK] = lambda: Fork(len(place.trails(specs["norm"])), place)
-    makers["output"] = lambda: Output(config, make, place)
+    makers = config.family.layers(config, make, place)
+    num_trails = len(place.trails(next(spec for spec in specs.values() if spec.in_trail)))
+    makers[FORK] = lambda: Fork(num_trails, place)
     return [makers[name] for name in layer_names(config)]
 
 
 def run_layers(layers: Iterable[nn.Module], x: torch.Tensor, recompute: bool) -> torch.Tensor:
     """Pass ``x`` through ``layers``; with ``recompute`` the blocks' activations are computed again in backward."""
     for layer in layers:
-        again = recompute and isinstance(layer, Block)
+        again = recompute and isinstance(layer, ResidualBlock)
         x = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
     return x
 
@@ -67,13 +78,6 @@ class TrailsModel(nn.Sequential):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the trails' logits [T, B, S, V] for tokens [B, S]."""
         return run_layers(self, tokens, self.recompute and self.training)
-
-    def step(self, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
-        """Return the trails' logits [T, B, S, V] for the tokens [B, S] after those in ``cache``, which they join."""
-        x = tokens
-        for layer in self:
-            x = layer(x, cache.of(layer)) if isinstance(layer, Block) else layer(x)
-        return x
 
 
 def weights_of(module: nn.Module) -> dict[str, Weight]:

@@ -10,13 +10,7 @@ from fnmatch import fnmatchcase
 
 from nt_dist.config.settings import Config
 from nt_dist.sparsity.density import spread_density
-from nt_dist.sparsity.shards import WeightSpec
-
-# Of initial values, as the paper's public code draws fresh ones: an embedding begins near the scale at which norms hand
-# it on (decision 0035).
-INIT_STD = 0.02
-EMBEDDING_INIT_STD = math.sqrt(2 / 5)
-COLUMN, ROW = 0, 1
+from nt_dist.sparsity.spec import WeightSpec
 
 
 def is_in_trail(config: Config, block: int) -> bool:
@@ -24,44 +18,9 @@ def is_in_trail(config: Config, block: int) -> bool:
     return block >= config.trunk_layers
 
 
-def _block_shapes(config: Config) -> dict[str, tuple[int, int, int]]:
-    model = config.model
-    hidden, ffn = model.hidden_size, model.ffn_size
-    key_value = config.num_kv_heads * config.head_size
-    return {
-        "attention.query": (hidden, hidden, COLUMN),
-        "attention.key": (key_value, hidden, COLUMN),
-        "attention.value": (key_value, hidden, COLUMN),
-        "attention.output": (hidden, hidden, ROW),
-        "mlp.gate": (ffn, hidden, COLUMN),
-        "mlp.up": (ffn, hidden, COLUMN),
-        "mlp.down": (hidden, ffn, ROW),
-    }
-
-
 def weight_specs(config: Config) -> dict[str, WeightSpec]:
     """Return every weight of the model by name, in the order in which the layers use them."""
-    hidden, vocab = config.model.hidden_size, config.model.vocab_size
-    shards, trails = config.sparsity.topology_shards, config.trails.count
-    padded = (config.padded_vocab_size, hidden)
-
-    def norm(name: str, in_trail: bool) -> WeightSpec:
-        return WeightSpec(name, (hidden,), 0, trails if in_trail else 1, init=None, role="scale", in_trail=in_trail)
-
-    def matrix(name: str, shape, cut_axis: int, in_trail: bool, role: str = "linear", valid=None) -> WeightSpec:
-        copies = trails if in_trail else 1
-        init = EMBEDDING_INIT_STD if role == "lookup" else INIT_STD
-        return WeightSpec(name, shape, cut_axis, copies, shards, valid, 1.0, init, role, in_trail)
-
-    specs = [matrix("embedding", padded, COLUMN, config.trails.fork == "embedding", "lookup", vocab)]
-    for block in range(config.model.num_layers):
-        behind = is_in_trail(config, block)
-        for name, (rows, columns, cut_axis) in _block_shapes(config).items():
-            if name in ("attention.query", "mlp.gate"):
-                specs.append(norm(f"blocks.{block}.{name.split('.')[0]}.norm", behind))
-            specs.append(matrix(f"blocks.{block}.{name}", (rows, columns), cut_axis, behind))
-    specs += [norm("norm", True), matrix("output", padded, COLUMN, True, valid=vocab)]
-    return {spec.name: spec for spec in _with_densities(config, specs)}
+    return {spec.name: spec for spec in _with_densities(config, config.family.weights(config))}
 
 
 def is_exempt(config: Config, name: str) -> bool:

@@ -7,8 +7,8 @@ from typing import TypeVar
 from torch.distributed import PrefixStore, distributed_c10d
 
 from nt_dist.errors import ConfigError, NTDistError, RunError
-from nt_dist.parallel.heartbeat import Heart
 from nt_dist.parallel.mesh import Mesh
+from nt_dist.watch.heartbeat import Heart
 
 T = TypeVar("T")
 LOOK_SECONDS = 0.5

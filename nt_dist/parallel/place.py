@@ -18,7 +18,7 @@ from torch import nn
 from nt_dist.model.place import Place
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.mesh import Axis, Mesh
-from nt_dist.sparsity.shards import WeightSpec
+from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storage import Weight
 
 

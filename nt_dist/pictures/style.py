@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nt_dist.whole_file import write_whole
+from nt_dist.files import write_whole
 
 # Okabe and Ito's palette (2008), told apart with any colour vision; its yellow, too light on white, is left out
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -21,8 +21,9 @@ the mask, which torch makes one of the gradient's type for their product, 2 c e.
 """
 
 from nt_dist.config import Config
+from nt_dist.llama.weights import padded_vocab_size
 from nt_dist.model.functions import AT_ONCE
-from nt_dist.parallel.parts import LayerPart, Part
+from nt_dist.planning.local_weights import LayerPart, Part
 
 TOKEN_BYTES = 8  # int64
 
@@ -46,7 +47,7 @@ def kept_by(layer: LayerPart, config: Config) -> int:
         return tokens * TOKEN_BYTES
     if layer.kind == "output":
         return layer.trails * tokens * (norm * (2 if config.trails.final_norm_twice else 1) + scaled)
-    heads, keys = config.model.num_attention_heads, config.num_kv_heads * config.head_size
+    heads, keys = config.model.num_attention_heads, config.model.key_value_heads * config.model.head_size
     attention = element * (2 * hidden + 2 * keys) + 4 * heads
     cut = (attention + 4 * element * config.model.ffn_size) // config.parallel.tensor
     shared = norm * (layer.trails - 1) if layer.forks else 0
@@ -119,5 +120,5 @@ def num_logits(layers: list[LayerPart], config: Config) -> int:
     """Return the elements of the logits of one micro-batch, all trails held here; 0 before the last stage."""
     if layers[-1].kind != "output":
         return 0
-    rows = config.padded_vocab_size // config.parallel.tensor
+    rows = padded_vocab_size(config) // config.parallel.tensor
     return layers[-1].trails * micro_batch_tokens(config) * rows

@@ -32,7 +32,6 @@ pipe    between stages: a hidden state forward, its gradient backward.
 from collections import Counter
 
 from nt_dist.config import Config
-from nt_dist.parallel.parts import LayerPart, Part, local_parts, stage_layers
 from nt_dist.planning.activations import (
     element_bytes,
     hidden_bytes,
@@ -40,6 +39,7 @@ from nt_dist.planning.activations import (
     micro_batch_tokens,
     received_bytes,
 )
+from nt_dist.planning.local_weights import LayerPart, Part, local_parts, stage_layers
 
 Payload = dict[tuple[str, str], int]
 

@@ -1,4 +1,4 @@
-"""Bytes of one rank in any layout: the model's state (training/memory_plan.py), activations, logits, the update.
+"""Bytes of one rank in any layout: the model's state (planning/memory_plan.py), activations, logits, the update.
 
 What is alive at once in a step:
 
@@ -17,7 +17,6 @@ there all through the backward pass, beside its products.
 from dataclasses import dataclass
 
 from nt_dist.config import Config
-from nt_dist.parallel.parts import local_parts, stage_layers
 from nt_dist.planning.activations import (
     element_bytes,
     hidden_bytes,
@@ -29,7 +28,8 @@ from nt_dist.planning.activations import (
     received_bytes,
     recomputed,
 )
-from nt_dist.training.memory_plan import MemoryPlan, plan_memory
+from nt_dist.planning.local_weights import local_parts, stage_layers
+from nt_dist.planning.memory_plan import MemoryPlan, plan_memory
 
 
 @dataclass(frozen=True)

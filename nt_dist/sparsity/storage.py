@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nt_dist.sparsity.shards import WeightSpec, block_positions, flat_index, padding_mask
+from nt_dist.sparsity.spec import WeightSpec, block_positions, flat_index, padding_mask
 from nt_dist.sparsity.streams import hash_positions, normal, stream_keys, uniform
 
 STORAGES = ("dense", "compact", "masked")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from nt_dist.sparsity.rules import choose_grown, choose_kept
-from nt_dist.sparsity.shards import padding_mask
+from nt_dist.sparsity.spec import padding_mask
 from nt_dist.sparsity.storage import Rows, Weight
 from nt_dist.sparsity.streams import stream_keys
 

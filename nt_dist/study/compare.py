@@ -9,12 +9,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from nt_dist.errors import RunError
+from nt_dist.files import write_whole
 from nt_dist.pictures.runs import Point, perplexity_against, short
 from nt_dist.pictures.style import drawn, save_pictures
 from nt_dist.study.results import RESULTS, Result, read_result
 from nt_dist.study.table import comma_separated, markdown
 from nt_dist.training.tensorboard import draw_pictures
-from nt_dist.whole_file import write_whole
 
 TABLE = "comparison"
 NOTE = (

@@ -11,12 +11,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from nt_dist.files import write_whole
 from nt_dist.pictures.runs import StudyPoint, against_diversity
 from nt_dist.pictures.style import drawn, save_pictures
 from nt_dist.study.results import Result
 from nt_dist.study.sweep import Place
 from nt_dist.study.table import comma_separated, markdown
-from nt_dist.whole_file import write_whole
 
 TABLE = "diversity"
 GAIN = "gain of the ensemble (nats a token)"

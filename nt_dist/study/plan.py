@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nt_dist.config import Config, load_config
+from nt_dist.config import Config
 from nt_dist.config.names import hint, nearest
 from nt_dist.config.values import toml_value
 from nt_dist.errors import ConfigError
+from nt_dist.families import load_config
 
 _KEYS = {"base": str, "dir": str, "settings": dict, "runs": dict, "ensembles": dict}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

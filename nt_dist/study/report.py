@@ -7,14 +7,15 @@ from html import escape
 from pathlib import Path
 
 from nt_dist import __version__
-from nt_dist.config import Config, load_config
+from nt_dist.checkpoint.checkpoint import CONFIG
+from nt_dist.config import Config
+from nt_dist.families import load_config
 from nt_dist.pictures.run import loss_curves, reliability_diagram, topology_maps, trail_matrix, weight_table
 from nt_dist.pictures.runs import short
 from nt_dist.pictures.style import Drawn, drawn
 from nt_dist.study.compare import Comparison
 from nt_dist.study.results import Result
 from nt_dist.study.topology_maps import topology_shares
-from nt_dist.training.checkpoint import CONFIG
 from nt_dist.training.metrics_log import read_metrics
 from nt_dist.training.reporter import METRICS
 

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from nt_dist import __version__
-from nt_dist.config import load_config
+from nt_dist.checkpoint.checkpoint import CONFIG
+from nt_dist.checkpoint.folder import checkpoints, locate
+from nt_dist.checkpoint.manifest import MANIFEST, read_manifest
 from nt_dist.errors import CheckpointError, RunError
+from nt_dist.evaluation.evaluate_checkpoint import evaluate_checkpoint
+from nt_dist.families import load_config
+from nt_dist.files import write_whole
+from nt_dist.model.flops import token_flops
 from nt_dist.model.weights import count_parameters
 from nt_dist.study.together import evaluate_together
-from nt_dist.training.checkpoint import CONFIG
-from nt_dist.training.checkpoint_folder import checkpoints, locate
-from nt_dist.training.checkpoint_manifest import MANIFEST, read_manifest
-from nt_dist.training.evaluate_checkpoint import evaluate_checkpoint
-from nt_dist.training.flops import token_flops
-from nt_dist.whole_file import write_whole
 
 RESULTS = "results"
 """The folder beside a comparison in which results are kept."""
@@ -39,7 +39,7 @@ class Result:
         num_trails: Members, over all runs.
         weights: Weights stored, over all runs; as inactive ones are not stored, these are the active ones.
         dense_weights: Entries of the dense shapes.
-        training_flops: Operations of training on one token, sparse-effective (training/flops.py), over all runs.
+        training_flops: Operations of training on one token, sparse-effective (model/flops.py), over all runs.
         training_flops_dense: The same, dense-equivalent.
         inference_flops: Operations of predicting from one token, sparse-effective, over all runs.
         inference_flops_dense: The same, dense-equivalent.

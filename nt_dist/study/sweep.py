@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nt_dist.config import Config, load_config
+from nt_dist.config import Config
 from nt_dist.errors import ConfigError
+from nt_dist.families import load_config
 from nt_dist.study.plan import PlannedRun, plan_runs
 
 

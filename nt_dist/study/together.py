@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nt_dist.config import load_config
-from nt_dist.data import open_data
+from nt_dist.checkpoint.checkpoint import CONFIG
 from nt_dist.errors import CheckpointError
+from nt_dist.evaluation.evaluate_checkpoint import all_figures
+from nt_dist.families import load_config
 from nt_dist.inference import Ensemble, load_ensemble
-from nt_dist.training.checkpoint import CONFIG
-from nt_dist.training.evaluate_checkpoint import all_figures
+from nt_dist.text.corpus import open_data
 
 _ALIKE = ("model.vocab_size", "model.max_seq_len", "data.layout")
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

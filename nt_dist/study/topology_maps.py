@@ -7,11 +7,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from nt_dist.checkpoint.fragments import FragmentReader
+from nt_dist.checkpoint.manifest import read_manifest
 from nt_dist.config import Config
 from nt_dist.model.weights import real_shape, weight_specs
-from nt_dist.sparsity.shards import WeightSpec, flat_index
-from nt_dist.training.checkpoint_files import FragmentReader
-from nt_dist.training.checkpoint_manifest import read_manifest
+from nt_dist.sparsity.spec import WeightSpec, flat_index
 
 SIDE = 48  # fields a side, at most
 

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from nt_dist.checkpoint.folder import checkpoints, locate
+from nt_dist.checkpoint.weights import check_config
 from nt_dist.errors import RunError
 from nt_dist.study.plan import PlannedRun
-from nt_dist.training.checkpoint_folder import checkpoints, locate
-from nt_dist.training.checkpoint_weights import check_config
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 _LOGGER = logging.getLogger(__name__)

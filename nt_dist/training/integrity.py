@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import torch
 
+from nt_dist.engine.optimizer_state import MOMENTS, OptimizerState
 from nt_dist.errors import CorruptionError
 from nt_dist.parallel.mesh import AXES, Mesh
 from nt_dist.parallel.place import MeshPlace
 from nt_dist.sparsity.storage import Weight
-from nt_dist.training.optimizer_state import MOMENTS, OptimizerState
 
 BLOCK = 1 << 20  # entries summed at once, which bounds the working memory
 MASK = (1 << 48) - 1  # of a sum, so that those of 32,768 ranks can be added up in 64 bits

@@ -10,38 +10,38 @@ from typing import TypeVar
 
 import torch
 
+from nt_dist.checkpoint import checkpoint
+from nt_dist.checkpoint.find import find, verify
+from nt_dist.checkpoint.manifest import Progress, read_manifest
+from nt_dist.checkpoint.saving import Saver
 from nt_dist.config import Config
-from nt_dist.data import open_data
 from nt_dist.data.loader import StepLoader, evaluation_batches
 from nt_dist.data.order import first_of_step
+from nt_dist.engine.bad_steps import BadStep, BadSteps, Verdict, line_of
+from nt_dist.engine.engine import StepResult, build_engine, train_step
+from nt_dist.engine.optimizer_state import optimizer_state
+from nt_dist.engine.pipeline import build_mesh_model
+from nt_dist.engine.step_guard import StepGuard
 from nt_dist.errors import CheckpointError
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.topology import density, trail_overlap
+from nt_dist.messages import LOGGER, BarHandler, start_logging
+from nt_dist.model.flops import token_flops
 from nt_dist.model.trails import weights_of
 from nt_dist.model.weights import count_parameters, weight_specs
 from nt_dist.parallel import launcher
 from nt_dist.parallel.agree import agree, agree_patiently
 from nt_dist.parallel.handshake import check_alike
+from nt_dist.parallel.lost_ranks import naming_lost_ranks
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
-from nt_dist.parallel.peers import naming_lost_ranks
-from nt_dist.parallel.pipeline import build_mesh_model
-from nt_dist.parallel.watching import watched
-from nt_dist.training import checkpoint
-from nt_dist.training.bad_steps import BadStep, BadSteps, Verdict, line_of
-from nt_dist.training.checkpoint_find import find, verify
-from nt_dist.training.checkpoint_manifest import Progress, read_manifest
-from nt_dist.training.engine import StepResult, build_engine, train_step
-from nt_dist.training.flops import token_flops
+from nt_dist.text.corpus import open_data
 from nt_dist.training.integrity import Integrity
-from nt_dist.training.logging import LOGGER, BarHandler, start_logging
-from nt_dist.training.optimizer_state import optimizer_state
 from nt_dist.training.reporter import Reporter
 from nt_dist.training.run_end import lacks_evaluation, print_table
 from nt_dist.training.run_folder import RunFolder
-from nt_dist.training.saving import Saver
 from nt_dist.training.signals import LEFT_EARLY, Asked, AskedToLeave, listening
-from nt_dist.training.step_guard import StepGuard
-from nt_dist.training.topology import TopologyUpdater
+from nt_dist.training.topology_updates import TopologyUpdater
+from nt_dist.watch.watching import watched
 
 CHECKPOINTS = "checkpoints"
 T = TypeVar("T")

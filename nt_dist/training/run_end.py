@@ -4,8 +4,8 @@ from pathlib import Path
 
 from nt_dist.config import Config
 from nt_dist.evaluation.report import evaluation_table
+from nt_dist.messages import LOGGER
 from nt_dist.model.weights import count_parameters
-from nt_dist.training.logging import LOGGER
 from nt_dist.training.metrics_log import METRICS, last_evaluation
 from nt_dist.training.reporter import TENSORBOARD
 

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 from nt_dist.errors import NTDistError
-from nt_dist.parallel.heartbeat import Heart
+from nt_dist.watch.heartbeat import Heart
 
 if TYPE_CHECKING:
     from nt_dist.parallel.mesh import Mesh  # imports torch

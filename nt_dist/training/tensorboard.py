@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from nt_dist.engine.bad_steps import COUNTED
 from nt_dist.sparsity.storage import Weight
-from nt_dist.training.bad_steps import COUNTED
 
 PICTURE_SIDE = 256  # pixels at most, a side
 

@@ -7,19 +7,20 @@ from pathlib import Path
 
 import torch
 
+from nt_dist.checkpoint.checkpoint import Progress, load, save
 from nt_dist.config import Config
-from nt_dist.data.indexed import IndexedTokens, IndexedWriter
 from nt_dist.data.loader import Batch, StepLoader
-from nt_dist.data.samples import make_samples
+from nt_dist.engine.engine import build_engine, train_step
+from nt_dist.engine.optimizer_state import optimizer_state
+from nt_dist.engine.pipeline import build_mesh_model
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.topology import trail_overlap
+from nt_dist.families import make_config
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.mesh import init_mesh
-from nt_dist.parallel.pipeline import build_mesh_model
-from nt_dist.training.checkpoint import Progress, load, save
-from nt_dist.training.engine import build_engine, train_step
-from nt_dist.training.optimizer_state import optimizer_state
-from nt_dist.training.topology import TopologyUpdater
+from nt_dist.text.indexed import IndexedTokens, IndexedWriter
+from nt_dist.text.samples import make_samples
+from nt_dist.training.topology_updates import TopologyUpdater
 
 STEPS, BATCH, MICRO_BATCH, SEQUENCE = 7, 12, 6, 8  # two and three trail ranks can split a micro-batch
 VOCABULARY = 29  # padded to 32: the last shard is short
@@ -74,7 +75,7 @@ def config_of(layout: Layout) -> Config:
             "trunk": layout.trunk,
         },
     }
-    return Config.from_dict(sections, {"zero_optimization": {"stage": layout.stage}}, layout.ranks)
+    return make_config(sections, {"zero_optimization": {"stage": layout.stage}}, layout.ranks)
 
 
 def batches_of(number: int, rank: int, degree: int, ragged: bool) -> list[Batch]:

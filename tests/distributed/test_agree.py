@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from nt_dist.config.load import build_config
 from nt_dist.errors import DataError
+from nt_dist.families import make_config
 from nt_dist.parallel.agree import LOOK_SECONDS, agree_patiently
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.testing import RankError, run_distributed
@@ -21,7 +21,7 @@ class CountingHeart:
 
 
 def _wait_for_the_main_rank(rank, world_size, fails=False):
-    mesh = init_mesh(build_config({"train": {"batch_size": 2, "micro_batch_size": 1}}, None, world_size))
+    mesh = init_mesh(make_config({"train": {"batch_size": 2, "micro_batch_size": 1}}, None, world_size))
     heart = CountingHeart()
 
     def work():

@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
-from nt_dist.config.load import build_config
 from nt_dist.errors import CheckpointError
+from nt_dist.families import make_config
 from nt_dist.testing import run_distributed
 
 SECTIONS = {
@@ -24,16 +24,16 @@ class Run:
     """An engine and all that goes with it, fed with the same global batches in every layout."""
 
     def __init__(self, world_size, storage, precision, stage, run):
+        from nt_dist.engine.engine import build_engine
+        from nt_dist.engine.optimizer_state import optimizer_state
         from nt_dist.model.trails import build_model, weights_of
         from nt_dist.parallel.mesh import init_mesh
-        from nt_dist.training.engine import build_engine
-        from nt_dist.training.optimizer_state import optimizer_state
-        from nt_dist.training.topology import TopologyUpdater
+        from nt_dist.training.topology_updates import TopologyUpdater
 
         sections = {name: dict(values) for name, values in SECTIONS.items()} | {"run": run}
         sections["sparsity"]["storage"] = storage
         sections["train"]["precision"] = precision
-        self.config = build_config(sections, {"zero_optimization": {"stage": stage}}, world_size)
+        self.config = make_config(sections, {"zero_optimization": {"stage": stage}}, world_size)
         self.mesh = init_mesh(self.config)
         self.model = build_model(self.config)
         self.weights = weights_of(self.model)
@@ -46,7 +46,7 @@ class Run:
     def train(self, last):
         """Train up to step ``last``; return the losses."""
         from nt_dist.data.loader import Batch
-        from nt_dist.training.engine import train_step
+        from nt_dist.engine.engine import train_step
 
         losses = []
         for step in range(self.step + 1, last + 1):
@@ -61,13 +61,13 @@ class Run:
         return losses
 
     def save(self, folder):
-        from nt_dist.training.checkpoint import Progress, save
+        from nt_dist.checkpoint.checkpoint import Progress, save
 
         progress = Progress(self.step, 4 * self.step, self.state.step, "abc", {"skipped": [2]})
         return save(folder, self.config, self.mesh, self.model, self.state, progress)
 
     def load(self, path):
-        from nt_dist.training.checkpoint import load
+        from nt_dist.checkpoint.checkpoint import load
 
         progress = load(path, self.config, self.mesh, self.model, self.state)
         self.step = progress.step

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nt_dist.config.load import build_config
 from nt_dist.errors import CheckpointError, ConfigError, DataError, RunError
+from nt_dist.families import make_config
 from nt_dist.testing import RankError, run_distributed
 
 STEPS = 3  # with an update after the second
@@ -40,18 +40,18 @@ def _sections(folder, precision):
 
 def _train(rank, world_size, folder, precision):
     """A run of three steps that evaluates and saves, as the trainer does."""
-    from nt_dist.data import open_data
+    from nt_dist.checkpoint.checkpoint import save
+    from nt_dist.checkpoint.manifest import Progress
     from nt_dist.data.loader import StepLoader, evaluation_batches
+    from nt_dist.engine.engine import build_engine, train_step
+    from nt_dist.engine.optimizer_state import optimizer_state
     from nt_dist.evaluation.evaluate import evaluate
     from nt_dist.model.trails import build_model
     from nt_dist.parallel.mesh import init_mesh
-    from nt_dist.training.checkpoint import save
-    from nt_dist.training.checkpoint_manifest import Progress
-    from nt_dist.training.engine import build_engine, train_step
-    from nt_dist.training.optimizer_state import optimizer_state
-    from nt_dist.training.topology import TopologyUpdater
+    from nt_dist.text.corpus import open_data
+    from nt_dist.training.topology_updates import TopologyUpdater
 
-    config = build_config(_sections(folder, precision), None, world_size)
+    config = make_config(_sections(folder, precision), None, world_size)
     mesh, data, model = init_mesh(config), open_data(config), build_model(config)
     engine = build_engine(config, model, mesh)
     state = optimizer_state(engine)
@@ -70,7 +70,7 @@ def _train(rank, world_size, folder, precision):
 
 
 def _evaluate(rank, world_size, path, data=None, overrides=(), **options):
-    from nt_dist.training.evaluate_checkpoint import evaluate_checkpoint, join
+    from nt_dist.evaluation.evaluate_checkpoint import evaluate_checkpoint, join
 
     return evaluate_checkpoint(Path(path), join(world_size), data, overrides, **options)
 
@@ -232,7 +232,7 @@ def test_changed_training_texts_are_noticed(run):
 
 
 def test_a_json_file_that_cannot_be_written_is_refused_before_any_work(tmp_path):
-    from nt_dist.training.evaluate_checkpoint import check_json
+    from nt_dist.evaluation.evaluate_checkpoint import check_json
 
     check_json(tmp_path / "eval.json")
     for path in (tmp_path, tmp_path / "missing" / "eval.json"):

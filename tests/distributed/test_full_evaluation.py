@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from nt_dist.config.settings import Config
 from nt_dist.data.loader import Batch
 from nt_dist.evaluation import predictions
 from nt_dist.evaluation.evaluate import evaluate, evaluate_fully
+from nt_dist.families import make_config
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.testing import run_distributed
 
@@ -44,7 +44,7 @@ def _batches(mesh, seed):
 
 def _figures(rank, world_size, degrees):
     predictions.CHUNK_ENTRIES = 5 * (TRAILS + 2) * PADDED  # a few tokens a chunk
-    config = Config.from_dict({"trails": {"count": TRAILS, "layers": 1}, "parallel": degrees}, None, world_size)
+    config = make_config({"trails": {"count": TRAILS, "layers": 1}, "parallel": degrees}, None, world_size)
     mesh = init_mesh(config)
     model = Model(mesh).train()
     figures, scores = evaluate_fully(model, _batches(mesh, 1), mesh, config, _batches(mesh, 2))

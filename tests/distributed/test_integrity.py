@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from nt_dist.config import Config
 from nt_dist.data.loader import Batch
+from nt_dist.engine.engine import build_engine, train_step
+from nt_dist.engine.optimizer_state import optimizer_state
+from nt_dist.engine.pipeline import build_mesh_model
 from nt_dist.errors import CorruptionError, TopologyError
+from nt_dist.families import make_config
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.mesh import init_mesh
-from nt_dist.parallel.pipeline import build_mesh_model
 from nt_dist.testing import run_distributed
-from nt_dist.training.engine import build_engine, train_step
 from nt_dist.training.integrity import Integrity, _sum_bits
-from nt_dist.training.optimizer_state import optimizer_state
-from nt_dist.training.topology import TopologyUpdater
+from nt_dist.training.topology_updates import TopologyUpdater
 from tests.distributed.tiny import SEQUENCE, TINY_MODEL, VOCABULARY
 
 BATCH = 4
@@ -32,7 +32,7 @@ class _Run:
             "parallel": layout,
         }
         zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 100} if stage == 3 else {})
-        config = Config.from_dict(sections, {"zero_optimization": zero}, world_size)
+        config = make_config(sections, {"zero_optimization": zero}, world_size)
         self.mesh = init_mesh(config)
         model = build_mesh_model(config, self.mesh)
         engine = build_engine(config, model, self.mesh)

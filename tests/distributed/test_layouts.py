@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from nt_dist.engine.engine import train_step
 from nt_dist.errors import TopologyError
 from nt_dist.testing import run_distributed
-from nt_dist.training.engine import train_step
 from tests.distributed.layout_case import STATE, STEPS, Layout, Record, Run, batches_of, train_whole
 
 SAVED = 3  # after one topology update, before two more

@@ -7,14 +7,14 @@ import torch
 
 from nt_dist.benchmark.allocations import Allocations
 from nt_dist.benchmark.setup import random_batches
-from nt_dist.config import Config
+from nt_dist.engine.engine import build_engine, train_step
+from nt_dist.engine.optimizer_state import optimizer_state
+from nt_dist.engine.pipeline import build_mesh_model
+from nt_dist.families import make_config
 from nt_dist.parallel.mesh import init_mesh
-from nt_dist.parallel.pipeline import build_mesh_model
 from nt_dist.planning.memory import rank_memory
 from nt_dist.testing import run_distributed
-from nt_dist.training.engine import build_engine, train_step
-from nt_dist.training.optimizer_state import optimizer_state
-from nt_dist.training.topology import TopologyUpdater
+from nt_dist.training.topology_updates import TopologyUpdater
 
 UPDATE_STEP = 10
 
@@ -43,7 +43,7 @@ def _config(world_size=2, stage=0, precision="fp32", checkpointing=False, **para
     }
     data = world_size // (parallel.get("pipe", 1) * parallel.get("trail", 1))
     sections["train"]["batch_size"] = 4 * 4 * data
-    return Config.from_dict(sections, {"zero_optimization": {"stage": stage, "reduce_bucket_size": 1000}}, world_size)
+    return make_config(sections, {"zero_optimization": {"stage": stage, "reduce_bucket_size": 1000}}, world_size)
 
 
 def _count(rank, world_size, config):

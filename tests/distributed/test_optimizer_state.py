@@ -6,13 +6,13 @@ import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import nn
 
-from nt_dist.config import Config
+from nt_dist.engine.engine import build_engine, parameter_groups
+from nt_dist.engine.optimizer_state import State, optimizer_state
+from nt_dist.families import make_config
 from nt_dist.parallel.mesh import init_mesh
-from nt_dist.sparsity.shards import WeightSpec
+from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storage import Weight
 from nt_dist.testing import run_distributed
-from nt_dist.training.engine import build_engine, parameter_groups
-from nt_dist.training.optimizer_state import State, optimizer_state
 from tests.distributed.tiny import OPTIMIZERS
 
 BETAS, EPS, LR, DECAY, CLIP = (0.8, 0.9), 1e-3, 0.01, 0.1, 2.0
@@ -52,7 +52,7 @@ def _toy_config(precision, stage, world_size):
     json = {"zero_optimization": zero}
     if precision == "bf16":
         json["data_types"] = {"grad_accum_dtype": "fp32"}
-    return Config.from_dict({"train": train}, json, world_size)
+    return make_config({"train": train}, json, world_size)
 
 
 def _input(rank, dtype=torch.float32):

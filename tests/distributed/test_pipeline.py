@@ -5,19 +5,19 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from nt_dist.config import Config
+from nt_dist.checkpoint.checkpoint import Progress, load, save
 from nt_dist.data.loader import Batch
+from nt_dist.engine.engine import build_engine, train_step
+from nt_dist.engine.optimizer_state import State, optimizer_state
+from nt_dist.engine.pipeline import build_mesh_model
+from nt_dist.engine.stages import stage_bounds
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.topology import trail_overlap
+from nt_dist.families import make_config
 from nt_dist.model.trails import layer_names, weights_of
 from nt_dist.parallel.mesh import init_mesh
-from nt_dist.parallel.pipeline import build_mesh_model
-from nt_dist.parallel.stages import stage_bounds
 from nt_dist.testing import run_distributed
-from nt_dist.training.checkpoint import Progress, load, save
-from nt_dist.training.engine import build_engine, train_step
-from nt_dist.training.optimizer_state import State, optimizer_state
-from nt_dist.training.topology import TopologyUpdater
+from nt_dist.training.topology_updates import TopologyUpdater
 
 STEPS, SAVED, BATCH, MICRO_BATCH, SEQUENCE, VOCABULARY = 7, 3, 8, 2, 8, 29  # updates before and after SAVED
 
@@ -87,7 +87,7 @@ def config_of(world_size, layout):
         },
         "parallel": {"pipe": layout.pipe, "tensor": layout.tensor, "trail": layout.trail, "trunk": layout.trunk},
     }
-    return Config.from_dict(sections, {"zero_optimization": {"stage": layout.stage}}, world_size)
+    return make_config(sections, {"zero_optimization": {"stage": layout.stage}}, world_size)
 
 
 def batches_of(step, mesh):

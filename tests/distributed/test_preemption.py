@@ -9,8 +9,8 @@ from unittest import mock
 
 import pytest
 
-from nt_dist.config.load import build_config
 from nt_dist.errors import RunError
+from nt_dist.families import make_config
 from nt_dist.testing import RankError, run_distributed
 from nt_dist.training.metrics_log import read_metrics
 from nt_dist.training.signals import LEFT_EARLY
@@ -46,7 +46,7 @@ def _train(rank, world_size, sections, number=None):
         return train_step(engine, config, mesh, micro_batches, step, collect)
 
     with mock.patch.object(loop, "train_step", train_step_and_ask):
-        return loop.train(build_config(sections, None, world_size))
+        return loop.train(make_config(sections, None, world_size))
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
@@ -61,7 +61,7 @@ def test_one_rank_is_asked_and_all_save_and_leave(sections, tmp_path, number):
 
 def _train_and_ask_while(rank, world_size, sections, where, number):
     """Train, and ask rank ``number`` to leave in the middle of something that is no step."""
-    from nt_dist.data import opening
+    from nt_dist.text import corpus as opening
     from nt_dist.training import loop
 
     def ask():
@@ -98,7 +98,7 @@ def _train_and_ask_while(rank, world_size, sections, where, number):
     }
     with patches[where]:
         began = time.monotonic()
-        code = loop.train(build_config(sections, None, world_size))
+        code = loop.train(make_config(sections, None, world_size))
         assert time.monotonic() - began < 50
         return code
 
@@ -142,7 +142,7 @@ def _train_on_its_own_data(rank, world_size, sections):
 
     open_data = loop.open_data
     with mock.patch.object(loop, "open_data", lambda *arguments: open_data(*arguments)._replace(digest="abc"[rank])):
-        return loop.train(build_config(sections, None, world_size))
+        return loop.train(make_config(sections, None, world_size))
 
 
 def test_a_rank_with_other_data_is_named(sections):

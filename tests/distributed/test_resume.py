@@ -9,10 +9,10 @@ import torch
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nt_dist.config.load import build_config
+from nt_dist.checkpoint.manifest import read_manifest
 from nt_dist.errors import CheckpointError, CorruptionError, RunError
+from nt_dist.families import make_config
 from nt_dist.testing import RankError, run_distributed
-from nt_dist.training.checkpoint_manifest import read_manifest
 from nt_dist.training.metrics_log import MEASURED, read_metrics
 from nt_dist.training.run_folder import RunFolder
 
@@ -62,7 +62,8 @@ def _sections(corpus, folder, **run):
 
 
 def _train(rank, world_size, sections, stage, failing_saves=(), poisoned_at=0, flipped_at=0):
-    from nt_dist.training import checkpoint, loop
+    from nt_dist.checkpoint import checkpoint
+    from nt_dist.training import loop
 
     collect, train_step = checkpoint.collect, loop.train_step
 
@@ -82,7 +83,7 @@ def _train(rank, world_size, sections, stage, failing_saves=(), poisoned_at=0, f
         mock.patch.object(checkpoint, "collect", collect_or_fail),
         mock.patch.object(loop, "train_step", poison_and_train_step),
     ):
-        return loop.train(build_config(sections, {"zero_optimization": {"stage": stage}}, world_size))
+        return loop.train(make_config(sections, {"zero_optimization": {"stage": stage}}, world_size))
 
 
 def _run(ranks, sections, stage):
@@ -230,7 +231,7 @@ def _train_over_bad_batches(rank, world_size, sections):
         mock.patch.object(StepLoader, "step", read_bad),
         mock.patch.object(MeshPlace, "trail_losses", bad_losses),
     ):
-        return loop.train(build_config(sections, {"zero_optimization": {"stage": 1}}, world_size)), firsts
+        return loop.train(make_config(sections, {"zero_optimization": {"stage": 1}}, world_size)), firsts
 
 
 def test_a_run_that_goes_back_leaves_the_bad_batch_out_also_when_it_is_killed_and_resumed(tmp_path, corpus):

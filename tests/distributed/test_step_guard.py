@@ -5,16 +5,16 @@ from unittest import mock
 import pytest
 import torch
 
-from nt_dist.config import Config
 from nt_dist.data.loader import Batch
+from nt_dist.engine.bad_steps import Verdict
+from nt_dist.engine.engine import build_engine, train_step
+from nt_dist.engine.optimizer_state import optimizer_state
+from nt_dist.engine.pipeline import build_mesh_model
+from nt_dist.families import make_config
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.mesh import init_mesh
-from nt_dist.parallel.pipeline import build_mesh_model
 from nt_dist.parallel.place import MeshPlace
 from nt_dist.testing import run_distributed
-from nt_dist.training.bad_steps import Verdict
-from nt_dist.training.engine import build_engine, train_step
-from nt_dist.training.optimizer_state import optimizer_state
 from tests.distributed.tiny import OPTIMIZERS, SEQUENCE, TINY_MODEL, VOCABULARY
 
 WINDOW, BATCH, MICRO_BATCH = 8, 8, 2
@@ -44,7 +44,7 @@ def _config(world_size, precision, stage, on_spike, pipe=1, trail=1, tensor=1):
         },
         "parallel": {"pipe": pipe, "trail": trail, "tensor": tensor},
     }
-    return Config.from_dict(sections, {"zero_optimization": {"stage": stage}}, world_size)
+    return make_config(sections, {"zero_optimization": {"stage": stage}}, world_size)
 
 
 class _Run:

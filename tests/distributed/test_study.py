@@ -14,13 +14,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nt_dist.data import open_data
 from nt_dist.inference import load_ensemble
 from nt_dist.study.plan import plan_runs, read_plan
 from nt_dist.study.sweep import parse_places, planned
 from nt_dist.testing import RankError, run_distributed
-from tests.unit.data.data_case import sentences, write_jsonl
+from nt_dist.text.corpus import open_data
 from tests.unit.inference.trained_run import write_checkpoint
+from tests.unit.text.data_case import sentences, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = """

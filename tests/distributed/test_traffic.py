@@ -6,23 +6,23 @@ import pytest
 import torch
 
 from nt_dist.benchmark.setup import build_bench, random_batches
-from nt_dist.config import Config
+from nt_dist.benchmark.traffic import counted_traffic, sent_bytes
 from nt_dist.config.settings import Parallel
+from nt_dist.engine.engine import build_engine, train_step
+from nt_dist.engine.pipeline import build_mesh_model
+from nt_dist.families import make_config
 from nt_dist.model.trails import build_model
 from nt_dist.parallel.mesh import init_mesh
-from nt_dist.parallel.parts import local_parts, stage_layers
-from nt_dist.parallel.pipeline import build_mesh_model
 from nt_dist.parallel.place import MeshPlace
-from nt_dist.parallel.traffic import counted_traffic, sent_bytes
 from nt_dist.planning.communication import step_payload, update_payload
+from nt_dist.planning.local_weights import local_parts, stage_layers
 from nt_dist.testing import run_distributed
-from nt_dist.training.engine import build_engine, train_step
 
 RANKS = 2
 
 
 def _config(precision="fp32", stage=0, zero=(), trails=None, sparsity=None, parallel=None, **train):
-    return Config.from_dict(
+    return make_config(
         {
             "model": {
                 "hidden_size": 16,

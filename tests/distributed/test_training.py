@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from nt_dist.config import Config
 from nt_dist.data.loader import Batch
+from nt_dist.engine.engine import build_engine, learning_rate, train_step
+from nt_dist.engine.optimizer_state import State, optimizer_state
 from nt_dist.errors import TopologyError
+from nt_dist.families import make_config
 from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, weights_of
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.testing import run_distributed
-from nt_dist.training.engine import build_engine, learning_rate, train_step
-from nt_dist.training.optimizer_state import State, optimizer_state
-from nt_dist.training.topology import TopologyUpdater
+from nt_dist.training.topology_updates import TopologyUpdater
 
 STEPS, BATCH, MICRO_BATCH, SEQUENCE, VOCABULARY = 7, 8, 2, 8, 30
 STORAGES = ("compact", "masked")
@@ -48,7 +48,7 @@ def _config(world_size, stage=0, precision="fp32", **sparsity):
     json = {"zero_optimization": zero}
     if precision == "bf16":
         json["data_types"] = {"grad_accum_dtype": "fp32"}
-    return Config.from_dict(sections, json, world_size)
+    return make_config(sections, json, world_size)
 
 
 def _batches(step, rank=0, world_size=1):
@@ -150,7 +150,7 @@ def _measure_bytes(rank, world_size, density):
     config = _config(world_size, 1, density=density, update_every=0)
     sections = config.to_dict()
     sections["model"] |= {"hidden_size": 64, "ffn_size": 96}
-    config = Config.from_dict(sections, {"zero_optimization": {"stage": 1}}, world_size)
+    config = make_config(sections, {"zero_optimization": {"stage": 1}}, world_size)
     model, sizes = build_model(config), []
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda parameter: sizes.append(parameter.grad.nbytes))
@@ -288,9 +288,9 @@ def test_dense_gradients_are_collected_only_where_an_update_needs_them():
 
 
 def test_learning_rate_warms_up_and_falls_as_a_cosine():
-    config = Config.from_dict({"train": {"steps": 110, "warmup_steps": 10, "lr": 2.0, "min_lr_ratio": 0.1}})
+    config = make_config({"train": {"steps": 110, "warmup_steps": 10, "lr": 2.0, "min_lr_ratio": 0.1}})
     assert learning_rate(config, 1) == pytest.approx(0.2)
     assert learning_rate(config, 10) == pytest.approx(2.0)
     assert learning_rate(config, 60) == pytest.approx(2.0 * (0.1 + 0.9 / 2))
     assert learning_rate(config, 110) == learning_rate(config, 500) == pytest.approx(0.2)
-    assert learning_rate(Config.from_dict({"train": {"warmup_steps": 0, "lr": 2.0}}), 1) == pytest.approx(2.0, rel=1e-4)
+    assert learning_rate(make_config({"train": {"warmup_steps": 0, "lr": 2.0}}), 1) == pytest.approx(2.0, rel=1e-4)

@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-from nt_dist.config import load_config
-from nt_dist.data.prepare import prepare_data
 from nt_dist.errors import ConfigError, DataError
+from nt_dist.families import load_config
+from nt_dist.text.prepare import prepare_data
 from tests.e2e.commands import ROOT, files_in, run_command, write_tiny_run
 
 QUICKSTART = ROOT / "configs" / "quickstart.toml"

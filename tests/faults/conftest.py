@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nt_dist.config import load_config
-from nt_dist.data.prepare import prepare_data
+from nt_dist.families import load_config
+from nt_dist.text.prepare import prepare_data
 from tests.e2e.commands import write_tiny_run
 from tests.faults.jobs import Job
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from nt_dist.config.settings import Config, Run
-from nt_dist.parallel.watching import watched
+from nt_dist.watch.watching import watched
 
 STALL, FAULT_AT, STEPS = 3.0, 5, 12
 LONG_STALL = 600.0  # where it is not that the others stand still which ends them

@@ -7,14 +7,13 @@ import tomllib
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nt_dist.config import load_config
 from nt_dist.config.keys import keys_of
-from nt_dist.config.load import build_config
-from nt_dist.config.settings import SECTIONS
-from nt_dist.data import open_data
+from nt_dist.config.settings import sections_of
 from nt_dist.errors import ConfigError, DataError
+from nt_dist.families import DEFAULT, load_config, make_config
+from nt_dist.text.corpus import open_data
 
-KEYS = [f"{name}.{key}" for name, section in SECTIONS.items() for key in keys_of(section)]
+KEYS = [f"{name}.{key}" for name, section in sections_of(DEFAULT).items() for key in keys_of(section)]
 SCALARS = st.one_of(
     st.integers(-(2**70), 2**70), st.floats(), st.booleans(), st.text(max_size=8), st.sampled_from(["auto", "rows", ""])
 )
@@ -28,7 +27,7 @@ def is_read_or_refused(load):
     except ConfigError as error:
         assert error.problems and all(error.problems)
         return
-    assert build_config(tomllib.loads(config.to_toml()), None, 1) == config
+    assert make_config(tomllib.loads(config.to_toml()), None, 1) == config
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4))
@@ -38,7 +37,7 @@ def test_any_value_of_any_setting_is_read_or_refused(values):
     for key, value in values.items():
         section, entry = key.split(".")
         sections.setdefault(section, {})[entry] = value
-    is_read_or_refused(lambda: build_config(sections, None, 1))
+    is_read_or_refused(lambda: make_config(sections, None, 1))
 
 
 @given(
@@ -58,7 +57,7 @@ def test_any_file_and_any_override_is_read_or_refused(tmp_path_factory, content,
 def test_any_deepspeed_json_is_read_or_refused(value):
     content = value if isinstance(value, dict) else {"zero_optimization": value}
     try:
-        build_config({}, content, 1)
+        make_config({}, content, 1)
     except ConfigError as error:
         assert error.problems
 

@@ -12,8 +12,8 @@ from unittest import mock
 
 import pytest
 
-from nt_dist.config import load_config
 from nt_dist.errors import DataError
+from nt_dist.families import load_config
 from nt_dist.testing import RankError, run_distributed
 from nt_dist.training.metrics_log import read_metrics
 from nt_dist.training.signals import LEFT_EARLY

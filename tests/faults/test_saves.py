@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from nt_dist.checkpoint import checkpoint
+from nt_dist.checkpoint.find import find, verify
+from nt_dist.checkpoint.manifest import Progress, read_manifest
+from nt_dist.checkpoint.saving import Saver
 from nt_dist.errors import CheckpointError
-from nt_dist.training import checkpoint
-from nt_dist.training.checkpoint_find import find, verify
-from nt_dist.training.checkpoint_manifest import Progress, read_manifest
 from nt_dist.training.run_folder import RunFolder
-from nt_dist.training.saving import Saver
-from tests.unit.training.checkpoint_case import CONFIG, model_part, on_one_rank, with_run
+from tests.unit.checkpoint.checkpoint_case import CONFIG, model_part, on_one_rank, with_run
 
 
 def fill(optimizer, step):

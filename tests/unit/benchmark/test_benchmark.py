@@ -15,8 +15,8 @@ from nt_dist.benchmark.setup import at_density, build_bench, check
 from nt_dist.benchmark.speed import measure_speed
 from nt_dist.benchmark.timing import Spread
 from nt_dist.benchmark.trunk import measure_trunk
-from nt_dist.config import Config
 from nt_dist.errors import ConfigError
+from nt_dist.families import make_config
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.testing import run_distributed
 
@@ -24,7 +24,7 @@ BF16 = "bf16"
 
 
 def _config(hidden=16, world_size=1, update_every=10, **train):
-    return Config.from_dict(
+    return make_config(
         {
             "model": {
                 "hidden_size": hidden,
@@ -152,7 +152,7 @@ def test_both_end_in_text_and_json():
 def _trunk_config(**train):
     sections = _config(**train).to_dict()
     sections["trails"]["count"], sections["parallel"]["trail"] = 4, 2
-    return Config.from_dict(sections, None, 2)
+    return make_config(sections, None, 2)
 
 
 def _run_trunk(rank, world_size):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nt_dist.benchmark.plain_model import PlainModel, PlainTrainer
-from nt_dist.config import Config
+from nt_dist.families import make_config
 from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, weights_of
 
@@ -24,7 +24,7 @@ PARTS = {  # of a block: here -> in nt_dist.model.weights
 
 
 def _config(precision="fp32", **trails):
-    return Config.from_dict(
+    return make_config(
         {
             "model": {
                 "hidden_size": 16,

@@ -4,17 +4,17 @@ import json
 
 import pytest
 
-from nt_dist.config import Config
 from nt_dist.config.compare import differences
+from nt_dist.families import make_config
 
 
 def saved(**sections):
     """A checkpoint's config as its manifest holds it."""
-    return json.loads(json.dumps(Config.from_dict(sections).to_dict()))
+    return json.loads(json.dumps(make_config(sections).to_dict()))
 
 
 def test_the_same_config_does_not_differ():
-    config = Config.from_dict({"sparsity": {"exempt": ["norm"]}, "train": {"betas": [0.9, 0.95]}})
+    config = make_config({"sparsity": {"exempt": ["norm"]}, "train": {"betas": [0.9, 0.95]}})
     assert differences(json.loads(json.dumps(config.to_dict())), config) == ([], [])
 
 
@@ -38,13 +38,13 @@ def test_the_same_config_does_not_differ():
     ],
 )
 def test_differences_by_mark(sections, identity, schedule):
-    assert differences(saved(), Config.from_dict(sections)) == (identity, schedule)
+    assert differences(saved(), make_config(sections)) == (identity, schedule)
 
 
 def test_other_words_for_the_same_do_not_differ():
-    now = Config.from_dict({"model": {"num_kv_heads": 4}, "sparsity": {"exempt": ["output", "norm"]}})
+    now = make_config({"model": {"num_kv_heads": 4}, "sparsity": {"exempt": ["output", "norm"]}})
     assert differences(saved(sparsity={"exempt": ["norm", "output"]}), now) == ([], [])
-    now = Config.from_dict({"trails": {"fork": "embedding", "layers": 6}})
+    now = make_config({"trails": {"fork": "embedding", "layers": 6}})
     assert differences(saved(trails={"fork": "embedding"}), now) == ([], [])
 
 
@@ -52,8 +52,8 @@ def test_settings_older_or_newer_than_the_checkpoint():
     older = saved()
     del older["sparsity"]["regrow_from"], older["parallel"]
     older["model"]["later_key"] = 3
-    assert differences(older, Config.from_dict({})) == ([], [])
-    now = Config.from_dict({"sparsity": {"regrow_from": "last_micro_batch"}})
+    assert differences(older, make_config({})) == ([], [])
+    now = make_config({"sparsity": {"regrow_from": "last_micro_batch"}})
     assert differences(older, now)[1] == [
         "sparsity.regrow_from = 'last_micro_batch' differs from the checkpoint's 'all'"
     ]

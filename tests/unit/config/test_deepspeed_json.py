@@ -2,13 +2,13 @@
 
 import pytest
 
-from nt_dist.config import Config
 from nt_dist.config.deepspeed_keys import ALLOWED, ONLY, REFUSED
 from nt_dist.errors import ConfigError
+from nt_dist.families import make_config
 
 
 def resolved(json, world_size=1, **train):
-    return Config.from_dict({"train": train} if train else {}, json, world_size).deepspeed
+    return make_config({"train": train} if train else {}, json, world_size).deepspeed
 
 
 def problems_of(json, world_size=1, **train):

@@ -2,13 +2,14 @@
 
 from nt_dist.config.help import help_text, markdown_table
 from nt_dist.config.keys import keys_of
-from nt_dist.config.settings import SECTIONS
+from nt_dist.config.settings import sections_of
+from nt_dist.families import DEFAULT
 
 
 def test_help_lists_every_setting_with_default_and_mark():
-    text = help_text("tools/x.py")
+    text = help_text(DEFAULT, "tools/x.py")
     assert "usage: tools/x.py [--config" in text
-    for name, section in SECTIONS.items():
+    for name, section in sections_of(DEFAULT).items():
         assert f"[{name}] " in text
         for entry in keys_of(section):
             assert f"\n  {entry} = " in text
@@ -17,7 +18,7 @@ def test_help_lists_every_setting_with_default_and_mark():
 
 
 def test_the_table_has_one_row_a_setting():
-    rows = markdown_table().splitlines()[2:]
-    assert len(rows) == sum(len(keys_of(section)) for section in SECTIONS.values())
+    rows = markdown_table(DEFAULT).splitlines()[2:]
+    assert len(rows) == sum(len(keys_of(section)) for section in sections_of(DEFAULT).values())
     assert all(row.replace("\\|", "").count("|") == 5 for row in rows)
     assert '| `train.precision` | `"fp32"` | free | fp32, or bf16 with fp32 masters and gradients. |' in rows

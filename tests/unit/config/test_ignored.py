@@ -2,13 +2,13 @@
 
 import pytest
 
-from nt_dist.config import Config
 from nt_dist.config.ignored import warnings
+from nt_dist.families import make_config
 
 
 def test_nothing_is_ignored_by_default():
-    assert warnings(Config.from_dict({})) == []
-    assert warnings(Config.from_dict({"sparsity": {"density": 1.0}})) == []
+    assert warnings(make_config({})) == []
+    assert warnings(make_config({"sparsity": {"density": 1.0}})) == []
 
 
 @pytest.mark.parametrize(
@@ -41,13 +41,13 @@ def test_nothing_is_ignored_by_default():
     ],
 )
 def test_each_ignored_setting_is_named_once(sections, message):
-    (found,) = warnings(Config.from_dict(sections))
+    (found,) = warnings(make_config(sections))
     assert message in found
 
 
 def test_a_trunk_that_is_not_there_cannot_be_split():
     sections = {"trails": {"fork": "embedding", "layers": 6}, "parallel": {"trail": 3, "trunk": "split"}}
-    (found,) = warnings(Config.from_dict(sections, world_size=3))
+    (found,) = warnings(make_config(sections, world_size=3))
     assert found == "parallel.trunk = 'split' is ignored: trails.fork = 'embedding' leaves no trunk"
 
 
@@ -57,6 +57,6 @@ def test_settings_that_count_are_not_named():
         "data": {"source": "hf", "path": "x", "subset": "en", "text_key": "t"},
         "run": {"stop_after": 10, "keep_every": 1000},
     }
-    assert warnings(Config.from_dict(sections)) == []
+    assert warnings(make_config(sections)) == []
     beside_stdlib = {"text_key": "t", "validation": "x.jsonl"}
-    assert warnings(Config.from_dict({"data": beside_stdlib})) == []
+    assert warnings(make_config({"data": beside_stdlib})) == []

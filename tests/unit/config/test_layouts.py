@@ -2,14 +2,14 @@
 
 import pytest
 
-from nt_dist.config import Config
 from nt_dist.errors import ConfigError
+from nt_dist.families import make_config
 
 
 def problems_of(world_size, parallel, stage=1, **sections):
     sections = {"trails": {"count": 6}, "train": {"batch_size": 48, "micro_batch_size": 1}, **sections}
     with pytest.raises(ConfigError) as caught:
-        Config.from_dict({**sections, "parallel": parallel}, {"zero_optimization": {"stage": stage}}, world_size)
+        make_config({**sections, "parallel": parallel}, {"zero_optimization": {"stage": stage}}, world_size)
     return caught.value.problems
 
 
@@ -70,7 +70,7 @@ def test_a_split_trunk_needs_a_micro_batch_that_divides():
     ],
 )
 def test_when_the_trunk_is_split(sections, is_split):
-    assert Config.from_dict(sections, world_size=2).splits_trunk == is_split
+    assert make_config(sections, world_size=2).splits_trunk == is_split
 
 
 def test_where_no_layout_works_none_is_named():
@@ -84,5 +84,5 @@ def test_layouts_that_work():
         "train": {"batch_size": 8, "micro_batch_size": 1},
         "parallel": {"tensor": 2, "pipe": 2, "trail": 3},
     }
-    config = Config.from_dict(sections, {"zero_optimization": {"stage": 1}}, world_size=24)
+    config = make_config(sections, {"zero_optimization": {"stage": 1}}, world_size=24)
     assert (config.data_degree, config.accumulation_steps) == (2, 4)

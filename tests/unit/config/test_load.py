@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from nt_dist.config import Config, load_config, parse_command_line
+from nt_dist.config import parse_command_line
 from nt_dist.errors import ConfigError
+from nt_dist.families import load_config, make_config
 
 
 def write(folder, text, name="run.toml"):
@@ -42,7 +43,7 @@ def test_the_command_line_wins_and_the_last_word_too(tmp_path):
     path = write(tmp_path, "[train]\nsteps = 7\nwarmup_steps = 1\nlr = 1\n")
     config = load_config(path, ["train.lr=0.5", "train.steps=9", "train.steps=11"])
     assert (config.train.steps, config.train.lr, config.train.warmup_steps) == (11, 0.5, 1)
-    assert config.model == Config.from_dict({}).model
+    assert config.model == make_config({}).model
 
 
 def test_all_problems_are_reported_together(tmp_path):

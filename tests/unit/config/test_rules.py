@@ -2,14 +2,14 @@
 
 import pytest
 
-from nt_dist.config import Config
-from nt_dist.config.rules import weight_names
 from nt_dist.errors import ConfigError
+from nt_dist.families import make_config
+from nt_dist.llama.settings import weight_names
 
 
 def problems_of(world_size=1, **sections):
     with pytest.raises(ConfigError) as caught:
-        Config.from_dict(sections, world_size=world_size)
+        make_config(sections, world_size=world_size)
     return caught.value.problems
 
 
@@ -85,7 +85,7 @@ def test_each_rule(sections, message):
     ],
 )
 def test_what_is_allowed(sections):
-    assert Config.from_dict(sections).to_dict().keys() == Config().to_dict().keys()
+    assert make_config(sections).to_dict().keys() == make_config({}).to_dict().keys()
 
 
 def test_a_batch_that_does_not_divide_names_what_would():
@@ -106,5 +106,5 @@ def test_a_wrong_value_does_not_make_others_wrong():
 def test_exempt_is_checked_against_the_names_of_the_model():
     from nt_dist.model.weights import weight_specs  # imports torch
 
-    config = Config.from_dict({"model": {"num_layers": 5}})
+    config = make_config({"model": {"num_layers": 5}})
     assert set(weight_names(config)) == set(weight_specs(config))

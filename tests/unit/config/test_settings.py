@@ -7,17 +7,19 @@ from dataclasses import replace
 
 import pytest
 
-from nt_dist.config import Config
 from nt_dist.config.keys import FREE, IDENTITY, SCHEDULE, keys_of
-from nt_dist.config.settings import SECTIONS
+from nt_dist.config.settings import sections_of
 from nt_dist.config.values import convert, parse_override
+from nt_dist.families import DEFAULT, make_config
+from nt_dist.llama.weights import padded_vocab_size
 
-KEYS = [(name, entry) for name, section in SECTIONS.items() for entry in keys_of(section)]
+ALL = sections_of(DEFAULT)
+KEYS = [(name, entry) for name, section in ALL.items() for entry in keys_of(section)]
 
 
 @pytest.mark.parametrize(("name", "entry"), KEYS)
 def test_every_key_has_a_usable_default_a_sentence_and_a_mark(name, entry):
-    setting = keys_of(SECTIONS[name])[entry]
+    setting = keys_of(ALL[name])[entry]
     assert convert(setting.default, setting.type) == setting.default
     rule = setting.metadata["rule"]
     assert rule is None or rule.holds(setting.default)
@@ -40,11 +42,11 @@ def test_the_settled_keys_are_there():
         "allow_schedule_change",
     }
     for name, entries in settled.items():
-        assert set(entries.split()) <= set(keys_of(SECTIONS[name]))
+        assert set(entries.split()) <= set(keys_of(ALL[name]))
 
 
 def test_what_may_change_freely_is_what_does_not_change_the_training():
-    marks = {f"{name}.{entry}": keys_of(SECTIONS[name])[entry].metadata["mark"] for name, entry in KEYS}
+    marks = {f"{name}.{entry}": keys_of(ALL[name])[entry].metadata["mark"] for name, entry in KEYS}
     assert all(mark == IDENTITY for key, mark in marks.items() if key.startswith(("model.", "trails.")))
     assert all(mark == FREE for key, mark in marks.items() if key.startswith(("parallel.", "run.")))
     assert marks["sparsity.topology_shards"] == marks["sparsity.density"] == IDENTITY
@@ -58,18 +60,18 @@ def test_toml_reads_back_as_the_same_config():
         "train": {"betas": [0.9, 0.95], "adam_eps": 1e-4, "activation_checkpointing": True, "seed": 2**63 - 1},
         "sparsity": {"exempt": ["embedding", "blocks.*.mlp.*"], "density": 1e-3},
     }
-    config = Config.from_dict(sections)
-    assert Config.from_dict(tomllib.loads(config.to_toml())) == config
+    config = make_config(sections)
+    assert make_config(tomllib.loads(config.to_toml())) == config
     assert config.to_dict()["data"]["path"] == sections["data"]["path"]
 
 
 def test_a_round_trip_keeps_the_deepspeed_configuration():
-    config = Config.from_dict({"train": {"precision": "bf16"}}, {"zero_optimization": {"stage": 3}}, world_size=2)
-    assert Config.from_dict(config.to_dict(), config.deepspeed, world_size=2) == config
+    config = make_config({"train": {"precision": "bf16"}}, {"zero_optimization": {"stage": 3}}, world_size=2)
+    assert make_config(config.to_dict(), config.deepspeed, world_size=2) == config
 
 
 def test_derived_values():
-    config = Config.from_dict(
+    config = make_config(
         {
             "model": {"hidden_size": 96, "ffn_size": 256, "num_attention_heads": 6, "num_kv_heads": 2},
             "sparsity": {"topology_shards": 16},
@@ -79,11 +81,11 @@ def test_derived_values():
         world_size=3,
     )
     assert (config.data_degree, config.accumulation_steps, config.zero_stage) == (3, 4, 2)
-    assert (config.head_size, config.num_kv_heads, config.trunk_layers) == (16, 2, 2)
-    assert replace(config, model=replace(config.model, vocab_size=4097)).padded_vocab_size == 4112
-    assert replace(config, model=replace(config.model, vocab_size=4096)).padded_vocab_size == 4096
-    assert Config.from_dict({}).num_kv_heads == 4
-    assert Config.from_dict({"trails": {"fork": "embedding"}}).trunk_layers == 0
+    assert (config.model.head_size, config.model.key_value_heads, config.trunk_layers) == (16, 2, 2)
+    assert padded_vocab_size(replace(config, model=replace(config.model, vocab_size=4097))) == 4112
+    assert padded_vocab_size(replace(config, model=replace(config.model, vocab_size=4096))) == 4096
+    assert make_config({}).model.key_value_heads == 4
+    assert make_config({"trails": {"fork": "embedding"}}).trunk_layers == 0
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_no_torch():
     """A mistake in a config ends before the seconds that torch takes."""
     code = (
         "import sys, nt_dist.command_line, nt_dist.config, nt_dist.config.compare, nt_dist.config.help, "
-        "nt_dist.config.ignored; nt_dist.config.Config.from_dict({}); "
+        "nt_dist.config.ignored, nt_dist.families; nt_dist.families.make_config({}); "
         "sys.exit(' '.join({'torch', 'deepspeed', 'numpy'} & set(sys.modules)) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

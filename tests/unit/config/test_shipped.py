@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nt_dist.config import load_config
 from nt_dist.config.ignored import warnings
 from nt_dist.errors import ConfigError
+from nt_dist.families import load_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 TOML = sorted(CONFIGS.glob("*.toml"))

@@ -9,8 +9,8 @@ import torch
 
 from nt_dist.data.loader import Batch, StepLoader, evaluation_batches
 from nt_dist.data.order import samples_at
-from nt_dist.data.samples import Sample
 from nt_dist.errors import DataError
+from nt_dist.text.samples import Sample
 
 
 class Numbered:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nt_dist.evaluation.topology import density, trail_overlap
-from nt_dist.sparsity.shards import WeightSpec
+from nt_dist.sparsity.spec import WeightSpec
 
 
 @dataclass

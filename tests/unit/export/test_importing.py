@@ -9,17 +9,17 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nt_dist.config import Config
-from nt_dist.data import open_data
 from nt_dist.errors import CheckpointError, ConfigError, DataError
 from nt_dist.export.foreign import open_foreign
 from nt_dist.export.importing import check, check_tokenizer, fill, import_run
+from nt_dist.families import make_config
 from nt_dist.inference import load_ensemble
 from nt_dist.model.trails import build_model, weights_of
-from nt_dist.sparsity.shards import to_blocks
-from tests.unit.data.data_case import sentences, write_jsonl
+from nt_dist.sparsity.spec import to_blocks
+from nt_dist.text.corpus import open_data
+from tests.unit.checkpoint.checkpoint_case import on_one_rank
 from tests.unit.inference.trained_run import SECTIONS
-from tests.unit.training.checkpoint_case import on_one_rank
+from tests.unit.text.data_case import sentences, write_jsonl
 
 TOKENS = torch.randint(0, 331, (2, 12), generator=torch.Generator().manual_seed(1))
 
@@ -27,7 +27,7 @@ TOKENS = torch.randint(0, 331, (2, 12), generator=torch.Generator().manual_seed(
 def config_of(**sections):
     sections = {"data": {"path": "texts.jsonl"}, **sections}
     merged = {name: {**SECTIONS.get(name, {}), **sections.get(name, {})} for name in {**SECTIONS, **sections}}
-    return Config.from_dict(merged)
+    return make_config(merged)
 
 
 def llama(seed=0):

@@ -8,13 +8,12 @@ import sentencepiece.sentencepiece_model_pb2 as proto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nt_dist.data import Tokenizer
-from nt_dist.data.sources import open_files
-from nt_dist.data.tokenizer import train_tokenizer
 from nt_dist.errors import DataError
 from nt_dist.export import tokenizer as module
 from nt_dist.export.tokenizer import SAMPLES, fast_tokenizer, write_tokenizer
-from tests.unit.data.data_case import sentences, write_jsonl
+from nt_dist.text.sources import open_files
+from nt_dist.text.tokenizer import Tokenizer, train_tokenizer
+from tests.unit.text.data_case import sentences, write_jsonl
 
 CODE = "".join(f"def f{n}(x):\n{' ' * 4 * (n % 5)}return xxx + '----' * {n}\n" for n in range(60))
 

@@ -12,7 +12,7 @@ from nt_dist.errors import CheckpointError, ConfigError, DataError
 from nt_dist.inference import load_ensemble
 from nt_dist.inference.ensemble import combine, parse_combination, parse_device
 from nt_dist.model.trails import build_model, weights_of
-from tests.unit.training.test_checkpoint_files import rewrite
+from tests.unit.checkpoint.test_fragments import rewrite
 
 from .trained_run import write_run
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
+from nt_dist.checkpoint.checkpoint import Progress, save
 from nt_dist.config import Config
-from nt_dist.data import open_data
+from nt_dist.engine.optimizer_state import State
+from nt_dist.families import make_config
 from nt_dist.model.trails import build_model, weights_of
-from nt_dist.training.checkpoint import Progress, save
-from nt_dist.training.optimizer_state import State
-from tests.unit.data.data_case import sentences, write_jsonl
-from tests.unit.training.checkpoint_case import PlainOptimizer, on_one_rank
+from nt_dist.text.corpus import open_data
+from tests.unit.checkpoint.checkpoint_case import PlainOptimizer, on_one_rank
+from tests.unit.text.data_case import sentences, write_jsonl
 
 SECTIONS = {
     "model": {
@@ -40,7 +41,7 @@ def write_run(folder: Path, **sections: dict) -> Path:
     merged = {name: {**SECTIONS.get(name, {}), **sections.get(name, {})} for name in {**SECTIONS, **sections}}
     merged["data"]["path"] = str(corpus)
     merged["run"] = {"dir": str(folder / "run")}
-    config = Config.from_dict(merged)
+    config = make_config(merged)
     data = open_data(config, is_writer=False)
     write_checkpoint(config, data.digest, {"tokens": 128, "tokenizer_sha256": data.tokenizer.sha256})
     return folder / "run"

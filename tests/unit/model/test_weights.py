@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nt_dist.config import load_config
+from nt_dist.families import load_config
 from nt_dist.model.trails import build_model, weights_of
 from nt_dist.model.weights import bytes_per_parameter, choose_storages, count_parameters, real_shape, weight_specs
 

@@ -1,6 +1,7 @@
 """Small configs for tests of the model."""
 
 from nt_dist.config import Config
+from nt_dist.families import make_config
 
 SECTIONS = {
     "model": {
@@ -21,4 +22,4 @@ SECTIONS = {
 def tiny(**sections: dict) -> Config:
     """Return the tiny config with keys changed, e.g. ``tiny(trails={"count": 1})``."""
     merged = {name: {**SECTIONS.get(name, {}), **sections.get(name, {})} for name in {**SECTIONS, **sections}}
-    return Config.from_dict(merged)
+    return make_config(merged)

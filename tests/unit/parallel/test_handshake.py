@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from nt_dist.config.settings import Config, Train
 from nt_dist.errors import RunError
+from nt_dist.families import make_config
 from nt_dist.parallel import handshake
 from nt_dist.parallel.handshake import check_alike, check_config_and_code, code_version
 
@@ -34,15 +34,15 @@ def on_ranks(works):
 
 
 def test_equal_ranks_pass():
-    assert on_ranks([lambda gather: check_config_and_code(gather, Config())] * 3) == [None] * 3
+    assert on_ranks([lambda gather: check_config_and_code(gather, make_config({}))] * 3) == [None] * 3
 
 
 def test_a_rank_with_another_config_is_named_on_every_rank():
-    configs = [Config(), Config(), Config(train=Train(lr=0.5)), Config()]
+    configs = [make_config({}), make_config({}), make_config({"train": {"lr": 0.5}}), make_config({})]
     errors = on_ranks([lambda gather, config=config: check_config_and_code(gather, config) for config in configs])
     assert len(set(errors)) == 1
     assert errors[0].startswith("rank 2 on ") and errors[0].endswith(
-        f"has another config: train.lr = 0.5 (rank 0: {Config().train.lr})"
+        f"has another config: train.lr = 0.5 (rank 0: {make_config({}).train.lr})"
     )
 
 

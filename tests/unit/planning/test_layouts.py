@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from nt_dist.config import Config
 from nt_dist.config.settings import Parallel
-from nt_dist.parallel.parts import layer_parts
+from nt_dist.families import make_config
+from nt_dist.model.flops import token_flops
 from nt_dist.planning.gpus import COMPUTE_SHARE, GPUS, LINK_SHARE, RESERVED
 from nt_dist.planning.layouts import layouts, plan_layouts
+from nt_dist.planning.local_weights import layer_parts
 from nt_dist.planning.table import layouts_table
 from nt_dist.planning.timing import step_time
-from nt_dist.training.flops import token_flops
 
 ROOT = Path(__file__).parents[3]
 H100 = GPUS["h100"]
@@ -22,7 +22,7 @@ H100 = GPUS["h100"]
 
 def _config(world_size=4, precision="bf16", **train):
     return replace(
-        Config.from_dict(
+        make_config(
             {
                 "model": {
                     "hidden_size": 256,
@@ -81,7 +81,7 @@ def test_what_fits_is_listed_fastest_first():
 
 
 def test_products_are_those_of_the_tokens_flops():
-    """One rank: the layers' work is what training/flops.py counts, padding aside."""
+    """One rank: the layers' work is what model/flops.py counts, padding aside."""
     config = _config(world_size=1)
     flops = token_flops(config)
     assert sum(layer.work(64) for layer in layer_parts(config)) == flops.dense + flops.attention

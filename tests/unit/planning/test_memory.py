@@ -6,22 +6,22 @@ import pytest
 import torch
 
 from nt_dist.benchmark.allocations import Allocations
-from nt_dist.config import Config
 from nt_dist.config.settings import Parallel
+from nt_dist.families import make_config
 from nt_dist.model import functions
 from nt_dist.model.functions import AT_ONCE
 from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, weights_of
-from nt_dist.parallel.parts import layer_parts, local_parts, stage_layers
 from nt_dist.planning import activations
 from nt_dist.planning.activations import kept, kept_by
+from nt_dist.planning.local_weights import layer_parts, local_parts, stage_layers
 from nt_dist.planning.memory import fullest_stage, rank_memory
 
 BATCH, SEQUENCE = 4, 32
 
 
 def _config(precision="fp32", world_size=1, model=None, trails=None, sparsity=None, stage=None, **train):
-    return Config.from_dict(
+    return make_config(
         {
             "model": {
                 "hidden_size": 32,
@@ -61,7 +61,7 @@ def _saved_by_layers(config):
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        is_table = tensor.shape == (SEQUENCE, config.head_size)  # of the rotary embedding
+        is_table = tensor.shape == (SEQUENCE, config.model.head_size)  # of the rotary embedding
         if storage.data_ptr() not in seen and not is_table:
             seen.add(storage.data_ptr())
             keep.append(storage)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nt_dist.sparsity.shards import WeightSpec, block_positions, flat_index, padding_mask
+from nt_dist.sparsity.spec import WeightSpec, block_positions, flat_index, padding_mask
 from nt_dist.sparsity.storage import Weight
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nt_dist.sparsity.shards import WeightSpec
+from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storage import Weight
 
 SPARSE = [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nt_dist.sparsity import storage
-from nt_dist.sparsity.shards import WeightSpec
+from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storage import Weight
 from nt_dist.sparsity.update import NEW_MOMENTS, UpdateRules, update_topology
 

@@ -7,10 +7,10 @@ import itertools
 import pytest
 
 from nt_dist.errors import RunError
+from nt_dist.files import write_whole
 from nt_dist.study.compare import Comparison, named, parse_together
 from nt_dist.study.diversity import Study
 from nt_dist.study.sweep import Place
-from nt_dist.whole_file import write_whole
 from tests.unit.study.study_case import result
 
 RESULTS = [result("single", 1, 2_250_000), result("trails", 3, 4_420_000)]

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
+from nt_dist.checkpoint.checkpoint import save
 from nt_dist.errors import CheckpointError, RunError
 from nt_dist.study import training
 from nt_dist.study.plan import plan_runs
-from nt_dist.training.checkpoint import save
-from tests.unit.training.checkpoint_case import PROGRESS, model_part, on_one_rank
+from tests.unit.checkpoint.checkpoint_case import PROGRESS, model_part, on_one_rank
 
 # writes down what it was told, and ends as the file beside it says
 LAUNCHER = """

@@ -9,13 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nt_dist.config import Config
-from nt_dist.config.load import build_config
+from nt_dist.checkpoint import checkpoint
+from nt_dist.checkpoint.manifest import Progress
+from nt_dist.engine.bad_steps import BadSteps, Verdict
+from nt_dist.engine.engine import StepResult
 from nt_dist.errors import CheckpointError
-from nt_dist.training import checkpoint
-from nt_dist.training.bad_steps import BadSteps, Verdict
-from nt_dist.training.checkpoint_manifest import Progress
-from nt_dist.training.engine import StepResult
+from nt_dist.families import make_config
 from nt_dist.training.loop import Trainer, is_due, last_step, peak_memory, print_table
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -24,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.mark.parametrize(("stop_after", "steps", "last"), [(0, 300, 300), (120, 300, 120), (500, 300, 300)])
 def test_last_step(stop_after, steps, last):
     sections = {"train": {"steps": steps, "warmup_steps": 10}, "run": {"stop_after": stop_after}}
-    assert last_step(build_config(sections, None, 1)) == last
+    assert last_step(make_config(sections, None, 1)) == last
 
 
 def test_is_due():
@@ -41,7 +40,7 @@ def test_peak_memory_is_the_kernels_figure_in_bytes():
 
 
 def test_the_table_is_that_of_the_last_evaluation(tmp_path, capsys):
-    config = build_config({"run": {"dir": str(tmp_path)}}, None, 1)
+    config = make_config({"run": {"dir": str(tmp_path)}}, None, 1)
     print_table(config)
     assert capsys.readouterr().out == ""
     figures = {"ppl_trails": [60.0, 62.0, 61.0], "ppl_ensemble_prob": 55.0, "ppl_ensemble_logit": 54.0}
@@ -51,7 +50,7 @@ def test_the_table_is_that_of_the_last_evaluation(tmp_path, capsys):
     print_table(config)
     shown = capsys.readouterr().out
     assert "55.00" in shown and "4,296" in shown and "4,196" not in shown
-    assert f"after step 200 of {Config().train.steps}" in shown
+    assert f"after step 200 of {make_config({}).train.steps}" in shown
 
 
 def _start_without_torch(*arguments):
@@ -101,7 +100,7 @@ def test_a_run_goes_back_to_the_save_that_was_under_way():
 
     trainer = Trainer.__new__(Trainer)
     trainer.saver, trainer.bad_steps, trainer.reporter = Saving(), BadSteps(5), None
-    trainer.config = build_config({"train": {"on_spike": "rollback"}}, None, 1)
+    trainer.config = make_config({"train": {"on_spike": "rollback"}}, None, 1)
     trainer.mesh, trainer.go_back = SimpleNamespace(is_main=True), done.append
     result = StepResult(torch.ones(1), torch.tensor(1.0), 9.0, False, Verdict.LOSS_SPIKE, 1e-3)
     assert trainer.note_bad_step(11, result, (80, 88))
@@ -113,7 +112,7 @@ GOOD = {"tokens": 1, "regrown": 0.1, "drop_fraction": 0.3, "bad_steps": {}, "gua
 
 def _load(extra, monkeypatch):
     trainer = Trainer.__new__(Trainer)
-    trainer.config = Config()
+    trainer.config = make_config({})
     trainer.mesh = trainer.model = trainer.optimizer_state = None
     trainer.data, trainer.saver, trainer.bad_steps = SimpleNamespace(digest=""), SimpleNamespace(), BadSteps(5)
     trainer.guard = SimpleNamespace(restore=lambda state: state.get("losses"))

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from nt_dist.errors import RunError
-from nt_dist.training.logging import BarHandler
+from nt_dist.messages import BarHandler
 from nt_dist.training.reporter import Reporter
 
 

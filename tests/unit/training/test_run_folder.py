@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nt_dist.config import Config, load_config
 from nt_dist.errors import RunError
+from nt_dist.families import load_config, make_config
 from nt_dist.training.run_folder import RunFolder
 
 
@@ -41,7 +41,7 @@ def test_a_file_in_the_way_is_named_with_its_key(tmp_path):
 
 def test_the_written_config_reads_back_as_the_same(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.write_config(Config())
+    folder.write_config(make_config({}))
     folder.close()
-    assert load_config(tmp_path / "config.toml").to_dict() == Config().to_dict()
+    assert load_config(tmp_path / "config.toml").to_dict() == make_config({}).to_dict()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.toml"]

@@ -10,7 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from nt_dist.sparsity.shards import WeightSpec
+from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storage import Weight
 from nt_dist.training.tensorboard import PICTURE_SIDE, TensorBoard, draw_pictures, pictured_weight, topology_picture
 

@@ -1,0 +1,1 @@
+"""The layout-free checkpoint: written, found, verified, read."""

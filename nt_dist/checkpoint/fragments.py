@@ -1,0 +1,231 @@
+"""The files of a checkpoint: fragments written with their hash, and read with everything about them checked.
+
+A state file is plain safetensors. It is written here rather than by that library so that the hash is of the bytes that
+were meant (a hash of what was read back would call a torn write right), in one pass, without a second copy in memory,
+with the ordinary errors of the operating system and the user's umask; it is read through the library.
+
+Keys are "<weight>/<trail>/<shard>/<part>"; the parts are those of :data:`PARTS`, int32 positions (sparse weights only)
+and float32 values and moments, all 1-D and in ascending position.
+"""
+
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from nt_dist.checkpoint.manifest import MANIFEST, FileEntry, Manifest, WeightEntry
+from nt_dist.errors import CheckpointError
+
+STATES = ("value", "exp_avg", "exp_avg_sq")
+PARTS = ("positions", *STATES)
+_DTYPES = {np.dtype(np.int32): "I32", np.dtype(np.float32): "F32"}
+_CHUNK = 1 << 22
+
+
+@contextmanager
+def _named(path: Path, verb: str) -> Iterator[None]:
+    """Turns the operating system's errors into ours, with the path in front."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be {verb}: {error.strerror or error}") from error
+
+
+def topology_checksum(positions: np.ndarray) -> str:
+    """Return 16 hex digits that stand for one shard's ``positions`` (int32 [slots]) in any layout and storage."""
+    return hashlib.sha256(np.ascontiguousarray(positions, dtype="<i4").tobytes()).hexdigest()[:16]
+
+
+def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
+    """Write ``chunks`` to a new file and see them on the disk.
+
+    Raises:
+        CheckpointError: The file exists or cannot be written (a full disk, no rights).
+    """
+    digest, size = hashlib.sha256(), 0
+    with _named(path, "written"), open(path, "xb") as file:
+        for chunk in chunks:
+            digest.update(chunk)
+            file.write(chunk)
+            size += len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(size, digest.hexdigest())
+
+
+def write_fragments(path: Path, tensors: Mapping[str, np.ndarray]) -> FileEntry:
+    """Write ``tensors`` (1-D, int32 or float32) as one safetensors file; raises as :func:`write_file`."""
+    assert sys.byteorder == "little", "safetensors is little-endian"
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for key, tensor in tensors.items():
+        assert tensor.ndim == 1 and tensor.flags.c_contiguous, key
+        begin, end = end, end + tensor.nbytes
+        header[key] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of its elements' size
+    pieces = (memoryview(tensor).cast("B") for tensor in tensors.values() if tensor.size)
+    return write_file(path, _chain(len(text).to_bytes(8, "little") + text, pieces))
+
+
+def _chain(header: bytes, pieces: Iterable[memoryview]) -> Iterator[bytes | memoryview]:
+    yield header
+    for piece in pieces:
+        for begin in range(0, len(piece), _CHUNK):
+            yield piece[begin : begin + _CHUNK]
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Put ``text`` in place of whatever ``path`` holds: before or after, never half of it."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.unlink(missing_ok=True)
+    write_file(temporary, [text.encode()])
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """See the names in ``folder`` on the disk: a rename is only safe after this."""
+    with _named(folder, "synchronised"):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_problems(
+    checkpoint: Path, manifest: Manifest, share: int = 0, shares: int = 1, hashes: bool = True
+) -> list[str]:
+    """Return what is wrong with the files of a checkpoint, one message a file.
+
+    Args:
+        checkpoint: Its folder.
+        manifest: Its manifest.
+        share: Of ``shares`` parts of the files, the one to look at: ranks divide the work.
+        shares: Number of parts.
+        hashes: Whether the content is hashed; otherwise names and sizes only.
+    """
+    problems = []
+    for name, entry in sorted(manifest.files.items())[share::shares]:
+        path = checkpoint / name
+        try:
+            size = path.stat().st_size
+            if size != entry.size:
+                problems.append(f"{path}: damaged: {size} bytes instead of {entry.size}")
+            elif hashes and hash_file(path) != entry.sha256:
+                problems.append(f"{path}: damaged: its SHA-256 is not the manifest's")
+        except FileNotFoundError:
+            problems.append(f"{path}: missing")
+        except OSError as error:
+            problems.append(f"{path}: cannot be read: {error.strerror}")
+    if share == 0:
+        problems += _strangers(checkpoint, manifest)
+    return problems
+
+
+def _strangers(checkpoint: Path, manifest: Manifest) -> list[str]:
+    try:
+        names = sorted(set(os.listdir(checkpoint)) - set(manifest.files) - {MANIFEST})
+    except OSError as error:
+        return [f"{checkpoint}: cannot be read: {error.strerror}"]
+    return [f"{checkpoint / name}: not a file of this checkpoint; move it away" for name in names]
+
+
+class FragmentReader:
+    """Reads fragments out of a checkpoint, opening each file when it is first needed; a context manager.
+
+    Args:
+        checkpoint: The checkpoint's folder.
+        manifest: Its manifest.
+    """
+
+    def __init__(self, checkpoint: Path, manifest: Manifest):
+        self._checkpoint = checkpoint
+        self._manifest = manifest
+        self._open: dict[str, safe_open] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "FragmentReader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.clear()
+        self._stack.close()
+
+    def read(self, name: str, trail: int, shard: int, states: Collection[str] = STATES) -> dict[str, np.ndarray]:
+        """Return the parts of one fragment: positions (sparse weights only) and those of ``states``.
+
+        Raises:
+            CheckpointError: It is missing, or not what the manifest and the weight's shape say; names file and key.
+        """
+        entry = self._manifest.weights[name]
+        key = f"{trail}/{shard}"
+        fragment = entry.fragments[key]
+        path = self._checkpoint / fragment.file
+        parts = [part for part in PARTS if part in states or (part == "positions" and entry.is_sparse)]
+        found = {part: self._tensor(path, f"{name}/{key}/{part}") for part in parts}
+        for part, array in found.items():
+            dtype = np.int32 if part == "positions" else np.float32
+            problem = None
+            if array.dtype != dtype or array.shape != (entry.slots[shard],):
+                problem = f"{array.dtype} {list(array.shape)} instead of {np.dtype(dtype).name} [{entry.slots[shard]}]"
+            elif part == "positions":
+                problem = _positions_problem(entry, shard, array, fragment.checksum)
+            else:
+                problem = values_problem(part, array)
+            if problem:
+                raise CheckpointError(f"{path}: {name}/{key}/{part}: {problem}")
+        return found
+
+    def positions(self, name: str, trail: int, shard: int) -> np.ndarray:
+        """Return the positions alone of one fragment of a sparse weight; raises as :meth:`read`."""
+        return self.read(name, trail, shard, states=())["positions"]
+
+    def _tensor(self, path: Path, key: str) -> np.ndarray:
+        try:
+            if path.name not in self._open:
+                self._open[path.name] = self._stack.enter_context(safe_open(path, framework="np"))
+            return self._open[path.name].get_tensor(key)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: missing") from None
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: damaged, or without {key}: {error}") from None
+
+
+def _positions_problem(entry: WeightEntry, shard: int, positions: np.ndarray, checksum: str | None) -> str | None:
+    if not positions.size:
+        return None
+    if positions.size > 1 and not (np.diff(positions.astype(np.int64)) > 0).all():
+        return "not strictly ascending"
+    if positions[0] < 0 or positions[-1] >= entry.shard_elements:
+        return f"outside the shard's {entry.shard_elements} entries"
+    length = entry.shape[entry.cut_axis] // entry.shards
+    inner = math.prod(entry.shape[entry.cut_axis + 1 :])
+    if ((positions // inner) % length).max() + shard * length >= entry.valid:
+        return f"in the padding past entry {entry.valid} of axis {entry.cut_axis}"
+    if topology_checksum(positions) != checksum:
+        return f"topology checksum {topology_checksum(positions)}, in the manifest {checksum}"
+    return None
+
+
+def values_problem(part: str, array: np.ndarray) -> str | None:
+    """Return what is wrong with values or moments, or None."""
+    if not np.isfinite(array).all():
+        return f"{int((~np.isfinite(array)).sum())} of {array.size} values are not finite"
+    if part == "exp_avg_sq" and array.size and array.min() < 0:
+        return "a second moment is negative"
+    return None

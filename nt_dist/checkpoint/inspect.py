@@ -1,0 +1,153 @@
+"""What a person wants to know about checkpoints: which there are, whether one is sound, how two differ.
+
+Needs neither ranks nor a model.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nt_dist.checkpoint.folder import Found, checkpoints, locate
+from nt_dist.checkpoint.fragments import PARTS, STATES, FragmentReader, file_problems
+from nt_dist.checkpoint.manifest import Manifest, read_manifest
+from nt_dist.errors import CheckpointError
+
+
+def in_folder(path: Path) -> list[Found]:
+    """Return the checkpoints in a run's folder or a folder of checkpoints, from old to new.
+
+    Raises:
+        CheckpointError: There are none.
+    """
+    is_one, folder = locate(path)
+    found = [] if is_one else checkpoints(folder)
+    if not found:
+        raise CheckpointError(f"{path}: no folder with checkpoints")
+    return found
+
+
+def describe(found: Found) -> str:
+    """Return one line about a checkpoint, from a quick look."""
+    if found.manifest is None:
+        return f"{found.path.name}  {found.problem}"
+    manifest, progress = found.manifest, found.manifest.progress
+    size = sum(entry.size for entry in manifest.files.values())
+    layout = ", ".join(f"{key} {value}" for key, value in manifest.layout.items())
+    line = f"{found.path.name}  {manifest.saved_at}  {size / 1e6:.1f} MB  {progress.consumed_samples} samples  {layout}"
+    return f"{line}  {found.problem}" if found.problem else line
+
+
+def examine(path: Path) -> list[str]:
+    """Check a checkpoint wholly: manifest, sizes, hashes, and every fragment's shape, positions and numbers.
+
+    Returns:
+        What is wrong, one message a file or fragment; empty if it is sound.
+    """
+    try:
+        manifest = read_manifest(path)
+    except CheckpointError as error:
+        return [str(error)]
+    problems = file_problems(path, manifest)
+    if problems:  # what is in a damaged file would only repeat it
+        return problems
+    with FragmentReader(path, manifest) as reader:
+        for name, trail, shard in _fragments(manifest):
+            try:
+                reader.read(name, trail, shard)
+            except CheckpointError as error:
+                problems.append(str(error))
+    return problems
+
+
+def _fragments(manifest: Manifest) -> Iterator[tuple[str, int, int]]:
+    for name, entry in manifest.weights.items():
+        for key in entry.fragments:
+            trail, shard = key.split("/")
+            yield name, int(trail), int(shard)
+
+
+@dataclass
+class WeightDifference:
+    """How one weight differs between two checkpoints.
+
+    Attributes:
+        active: Active entries in the first, over all trails and shards.
+        shared: Those that are active in both.
+        largest: Largest absolute difference over shared entries, of value, exp_avg and exp_avg_sq.
+    """
+
+    active: int = 0
+    shared: int = 0
+    largest: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def is_none(self) -> bool:
+        """Whether positions, values and moments are all equal."""
+        return self.active == self.shared and not any(self.largest)
+
+
+@dataclass
+class Comparison:
+    """How two checkpoints differ.
+
+    Attributes:
+        settings: Settings that differ, one line each.
+        state: Differences in progress and in the set of weights, one line each.
+        weights: The comparison of every weight that has the same shape in both.
+    """
+
+    settings: list[str]
+    state: list[str]
+    weights: dict[str, WeightDifference]
+
+    @property
+    def is_same_state(self) -> bool:
+        """Whether both stand at the same point with the same weights, whatever settings led there."""
+        return not self.state and all(each.is_none for each in self.weights.values())
+
+
+def compare(first: Path, second: Path) -> Comparison:
+    """Compare two checkpoints, in whatever layouts they were written.
+
+    Raises:
+        CheckpointError: One of them cannot be read.
+    """
+    ours, theirs = read_manifest(first), read_manifest(second)
+    settings = [f"{name}: {a!r} and {b!r}" for name, a, b in _pairs(_settings(ours), _settings(theirs)) if a != b]
+    progress = _pairs(vars(ours.progress), vars(theirs.progress))
+    found = Comparison(settings, [f"{name}: {a!r} and {b!r}" for name, a, b in progress if a != b], {})
+    with FragmentReader(first, ours) as our_reader, FragmentReader(second, theirs) as their_reader:
+        for name, a, b in _pairs(ours.weights, theirs.weights):
+            if a is None or b is None:
+                found.state.append(f"{name}: only in {first if b is None else second}")
+            elif a.description() != b.description():
+                found.state.append(f"{name}: {a.description()} and {b.description()}")
+            else:
+                found.weights[name] = _compare(our_reader, their_reader, name, list(a.fragments))
+    return found
+
+
+def _pairs(first: dict, second: dict) -> Iterator[tuple]:
+    for key in [*first, *(key for key in second if key not in first)]:
+        yield key, first.get(key), second.get(key)
+
+
+def _settings(manifest: Manifest) -> dict[str, object]:
+    return {f"{section}.{key}": value for section, values in manifest.config.items() for key, value in values.items()}
+
+
+def _compare(ours: FragmentReader, theirs: FragmentReader, name: str, keys: list[str]) -> WeightDifference:
+    found = WeightDifference()
+    for key in keys:
+        trail, shard = map(int, key.split("/"))
+        a, b = ours.read(name, trail, shard), theirs.read(name, trail, shard)
+        at_a = at_b = slice(None)
+        if PARTS[0] in a:
+            _, at_a, at_b = np.intersect1d(a[PARTS[0]], b[PARTS[0]], assume_unique=True, return_indices=True)
+        found.active += len(a["value"])
+        found.shared += len(a["value"][at_a])
+        largest = [float(np.abs(a[part][at_a] - b[part][at_b]).max(initial=0.0)) for part in STATES]
+        found.largest = tuple(map(max, found.largest, largest))
+    return found

@@ -1,0 +1,112 @@
+"""The saves of one run: beside the training or in its way, one at a time.
+
+A save beside the training stops it only while the state is copied to host memory and, some steps later, while all
+ranks agree that their files are on the disk and the checkpoint is given its name. Until then the checkpoints before it
+are the newest that there are, whatever happens.
+"""
+
+import copy
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from nt_dist.checkpoint import checkpoint
+from nt_dist.checkpoint import folder as checkpoint_folder
+from nt_dist.checkpoint.manifest import FileEntry, Progress
+from nt_dist.config import Config
+from nt_dist.engine.optimizer_state import OptimizerState
+from nt_dist.errors import CheckpointError
+from nt_dist.messages import LOGGER
+from nt_dist.parallel.agree import agree
+from nt_dist.parallel.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A save that is under way: where to, what, and this rank's writing of it."""
+
+    writing: Path
+    snapshot: checkpoint.Snapshot
+    file: Future[dict[str, FileEntry]]
+
+
+class Saver:
+    """Saves the run whenever it is told to; every rank has one, and all are told the same.
+
+    Args:
+        folder: The folder of checkpoints.
+        config, mesh, model, optimizer_state: See :func:`nt_dist.checkpoint.checkpoint.save`.
+
+    Attributes:
+        latest: The newest checkpoint of this process: saved, or (set by the caller) started from.
+    """
+
+    def __init__(self, folder: Path, config: Config, mesh: Mesh, model: nn.Module, optimizer_state: OptimizerState):
+        self.folder, self.config, self.mesh = folder, config, mesh
+        self.model, self.optimizer_state = model, optimizer_state
+        self.latest: Path | None = None
+        self._flight: _Flight | None = None
+        self._writer = ThreadPoolExecutor(1, "saving")  # hashing and writing leave the interpreter to others
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a save has begun and is not yet a checkpoint; the same on every rank."""
+        return self._flight is not None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank is still writing its part of it."""
+        return self._flight is not None and not self._flight.file.done()
+
+    def save(self, progress: Progress, is_last: bool) -> None:
+        """Save the run as it stands, after any save under way; one that fails is a warning. Collective.
+
+        Args:
+            progress: Where the run stands.
+            is_last: This process ends with it: it is waited for.
+
+        Raises:
+            CheckpointError: The last save failed; on every rank.
+        """
+        self.settle()
+        try:
+            if self.config.run.async_save and not is_last:
+                self._start(progress)
+            else:
+                arguments = (self.config, self.mesh, self.model, self.optimizer_state, progress)
+                self._note(checkpoint.save(self.folder, *arguments))
+        except CheckpointError as problem:
+            if is_last:
+                raise
+            LOGGER.warning("step %d was not saved: %s", progress.step, problem)
+
+    def _start(self, progress: Progress) -> None:
+        progress = replace(progress, extra=copy.deepcopy(progress.extra))  # it is written at the commit, steps later
+        snapshot = checkpoint.collect(self.config, self.mesh, self.model, self.optimizer_state, progress)
+        step = progress.step
+        writing = agree(self.mesh, lambda: checkpoint_folder.begin(self.folder, step), CheckpointError, only_main=True)
+        self._flight = _Flight(writing, snapshot, self._writer.submit(checkpoint.write_part, writing, snapshot))
+
+    def settle(self) -> None:
+        """Make a checkpoint of the save under way, if there is one; one that fails is a warning. Collective.
+
+        Waits for the ranks that are still writing.
+        """
+        if self._flight is None:
+            return
+        flight, self._flight = self._flight, None
+        arguments = (self.folder, flight.writing, self.config, self.mesh, flight.snapshot, flight.file.result)
+        try:
+            self._note(checkpoint.finish(*arguments))
+        except CheckpointError as problem:
+            LOGGER.warning("step %d was not saved: %s", flight.snapshot.manifest.progress.step, problem)
+
+    def _note(self, path: Path) -> None:
+        self.latest = path
+        LOGGER.info("saved %s", path)
+
+    def close(self) -> None:
+        """Leave a save under way as it is; the next one clears it away."""
+        self._writer.shutdown(wait=False, cancel_futures=True)

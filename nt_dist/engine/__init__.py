@@ -1,0 +1,1 @@
+"""DeepSpeed's engine, its pipeline and where its optimizers keep their state: all that knows DeepSpeed's internals."""

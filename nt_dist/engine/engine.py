@@ -1,0 +1,244 @@
+"""The DeepSpeed engine and one optimizer step with it.
+
+T trails, B sequences of a micro-batch on this rank, S tokens of a sequence, D data ranks, A micro-batches of a step.
+"""
+
+import contextlib
+import copy
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from torch import nn
+
+from nt_dist.config import Config
+from nt_dist.data.loader import Batch
+from nt_dist.engine import pipeline
+from nt_dist.engine.bad_steps import Verdict
+from nt_dist.engine.mpu import ModelParallelUnit
+from nt_dist.engine.step_guard import StepGuard
+from nt_dist.model.trails import weights_of
+from nt_dist.parallel.mesh import Mesh
+from nt_dist.parallel.place import MeshPlace
+from nt_dist.sparsity.storage import Weight
+
+MODEL_AXES = ("pipe", "trail", "tensor")  # over which the model is cut
+CLIP_EPS = 1e-6  # added to the norm before clipping by it, as DeepSpeed's ZeRO optimizers do
+
+
+class ClippedAdamW(torch.optim.AdamW):
+    """AdamW that clips, and skips a step with non-finite gradients, as DeepSpeed's own optimizers do.
+
+    For fp32 at ZeRO 0, where DeepSpeed steps the client's optimizer directly: there it keeps no norm, skips no step,
+    and its clipping all-reduces a norm that is the same on all data ranks. ``_global_grad_norm`` and ``overflow`` are
+    the names under which the engine looks for them. ``admits`` says of a norm whether the step may be taken; the guard
+    replaces it (step_guard.py).
+
+    Args:
+        groups: Parameter groups; the norm counts parameters whose ``model_parallel`` is set, each on one rank.
+        mesh: The ranks.
+        clip: Largest norm of all gradients together; 0: no clipping.
+        options: AdamW's.
+    """
+
+    def __init__(self, groups: list[dict], mesh: Mesh, clip: float, **options: Any):
+        super().__init__(groups, **options)
+        self.mesh, self.clip, self.overflow = mesh, clip, False
+        self._global_grad_norm = torch.zeros(())
+        self.admits: Callable[[torch.Tensor], bool] = lambda norm: math.isfinite(norm)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Step once; ``overflow`` says afterwards whether the step was skipped."""
+        assert closure is None
+        parameters = [each for group in self.param_groups for each in group["params"] if each.grad is not None]
+        gradients = [each.grad for each in parameters]
+        self._global_grad_norm = self._norm([each.grad for each in parameters if each.model_parallel])
+        self.overflow = not self.admits(self._global_grad_norm)
+        if self.overflow:
+            self._global_grad_norm.fill_(torch.inf)
+            return
+        if self.clip > 0:
+            torch._foreach_mul_(gradients, clip_factor(self._global_grad_norm, self.clip))
+        super().step()
+
+    def _norm(self, owned: list[torch.Tensor]) -> torch.Tensor:
+        squares = torch.zeros(1, dtype=torch.float64, device=self.mesh.device)
+        if owned:
+            squares += torch.stack(torch._foreach_norm(owned)).double().square().sum()
+        return self.mesh.all_reduce(squares, MODEL_AXES)[0].sqrt().float()
+
+
+def clip_factor(norm: torch.Tensor | float, clip: float) -> torch.Tensor:
+    """Return what clipping at ``clip`` (0: none) multiplies gradients of ``norm`` with: a scalar tensor."""
+    norm = torch.as_tensor(norm, dtype=torch.float32)
+    return torch.ones_like(norm) if clip == 0 else (clip / (norm + CLIP_EPS)).clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, over all ranks.
+
+    Attributes:
+        nll: Each trail's sum of token losses, fp32 [T].
+        tokens: Real tokens (sum of weights), a scalar tensor.
+        grad_norm: Norm of all gradients before clipping; infinite if it is no number.
+        applied: Whether the parameters were changed.
+        verdict: What the guard says of the step.
+        learning_rate: The step's.
+    """
+
+    nll: torch.Tensor
+    tokens: torch.Tensor
+    grad_norm: float
+    applied: bool
+    verdict: Verdict
+    learning_rate: float
+
+    @property
+    def loss_per_trail(self) -> list[float]:
+        """Each trail's mean token loss in nats."""
+        return (self.nll / self.tokens).tolist()
+
+    @property
+    def loss(self) -> float:
+        """Mean over trails, comparable with a single model."""
+        return float((self.nll / self.tokens).mean())
+
+    @property
+    def objective(self) -> float:
+        """Sum over trails: what is minimised."""
+        return float((self.nll / self.tokens).sum())
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Return the learning rate of optimizer step ``step``, counted from 1.
+
+    Linear warm-up to ``train.lr`` at ``train.warmup_steps``, then a cosine down to ``train.min_lr_ratio`` of it at
+    ``train.steps``.
+    """
+    train = config.train
+    if step < train.warmup_steps:
+        return train.lr * step / train.warmup_steps
+    done = min((step - train.warmup_steps) / max(train.steps - train.warmup_steps, 1), 1.0)
+    return train.lr * (train.min_lr_ratio + (1.0 - train.min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * done)))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Return AdamW's groups: matrices, which decay, and norms' scales, which do not.
+
+    Every parameter of the model is in exactly one.
+    """
+    decaying: list[nn.Parameter] = []
+    constant: list[nn.Parameter] = []
+    for weight in weights_of(model).values():
+        (constant if weight.spec.role == "scale" else decaying).append(weight.values)
+    grouped = [id(parameter) for parameter in (*decaying, *constant)]
+    assert len(grouped) == len(set(grouped)), "a parameter is in two optimizer groups"
+    assert set(grouped) == {id(each) for each in model.parameters()}, "a parameter belongs to no weight"
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": constant, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.DeepSpeedEngine:
+    """Give ``model`` to DeepSpeed with an AdamW, at the ZeRO stage and precision of ``config``."""
+    train, settings, place = config.train, copy.deepcopy(config.deepspeed), MeshPlace(mesh)
+    place.mark_owned(model)
+    place.keep_trunk_equal(model)
+    options = {"lr": train.lr, "betas": train.betas, "eps": train.adam_eps, "fused": True}
+    groups = parameter_groups(model, train.weight_decay)
+    if config.zero_stage == 0:
+        assert train.precision == "fp32", "DeepSpeed accumulates no fp32 gradients in bf16 at ZeRO 0"
+        optimizer, settings["gradient_clipping"] = ClippedAdamW(groups, mesh, train.grad_clip, **options), 0.0
+    else:
+        optimizer = torch.optim.AdamW(groups, **options)
+    if train.precision == "bf16":  # else gradients accumulated in fp32 are rounded to bf16 to be summed over ranks
+        settings.setdefault("communication_data_type", "fp32")
+    if mesh.pipe.degree > 1:
+        settings["pipeline"] = dict(pipeline.SETTINGS)
+    # Without an mpu all ranks are data ranks; a pipeline has its own.
+    mpu = ModelParallelUnit(mesh) if mesh.model.degree > 1 and mesh.pipe.degree == 1 else None
+    with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints how much memory it uses
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=settings, mpu=mpu, dist_init_required=False
+        )
+    engine.step_guard = StepGuard(config, mesh, engine)
+    if mesh.data.degree == 1 and isinstance(engine.optimizer, ClippedAdamW | BF16_Optimizer):
+        # It would copy all gradients to sum them over one rank.
+        engine.enable_backward_allreduce = engine.pipeline_enable_backward_allreduce = False
+    return engine
+
+
+def train_step(
+    engine: deepspeed.DeepSpeedEngine,
+    config: Config,
+    mesh: Mesh,
+    micro_batches: Sequence[Batch],
+    step: int,
+    collect: bool = False,
+) -> StepResult:
+    """Do one optimizer step: forward and backward over the micro-batches, all-reduce, guard, clip, AdamW.
+
+    The objective is the sum over trails of the mean loss over all real tokens of the global step (DESIGN §5), so that
+    padding, micro-batch size and data degree do not change it. DeepSpeed averages over D and A; the loss given to it is
+    scaled by both.
+
+    Args:
+        engine: From :func:`build_engine`.
+        config: The config.
+        mesh: The mesh.
+        micro_batches: This rank's A micro-batches.
+        step: Optimizer step, from 1.
+        collect: Whether the sparse weights keep their dense gradients, for a topology update after this step.
+    """
+    assert len(micro_batches) == config.accumulation_steps, f"{len(micro_batches)} micro-batches"
+    rate = learning_rate(config, step)
+    for group in engine.basic_optimizer.param_groups:
+        group["lr"] = rate
+    engine.train()
+    micro_batches = [batch.to(mesh.device) for batch in micro_batches]
+    tokens = mesh.all_reduce(torch.stack([batch.weights.sum() for batch in micro_batches]).sum(), ("data",))
+    scale = mesh.data.degree * len(micro_batches) / tokens
+    weights = [weight for weight in weights_of(engine.module).values() if weight.spec.is_sparse]
+
+    def before_backward(number: int) -> None:
+        is_last = number == len(micro_batches) - 1
+        _set_collecting(weights, collect and (is_last or config.sparsity.regrow_from == "all"))
+
+    guard: StepGuard = engine.step_guard
+    if mesh.pipe.degree > 1:
+        guard.expect(tokens, lambda: engine.module.nll)
+        engine.module.train_step(engine, micro_batches, scale, before_backward)
+    else:
+        sums: list[torch.Tensor] = []
+        guard.expect(tokens, lambda: sum(sums))
+        _pass_through(engine, MeshPlace(mesh), micro_batches, scale, before_backward, sums)
+    _set_collecting(weights, False)
+    return StepResult(guard.nll, tokens, guard.norm, engine.was_step_applied(), guard.verdict, rate)
+
+
+def _pass_through(
+    engine: deepspeed.DeepSpeedEngine,
+    place: MeshPlace,
+    micro_batches: Sequence[Batch],
+    scale: torch.Tensor,
+    before_backward: Callable[[int], None],
+    nll: list[torch.Tensor],
+) -> None:
+    """What :meth:`PipelineModel.train_step` does, without stages; a micro-batch's sums [T] are appended to ``nll``."""
+    for number, batch in enumerate(micro_batches):
+        sums = place.trail_losses(engine(batch.tokens), batch.targets, batch.weights)
+        nll.append(sums.detach())
+        before_backward(number)
+        engine.backward(sums.sum() * scale)
+        engine.step()  # steps the optimizer after the last micro-batch only
+
+
+def _set_collecting(weights: list[Weight], on: bool) -> None:
+    for weight in weights:
+        weight.collecting = on

@@ -1,0 +1,160 @@
+"""Pipeline parallelism: the model's list of layers cut into stages for DeepSpeed's PipelineModule (DESIGN §6).
+
+Between stages travels one tensor, the hidden state [T, B, S, H]; before the fork T = 1, and B may be this rank's share
+of a micro-batch. The first stage reads tokens [B, S] and the last computes the loss. Training is DeepSpeed's 1F1B
+schedule; an evaluation is a forward pass of its own from stage to stage, since DeepSpeed's keeps only the last
+micro-batch's logits.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from deepspeed.pipe import LayerSpec, PipelineModule
+from deepspeed.runtime.pipe.engine import PipelineEngine
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+from torch import nn
+
+from nt_dist.config.settings import Config
+from nt_dist.engine.stages import stage_bounds
+from nt_dist.model.place import Place
+from nt_dist.model.trails import FORK, TrailsModel, build_model, layer_makers, layer_names, run_layers, weights_of
+from nt_dist.model.weights import weight_specs
+from nt_dist.parallel.mesh import Mesh
+from nt_dist.parallel.place import MeshPlace
+
+# DeepSpeed would slice hidden states over its whole model axis, as if they were equal there; trails are not.
+SETTINGS = {"pipe_partitioned": False, "grad_partitioned": False}
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+BeforeBackward = Callable[[int], None]
+
+
+def _nothing(number: int) -> None:
+    """What is done before the backward passes of a model that is not trained by :meth:`PipelineModel.train_step`."""
+
+
+class _Layer(LayerSpec):
+    """A layer that DeepSpeed makes on the stage that holds it."""
+
+    def __init__(self, make: Callable[[], nn.Module]):
+        super().__init__(nn.Module)
+        self.make = make
+
+    def build(self, log: bool = False) -> nn.Module:
+        """Make the layer."""
+        return self.make()
+
+
+class PipelineModel(PipelineModule):
+    """The layers of one stage.
+
+    In training mode a call runs this stage alone, as PipelineEngine wants it; in evaluation mode it is a forward pass
+    through all stages, see :meth:`forward`.
+
+    Args:
+        config: The config.
+        mesh: The ranks; their pipe axis has more than one.
+        place: The part of each layer that is held here.
+
+    Attributes:
+        nll: Sums of token losses of the trails held here, over this step's micro-batches so far, fp32 [T]: on the last
+            stage, else 0.
+    """
+
+    def __init__(self, config: Config, mesh: Mesh, place: Place):
+        makers = [_Layer(make) for make in layer_makers(config, place, mesh.device)]
+        degrees = {"num_pp": mesh.pipe.degree, "num_mp": mesh.trail.degree * mesh.tensor.degree}
+        topology = PipeModelDataParallelTopology(num_dp=mesh.data.degree, **degrees)
+        bounds = stage_bounds(config)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its seeds and its topology
+            super().__init__(makers, topology=topology, loss_fn=self._loss, partition_method=bounds)
+        self.mesh, self.place = mesh, place
+        self.recompute = config.train.activation_checkpointing
+        self.hidden_size = config.model.hidden_size
+        self.dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+        self.num_trails = len(place.trails(weight_specs(config)["norm"]))
+        is_forked = FORK not in layer_names(config)[bounds[mesh.pipe.rank] :]
+        self.receives_trunk = not is_forked
+        self._scale: torch.Tensor | float = 1.0
+        self.nll = torch.zeros(self.num_trails, device=mesh.device)
+        self._passes = 0
+        self._before_backward: BeforeBackward = _nothing
+
+    def _partition_layers(self, method: list[int]) -> None:
+        """Cut where :func:`stage_bounds` says, which DeepSpeed hands through as its ``partition_method``."""
+        self.parts = method
+        self._set_bounds(self.parts[self.stage_id], self.parts[self.stage_id + 1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Run this stage (training), or all stages up to this one (evaluation, a collective of the pipe axis).
+
+        Args:
+            x: In training what this stage reads: tokens [B, S] on the first, else a hidden state; in evaluation the
+                tokens on every stage.
+
+        Returns:
+            In training a hidden state, on the last stage logits [T, B, S, V]; in evaluation None but on the last.
+        """
+        if not self.training:
+            return self._through_all_stages(x)
+        x = run_layers(self.forward_funcs, x, self.recompute).contiguous()
+        number = self._passes
+        self._passes += 1
+        x.register_hook(lambda gradient: self._before_backward(number))  # fires before any of this pass's gradients
+        return x
+
+    @torch.no_grad()
+    def _through_all_stages(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        axis, x = self.mesh.pipe, tokens
+        if axis.rank > 0:
+            # before the fork all trails are one
+            trails, like = (1, self.place.into_trunk(tokens)) if self.receives_trunk else (self.num_trails, tokens)
+            x = torch.empty(trails, *like.shape, self.hidden_size, dtype=self.dtype, device=self.mesh.device)
+            dist.recv(x, group=axis.group, group_src=axis.rank - 1)
+        x = run_layers(self.forward_funcs, x, recompute=False)
+        if axis.rank == axis.degree - 1:
+            return x
+        dist.send(x.contiguous(), group=axis.group, group_dst=axis.rank + 1)
+        return None
+
+    def _loss(self, logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        targets, weights = labels
+        sums = self.place.trail_losses(logits, targets, weights)
+        self.nll += sums.detach()
+        return sums.sum() * self._scale
+
+    def train_step(
+        self,
+        engine: PipelineEngine,
+        micro_batches: Sequence[Batch],
+        scale: torch.Tensor | float,
+        before_backward: BeforeBackward,
+    ) -> None:
+        """Pass the micro-batches through all stages and back, and step the optimizer. Collective.
+
+        Args:
+            engine: The engine of this model.
+            micro_batches: This data rank's micro-batches (tokens, targets, weights), the same on all stages.
+            scale: What a micro-batch's sum of token losses is multiplied by; DeepSpeed averages over micro-batches
+                and data ranks.
+            before_backward: Called with the number of a micro-batch before its backward pass on this stage.
+        """
+        self._scale, self._passes, self._before_backward = scale, 0, before_backward
+        self.nll = torch.zeros_like(self.nll)
+        engine.train_batch((tokens, (targets, weights)) for tokens, targets, weights in micro_batches)
+        for kept in engine.pipe_buffers.values():  # the last logits among them
+            kept[:] = [None] * len(kept)
+
+
+def build_mesh_model(config: Config, mesh: Mesh) -> TrailsModel | PipelineModel:
+    """Build the part of the model that this rank of ``mesh`` holds and draw its initial state."""
+    place = MeshPlace(mesh)
+    if mesh.pipe.degree == 1:
+        return build_model(config, place, mesh.device)
+    model = PipelineModel(config, mesh, place)
+    for weight in weights_of(model).values():
+        weight.reset(config.train.seed)
+    return model

@@ -1,0 +1,89 @@
+"""Where a pipeline is cut: stages of equal work, from the config's shapes alone.
+
+The work of a layer on one micro-batch of N tokens, on one rank of the trail axis and once for each trail that it has
+there: 6 operations for each entry of a matrix and token and 12 S hidden for a block's attention (as model/flops.py
+counts), and what moving a weight costs whatever N is: building its dense form, reading it forward and backward and
+writing its gradient. A trunk block counts once, with its share of the N tokens where trail ranks split them, a trail
+block as often as there are trails; the embedding, which multiplies nothing, counts by its bytes alone.
+"""
+
+import itertools
+import math
+
+from nt_dist.config.settings import Config
+from nt_dist.model.trails import FORK, layer_names
+from nt_dist.model.weights import weight_specs
+from nt_dist.sparsity.spec import WeightSpec
+
+_BYTES_MOVED = 4 * 4  # an entry: built, read forward, read backward, its gradient written; four bytes each
+_OPERATIONS_PER_BYTE = 50  # what a processor does while it moves one; CPUs are below and GPUs in bf16 above
+
+
+def layer_work(config: Config) -> list[float]:
+    """Return the work of each layer of :func:`layer_names`, in operations."""
+    work = dict.fromkeys(layer_names(config), 0.0)
+    for spec in weight_specs(config).values():
+        work[_layer_of(spec)] += _weight_work(config, spec)
+    return list(work.values())
+
+
+def stage_bounds(config: Config) -> list[int]:
+    """Return where the ``parallel.pipe`` stages begin and end in the list of layers: stage p is [p] to [p + 1].
+
+    The largest work of a stage is as small as can be. Every stage has a matrix and a norm, so that all have the same
+    groups of parameters, and the fork stays with the layer behind it, so that what is sent is not yet expanded.
+    """
+    names, work = layer_names(config), layer_work(config)
+    # The places where a stage may begin: at a block (at the fork before it), or at the output.
+    starts = [at for at in range(2, len(names)) if names[at - 1] != FORK]
+    total = [0.0, *itertools.accumulate(work)]
+    cuts = [0, *starts, len(names)]
+    return _split(cuts, [total[cut] for cut in cuts], config.parallel.pipe)
+
+
+def _layer_of(spec: WeightSpec) -> str:
+    """Return the name of the layer that has a weight."""
+    if spec.name.startswith("blocks."):
+        return ".".join(spec.name.split(".")[:2])
+    return "embedding" if spec.name == "embedding" else "output"
+
+
+def _weight_work(config: Config, spec: WeightSpec) -> float:
+    tokens = config.train.micro_batch_size * config.model.max_seq_len
+    trails = spec.trails
+    if spec.in_trail:
+        trails /= config.parallel.trail
+    elif config.splits_trunk:
+        tokens /= config.parallel.trail
+    entries = trails * math.prod(spec.shape)
+    work = entries * _BYTES_MOVED * _OPERATIONS_PER_BYTE
+    if spec.role == "linear":
+        work += 6 * entries * tokens
+    if spec.name.endswith("attention.query"):  # one a block: the products with keys and values
+        work += trails * 12 * config.model.max_seq_len * config.model.hidden_size * tokens
+    return work
+
+
+def _split(cuts: list[int], totals: list[float], parts: int) -> list[int]:
+    """Choose ``parts - 1`` of the inner ``cuts`` such that the largest part is smallest.
+
+    Args:
+        cuts: Places to choose from, with both ends.
+        totals: Work up to each of them.
+        parts: How many parts; there are cuts enough for them.
+    """
+    assert parts < len(cuts), f"{parts} stages of {len(cuts) - 1} pieces"
+    # best[i]: the smallest largest part of the first i pieces, and where the parts end.
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [0])}
+    for _ in range(parts):
+        longer: dict[int, tuple[float, list[int]]] = {}
+        for end in range(1, len(cuts)):
+            options = [
+                (max(most, totals[end] - totals[start]), [*ends, end])
+                for start, (most, ends) in best.items()
+                if start < end
+            ]
+            if options:
+                longer[end] = min(options)
+        best = longer
+    return [cuts[end] for end in best[len(cuts) - 1][1]]

@@ -1,0 +1,157 @@
+"""The guard before the optimizer: no step is taken on a loss or gradient that is no number, or on a spike if so chosen.
+
+DeepSpeed has no place to refuse a step, but every optimizer of it refuses one whose gradient norm is not finite: it
+clears the gradients and leaves masters, moments and Adam's step as they are. The guard stands where that norm is made,
+and makes it infinite where a step is refused:
+
+    ClippedAdamW                   (ZeRO 0)                      asks :meth:`StepGuard.admits` itself
+    DeepSpeedZeroOptimizer         (ZeRO 1, 2; bf16 at ZeRO 2)   scaled_global_norm
+    BF16_Optimizer                 (bf16 at ZeRO 1)              get_grads_for_norm
+    DeepSpeedZeroOptimizer_Stage3  (ZeRO 3)                      _get_norm_groups
+
+Engine and PipelineEngine both come to it through ``_take_model_step``, where the losses of all micro-batches are there.
+The verdict is the worst of any rank's, so that all refuse or none.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.utils import combine_grad_norm_groups, get_global_norm_of_tensors
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+from nt_dist.config import Config
+from nt_dist.engine.bad_steps import Verdict
+from nt_dist.engine.recent_values import Spread
+from nt_dist.parallel.mesh import Mesh
+from nt_dist.parallel.place import MeshPlace
+
+LOSS_FLOOR = 0.1  # nats: about what the losses of neighbouring batches differ by
+NORM_FLOOR = 0.1  # of the norm's logarithm: a tenth of the norm
+
+
+class StepGuard:
+    """Judges each optimizer step of one engine before it is taken; every rank has one.
+
+    Args:
+        config: The config.
+        mesh: The ranks.
+        engine: The engine, whose optimizer it goes into.
+
+    Attributes:
+        nll: The last step's sums of token losses, fp32 [trails], over all ranks.
+        norm: Its gradient's norm before clipping; infinite if it is no number or was not computed.
+        verdict: What was wrong with it, the same on all ranks.
+    """
+
+    def __init__(self, config: Config, mesh: Mesh, engine: Any):
+        train = config.train
+        self.mesh, self.place, self.engine = mesh, MeshPlace(mesh), engine
+        self.sigma, self.refuses_spikes = train.spike_sigma, train.on_spike in ("skip", "rollback")
+        window = train.spike_window if train.on_spike != "off" else 0
+        self.losses = Spread(window, LOSS_FLOOR) if window else None
+        self.norms = Spread(window, NORM_FLOOR) if window else None
+        self.nll, self.norm, self.verdict = torch.zeros(()), math.inf, Verdict.GOOD
+        self._loss = 0.0
+        self._tokens: torch.Tensor | float = 1.0
+        self._own_nll: Callable[[], torch.Tensor] | None = None
+        self._take_model_step = engine._take_model_step
+        engine._take_model_step = self._judge_and_step
+        _stand_before(engine.optimizer, self.admits)
+
+    def expect(self, tokens: torch.Tensor, own_nll: Callable[[], torch.Tensor]) -> None:
+        """Say what the coming step is about.
+
+        Args:
+            tokens: Real tokens of the global step, a scalar tensor.
+            own_nll: Returns, after the last backward pass, this rank's sums of token losses of its trails, fp32 [T].
+        """
+        self._tokens, self._own_nll = tokens, own_nll
+
+    def _judge_and_step(self, *arguments: Any) -> None:
+        """What the engine calls to step its optimizer after the last micro-batch. Collective."""
+        self.verdict, self.norm = Verdict.GOOD, math.inf
+        if self._own_nll is not None:  # a caller that steps the engine by hand has no losses to judge
+            self.nll = self.mesh.all_reduce(self.place.all_trails(self._own_nll()), ("pipe", "data"))
+            self._loss = float((self.nll / self._tokens).mean())
+        self._take_model_step(*arguments)
+        if self.engine.optimizer.overflow and self.verdict is Verdict.GOOD:  # DeepSpeed saw it before any norm
+            self.verdict = Verdict.NORM_NOT_FINITE if math.isfinite(self._loss) else Verdict.LOSS_NOT_FINITE
+        if self.losses and not self.engine.optimizer.overflow:
+            self.losses.add(self._loss)
+            self.norms.add(_log(self.norm))
+
+    def admits(self, norm: torch.Tensor) -> bool:
+        """Judge the step by its loss and by the norm of its gradient; say whether it may be taken. Collective."""
+        norm = float(norm)
+        self.norm = norm if math.isfinite(norm) and norm >= 0 else math.inf  # DeepSpeed's -1 is no number either
+        own = torch.tensor(int(self._own_verdict()), device=self.mesh.device)
+        self.verdict = Verdict(int(self.mesh.all_reduce(own, op="max")))
+        return self.verdict is Verdict.GOOD or (self.verdict.is_spike and not self.refuses_spikes)
+
+    def _own_verdict(self) -> Verdict:
+        if not math.isfinite(self._loss):
+            return Verdict.LOSS_NOT_FINITE
+        if not math.isfinite(self.norm):
+            return Verdict.NORM_NOT_FINITE
+        if self.losses and self.losses.excess(self._loss) > self.sigma:
+            return Verdict.LOSS_SPIKE
+        if self.norms and self.norms.excess(_log(self.norm)) > self.sigma:
+            return Verdict.NORM_SPIKE
+        return Verdict.GOOD
+
+    def state(self) -> dict[str, list[float]]:
+        """What it judges by, for a checkpoint."""
+        return {"losses": self.losses.figures, "log_norms": self.norms.figures} if self.losses else {}
+
+    def restore(self, state: dict[str, list[float]]) -> None:
+        """Judge by what a checkpoint has; where it has nothing, the windows fill anew."""
+        if self.losses:
+            self.losses.figures, self.norms.figures = state.get("losses", []), state.get("log_norms", [])
+
+
+def _log(norm: float) -> float:
+    """A norm varies by factors, so that its logarithm is what has a spread."""
+    return math.log(max(norm, 1e-30))
+
+
+def _stand_before(optimizer: Any, admits: Callable[[torch.Tensor], bool]) -> None:
+    """Let ``admits`` decide, given the global norm, whether a DeepSpeed optimizer steps."""
+    if isinstance(optimizer, DeepSpeedZeroOptimizer):
+        norm_of_all = optimizer.scaled_global_norm
+
+        def scaled_global_norm(*arguments: Any) -> torch.Tensor:
+            norm = norm_of_all(*arguments)
+            return norm if admits(norm) else torch.full_like(norm, torch.inf)
+
+        optimizer.scaled_global_norm = scaled_global_norm
+    elif isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        norms_of_groups = optimizer._get_norm_groups
+
+        def _get_norm_groups() -> list[torch.Tensor]:
+            norms = norms_of_groups()
+            norm = combine_grad_norm_groups(norms)
+            return norms if admits(norm) else [torch.full_like(norm, torch.inf)]
+
+        optimizer._get_norm_groups = _get_norm_groups
+    elif isinstance(optimizer, BF16_Optimizer):
+        gradients_of = optimizer.get_grads_for_norm
+
+        def get_grads_for_norm(for_clipping: bool = False):
+            gradients = gradients_of(for_clipping)
+            if for_clipping:
+                return gradients
+            # One number in place of all gradients, for DeepSpeed takes the norm of them once more; and of none, where
+            # other ranks own all that this one holds, it fails.
+            own = [each.float().norm() for each in gradients[0]]
+            zero = optimizer.fp32_groups_gradients_flat[0].new_zeros(1, dtype=torch.float32)
+            norm = torch.stack(own).norm().view(1) if own else zero
+            admitted = admits(get_global_norm_of_tensors([norm], optimizer.norm_type, optimizer.mpu))
+            return [norm if admitted else torch.full_like(norm, torch.inf)], gradients[1]
+
+        optimizer.get_grads_for_norm = get_grads_for_norm
+    else:
+        optimizer.admits = admits  # ClippedAdamW

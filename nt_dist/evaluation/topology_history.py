@@ -1,0 +1,170 @@
+"""What became of the topology over a run, as far as the checkpoints that were kept show it.
+
+Positions are read from the files, shard by shard, so this needs no model and no layout; ranks divide the shards.
+"""
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nt_dist.checkpoint import folder as checkpoint_folder
+from nt_dist.checkpoint.folder import Found
+from nt_dist.checkpoint.fragments import FragmentReader
+from nt_dist.errors import CheckpointError
+from nt_dist.evaluation.topology import Overlap, overlap_of, real_elements
+from nt_dist.parallel.agree import agree
+from nt_dist.parallel.mesh import Mesh
+from nt_dist.sparsity.spec import WeightSpec
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass
+class _Counts:
+    """Active entries of a weight, or of several, summed over trails and shards.
+
+    Attributes:
+        common: Entries that two trails both have at the end [T, T]; on the diagonal the slots of one.
+        entries: Of the dense matrices, padding left out.
+        slots: Active at the end.
+        ever: Active in any of the checkpoints.
+        moved: Active in one checkpoint and not in the next [checkpoints - 1].
+    """
+
+    common: np.ndarray
+    entries: float
+    slots: float
+    ever: float
+    moved: np.ndarray
+
+    @classmethod
+    def nothing(cls, trails: int, checkpoints: int) -> "_Counts":
+        return cls(np.zeros((trails, trails)), 0.0, 0.0, 0.0, np.zeros(checkpoints - 1))
+
+    def __add__(self, other: "_Counts") -> "_Counts":
+        return _Counts(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
+
+
+def topology_figures(path: Path, mesh: Mesh, specs: dict[str, WeightSpec]) -> dict | None:
+    """Overlap of the trails' topologies at a checkpoint, and how they changed up to it. Collective.
+
+    Read are the checkpoint and those of earlier steps in its folder that are whole and of the same weights. What moved
+    and came back between two of them is not seen: churn and the share ever active are lower bounds, the closer the more
+    checkpoints ``run.keep`` and ``run.keep_every`` keep.
+
+    Args:
+        path: The checkpoint, which is whole.
+        mesh: The ranks.
+        specs: The weights of its model by name (model.weights.weight_specs).
+
+    Returns:
+        What evaluation/full.py documents under "topology": overlap as evaluation.topology.Overlap has it; the share
+        ever active is the in-time over-parameterisation rate of Liu et al., arXiv 2102.02887, section 3. None if no
+        weight is sparse.
+
+    Raises:
+        CheckpointError: A topology cannot be read, or is not the one that its manifest names; on all ranks.
+    """
+    sparse = {name: spec for name, spec in specs.items() if spec.is_sparse}
+    if not sparse:
+        return None
+    history = agree(mesh, lambda: _history(path), CheckpointError, only_main=True)
+    mine = agree(mesh, lambda: _count(history, sparse, mesh.rank, mesh.world_size), CheckpointError)
+    shares = mesh.gather_objects(mine)
+    nothing = {name: _Counts.nothing(spec.trails, len(history)) for name, spec in sparse.items()}
+    counts = {name: sum((share[name] for share in shares), nothing[name]) for name in sparse}
+    steps = [found.step for found in history]
+    forked = {name: spec for name, spec in sparse.items() if spec.trails > 1}
+    overlaps = {name: _overlap(spec, counts[name]) for name, spec in forked.items()}
+    alike = sum(overlaps.values(), Overlap(0, 0, 0, 0))
+    return {
+        "checkpoints": steps,
+        "overlap": alike.jaccard if forked else None,
+        "overlap_chance": alike.chance if forked else None,
+        "overlap_matrix": _jaccard(sum(counts[name].common for name in forked)).tolist() if forked else None,
+        **_shares(list(counts.values()), steps),
+        "weights": {
+            name: {
+                "overlap": overlaps[name].jaccard if name in overlaps else None,
+                **_shares([each], steps),
+            }
+            for name, each in counts.items()
+        },
+    }
+
+
+def _history(path: Path) -> list[Found]:
+    """The checkpoint in ``path`` and, before it, those of earlier steps beside it that can be compared with it."""
+    last = checkpoint_folder.look(path)
+    if last.problem:
+        raise CheckpointError(last.problem)
+    earlier = [each for each in checkpoint_folder.checkpoints(path.parent) if each.step < last.step]
+    history = []
+    for each in sorted(earlier, key=lambda found: found.step):
+        if not each.problem and _described(each) != _described(last):
+            _LOGGER.warning("checkpoint %s is left out of the topology's history: another model", each.path.name)
+        elif each.problem:
+            problem = each.problem.replace("\n", "; ")
+            _LOGGER.warning("checkpoint %s is left out of the topology's history: %s", each.path.name, problem)
+        else:
+            history.append(each)
+    return [*history, last]
+
+
+def _described(found: Found) -> dict:
+    return {name: entry.description() for name, entry in found.manifest.weights.items()}
+
+
+def _count(history: list[Found], specs: dict[str, WeightSpec], rank: int, ranks: int) -> dict[str, _Counts]:
+    """This rank's share of the shards, counted."""
+    counts = {name: _Counts.nothing(spec.trails, len(history)) for name, spec in specs.items()}
+    shards = [(name, shard) for name, spec in specs.items() for shard in range(spec.shards)]
+    with ExitStack() as stack:
+        readers = [stack.enter_context(FragmentReader(found.path, found.manifest)) for found in history]
+        for name, shard in shards[rank::ranks]:
+            counts[name] += _count_shard(readers, specs[name], shard)
+    return counts
+
+
+def _count_shard(readers: list[FragmentReader], spec: WeightSpec, shard: int) -> _Counts:
+    counts = _Counts.nothing(spec.trails, len(readers))
+    active = np.zeros((spec.trails, spec.shard_elements), dtype=bool)
+    ever = active.copy()
+    for number, reader in enumerate(readers):
+        before, active = active, np.zeros_like(active)
+        for trail in range(spec.trails):
+            active[trail, reader.read(spec.name, trail, shard, ())["positions"]] = True
+        ever |= active
+        if number:
+            counts.moved[number - 1] = np.count_nonzero(before & ~active)
+    for one in range(spec.trails):
+        for other in range(spec.trails):
+            counts.common[one, other] = np.count_nonzero(active[one] & active[other])
+    counts.entries = float(spec.trails * real_elements(spec, shard))
+    counts.slots, counts.ever = float(np.count_nonzero(active)), float(np.count_nonzero(ever))
+    return counts
+
+
+def _overlap(spec: WeightSpec, counts: _Counts) -> Overlap:
+    """Overlap over the pairs of trails; what they have in common, known of the whole weight, is dealt out evenly."""
+    common = np.triu(counts.common, 1).sum() / spec.shards
+    return sum((overlap_of(spec, shard, common) for shard in range(spec.shards)), Overlap(0, 0, 0, 0))
+
+
+def _jaccard(common: np.ndarray) -> np.ndarray:
+    """Jaccard indices [T, T] of sets, given how many entries two have in common [T, T]."""
+    sizes = np.diag(common)
+    return common / (sizes[:, None] + sizes - common)
+
+
+def _shares(counts: list[_Counts], steps: list[int]) -> dict:
+    entries, slots, ever = (sum(getattr(each, name) for each in counts) for name in ("entries", "slots", "ever"))
+    moved = sum(each.moved for each in counts).tolist()
+    churn = [
+        {"from": before, "to": after, "share": count / slots}
+        for before, after, count in zip(steps, steps[1:], moved, strict=False)
+    ]
+    return {"density": slots / entries, "ever_active": ever / entries, "churn": churn}

@@ -1,0 +1,178 @@
+"""The layers of a LLaMA (Touvron et al., arXiv 2302.13971, §2.2), for one trail or many at once.
+
+A hidden state is [T, B, S, H] (trails, batch, sequence, hidden); the trunk is the case T = 1. Every matrix product is
+one batched product over trails, so the same block serves trunk and trails.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nt_dist.config.settings import Config
+from nt_dist.model.functions import rms_norm, rotate
+from nt_dist.model.place import Place
+from nt_dist.model.trails import MakeWeight, ResidualBlock
+from nt_dist.sparsity.storage import Weight
+
+
+class Rotary:
+    """Rotary position embedding (Su et al., arXiv 2104.09864, §3.2), as two half-vectors rotated against each other.
+
+    No module and no buffers: casting a module to bf16 would cast its tables too, and with them the positions.
+    """
+
+    def __init__(self, head_size: int, theta: float):
+        self.head_size, self.theta = head_size, theta
+        self._tables: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def tables(self, length: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and sines [length or more, head_size] in the type and on the device of ``like``."""
+        key = (like.dtype, like.device)
+        if key not in self._tables or len(self._tables[key][0]) < length:
+            length += length // 2  # a text that is being written asks for one position more each time
+            exponent = torch.arange(0, self.head_size, 2, dtype=torch.float32) / self.head_size
+            angles = torch.outer(torch.arange(length, dtype=torch.float32), 1.0 / self.theta**exponent)
+            angles = torch.cat([angles, angles], dim=-1)
+            self._tables[key] = (angles.cos().to(like), angles.sin().to(like))
+        return self._tables[key]
+
+    def __call__(self, x: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Rotate x [..., sequence, head_size], whose first position is ``start``."""
+        end = start + x.shape[-2]
+        cosines, sines = (table[start:end] for table in self.tables(end, x))
+        return rotate(x, cosines, sines)
+
+
+class Norm(nn.Module):
+    """RMSNorm with one scale a trail."""
+
+    def __init__(self, weight: Weight, eps: float):
+        super().__init__()
+        self.scale, self.eps = weight, eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalize x [T, B, S, H]."""
+        return self.scale(x, lambda x, scale: rms_norm(x, scale, self.eps))
+
+
+class Past(Protocol):
+    """Keys and values of the tokens before those of a pass; see cache.KeyValues."""
+
+    length: int
+
+    def append(
+        self, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Add those of this pass; return all, and which of them each new token sees (None: all up to itself)."""
+        ...
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and grouped key/value heads (Ainslie et al., arXiv 2305.13245)."""
+
+    def __init__(self, config: Config, prefix: str, make: MakeWeight, place: Place):
+        super().__init__()
+        self.place, self.head_size = place, config.model.head_size
+        self.norm = Norm(make(f"{prefix}.norm"), config.model.norm_eps)
+        self.query, self.key, self.value = (make(f"{prefix}.{each}") for each in ("query", "key", "value"))
+        self.output = make(f"{prefix}.output")
+        self.rotary = Rotary(config.model.head_size, config.model.rope_theta)
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (-1, self.head_size)).flatten(0, 1).transpose(1, 2)  # [T*B, heads, S, head_size]
+
+    def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
+        """Attend within x [T, B, S, H] and, where there is a past, to it; x is added to it."""
+        trails, batch = x.shape[:2]
+        x = self.place.into_columns(self.norm(x))
+        query, key, value = (self._heads(weight(x)) for weight in (self.query, self.key, self.value))
+        start = 0 if past is None else past.length
+        query, key, seen = self.rotary(query, start), self.rotary(key, start), None
+        if past is not None:
+            key, value, seen = past.append(key, value)
+        grouped = key.shape[1] != query.shape[1]
+        causal = seen is None and query.shape[2] == key.shape[2]
+        mixed = F.scaled_dot_product_attention(query, key, value, seen, is_causal=causal, enable_gqa=grouped)
+        mixed = mixed.transpose(1, 2).flatten(2).unflatten(0, (trails, batch))
+        return self.place.out_of_rows(self.output(mixed))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer, arXiv 2002.05202, eq. 6)."""
+
+    def __init__(self, config: Config, prefix: str, make: MakeWeight, place: Place):
+        super().__init__()
+        self.place = place
+        self.norm = Norm(make(f"{prefix}.norm"), config.model.norm_eps)
+        self.gate, self.up, self.down = (make(f"{prefix}.{each}") for each in ("gate", "up", "down"))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Transform x [T, B, S, H]."""
+        x = self.place.into_columns(self.norm(x))
+        return self.place.out_of_rows(self.down(F.silu(self.gate(x)) * self.up(x)))
+
+
+class Block(ResidualBlock):
+    """One transformer block, of the trunk or of all trails held here."""
+
+    def __init__(self, config: Config, number: int, make: MakeWeight, place: Place):
+        super().__init__()
+        self.attention = Attention(config, f"blocks.{number}.attention", make, place)
+        self.mlp = FeedForward(config, f"blocks.{number}.mlp", make, place)
+
+    def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
+        """Transform x [T, B, S, H], the tokens after ``past``."""
+        x = x + self.attention(x, past)
+        return x + self.mlp(x)
+
+
+class Embedding(nn.Module):
+    """Token embedding."""
+
+    def __init__(self, make: MakeWeight, place: Place):
+        super().__init__()
+        self.table, self.place = make("embedding"), place
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Look up tokens [B, S] → [T, B, S, H]; of the trunk's share of them, where the table is the trunk's."""
+        if not self.table.spec.in_trail:
+            tokens = self.place.into_trunk(tokens)  # [b, S]
+        first_row = self.table.shards.start * self.table.spec.shard_length
+        return self.place.out_of_rows(self.table(tokens - first_row))
+
+
+class Output(nn.Module):
+    """Each trail's final norm and output matrix."""
+
+    def __init__(self, config: Config, make: MakeWeight, place: Place):
+        super().__init__()
+        self.norm = Norm(make("norm"), config.model.norm_eps)
+        self.matrix, self.place = make("output"), place
+        self.times = 2 if config.trails.final_norm_twice else 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits [T, B, S, V] of x [T, B, S, H], V the padded pieces held here; padding's are -inf."""
+        for _ in range(self.times):
+            x = self.norm(x)
+        logits = self.matrix(self.place.into_columns(x))
+        real = self.matrix.spec.valid - self.matrix.shards.start * self.matrix.spec.shard_length
+        if real >= logits.shape[-1]:
+            return logits
+        padding = torch.arange(logits.shape[-1], device=logits.device) >= real
+        return logits.masked_fill(padding, -torch.inf)
+
+
+def layers(config: Config, make: MakeWeight, place: Place) -> dict[str, Callable[[], nn.Module]]:
+    """Return one function per layer that makes it, by the layer's name."""
+
+    def block(number: int) -> Callable[[], nn.Module]:
+        return lambda: Block(config, number, make, place)
+
+    return {
+        "embedding": lambda: Embedding(make, place),
+        **{f"blocks.{number}": block(number) for number in range(config.model.num_layers)},
+        "output": lambda: Output(config, make, place),
+    }

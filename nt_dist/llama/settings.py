@@ -1,0 +1,96 @@
+"""The section ``[model]`` of a LLaMA, and the rules over its settings."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nt_dist.config.keys import IDENTITY, above, at_least, key, reads
+from nt_dist.config.names import nearest_numbers
+from nt_dist.config.settings import Config
+from nt_dist.text import settings as text
+
+
+@dataclass(frozen=True)
+class Model:
+    """The LLaMA that each trail is, from its embedding to its output matrix."""
+
+    family: str = key("llama", IDENTITY, "Kind of network.")
+    hidden_size: int = key(128, IDENTITY, "Width of the hidden states.", at_least(1))
+    ffn_size: int = key(352, IDENTITY, "Width inside the SwiGLU of a block.", at_least(1))
+    num_layers: int = key(
+        6, IDENTITY, "Blocks on the way from the embedding to one output, trunk and trail.", at_least(1)
+    )
+    num_attention_heads: int = key(4, IDENTITY, "Attention heads of a block.", at_least(1))
+    num_kv_heads: int = key(0, IDENTITY, "Key and value heads of a block; 0: as many as attention heads.", at_least(0))
+    vocab_size: int = key(2048, IDENTITY, "Pieces of the tokenizer.", at_least(2))
+    max_seq_len: int = key(128, IDENTITY, "Tokens of a sequence.", at_least(1))
+    norm_eps: float = key(1e-6, IDENTITY, "Added to the mean square in RMSNorm.", above(0))
+    rope_theta: float = key(10000.0, IDENTITY, "Base of the rotary position embedding.", above(0))
+
+    @property
+    def key_value_heads(self) -> int:
+        """Key and value heads of a block, with the 0 of ``num_kv_heads`` resolved."""
+        return self.num_kv_heads or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+@reads("model.hidden_size", "model.num_attention_heads")
+def _heads_divide_hidden(config: Config) -> Iterator[str]:
+    hidden, heads = config.model.hidden_size, config.model.num_attention_heads
+    if hidden % heads:
+        near = nearest_numbers(heads, lambda count: hidden % count == 0)
+        yield f"model.num_attention_heads = {heads} must divide model.hidden_size = {hidden}; nearest: {near}"
+    elif config.model.head_size % 2:
+        yield (
+            f"model.hidden_size / model.num_attention_heads = {config.model.head_size} must be even: "
+            "the rotary embedding turns pairs"
+        )
+
+
+@reads("model.num_attention_heads", "model.num_kv_heads")
+def _kv_heads_divide_heads(config: Config) -> Iterator[str]:
+    heads, kv_heads = config.model.num_attention_heads, config.model.key_value_heads
+    if heads % kv_heads:
+        near = nearest_numbers(kv_heads, lambda count: heads % count == 0)
+        yield f"model.num_kv_heads = {kv_heads} must divide model.num_attention_heads = {heads}; nearest: {near}"
+
+
+@reads(
+    "sparsity.topology_shards", "model.hidden_size", "model.ffn_size", "model.num_attention_heads", "model.num_kv_heads"
+)
+def _shards_divide_axes(config: Config) -> Iterator[str]:
+    shards = config.sparsity.topology_shards
+    axes = {"model.hidden_size": config.model.hidden_size, "model.ffn_size": config.model.ffn_size}
+    if config.model.num_kv_heads:
+        axes["model.num_kv_heads × head size"] = config.model.key_value_heads * config.model.head_size
+    for axis, size in axes.items():
+        if size % shards:
+            near = nearest_numbers(size, lambda size: size % shards == 0)
+            yield f"sparsity.topology_shards = {shards} must divide {axis} = {size}; nearest: {near}"
+
+
+@reads("data.layout", "model.max_seq_len")
+def _sequence_has_targets(config: Config) -> Iterator[str]:
+    if config.data.layout == "rows" and config.model.max_seq_len < 2:
+        yield "model.max_seq_len = 1 must be at least 2 with data.layout = 'rows': a row begins with BOS"
+
+
+RULES = (*text.RULES, _heads_divide_hidden, _kv_heads_divide_heads, _shards_divide_axes, _sequence_has_targets)
+
+
+def weight_names(config: Config) -> list[str]:
+    """Names of all weights of a model, as ``sparsity.exempt`` may name them."""
+    parts = {
+        "attention": ("norm", "query", "key", "value", "output"),
+        "mlp": ("norm", "gate", "up", "down"),
+    }
+    blocks = [
+        f"blocks.{block}.{module}.{weight}"
+        for block in range(config.model.num_layers)
+        for module, weights in parts.items()
+        for weight in weights
+    ]
+    return ["embedding", *blocks, "norm", "output"]

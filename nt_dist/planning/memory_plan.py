@@ -1,0 +1,157 @@
+"""Bytes that one rank holds for the model's weights, from formulas; activations and logits come on top.
+
+For a weight with n stored values (compact: its active slots; masked or dense: all entries), k active slots and e dense
+entries, over D data ranks (what each stage divides: Rajbhandari et al., arXiv 1910.02054, section 3; the rest as found
+in DeepSpeed 0.19.8 by tools/benchmark.py memory):
+
+    weights     the compute copy: 4 n in fp32, 2 n in bf16; / D at stage 3
+    masters     4 n / D, an fp32 copy of its own from stage 1 on; none at stage 0
+    gradients   4 n, / D from stage 2; 4 n more at stage 0 with D > 1 (the all-reduce keeps its copy), 2 n more in bf16
+                at stage 1 (bf16 gradients are added to fp32 ones)
+    moments     8 n, / D from stage 1 on
+    index       compact: 4 n (int32); masked: e (one byte an entry); on every rank
+    update      between the backward pass of a topology update and its end: 4 e for every sparse weight's dense
+                gradient, given back weight by weight, 12 n for copies of the master and moments of the weight at hand,
+                and what the update of a few of its shards at a time works with
+    buffers     DeepSpeed's bucket of gradients (reduce_bucket_size; the bf16 optimizer of stage 1 has none), and at
+                stage 3 with D > 1 the weights it keeps gathered (at most stage3_max_live_parameters)
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from nt_dist.config import Config
+from nt_dist.model.weights import count_parameters
+from nt_dist.planning.local_weights import Part, local_parts, stage_layers
+from nt_dist.sparsity.storage import rows_at_once
+
+# What sparsity/update.py works with at once: bytes for each dense entry and each active slot of the shards at hand, at
+# its three hungriest moments (the last, only in the embedding, is drawing lots among entries of gradient 0: rows of
+# tokens that did not occur). Fitted to measurements of the default rules, within 6 %; a test repeats them.
+_UPDATE_BYTES = {"compact": ((4, 55), (14, 29), (38, 20)), "masked": ((4, 63), (14, 37), (38, 28))}
+_ROW_PARALLEL_BYTES = 12  # a slot, for the first moment: places in matrices cut along their columns are reckoned with
+# DeepSpeed's defaults, in elements, where the JSON does not say.
+_BUCKET, _LIVE = 500_000_000, 1_000_000_000
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on one rank; what each is, is said above.
+
+    Attributes:
+        stage: ZeRO stage.
+        ranks: Data ranks.
+        storages: How many weights have each storage.
+    """
+
+    stage: int
+    ranks: int
+    storages: dict[str, int]
+    weights: int
+    masters: int
+    gradients: int
+    moments: int
+    index: int
+    update: int
+    buffers: int
+
+    KINDS = ("weights", "masters", "gradients", "moments", "index", "update", "buffers")
+
+    @property
+    def total(self) -> int:
+        """All kinds together: the dense gradients of an update live beside the ordinary ones."""
+        return sum(getattr(self, kind) for kind in self.KINDS)
+
+
+def plan_memory(config: Config, pipe_stage: int = 0, device_type: str = "cuda") -> MemoryPlan:
+    """The bytes of one rank at `config`'s layout, ZeRO stage and precision.
+
+    Args:
+        config: The config.
+        pipe_stage: Of the pipeline; the rank is the first of the tensor and of the trail axis.
+        device_type: "cuda" or "cpu": of how many shards at a time an update works on.
+    """
+    parts, stage, ranks = local_parts(stage_layers(config)[pipe_stage]), config.zero_stage, config.data_degree
+    low = config.train.precision == "bf16"
+    stored = sum(part.stored for part in parts)
+    names = sorted(part.storage for part in parts)
+    copy = 2 if low else 4
+    return MemoryPlan(
+        stage,
+        ranks,
+        {name: names.count(name) for name in dict.fromkeys(names)},
+        weights=_share(copy * stored, ranks if stage == 3 else 1),
+        masters=_share(4 * stored, ranks) if stage else 0,
+        gradients=_gradients(stored, stage, ranks, low),
+        moments=_share(8 * stored, ranks if stage else 1),
+        index=sum(part.index_bytes for part in parts),
+        update=_update(config, [part for part in parts if part.spec.is_sparse], device_type),
+        buffers=_buffers(config, stored, copy),
+    )
+
+
+def plan_stages(config: Config) -> list[MemoryPlan]:
+    """The plans of `config` at every ZeRO stage it may have (bf16 begins at 1)."""
+    lowest = 1 if config.train.precision == "bf16" else 0
+    zero = config.deepspeed["zero_optimization"]
+    stages = [{**config.deepspeed, "zero_optimization": {**zero, "stage": stage}} for stage in range(lowest, 4)]
+    return [plan_memory(replace(config, deepspeed=each)) for each in stages]
+
+
+def plan_table(config: Config, plans: Iterable[MemoryPlan]) -> str:
+    """The plans as Markdown, in MiB and with the bytes per stored parameter."""
+    stored = count_parameters(config)["stored"]
+    lines = [
+        f"| ZeRO | {' | '.join(MemoryPlan.KINDS)} | total (MiB) | bytes per stored parameter | storages |",
+        "|---|" + "---|" * (len(MemoryPlan.KINDS) + 3),
+    ]
+    for plan in plans:
+        cells = [f"{getattr(plan, kind) / 2**20:,.1f}" for kind in MemoryPlan.KINDS]
+        storages = ", ".join(f"{count} {name}" for name, count in plan.storages.items())
+        total = f"{plan.total / 2**20:,.1f} | {plan.total / stored:.1f}"
+        lines.append(f"| {plan.stage} | {' | '.join(cells)} | {total} | {storages} |")
+    return "\n".join(lines)
+
+
+def _share(total: int, ranks: int) -> int:
+    return math.ceil(total / ranks)
+
+
+def _gradients(stored: int, stage: int, ranks: int, low: bool) -> int:
+    extra = 4 * stored if stage == 0 and ranks > 1 else 2 * stored if low and stage == 1 else 0
+    return _share(4 * stored, ranks if stage >= 2 else 1) + extra
+
+
+def _update(config: Config, sparse: list[Part], device_type: str) -> int:
+    """The highest of all moments of an update, whose weights come one after the other."""
+    settings = config.sparsity
+    if settings.update_every == 0:
+        return 0
+    collects = "gradient" in (settings.grow, settings.new_moments)
+    peak = gradients = 0
+    for part in reversed(sparse):  # from the last, so that the gradients still alive add up
+        gradients += 4 * part.entries if collects else 0
+        peak = max(peak, gradients + _working(part, device_type))
+    return peak
+
+
+def _working(part: Part, device_type: str) -> int:
+    share = min(1.0, rows_at_once(part.spec, device_type) / (part.trails * part.shards))
+    entries, slots = share * part.entries, share * part.slots
+    (entry, slot), *others = _UPDATE_BYTES[part.storage]
+    moments = [(entry, slot + (_ROW_PARALLEL_BYTES if part.spec.cut_axis else 0)), *others]
+    if part.spec.role != "lookup":
+        moments.pop()
+    return 12 * part.stored + round(max(each * entries + other * slots for each, other in moments))
+
+
+def _buffers(config: Config, stored: int, copy: int) -> int:
+    zero, stage = config.deepspeed["zero_optimization"], config.zero_stage
+    if stage == 0 or (stage == 1 and config.train.precision == "bf16"):
+        return 0
+    buckets = 2 if zero.get("overlap_comm") and stage < 3 else 1
+    # gradients travel in fp32, but are cast for it after the bucket below stage 3
+    bucket = buckets * (4 if stage == 3 else copy) * zero.get("reduce_bucket_size", _BUCKET)
+    gathered = copy * min(stored, zero.get("stage3_max_live_parameters", _LIVE))
+    return bucket + (gathered if stage == 3 and config.data_degree > 1 else 0)

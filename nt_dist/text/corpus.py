@@ -1,0 +1,172 @@
+"""What training and evaluation open: the prepared texts as samples, prepared first where they are not there."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from nt_dist.config import Config
+from nt_dist.errors import DataError
+from nt_dist.text.indexed import IndexedTokens
+from nt_dist.text.prepare import FORMAT, RECORD, TOKENIZER, find_tokenizer, prepare_data, prepare_streams
+from nt_dist.text.samples import Samples, make_samples
+from nt_dist.text.sources import open_files, open_source
+from nt_dist.text.tokenizer import Tokenizer, load_tokenizer
+
+T = TypeVar("T")
+Exchange = Callable[[Callable[[], T]], T]
+"""Runs work on the writer only, and gives its result, or raises its error, on every rank."""
+
+_REMEDY = "remove its folder to prepare it again"
+_logger = logging.getLogger(__name__)
+
+
+class OpenData(NamedTuple):
+    """A run's data."""
+
+    train: Samples
+    validation: Samples
+    tokenizer: Tokenizer
+    digest: str
+    """Of the training tokens and the tokenizer: two runs with the same digest train on the same documents."""
+
+
+def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambda work: work()) -> OpenData:
+    """Open the prepared data of a config; what is missing is prepared first, by one rank.
+
+    Args:
+        config: The settings.
+        is_writer: Whether this rank reports what was opened.
+        exchange: Runs the preparing on one rank for all.
+
+    Returns:
+        Training and validation samples in ``data.layout``, on every rank.
+
+    Raises:
+        DataError: If something cannot be read, written or used, or prepared files are damaged.
+        ConfigError: For a data.path that its source cannot have.
+    """
+    folder = Path(exchange(lambda: str(prepare_data(config).resolve())))
+    record, tokenizer = _open_folder(config, folder)
+    train, validation = (_samples(config, folder, record, name) for name in ("train", "validation"))
+    if is_writer:
+        for name, samples in (("training", train), ("validation", validation)):
+            counts = len(samples), samples.indexed.num_documents, samples.indexed.num_tokens
+            _logger.info("%s: %s samples of %s documents, %s tokens", name, *(f"{count:,}" for count in counts))
+    return OpenData(train, validation, tokenizer, _digest(record))
+
+
+def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work()) -> tuple[Samples, Tokenizer]:
+    """Open other texts, with the tokenizer and the layout of a config, for an evaluation.
+
+    Args:
+        config: The settings of the run.
+        path: A file, folder or pattern; read as ``data.source`` says, or by its suffix where that names no files.
+        exchange: Runs the preparing on one rank for all.
+
+    Raises:
+        DataError: As ``open_data`` does.
+    """
+
+    def prepare() -> str:
+        kind = config.data.source if config.data.source in ("text", "jsonl", "parquet") else None
+        texts = open_files("data", path, kind, config.data.text_key)
+        given = config.data.tokenizer != "auto"
+        tokenizer = find_tokenizer(config, texts if given else open_source(config.data))
+        return str(prepare_streams(config, {"validation": texts}, None, tokenizer).resolve())
+
+    folder = Path(exchange(prepare))
+    record, tokenizer = _open_folder(config, folder)
+    return _samples(config, folder, record, "validation"), tokenizer
+
+
+def run_tokenizer(
+    config: Config, data_digest: str, sha256: str | None, folders: Sequence[Path], given: Path | None = None
+) -> Tokenizer:
+    """The tokenizer that a run was trained with, told from any other by its hash; its corpus need not be there.
+
+    Args:
+        config: The run's settings.
+        data_digest: The ``OpenData.digest`` of the run, as its checkpoint has it.
+        sha256: The tokenizer's hash, if the checkpoint has it.
+        folders: Where the run's prepared texts may be.
+        given: A .model file to take; None to look for one in ``folders`` and at ``data.tokenizer``.
+
+    Raises:
+        DataError: It is not there, or the one that is given is another one.
+    """
+    prepared = [path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}"))]
+    own = [path for path in prepared if _digest_at(path) == data_digest]
+    if sha256 is None and own:
+        sha256 = json.loads(own[0].read_bytes())["tokenizer_sha256"]
+    if sha256 is None:
+        raise DataError(
+            f"the run's prepared texts are in none of {', '.join(map(str, folders))}, and without them its "
+            "tokenizer cannot be told from another; give their folder with --prepared"
+        )
+    if given is not None:
+        tokenizer = load_tokenizer(given, config.model.vocab_size, "--tokenizer")
+        if tokenizer.sha256 != sha256:
+            raise DataError(f"--tokenizer {given}: SHA-256 {tokenizer.sha256} is not that of the run's own, {sha256}")
+        return tokenizer
+    places = [path.with_name(TOKENIZER) for path in own]
+    places += [path for folder in folders for path in sorted(folder.glob("tokenizer-*.model"))]
+    places += [Path(config.data.tokenizer).expanduser()] if config.data.tokenizer != "auto" else []
+    for place in places:
+        if place.is_file() and hashlib.sha256(place.read_bytes()).hexdigest() == sha256:
+            return load_tokenizer(place, config.model.vocab_size)
+    raise DataError(
+        f"the run's tokenizer (SHA-256 {sha256}) is neither in {', '.join(map(str, folders))} nor at "
+        f"data.tokenizer = {config.data.tokenizer!r}; give it with --tokenizer FILE"
+    )
+
+
+def _digest_at(path: Path) -> str | None:
+    """The digest of the training texts that a record is about; None if it is no whole record of some."""
+    try:
+        return _digest(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _open_folder(config: Config, folder: Path) -> tuple[dict[str, Any], Tokenizer]:
+    """The record of a prepared folder and its tokenizer, checked."""
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_bytes())
+        form, files, sha256 = record["format"], record["files"], record["tokenizer_sha256"]
+        sizes = {name: entry["size"] for name, entry in files.items()}
+        [entry["sha256"] for entry in files.values()]
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror}; is it on a disk that every rank sees? (data.prepared)"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: is damaged; {_REMEDY}") from error
+    if form != FORMAT:
+        raise DataError(f"{path}: has format {form}, this version reads {FORMAT}; {_REMEDY}")
+    for name, size in sizes.items():
+        actual = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if actual != size:
+            found = "is missing" if actual is None else f"has {actual} bytes"
+            raise DataError(f"{folder / name}: {found}, must have {size} by {RECORD}; {_REMEDY}")
+    tokenizer = load_tokenizer(folder / TOKENIZER, config.model.vocab_size)
+    if tokenizer.sha256 != sha256:
+        raise DataError(f"{folder / TOKENIZER}: is not the one the texts were prepared with; {_REMEDY}")
+    return record, tokenizer
+
+
+def _samples(config: Config, folder: Path, record: dict[str, Any], name: str) -> Samples:
+    if f"{name}.bin" not in record["files"]:
+        raise DataError(f"{folder / RECORD}: lists no {name}.bin; {_REMEDY}")
+    model = config.model
+    return make_samples(config.data.layout, IndexedTokens(folder / name), model.max_seq_len, model.vocab_size)
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """One hash for what training reads."""
+    files = record["files"]
+    parts = files["train.bin"]["sha256"], files["train.idx"]["sha256"], record["tokenizer_sha256"]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

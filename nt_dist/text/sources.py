@@ -1,0 +1,348 @@
+"""Where texts come from: ``data.source``, one class each, all read as documents in a fixed order.
+
+A source is a list of units (files; for a streamed data set, its shards), each read from its start. Nothing here is
+random and nothing is kept between documents, so that preparing can stop and go on anywhere.
+"""
+
+import json
+import os
+import sysconfig
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nt_dist.errors import ConfigError, DataError
+from nt_dist.text.files import expand, open_file, plain_suffix, read_text, refuse_binary
+from nt_dist.text.settings import Data
+
+# A lone text file, read as one document, would leave nothing to validate on. No document is longer than the second:
+# a tokenizer takes many times a text's size.
+_PIECE_OF_LONE_FILE = 1 << 16
+_LONGEST_DOCUMENT = 1 << 24
+_NO_TEXT_IN_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+_SUFFIXES = {"text": (), "jsonl": (".jsonl", ".json", ".ndjson"), "parquet": (".parquet",)}
+
+
+class Unit(NamedTuple):
+    """A part of a source that can be read on its own."""
+
+    name: str
+    size: int
+    """Bytes; 0 where that is not known."""
+
+
+class Document(NamedTuple):
+    """One text."""
+
+    text: str
+    read: int
+    """Bytes of the unit read so far, for progress."""
+
+
+class Source:
+    """A corpus."""
+
+    most_sampled = 4096
+    """Units that are opened, at most, where a sample of the texts will do."""
+
+    @property
+    def units(self) -> list[Unit]:
+        """Its parts, in order."""
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> list[Any]:
+        """What must be the same for two readings to give the same documents; plain values."""
+        raise NotImplementedError
+
+    def documents(self, unit: int) -> Iterator[Document]:
+        """The texts of one unit, none of them blank.
+
+        Raises:
+            DataError: If the unit is empty, binary, cut short, or not in its format.
+        """
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Look at the beginning of each unit, so that most bad input is refused before any work is done.
+
+        Raises:
+            DataError: As ``documents`` does.
+        """
+        for unit in range(len(self.units)):
+            next(self.documents(unit), None)
+
+
+class FileSource(Source):
+    """Files on disk.
+
+    Args:
+        files: In order.
+        text_key: The field or column that holds the text, where the format has such.
+    """
+
+    def __init__(self, files: list[Path], text_key: str):
+        self.files = files
+        self.text_key = text_key
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        return [Unit(str(file), self._stat(file).st_size) for file in self.files]
+
+    @cached_property
+    def identity(self) -> list[Any]:
+        stats = [(file, self._stat(file)) for file in self.files]
+        return [
+            type(self).__name__,
+            self.text_key,
+            *((file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats),
+        ]
+
+    @staticmethod
+    def _stat(file: Path):
+        try:
+            return file.stat()
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+
+    def documents(self, unit: int) -> Iterator[Document]:
+        empty = True
+        for document in self._texts(self.files[unit]):
+            if document.text.strip():
+                yield document
+                empty = False
+        if empty:
+            raise DataError(f"{self.files[unit]}: is empty: it holds no text")
+
+    def _texts(self, file: Path) -> Iterator[Document]:
+        raise NotImplementedError
+
+
+class TextSource(FileSource):
+    """Plain text, UTF-8. A file is a document; a lone file is cut into several at line ends."""
+
+    @property
+    def _longest(self) -> int:
+        return _PIECE_OF_LONE_FILE if len(self.files) == 1 else _LONGEST_DOCUMENT
+
+    def check(self) -> None:
+        for file in self.files:
+            for text, _ in read_text(file):
+                if text.strip():
+                    break
+            else:
+                raise DataError(f"{file}: is empty: it holds no text")
+
+    def _texts(self, file: Path) -> Iterator[Document]:
+        text, position = "", 0
+        for block, position in read_text(file):
+            text += block
+            while len(text) > self._longest:
+                cut = text.rfind("\n", 0, self._longest) + 1 or self._longest
+                yield Document(text[:cut], position)
+                text = text[cut:]
+        yield Document(text, position)
+
+
+class StdlibSource(TextSource):
+    """The Python source of the running interpreter's standard library, without its tests. A file is a document."""
+
+    def __init__(self) -> None:
+        self.root = Path(sysconfig.get_paths()["stdlib"])
+        files = []
+        for folder, inside, names in os.walk(self.root):
+            inside[:] = set(inside) - _NO_TEXT_IN_FOLDERS  # not entered: installed packages are many
+            files += [Path(folder, name) for name in names if name.endswith(".py")]
+        if not files:
+            raise DataError(f"data.source = 'stdlib': {self.root} holds no .py file; use data.source = 'text'")
+        super().__init__(sorted(files), "")
+
+    _longest = _LONGEST_DOCUMENT
+
+    def check(self) -> None:
+        """Nothing: files that are no text are passed over."""
+
+    def documents(self, unit: int) -> Iterator[Document]:
+        try:
+            yield from super().documents(unit)
+        except DataError:  # empty __init__ files; a few test data in other encodings
+            return
+
+
+class JsonLinesSource(FileSource):
+    """One JSON object a line, its text under ``data.text_key``; blank lines and blank texts are passed over."""
+
+    def _texts(self, file: Path) -> Iterator[Document]:
+        with open_file(file) as (stream, position):
+            for number, line in enumerate(stream, start=1):
+                refuse_binary(file, line)
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if line.strip():
+                    yield Document(
+                        _field(_parse(line, file, number), self.text_key, f"{file}, line {number}"), position()
+                    )
+
+
+def _parse(line: bytes, file: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}, line {number}: is not UTF-8 text: {error.reason}") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{file}, line {number}: is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+        ) from error
+    except RecursionError as error:
+        raise DataError(f"{file}, line {number}: is not JSON that can be read: nested too deeply") from error
+
+
+def _field(record: Any, key: str, where: str) -> str:
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: must be an object with the field data.text_key = {key!r}")
+    if key not in record:
+        raise DataError(f"{where}: has no field data.text_key = {key!r}, only {', '.join(map(repr, record)) or 'none'}")
+    text = record[key]
+    if not isinstance(text, str):
+        raise DataError(f"{where}: the field data.text_key = {key!r} must be text, not {type(text).__name__}")
+    return text.encode("utf-8", "replace").decode()  # JSON can hold halves of surrogate pairs, UTF-8 cannot
+
+
+class ParquetSource(FileSource):
+    """Parquet files, the text in the column ``data.text_key``; empty cells are passed over."""
+
+    def _texts(self, file: Path) -> Iterator[Document]:
+        import pyarrow
+        import pyarrow.parquet
+
+        self._stat(file)
+        try:
+            # No threads of pyarrow's: they outlive the reading and can abort an interpreter on its way out.
+            with pyarrow.parquet.ParquetFile(file, pre_buffer=False) as table:
+                columns = table.schema_arrow.names
+                if self.text_key not in columns:
+                    raise DataError(
+                        f"{file}: has no column data.text_key = {self.text_key!r}, only {', '.join(map(repr, columns))}"
+                    )
+                done, rows = 0, max(table.metadata.num_rows, 1)
+                for batch in table.iter_batches(1024, columns=[self.text_key], use_threads=False):
+                    done += len(batch)
+                    for text in batch.column(0).to_pylist():
+                        if text is not None and not isinstance(text, str):
+                            raise DataError(f"{file}: the column data.text_key = {self.text_key!r} must be text")
+                        yield Document(text or "", self._stat(file).st_size * done // rows)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{file}: is no Parquet file, or is damaged: {error}") from error
+
+
+class HubSource(Source):
+    """A data set of the Hugging Face hub, or of a folder in its layout, streamed with ``datasets.load_dataset``.
+
+    Args:
+        path: The data set's name or folder.
+        subset: Its configuration; empty: its default.
+        split: "train", "validation", …
+        text_key: The field that holds the text.
+    """
+
+    most_sampled = 16  # each is a download
+
+    def __init__(self, path: str, subset: str, split: str, text_key: str):
+        self.path, self.subset, self.split, self.text_key = path, subset, split, text_key
+
+    def __str__(self) -> str:
+        return f"data.path = {self.path!r}, subset {self.subset!r}, split {self.split!r}"
+
+    @cached_property
+    def identity(self) -> list[Any]:
+        """Names only: what is prepared must open without a network. The files too where the data set is a folder."""
+        folder = Path(self.path)
+        files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+        stats = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        name = folder.name if files else self.path
+        return [type(self).__name__, name, self.subset, self.split, self.text_key, *stats]
+
+    @cached_property
+    def _dataset(self) -> Any:
+        try:
+            import datasets
+        except ImportError as error:
+            raise DataError("data.source = 'hf' needs the package datasets (pip install datasets)") from error
+        try:
+            return datasets.load_dataset(self.path, self.subset or None, split=self.split, streaming=True)
+        except Exception as error:  # its own, fsspec's, the HTTP client's: it promises no common class
+            raise DataError(f"{self}: datasets.load_dataset says: {_one_line(error)}") from error
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        count = self._dataset.num_shards
+        return [Unit(f"{self.path} {self.split} shard {number} of {count}", 0) for number in range(count)]
+
+    def documents(self, unit: int) -> Iterator[Document]:
+        rows = iter(self._dataset.shard(num_shards=len(self.units), index=unit))
+        number = 0
+        while True:
+            try:
+                row = next(rows, None)
+            except Exception as error:  # as above
+                raise DataError(f"{self}, shard {unit}, row {number}: {_one_line(error)}") from error
+            if row is None:
+                return
+            text = _field(row, self.text_key, f"{self}, shard {unit}, row {number}")
+            number += 1
+            if text.strip():
+                yield Document(text, 0)
+
+    def check(self) -> None:
+        """Look at the first row only: each shard may be a download."""
+        next(self.documents(0), None)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def open_source(data: Data, split: str = "train") -> Source:
+    """The source of the training texts, or of ``data.validation`` where that is a path (for hf: a split).
+
+    Validation files beside a source without a file format of its own (stdlib) are read by their suffix.
+
+    Raises:
+        ConfigError: If data.path is empty where it must not be.
+        DataError: If a path is missing.
+    """
+    if split == "train":
+        if data.source == "stdlib":
+            return StdlibSource()
+        if not data.path:
+            raise ConfigError([f"data.path is empty: data.source = {data.source!r} needs one"])
+        if data.source == "hf":
+            if not isinstance(data.path, str):
+                raise ConfigError([f"data.path = {list(data.path)!r}: for data.source = 'hf' it must be one name"])
+            return HubSource(data.path, data.subset, "train", data.text_key)
+        return open_files("data.path", data.path, data.source, data.text_key)
+    assert isinstance(data.validation, str)
+    if data.source == "hf":
+        return HubSource(str(data.path), data.subset, data.validation, data.text_key)
+    kind = None if data.source == "stdlib" else data.source
+    return open_files("data.validation", data.validation, kind, data.text_key)
+
+
+def open_files(key: str, path: str | tuple[str, ...], kind: str | None, text_key: str) -> FileSource:
+    """The files that a setting names.
+
+    Args:
+        key: The setting, for messages.
+        path: Files, folders, patterns.
+        kind: "text", "jsonl" or "parquet"; None: by the suffix of the first file.
+        text_key: The field that holds the text.
+
+    Raises:
+        DataError: If one is missing or names no file.
+    """
+    patterns = (path,) if isinstance(path, str) else tuple(path)
+    files = expand(key, patterns, _SUFFIXES[kind or "text"])
+    if kind is None:
+        suffix = plain_suffix(files[0])
+        kind = next((kind for kind, suffixes in _SUFFIXES.items() if suffix in suffixes), "text")
+    return {"text": TextSource, "jsonl": JsonLinesSource, "parquet": ParquetSource}[kind](files, text_key)

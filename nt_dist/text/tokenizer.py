@@ -1,0 +1,162 @@
+"""Tokens: a sentencepiece model, given or trained on the corpus.
+
+Training takes no normalisation and cuts nothing away, so that decoding gives the text back to the byte: BPE (Kudo and
+Richardson, EMNLP 2018) with byte fallback, on whole lines. It is deterministic: the same source and size give the same
+file.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import sentencepiece
+
+from nt_dist.errors import DataError
+from nt_dist.text.sources import Source
+
+_CHARACTERS = 16_000_000
+"""Text that a tokenizer is trained on, at most: seconds of work, and enough for tens of thousands of pieces."""
+_LONGEST_LINE = 4000
+"""Characters; sentencepiece passes over lines longer than its max_sentence_length (bytes)."""
+_SETTINGS = {
+    "model_type": "bpe",
+    "byte_fallback": True,
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "add_dummy_prefix": False,
+    "allow_whitespace_only_pieces": True,
+    "character_coverage": 0.9995,
+    "max_sentence_length": 4 * _LONGEST_LINE,
+    "unk_id": 0,
+    "bos_id": 1,
+    "eos_id": 2,
+    "pad_id": -1,
+    "num_threads": 1,  # stands in the file: another number is another file
+    "minloglevel": 2,
+}
+
+
+class Tokenizer:
+    """A sentencepiece model.
+
+    Args:
+        data: The bytes of the .model file.
+        name: Where they come from, for messages.
+
+    Raises:
+        DataError: If it is none, or has no end-of-sentence piece.
+    """
+
+    def __init__(self, data: bytes, name: str):
+        self.data = data
+        self.name = name
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self._model = sentencepiece.SentencePieceProcessor()
+        try:
+            if not data:
+                raise RuntimeError("it is empty")
+            self._model.load_from_serialized_proto(data)
+        except (RuntimeError, UnicodeDecodeError) as error:  # the latter where its own message holds wrong bytes
+            raise DataError(f"{name}: is not a sentencepiece model") from error
+        self.vocab_size: int = len(self._model)
+        """Pieces."""
+        self.bos: int | None = self._model.bos_id() if self._model.bos_id() >= 0 else None
+        """Token before each document; None where the model has none (T5's)."""
+        self.eos: int = self._model.eos_id()
+        """Token after each document."""
+        if self.eos < 0:
+            raise DataError(f"{name}: has no end-of-sentence piece, which must end each document")
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without BOS and EOS."""
+        return self._model.encode(text)
+
+    def document(self, text: str) -> list[int]:
+        """The tokens of a text between BOS (where the model has one) and EOS."""
+        return [*([] if self.bos is None else [self.bos]), *self.encode(text), self.eos]
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of tokens; BOS and EOS give nothing."""
+        return self._model.decode([int(token) for token in tokens])
+
+
+def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer") -> Tokenizer:
+    """Read a .model file.
+
+    Args:
+        path: The file.
+        vocab_size: ``model.vocab_size``, which its size must equal.
+        key: What named the file, for messages.
+
+    Raises:
+        DataError: If it cannot be read, is none, or has another size.
+    """
+    try:
+        data = Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise DataError(f"{key} = {str(path)!r}: cannot be read: {error.strerror}") from error
+    tokenizer = Tokenizer(data, str(path))
+    if tokenizer.vocab_size != vocab_size:
+        raise DataError(
+            f"{key} = {str(path)!r} has {tokenizer.vocab_size} pieces, model.vocab_size = {vocab_size}: "
+            "they must be equal"
+        )
+    return tokenizer
+
+
+def train_tokenizer(source: Source, vocab_size: int, max_documents: int = 0) -> bytes:
+    """Train a tokenizer on a source.
+
+    Args:
+        source: The texts; of a large source, the beginnings of units spread over it.
+        vocab_size: Pieces, the 256 bytes and 3 control pieces included.
+        max_documents: ``data.max_documents``.
+
+    Returns:
+        The bytes of a .model file.
+
+    Raises:
+        DataError: If the source cannot be read, or has too little text for so many pieces.
+    """
+    writer = io.BytesIO()
+    lines = list(_lines(source, max_documents))  # an error in reading must not cross sentencepiece
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=writer, vocab_size=vocab_size, **_SETTINGS
+        )
+    except RuntimeError as error:
+        raise DataError(f"model.vocab_size = {vocab_size}: {_reason(str(error))}") from error
+    return writer.getvalue()
+
+
+def _reason(message: str) -> str:
+    """What sentencepiece's message means for the user."""
+    if limit := re.search(r"value <= (\d+)", message):
+        return f"the corpus has text for {limit[1]} pieces at most; use more text or a smaller vocabulary"
+    if needed := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return f"must be at least {needed[1]}, the bytes and the characters of the corpus"
+    return f"training a tokenizer failed: {' '.join(message.split())}"
+
+
+def _lines(source: Source, max_documents: int) -> Iterator[str]:
+    """Lines for training: of each unit an equal share of what is left, so that short ones leave more to the others."""
+    units = range(len(source.units))
+    if not max_documents:
+        units = units[:: -(-len(units) // source.most_sampled)]
+    left, documents = _CHARACTERS, 0
+    for place, unit in enumerate(units):
+        share = left // (len(units) - place)
+        for document in source.documents(unit):
+            text = document.text[:share]
+            for line in text.split("\n"):
+                for start in range(0, len(line), _LONGEST_LINE):
+                    yield line[start : start + _LONGEST_LINE]
+            share -= len(text)
+            left -= len(text)
+            documents += 1
+            if share <= 0 or documents == max_documents:
+                break
+        if documents == max_documents:  # never so at 0, which means all
+            return

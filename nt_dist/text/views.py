@@ -1,0 +1,123 @@
+"""Samples made from other samples, for evaluations: every second one, and corrupted ones."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from nt_dist.text.samples import Sample, Samples
+from nt_dist.text.tokenizer import Tokenizer
+
+_SEED = 0
+"""Of the corruption; not a run's, so that all runs are measured on the same corrupted text."""
+
+
+class EverySecond(Samples):
+    """Every second one of the first samples.
+
+    Args:
+        samples: The samples.
+        num_samples: How many of the first are looked at; 0, or more than there are: all.
+        first: 0 for the samples 0, 2, 4, …, 1 for 1, 3, 5, …
+    """
+
+    def __init__(self, samples: Samples, num_samples: int, first: int):
+        super().__init__(samples.indexed, samples.sequence_length, samples.vocab_size)
+        self.samples = samples
+        self.numbers = range(first, min(num_samples or len(samples), len(samples)), 2)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def sample(self, index: int) -> Sample:
+        return self.samples[self.numbers[index]]
+
+
+class Corrupted(Samples):
+    """The samples with something wrong in each, which follows from the sample's number alone.
+
+    Targets are corrupted with the inputs, so that a perplexity is that of the corrupted text.
+
+    Args:
+        samples: The samples.
+        share: How much of each, in (0, 1].
+    """
+
+    def __init__(self, samples: Samples, share: float):
+        assert 0 < share <= 1
+        super().__init__(samples.indexed, samples.sequence_length, samples.vocab_size)
+        self.samples, self.share = samples, share
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def sample(self, index: int) -> Sample:
+        whole = self.samples[index]
+        tokens = np.concatenate([whole.tokens[:1], whole.targets])[: int(whole.weights.sum()) + 1]
+        return self._split(self.corrupt(tokens, np.random.default_rng((_SEED, index)))[: len(tokens)])
+
+    def corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """Return ``tokens``, a sample's n ≤ S + 1 real ones, with something wrong; what is beyond n is cut off."""
+        raise NotImplementedError
+
+
+class Shuffled(Corrupted):
+    """Some tokens of each sample are in each other's places: the words are the text's, their order is not.
+
+    Of n tokens round(share · n), drawn without replacement, change places in a random cycle; BOS and EOS are tokens
+    like others. Below two tokens a sample stays as it is.
+    """
+
+    def corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        real = len(tokens)
+        chosen = draw.choice(real, round(self.share * real), replace=False)  # in random order: rolling it is a cycle
+        tokens[chosen] = tokens[np.roll(chosen, 1)]
+        return tokens
+
+
+class Misspelled(Corrupted):
+    """The text of each sample is mistyped, and made tokens anew, of which there mostly are more.
+
+    Each character is mistyped with probability ``share``: left out, doubled, exchanged with the one after it, or
+    replaced by one drawn from the same text, each as likely (after the synthetic noise of Belinkov and Bisk, arXiv
+    1711.02173). BOS and EOS stay, and so does a text without a mistake. In one with mistakes, where a window cuts a
+    word or a character, the first and last tokens may become others too.
+
+    Args:
+        samples: The samples.
+        share: Of the characters, in (0, 1].
+        tokenizer: What made the samples.
+    """
+
+    def __init__(self, samples: Samples, share: float, tokenizer: Tokenizer):
+        super().__init__(samples, share)
+        self.tokenizer = tokenizer
+
+    def corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        after: list[int] = []
+        controls = {self.tokenizer.bos, self.tokenizer.eos}
+        for is_control, group in itertools.groupby(tokens.tolist(), controls.__contains__):
+            run = list(group)
+            text = "" if is_control else self.tokenizer.decode(run)
+            typed = "".join(_mistyped(text, self.share, draw))
+            after += run if typed == text else self.tokenizer.encode(typed)
+        return np.array(after, dtype=np.int64)
+
+
+def _mistyped(text: str, share: float, draw: np.random.Generator) -> Iterator[str]:
+    """Yield the characters of ``text``, some of them mistyped."""
+    slips, others = draw.random(len(text)) < share, draw.integers(len(text), size=len(text))
+    kinds = draw.integers(4, size=len(text))
+    place = 0
+    while place < len(text):
+        kind = kinds[place] if slips[place] else None
+        if kind == 1:
+            yield text[place] * 2
+        elif kind == 2:
+            yield text[place : place + 2][::-1]
+            place += 1
+        elif kind == 3:
+            yield text[others[place]]
+        elif kind is None:
+            yield text[place]
+        place += 1

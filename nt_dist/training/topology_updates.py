@@ -1,0 +1,186 @@
+"""Topology updates of a whole model between optimizer steps, and the check that replicas agree (DESIGN §3, §4).
+
+What to drop and to regrow is decided in sparsity/update.py, the same on every rank that holds a copy of a shard; here
+are the parts that need ranks and an optimizer: dense gradients summed over the ranks, masters and moments read and
+rewritten.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nt_dist.config import Config
+from nt_dist.engine.engine import MODEL_AXES, clip_factor
+from nt_dist.engine.optimizer_state import OptimizerState
+from nt_dist.errors import TopologyError
+from nt_dist.evaluation.topology import density
+from nt_dist.model.trails import weights_of
+from nt_dist.model.weights import weight_specs
+from nt_dist.parallel.agree import agree
+from nt_dist.parallel.mesh import Mesh
+from nt_dist.parallel.place import MeshPlace
+from nt_dist.sparsity.schedule import drop_fraction_at, is_update_step
+from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.update import UpdateRules, update_topology
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """One topology update.
+
+    Attributes:
+        replaced: Slots that have a new place, over the sparse weights of the whole model.
+        regrown: Their share of these weights' slots.
+        drop_fraction: Share that was dropped; some of it regrows where it was.
+        density: Active over all entries of the model's matrices; an update does not change it.
+    """
+
+    replaced: int
+    regrown: float
+    drop_fraction: float
+    density: float
+
+
+class TopologyUpdater:
+    """Rewires the sparse weights of a model while it trains.
+
+    Args:
+        config: The config.
+        mesh: The mesh.
+        model: The model given to the engine.
+        optimizer_state: The engine's, created.
+        engine: The engine.
+    """
+
+    def __init__(self, config: Config, mesh: Mesh, model: nn.Module, optimizer_state: OptimizerState, engine: Any):
+        self.config, self.mesh, self.place = config, mesh, MeshPlace(mesh)
+        self.optimizer_state, self.engine = optimizer_state, engine
+        self.weights = weights_of(model)
+        self.sparse = {name: weight for name, weight in self.weights.items() if weight.spec.is_sparse}
+        self.specs = weight_specs(config)  # of the whole model
+        settings = config.sparsity
+        self.rules = UpdateRules(
+            settings.drop, settings.temperature, settings.grow, settings.new_moments, config.train.seed
+        )
+        self.needs_gradient = settings.grow == "gradient" or settings.new_moments == "gradient"
+
+    def updates_at(self, step: int) -> bool:
+        """Say whether the topology changes after optimizer step ``step`` (from 1)."""
+        settings, steps = self.config.sparsity, self.config.train.steps
+        has_sparse = any(spec.is_sparse for spec in self.specs.values())
+        return has_sparse and is_update_step(step, settings.update_every, steps, settings.stop_fraction)
+
+    def collects_at(self, step: int) -> bool:
+        """Say whether step ``step`` has to keep the dense gradients (``collect`` of train_step)."""
+        return self.needs_gradient and self.updates_at(step)
+
+    def update(self, step: int) -> UpdateReport:
+        """Update every sparse weight after optimizer step ``step``, which was applied.
+
+        A collective of all ranks. The dense gradients are used up. :meth:`check` compares the outcome.
+        """
+        assert self.updates_at(step), f"no update is due after step {step}"
+        settings, steps = self.config.sparsity, self.config.train.steps
+        fraction = drop_fraction_at(step, settings.drop_fraction, settings.drop_schedule, steps, settings.stop_fraction)
+        scale = self._gradient_scale() if self.needs_gradient else None
+        replaced = torch.zeros((), dtype=torch.int64, device=self.mesh.device)
+        for weight in self.sparse.values():
+            count = self._update(weight, step, fraction, scale)
+            if self.place.owns(weight):
+                replaced += count
+        replaced = int(self.mesh.all_reduce(replaced, MODEL_AXES))
+        slots = sum(spec.trails * spec.total_slots() for spec in self.specs.values() if spec.is_sparse)
+        return UpdateReport(replaced, replaced / slots, fraction, density(self.specs.values()))
+
+    def skip(self) -> None:
+        """Forget the dense gradients of a step that was not applied: its update is skipped as well."""
+        for weight in self.sparse.values():
+            weight.drop_gradient()
+
+    def _gradient_scale(self) -> torch.Tensor:
+        """Return what turns the sum of the ranks' dense gradients into the gradient that Adam was given.
+
+        It matters where a new slot's second moment is the squared gradient; the order of gradients is the same without.
+        """
+        factor = clip_factor(self.engine.get_global_grad_norm(), self.config.train.grad_clip) / self.mesh.data.degree
+        if self.config.sparsity.regrow_from == "last_micro_batch":
+            factor = factor * self.config.accumulation_steps
+        return factor.to(self.mesh.device)
+
+    def _update(self, weight: Weight, step: int, fraction: float, scale: torch.Tensor | None) -> torch.Tensor:
+        """Update one weight; return how many of its slots have a new place, a scalar tensor."""
+        gradient = weight.dense_gradient
+        weight.drop_gradient()
+        if scale is not None:
+            assert gradient is not None, f"{weight.spec.name}: step {step} has not collected its dense gradient"
+            if self.mesh.splits_trunk and not weight.spec.in_trail:
+                self.mesh.all_reduce(gradient, ("trail",))  # each rank has that of its own sequences
+            self.mesh.all_reduce(gradient, ("data",)).mul_(scale)
+            # On the model's axes copies have the same gradient by now. But topologies must not differ by a bit that
+            # two GPUs, or two sums in another order, made otherwise: the first rank's is everybody's.
+            self.mesh.broadcast(gradient, self.place.replica_axes(weight))
+        state = self.optimizer_state.read(weight)
+        replaced = update_topology(weight, state, gradient, self.rules, step, fraction)
+        self.optimizer_state.write(weight, state)
+        return replaced
+
+    @torch.no_grad()
+    def check(self, when: str) -> str:
+        """Compare the topologies of all replicas; a collective of all ranks.
+
+        Args:
+            when: What has just happened, for the message: "the start", "loading", "the update at step 50".
+
+        Returns:
+            16 hex digits that stand for the topology of the whole model, the same in every layout and storage.
+
+        Raises:
+            TopologyError: On all ranks, with the first weight that differs and both checksums.
+        """
+        table = {name: weight.checksum() for name, weight in self.sparse.items()}
+        lowest, highest = self._over_replicas(table, "min"), self._over_replicas(table, "max")
+        agree(self.mesh, lambda: self._compare(lowest, highest, when))
+        owned = [name for name, weight in self.sparse.items() if self.place.owns(weight)]
+        words = (
+            f"{name}/{trail}/{shard}/{checksum}".encode()
+            for name in owned
+            for trail, of_shards in zip(self.sparse[name].trails, table[name].tolist(), strict=True)
+            for shard, checksum in zip(self.sparse[name].shards, of_shards, strict=True)
+        )
+        digests = [int.from_bytes(hashlib.blake2b(each, digest_size=8).digest(), "little") for each in words]
+        # a sum, so that the order and who computes it do not matter; of halves, which an int64 holds
+        halves = [sum(each >> 32 for each in digests), sum(each % (1 << 32) for each in digests)]
+        high, low = self.mesh.all_reduce(torch.tensor(halves, device=self.mesh.device), MODEL_AXES).tolist()
+        return f"{((high << 32) + low) % (1 << 64):016x}"
+
+    def _over_replicas(self, table: dict[str, torch.Tensor], op: str) -> dict[str, torch.Tensor]:
+        """Reduce checksums [trails, shards] over the ranks that hold copies: all weights with the same ones at once."""
+        by_axes: dict[tuple[str, ...], list[str]] = {}
+        for name, weight in self.sparse.items():
+            by_axes.setdefault(self.place.replica_axes(weight), []).append(name)
+        reduced = {}
+        for axes, names in by_axes.items():
+            flat = torch.cat([table[name].flatten() for name in names])
+            parts = self.mesh.all_reduce(flat, ("data", *axes), op).split([table[name].numel() for name in names])
+            reduced |= {name: part.view_as(table[name]) for name, part in zip(names, parts, strict=True)}
+        return reduced
+
+    def _compare(self, lowest: dict[str, torch.Tensor], highest: dict[str, torch.Tensor], when: str) -> None:
+        differs = [
+            (name, row, column)
+            for name in self.sparse
+            for row, column in (lowest[name] != highest[name]).nonzero().tolist()
+        ]
+        if not differs:
+            return
+        name, row, column = differs[0]
+        trail, shard = self.sparse[name].trails[row], self.sparse[name].shards[column]
+        low, high = (int(each[name][row, column]) % (1 << 64) for each in (lowest, highest))
+        others = f", and {len(differs) - 1} more of trail and shard" if len(differs) > 1 else ""
+        raise TopologyError(
+            f"{name}: the topologies of its replicas differ after {when}: checksums {low:016x} and {high:016x} "
+            f"(trail {trail}, shard {shard}{others})"
+        )

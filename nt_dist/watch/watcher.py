@@ -1,0 +1,356 @@
+"""The process that watches one rank: ``python -m nt_dist.watch.watcher`` (``watching.py`` starts it).
+
+A process and not a thread: it sees its rank also where that holds its interpreter lock for good, is stopped (SIGSTOP)
+or dead, and can still end it then. The watchers report to that of rank 0 over TCP, which decides for all; one that
+hears nothing from there any more ends its own rank. No disk is shared, and with one rank there is no network.
+
+Messages are lines of JSON; the first of a connection carries the job's secret. Imports only the standard library, so
+that it starts within milliseconds and stays small.
+"""
+
+import contextlib
+import hmac
+import json
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from nt_dist.watch.heartbeat import NANO, PHASES, map_shared, read_sign
+from nt_dist.watch.judgement import Limits, View, describe, is_lost, report
+
+TICK = 0.5  # seconds between two looks
+GAP = 5.0  # a look that comes so much later: this process was stopped as well, and nobody is to blame
+SEND_SECONDS = 1.0  # for one message, where the other end takes nothing any more
+DUMP_SECONDS = 3.0  # for all ranks to say where they stand
+LINGER = 10.0  # how long rank 0's watcher outlives its rank to serve the others
+MAX_LINE = 1 << 18
+REPORTED = {"phase", "step", "beats", "idle", "late", "stopped", "gone", "code", "threads"}  # of a View
+
+
+class Link:
+    """One connection that carries lines of JSON; reading does not block, and writing not for long."""
+
+    def __init__(self, connection: socket.socket):
+        self.connection = connection
+        connection.setblocking(False)
+        self.rank: int | None = None  # whose watcher is at the other end, once it has said so
+        self._received = b""
+        self.closed = False
+
+    def send(self, **message: Any) -> None:
+        """Send a message; one that cannot be sent closes the link."""
+        try:
+            self.connection.settimeout(SEND_SECONDS)
+            self.connection.sendall(json.dumps(message).encode() + b"\n")
+            self.connection.setblocking(False)
+        except OSError:
+            self.close()
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Return the messages that have come; ``closed`` says afterwards whether more can come."""
+        while not self.closed:
+            try:
+                data = self.connection.recv(1 << 16)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            if not data:
+                self.close()
+            self._received += data
+        *lines, self._received = self._received.split(b"\n")
+        if len(self._received) > MAX_LINE:
+            self.close()
+        try:
+            messages = [json.loads(line) for line in lines]
+        except ValueError:
+            self.close()
+            return []
+        return [message for message in messages if isinstance(message, dict)]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.closed = True
+        self.connection.close()
+
+
+class Ward:
+    """The rank that this process watches: its parent."""
+
+    def __init__(self, pid: int, shared: int, dump: int):
+        self.pid, self._memory, self._dump = pid, map_shared(shared), dump
+        self._excused = 0  # nanoseconds that this process was stopped since the last beat
+        self._beats, self._late, self._stopped_since = -1, 0, None
+        self._is_dead = False
+
+    def look(self, view: View, gap: float) -> None:
+        """Bring ``view`` up to date; ``gap`` is what this process itself has slept too long, in seconds."""
+        sign, now = read_sign(self._memory), time.monotonic_ns()
+        if sign.beats != self._beats:
+            self._beats, self._excused = sign.beats, 0
+        self._excused += int(gap * NANO)
+        self._is_dead = os.getppid() != self.pid
+        is_late = bool(sign.deadline) and not sign.left and now > sign.deadline + self._excused
+        self._late = self._late + 1 if is_late else 0
+        if self._state() != "T" or gap:
+            self._stopped_since = None
+        elif self._stopped_since is None:
+            self._stopped_since = now
+        view.phase, view.step, view.beats = PHASES[sign.phase], sign.step, sign.beats
+        view.idle = (now - sign.at - self._excused) / NANO
+        view.late = self._late > 1  # twice: a sign may be torn
+        view.stopped = 0.0 if self._stopped_since is None else (now - self._stopped_since) / NANO
+        view.gone, view.code = self._is_dead or bool(sign.left), sign.left - 1 if sign.left else None
+
+    def _state(self) -> str:
+        with contextlib.suppress(OSError, IndexError), open(f"/proc/{self.pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0].decode()
+        return ""
+
+    def threads(self) -> str:
+        """Where its threads stand; empty if it cannot say so, as when it is dead or stopped."""
+        if os.getppid() != self.pid or self._stopped_since is not None:
+            return ""
+        before = end = os.fstat(self._dump).st_size
+        os.kill(self.pid, signal.SIGUSR2)
+        for _ in range(20):
+            time.sleep(0.05)
+            size = os.fstat(self._dump).st_size
+            if size > before and size == end:
+                break
+            end = size
+        return os.pread(self._dump, MAX_LINE // 4, before).decode(errors="replace")
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        if os.getppid() == self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def say(text: str) -> None:
+    """Write to standard error in one go: other processes write as well."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode() + b"\n")
+
+
+class Watcher:
+    """One watcher; that of rank 0 has links to all others, each other one has a link to it.
+
+    Args:
+        ward: The rank watched.
+        control: The link to it, over which it says whom to reach and, by its end, that it is dead.
+        order: What it said first: rank, size, host, limits, the address to listen on (rank 0 of several).
+    """
+
+    def __init__(self, ward: Ward, control: Link, order: dict[str, Any]):
+        self.ward, self.control, self.order = ward, control, order
+        self.limits = Limits(*order["limits"])
+        self.rank = order["rank"]
+        self.view = View(self.rank, order["host"])
+        self.views = {rank: View(rank, unwatched=True) for rank in range(order["size"])} if self.rank == 0 else {}
+        self.views[self.rank] = self.view
+        self.links: dict[int, Link] = {}
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(control.connection, selectors.EVENT_READ, control)
+        self.server: socket.socket | None = None
+        self.heard = self.last_tick = time.monotonic()
+        self.has_announced = False
+        self.answered: set[int] = set()  # ranks that have said where they stand, or that they cannot
+        self.failed_at = self.left_at = None
+
+    def run(self) -> None:
+        """Watch until the rank has left, or has been ended."""
+        if self.rank == 0:
+            if self.order["size"] > 1:
+                self.listen()
+            self.control.send(port=self.server.getsockname()[1] if self.server else 0)
+        while True:
+            for key, _ in self.selector.select(TICK / 10 if self.control.closed else TICK):
+                self.read(key.data)
+            now = time.monotonic()
+            if now - self.last_tick >= TICK / 2 or self.control.closed:
+                self.tick(now)
+
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Open the port to which the other watchers come, and say its number."""
+        with contextlib.suppress(OSError, ValueError):  # thousands of ranks take as many descriptors
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        family, _, _, _, address = self.order["listen"]
+        self.server = socket.create_server(tuple(address[:2]), family=family, backlog=1024)
+        self.server.setblocking(False)
+        self.selector.register(self.server, selectors.EVENT_READ, None)
+
+    def read(self, link: Link | None) -> None:
+        """Take what has come: a new connection (no link) or messages."""
+        if link is None:
+            with contextlib.suppress(OSError):
+                self.listen_to(Link(self.server.accept()[0]))
+            return
+        descriptor = link.connection.fileno()
+        for message in link.receive():
+            if link is self.control:
+                self.connect(**message)
+            elif self.rank == 0:
+                self.take(link, message)
+            else:
+                self.obey(message)
+        if link.closed:
+            with contextlib.suppress(KeyError, ValueError):
+                self.selector.unregister(descriptor)
+
+    def listen_to(self, link: Link) -> None:
+        """Have a link read; its descriptor's number may have been that of one that was closed."""
+        with contextlib.suppress(KeyError):
+            self.selector.unregister(link.connection)
+        self.selector.register(link.connection, selectors.EVENT_READ, link)
+
+    def connect(self, address: str, port: int) -> None:
+        """Another rank: go to rank 0's watcher, and say so."""
+        try:
+            link = Link(socket.create_connection((address, port), timeout=self.limits.silence))
+        except OSError as problem:
+            say(f"warning: rank {self.rank} on {self.view.host} is watched alone: {address}:{port}: {problem}")
+            self.control.send(ready=False)
+            return
+        self.heard = time.monotonic()
+        self.links[0] = link
+        self.listen_to(link)
+        link.send(secret=self.order["secret"], rank=self.rank, host=self.view.host)
+        self.control.send(ready=True)
+
+    def take(self, link: Link, message: dict[str, Any]) -> None:
+        """Rank 0: a message of another watcher, the first of which must know the secret."""
+        if link.rank is None:
+            rank, secret = message.get("rank"), self.order["secret"].encode()
+            if not hmac.compare_digest(str(message.get("secret")).encode(), secret) or rank not in self.views:
+                link.close()
+                return
+            link.rank, self.links[rank] = rank, link
+            self.views[rank].host = str(message.get("host"))
+            return
+        view = self.views[link.rank]
+        if "threads" in message:
+            self.answered.add(link.rank)
+        for name in REPORTED & message.keys():
+            setattr(view, name, message[name])
+        view.silent = 0.0
+
+    def obey(self, message: dict[str, Any]) -> None:
+        """Another rank: what rank 0's watcher says."""
+        self.heard = time.monotonic()
+        if "dump" in message:
+            self.links[0].send(threads=self.ward.threads())
+        elif "end" in message:
+            say(f"error: rank {self.rank} on {self.view.host} is ended: {message['end']}")
+            self.leave(kill=True)
+        elif "done" in message:  # rank 0 has left well, and its watcher with it
+            self.links.pop(0).close()
+
+    # -- judgement -------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Look at the rank, tell rank 0's watcher or, there, judge all."""
+        gap = now - self.last_tick if now - self.last_tick > GAP else 0.0
+        since, self.last_tick = now - self.last_tick, now
+        self.ward.look(self.view, gap)
+        if self.view.gone and self.view.code is None and not self.has_announced:
+            self.has_announced = True  # at once: it is the first error of the job, and what others say follows from it
+            say(f"error: {describe(self.view, self.limits)}")
+        if self.rank == 0:
+            self.judge(0.0 if gap else since)
+        else:
+            self.tell(gap)
+        if self.rank and self.view.gone:
+            self.leave()
+
+    def tell(self, gap: float) -> None:
+        """Another rank: report, and end the rank if rank 0's watcher is silent or, gone, can judge no more."""
+        link, now = self.links.get(0), time.monotonic()
+        self.heard = now if gap else self.heard
+        if link and not link.closed:
+            link.send(**{name: value for name, value in vars(self.view).items() if name in REPORTED - {"threads"}})
+            if now - self.heard >= self.limits.silence:
+                first = View(0, self.order["main_host"], self.view.phase, self.view.step, silent=now - self.heard)
+                self.end([first, self.view])
+        elif is_lost([self.view], self.limits):
+            self.end([self.view])
+
+    def judge(self, since: float) -> None:
+        """Rank 0: decide whether the job can go on."""
+        for rank, link in self.links.items():
+            view = self.views[rank]
+            view.silent += since
+            view.unwatched = link.closed and not view.gone
+        self.greet()
+        now, views = time.monotonic(), list(self.views.values())
+        if any(view.failed for view in views):
+            self.failed_at = self.failed_at or now
+        others = [view for view in views if not view.gone and not view.unwatched]
+        outlived = self.failed_at is not None and now - self.failed_at >= self.limits.grace
+        if others and (outlived or is_lost(views, self.limits)):
+            self.end(views)
+        if self.view.gone:
+            self.left_at = self.left_at or now
+            if not others or (self.view.ended_well and now - self.left_at > LINGER):
+                for link in self.links.values():
+                    link.send(done=True)
+                self.leave()
+
+    def greet(self) -> None:
+        """Rank 0: show the others that this host is there."""
+        for link in self.links.values():
+            if not link.closed:
+                link.send(heard=True)
+
+    def end(self, views: list[View]) -> None:
+        """Ask all ranks where they stand, say who is at fault, end them all."""
+        for link in self.links.values() if self.rank == 0 else ():
+            link.send(dump=True)
+        self.view.threads = self.ward.threads()
+        until = time.monotonic() + DUMP_SECONDS
+        while self.rank == 0 and time.monotonic() < until and not all(self.has_answered(view) for view in views):
+            for key, _ in self.selector.select(0.1):
+                self.read(key.data)
+            self.greet()
+        text = report(views, self.limits)
+        say(text)
+        for link in self.links.values() if self.rank == 0 else ():
+            link.send(end=text.splitlines()[0].removeprefix("error: "))
+        self.leave(kill=True)
+
+    def has_answered(self, view: View) -> bool:
+        """Whether nothing more is to be learnt of where a rank stands."""
+        link = self.links.get(view.rank)
+        return view.rank in self.answered or view.gone or link is None or link.closed
+
+    def leave(self, kill: bool = False) -> None:
+        """End this process, and its rank before where that has not left."""
+        if kill:
+            self.ward.kill()
+        os._exit(0)
+
+
+def main(arguments: list[str]) -> None:
+    """Watch the parent process; see :func:`nt_dist.watch.watching.watched`, which starts this."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)  # they are for the rank, and this process goes when the rank has gone
+    pid, shared, dump, control = map(int, arguments)
+    link = Link(socket.socket(fileno=control))
+    link.connection.setblocking(True)
+    order = json.loads(link.connection.makefile("rb", buffering=0).readline(MAX_LINE) or b"null")
+    link.connection.setblocking(False)
+    if order is None:  # the rank died at once
+        return
+    Watcher(Ward(pid, shared, dump), link, order).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,129 @@
+"""Saves beside the training: what is in them, when they are there, and what becomes of those that fail."""
+
+import threading
+
+import pytest
+
+from nt_dist.checkpoint import checkpoint
+from nt_dist.checkpoint.find import find
+from nt_dist.checkpoint.manifest import Progress, read_manifest
+from nt_dist.checkpoint.saving import Saver
+from nt_dist.errors import CheckpointError
+from tests.unit.checkpoint.checkpoint_case import CONFIG, model_part, on_one_rank, on_ranks, with_run
+
+
+def progress(step, **extra):
+    return Progress(step, step, step, "abc", extra)
+
+
+def saver_of(mesh, folder, config=CONFIG):
+    return Saver(folder, config, mesh, *model_part(mesh, "compact", config, 5))
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Writers wait until it is set."""
+    event, write = threading.Event(), checkpoint.write_part
+
+    def write_later(writing, snapshot):
+        assert event.wait(20)
+        return write(writing, snapshot)
+
+    monkeypatch.setattr(checkpoint, "write_part", write_later)
+    return event
+
+
+def test_a_save_is_not_there_before_it_is_settled(tmp_path, gate):
+    def work(mesh):
+        saver = saver_of(mesh, tmp_path)
+        counts = {"seen": 1}
+        saver.save(progress(1, counts=counts), is_last=False)
+        counts["seen"] = 2  # the run goes on; the checkpoint is of what was
+        assert saver.is_under_way and saver.is_writing and saver.latest is None
+        assert find(tmp_path) is None
+        gate.set()
+        saver.settle()
+        assert not saver.is_under_way and saver.latest == find(tmp_path)
+        assert read_manifest(saver.latest).progress == progress(1, counts={"seen": 1})
+        saver.settle()  # nothing is under way: nothing is done
+
+    on_one_rank(work)
+
+
+def test_the_next_and_the_last_save_wait_for_the_one_under_way(tmp_path, gate):
+    def work(mesh):
+        saver = saver_of(mesh, tmp_path, with_run(keep=9))
+        saver.save(progress(1), is_last=False)
+        threading.Timer(0.2, gate.set).start()
+        saver.save(progress(2), is_last=False)
+        assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-00000001"]
+        saver.save(progress(3), is_last=True)
+        assert len(list(tmp_path.glob("step-*"))) == 3 and not saver.is_under_way
+
+    on_one_rank(work)
+
+
+def test_a_rank_that_cannot_write_fails_the_save_on_all_and_the_next_one_is_made(tmp_path, monkeypatch, caplog):
+    write = checkpoint.write_part
+
+    def write_or_fail(writing, snapshot):
+        if snapshot.rank == 1 and snapshot.manifest.progress.step == 2:
+            raise CheckpointError("no space left")
+        return write(writing, snapshot)
+
+    monkeypatch.setattr(checkpoint, "write_part", write_or_fail)
+
+    def work(mesh):
+        saver = saver_of(mesh, tmp_path)
+        for step in (1, 2):
+            saver.save(progress(step), is_last=False)
+            saver.settle()
+        latest = [saver.latest]
+        mesh.gather_objects(None)
+        latest += [find(tmp_path), list(tmp_path.glob(".*"))]
+        mesh.gather_objects(None)
+        saver.save(progress(3), is_last=False)
+        saver.settle()
+        return [*latest, saver.latest.name]
+
+    for latest, found, left, last in on_ranks((1, 2, 1, 1), work):
+        assert latest == found == tmp_path / "step-00000001" and left == [] and last == "step-00000003"
+    assert "step 2 was not saved: no space left (rank 1)" in caplog.text
+
+
+def test_a_last_save_that_fails_is_an_error(tmp_path, monkeypatch):
+    def fail(writing, snapshot):
+        raise CheckpointError("no space left")
+
+    monkeypatch.setattr(checkpoint, "write_part", fail)
+
+    def work(mesh):
+        saver = saver_of(mesh, tmp_path)
+        with pytest.raises(CheckpointError, match="no space left"):
+            saver.save(progress(1), is_last=True)
+
+    on_one_rank(work)
+
+
+def test_without_it_a_save_is_there_at_once(tmp_path):
+    def work(mesh):
+        saver = saver_of(mesh, tmp_path, with_run(async_save=False))
+        saver.save(progress(1), is_last=False)
+        assert not saver.is_under_way and saver.latest == find(tmp_path)
+
+    on_one_rank(work)
+
+
+def test_closing_leaves_what_is_under_way(tmp_path, gate):
+    def work(mesh):
+        saver = saver_of(mesh, tmp_path)
+        saver.save(progress(1), is_last=False)
+        saver.close()
+        assert find(tmp_path) is None
+        gate.set()
+        again = saver_of(mesh, tmp_path)
+        saver._writer.shutdown(wait=True)
+        again.save(progress(2), is_last=True)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000002"]
+
+    on_one_rank(work)

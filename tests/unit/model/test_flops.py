@@ -1,0 +1,84 @@
+"""The formula against a count by hand and against torch's own counter on the plain model."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from nt_dist.benchmark.plain_model import PlainModel
+from nt_dist.families import make_config
+from nt_dist.llama.weights import padded_vocab_size
+from nt_dist.model.flops import token_flops
+
+SIZES = {
+    "model": {
+        "hidden_size": 16,
+        "ffn_size": 24,
+        "num_layers": 3,
+        "num_attention_heads": 4,
+        "num_kv_heads": 2,
+        "vocab_size": 32,
+        "max_seq_len": 8,
+    },
+    "trails": {"count": 3, "layers": 2},
+    "sparsity": {"density": 0.5, "distribution": "uniform", "topology_shards": 2, "update_every": 10},
+    "train": {"steps": 100, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 10},
+}
+BLOCK = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24  # query, output; key, value at 2 of 4 heads; SwiGLU
+MATRICES = BLOCK * (1 + 3 * 2) + 3 * 32 * 16  # the trunk's block once, each trail's blocks and output
+
+
+def _config(**changes):
+    sections = {name: dict(values) for name, values in SIZES.items()}
+    for key, value in changes.items():
+        section, entry = key.split("__")
+        sections.setdefault(section, {})[entry] = value
+    return make_config(sections)
+
+
+def test_a_count_by_hand():
+    flops = token_flops(_config())
+    assert flops.dense == 2 * MATRICES
+    assert flops.sparse == MATRICES  # density 0.5 everywhere; every shard has an even size
+    assert flops.attention == 4 * 8 * 16 * 7
+    assert flops.training_dense == 3 * (flops.dense + flops.attention)
+    assert flops.inference_sparse == flops.sparse + flops.attention
+
+
+def test_torchs_counter_finds_the_same_products():
+    config = _config()
+    model = PlainModel(config)
+    tokens = torch.zeros(2, 8, dtype=torch.long)
+    # the math kernel, because torch does not count the CPU's fused attention
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(tokens)
+    flops = token_flops(config)
+    counts = counter.get_flop_counts()["Global"]
+    assert counts[torch.ops.aten.mm] == flops.dense * tokens.numel()
+    assert sum(counts.values()) == flops.inference_dense * tokens.numel()
+
+
+def test_a_full_ensemble_shares_no_trunk():
+    shared, full = token_flops(_config()), token_flops(_config(trails__fork="embedding"))
+    assert full.dense - shared.dense == 2 * 2 * BLOCK  # the trunk's block twice more
+    assert full.attention / shared.attention == pytest.approx(9 / 7)
+
+
+def test_a_padded_vocabulary_counts_its_real_rows():
+    odd = _config(model__vocab_size=31, sparsity__topology_shards=8, model__num_kv_heads=4)
+    even = _config(model__vocab_size=32, sparsity__topology_shards=8, model__num_kv_heads=4)
+    assert padded_vocab_size(even) == padded_vocab_size(odd) == 32
+    assert token_flops(even).dense - token_flops(odd).dense == 2 * 3 * 16
+
+
+def test_updates_by_gradient_cost_their_dense_gradients_and_others_nothing():
+    flops = token_flops(_config())
+    # 9 updates in 100 steps: none after the last one
+    assert flops.regrowth == pytest.approx((flops.dense - flops.sparse) * 9 / 100)
+    assert token_flops(_config(sparsity__stop_fraction=0.5)).regrowth == pytest.approx(flops.regrowth * 5 / 9)
+    half = token_flops(_config(sparsity__regrow_from="last_micro_batch"))
+    assert half.regrowth == pytest.approx(flops.regrowth / 2)
+    for static in ({"sparsity__update_every": 0}, {"sparsity__grow": "random", "sparsity__new_moments": "zero"}):
+        assert token_flops(_config(**static)).regrowth == 0
+    dense = token_flops(_config(sparsity__density=1.0))
+    assert dense.training_sparse == dense.training_dense == flops.training_dense

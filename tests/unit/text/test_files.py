@@ -1,0 +1,126 @@
+"""Which files a setting names, and reading them through any compression."""
+
+import bz2
+import gzip
+import lzma
+import sys
+
+import pytest
+import zstandard
+
+from nt_dist.errors import DataError
+from nt_dist.text.files import expand, open_file, read_text
+from tests.unit.text.data_case import sentences
+
+TEXT = sentences(3000)  # far more than one block of any of the formats
+COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+
+
+def text_of(path):
+    return "".join(block for block, _ in read_text(path))
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_every_compression_is_read(tmp_path, suffix):
+    path = tmp_path / f"a.txt{suffix}"
+    halves = TEXT[:70_000].encode(), TEXT[70_000:].encode()
+    path.write_bytes(b"".join(map(COMPRESS[suffix], halves)))  # two frames, as tools that append make them
+    assert text_of(path) == TEXT
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_truncated_file_is_named(tmp_path, suffix):
+    path = tmp_path / f"a.txt{suffix}"
+    data = COMPRESS[suffix](TEXT.encode())
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match=rf"a.txt{suffix}: the compressed file is truncated"):
+        text_of(path)
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_wrong_bytes_are_named(tmp_path, suffix):
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_text("this is no compressed file at all\n")
+    with pytest.raises(DataError, match=rf"a.txt{suffix}: is no {suffix} file, or is damaged"):
+        text_of(path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_flipped_bytes_are_named(tmp_path, suffix):
+    path = tmp_path / f"a.txt{suffix}"
+    data = bytearray(COMPRESS[suffix](TEXT.encode()))
+    for place in range(len(data) // 2, len(data) // 2 + 40):
+        data[place] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=f"a.txt{suffix}"):
+        text_of(path)
+
+
+def test_zstandard_missing_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(b"text"))
+    with pytest.raises(DataError, match="a.txt.zst: .*pip install zstandard"):
+        text_of(tmp_path / "a.txt.zst")
+
+
+def test_text_is_read_as_it_is(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffeins\r\nzwei – drei\n".encode() * 1)
+    assert text_of(path) == "eins\r\nzwei – drei\n"
+
+
+def test_a_character_across_blocks_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("x" + "é" * (1 << 20))
+    assert text_of(path) == "x" + "é" * (1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"some text\0more", "holds a NUL byte: it is binary"),
+        (b"caf\xe9 au lait", "is not UTF-8 text"),
+        (b"cut in a character \xc3", "is not UTF-8 text"),
+    ],
+)
+def test_what_is_no_text_is_named(tmp_path, data, message):
+    (tmp_path / "a.txt").write_bytes(data)
+    with pytest.raises(DataError, match=f"a.txt: {message}"):
+        text_of(tmp_path / "a.txt")
+
+
+def test_the_position_ends_at_the_size(tmp_path):
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(TEXT.encode()))
+    with open_file(path) as (stream, position):
+        assert position() == 0
+        stream.read()
+        assert position() == path.stat().st_size
+
+
+def test_expand_takes_files_folders_and_patterns(tmp_path):
+    for name in ("b/2.jsonl", "b/1.jsonl.gz", "b/c/3.json", "b/readme.txt", "b/.hidden/4.jsonl", "b/.5.jsonl", "6.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(*patterns):
+        found = expand("data.path", tuple(str(tmp_path / pattern) for pattern in patterns), (".jsonl", ".json"))
+        return [str(path.relative_to(tmp_path)) for path in found]
+
+    assert names("b") == ["b/1.jsonl.gz", "b/2.jsonl", "b/c/3.json"]
+    assert names("6.txt", "b/*.jsonl", "6.txt") == ["6.txt", "b/2.jsonl"]
+    assert names("b/**/*.json*") == ["b/1.jsonl.gz", "b/2.jsonl", "b/c/3.json"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("nowhere", "no such file or folder"),
+        ("*.jsonl", "no file matches"),
+        ("folder", "the folder holds no file ending in .jsonl"),
+    ],
+)
+def test_expand_names_what_is_missing(tmp_path, pattern, message):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match=rf"data.path = '.*{pattern.replace('*', '.')}': {message}"):
+        expand("data.path", (str(tmp_path / pattern),), (".jsonl",))

@@ -1,0 +1,198 @@
+"""Sources: documents in order, and bad input named with its file and line."""
+
+import sysconfig
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from nt_dist.errors import ConfigError, DataError
+from nt_dist.text.settings import Data
+from nt_dist.text.sources import HubSource, open_files, open_source
+from tests.unit.text.data_case import sentences, write_jsonl
+
+
+def texts(source):
+    return [document.text for unit in range(len(source.units)) for document in source.documents(unit)]
+
+
+def source_of(path, kind=None, text_key="text"):
+    return open_files("data.path", str(path), kind, text_key)
+
+
+def write_parquet(path, rows, column="text"):
+    pyarrow.parquet.write_table(pyarrow.table({column: rows, "n": list(range(len(rows)))}), path)
+    return path
+
+
+def test_text_files_are_a_document_each(tmp_path):
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "a.md").write_text("first\n")
+    assert texts(source_of(tmp_path, "text")) == ["first\n", "second"]
+
+
+def test_a_lone_text_file_is_cut_at_line_ends(tmp_path):
+    whole = sentences(6000)
+    (tmp_path / "a.txt").write_text(whole)
+    pieces = texts(source_of(tmp_path / "a.txt"))
+    assert "".join(pieces) == whole
+    assert len(pieces) == -(-len(whole) // 65536)
+    assert all(piece.endswith("\n") and len(piece) <= 65536 for piece in pieces)
+
+
+def test_one_endless_line_is_cut_too(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 150_000)
+    assert [len(piece) for piece in texts(source_of(tmp_path / "a.txt"))] == [65536, 65536, 150_000 - 2 * 65536]
+
+
+def test_jsonl_gives_its_texts_in_order(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl.gz", ["first", "  ", "zweite\n", "\ud83d alone"])
+    source = source_of(path)
+    assert texts(source) == ["first", "zweite\n", "? alone"]  # blank ones left out, half a surrogate pair made text
+    assert [document.read for document in source.documents(0)][-1] == path.stat().st_size
+
+
+def test_jsonl_passes_over_blank_lines_and_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\n\n \n{"text": "two"}')
+    assert texts(source_of(tmp_path / "a.jsonl")) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "cut', "line 3: is not JSON: Invalid control character at column 14"),
+        ('["text"]', "line 3: must be an object with the field data.text_key = 'text'"),
+        ('{"body": "x", "n": 1}', "line 3: has no field data.text_key = 'text', only 'body', 'n'"),
+        ('{"text": 7}', "line 3: the field data.text_key = 'text' must be text, not int"),
+        ('{"text": null}', "line 3: the field data.text_key = 'text' must be text, not NoneType"),
+        ("[" * 200_000, "line 3: is not JSON that can be read: nested too deeply"),
+        ('{"text": "\udce9"}', "line 3: is not UTF-8 text"),
+        ('{"text": "a\0"}', "holds a NUL byte"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path, line, message):
+    path = write_jsonl(tmp_path / "a.jsonl", ["one", "two"])
+    with open(path, "a", encoding="utf-8", errors="surrogateescape") as stream:
+        stream.write(line + "\n")
+    with pytest.raises(DataError, match=f"a.jsonl(, |: ){message}"):
+        texts(source_of(path))
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.txt", ""), ("a.txt", " \n\n"), ("a.jsonl", ""), ("a.jsonl", "\n")])
+def test_an_empty_file_is_named_at_once_and_later(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    source = source_of(tmp_path / name)
+    for look in (source.check, lambda: texts(source)):
+        with pytest.raises(DataError, match=f"{name}: is empty: it holds no text"):
+            look()
+
+
+def test_a_file_that_vanishes_is_named(tmp_path):
+    source = source_of(write_jsonl(tmp_path / "a.jsonl", ["one"]))
+    (tmp_path / "a.jsonl").unlink()
+    for look in (source.check, lambda: source.identity):
+        with pytest.raises(DataError, match="a.jsonl: cannot be read: No such file"):
+            look()
+
+
+def test_parquet_gives_its_texts(tmp_path):
+    rows = [f"row {number}" for number in range(2500)]
+    source = source_of(write_parquet(tmp_path / "a.parquet", [*rows, None, " "]))
+    assert texts(source) == rows
+    assert [document.read for document in source.documents(0)][-1] == (tmp_path / "a.parquet").stat().st_size
+
+
+def test_bad_parquet_is_named(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", ["one", "two"])
+    with pytest.raises(DataError, match="a.parquet: has no column data.text_key = 'body', only 'text', 'n'"):
+        texts(source_of(path, text_key="body"))
+    with pytest.raises(DataError, match="a.parquet: the column data.text_key = 'n' must be text"):
+        texts(source_of(path, text_key="n"))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="a.parquet: is no Parquet file, or is damaged"):
+        texts(source_of(path))
+
+
+def test_the_standard_library_is_megabytes_of_text():
+    source = open_source(Data())
+    assert sum(unit.size for unit in source.units) > 4e6
+    assert not any("/test/" in unit.name or "/site-packages/" in unit.name for unit in source.units)
+    names = [Path(unit.name) for unit in source.units]
+    assert names == sorted(names)
+    argparse = names.index(Path(sysconfig.get_paths()["stdlib"]) / "argparse.py")
+    assert "class ArgumentParser" in next(source.documents(argparse)).text
+
+
+def test_the_standard_library_passes_over_what_is_no_text(tmp_path, monkeypatch):
+    files = {"a.py": b"import b", "b.py": b"", "c.py": b"x = '\xe9'", "d.py": b"\0", "test/e.py": b"e"}
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    assert texts(open_source(Data())) == ["import b"]
+
+
+def test_a_standard_library_without_source_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    with pytest.raises(DataError, match="data.source = 'stdlib': .* holds no .py file"):
+        open_source(Data())
+
+
+def test_validation_files_beside_the_standard_library_are_read_by_suffix(tmp_path):
+    path = write_jsonl(tmp_path / "v.jsonl.gz", ["one"])
+    assert texts(open_source(Data(validation=str(path)), "validation")) == ["one"]
+
+
+def test_a_source_without_its_path_is_a_config_error():
+    with pytest.raises(ConfigError, match="data.path is empty: data.source = 'jsonl' needs one"):
+        open_source(Data(source="jsonl"))
+    with pytest.raises(ConfigError, match="data.path = .*must be one name"):
+        open_source(Data(source="hf", path=("a", "b")))
+
+
+def test_identity_follows_the_files(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ["one"])
+    first = source_of(path).identity
+    assert source_of(path).identity == first
+    assert source_of(path, text_key="body").identity != first
+    write_jsonl(path, ["two"])  # of the same size
+    assert source_of(path).identity != first
+
+
+@pytest.fixture
+def hub_folder(tmp_path, monkeypatch):
+    """A data set of two training shards and a validation split, in the hub's folder layout."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "set" / "data"
+    folder.mkdir(parents=True)
+    write_parquet(folder / "train-00000-of-00002.parquet", ["one", "two"])
+    write_parquet(folder / "train-00001-of-00002.parquet", ["three", "", "four"])
+    write_parquet(folder / "validation-00000-of-00001.parquet", ["five"])
+    return str(tmp_path / "set")
+
+
+def test_hf_streams_a_data_set_by_shards(hub_folder):
+    train = open_source(Data(source="hf", path=hub_folder))
+    assert [unit.name.split()[-4:] for unit in train.units] == [["shard", "0", "of", "2"], ["shard", "1", "of", "2"]]
+    assert texts(train) == ["one", "two", "three", "four"]
+    assert [document.text for document in train.documents(1)] == ["three", "four"]
+    validation = open_source(Data(source="hf", path=hub_folder, validation="validation"), "validation")
+    assert texts(validation) == ["five"]
+    train.check()
+
+
+def test_hf_errors_name_the_data_set(hub_folder):
+    with pytest.raises(DataError, match="data.path = .*split 'test': datasets.load_dataset says: .*test"):
+        texts(HubSource(hub_folder, "", "test", "text"))
+    with pytest.raises(
+        DataError, match=r"split 'train', shard 0, row 0: has no field data.text_key = 'body', only 'text'"
+    ):
+        HubSource(hub_folder, "", "train", "body").check()
+    with pytest.raises(DataError, match="data.path = '/nowhere/at/all'.*datasets.load_dataset says"):
+        HubSource("/nowhere/at/all", "", "train", "text").check()
+
+
+def test_hf_identity_needs_no_network():
+    assert HubSource("allenai/c4", "en", "train", "text").identity == ["HubSource", "allenai/c4", "en", "train", "text"]

@@ -1,0 +1,124 @@
+"""Tokenizers: trained the same each time, lossless, and refused when they do not fit."""
+
+import pytest
+import sentencepiece
+
+from nt_dist.errors import DataError
+from nt_dist.text.sources import open_files
+from nt_dist.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from tests.unit.text.data_case import sentences, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "a.jsonl"
+    return open_files("data.path", str(write_jsonl(path, [sentences(40, seed) for seed in range(20)])), None, "text")
+
+
+@pytest.fixture(scope="module")
+def model(source):
+    return train_tokenizer(source, 330)
+
+
+def test_training_is_deterministic(source, model):
+    assert train_tokenizer(source, 330) == model
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["The old house", "  two  spaces \n\n\tand a tab\r\n", " ", "\n", "été 漢字 🎉 \x00", "<s> </s> <unk>", "ﬁ Ⅳ Å"],
+)
+def test_decoding_gives_the_text_back(model, text):
+    tokenizer = Tokenizer(model, "it")
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert not {0, 1, 2} & set(tokenizer.encode(text))
+    assert tokenizer.document(text) == [1, *tokenizer.encode(text), 2]
+    assert tokenizer.decode(tokenizer.document(text)) == text
+
+
+def test_it_has_learnt_the_words(model):
+    tokenizer = Tokenizer(model, "it")
+    assert len(tokenizer.encode(sentences(10, 99))) < len(sentences(10, 99)) * 2 / 3
+
+
+def test_too_little_text_for_so_many_pieces(source):
+    with pytest.raises(DataError, match=r"model.vocab_size = 5000: the corpus has text for \d+ pieces at most"):
+        train_tokenizer(source, 5000)
+
+
+def test_too_few_pieces_for_the_bytes(source):
+    with pytest.raises(DataError, match=r"model.vocab_size = 100: must be at least 2\d\d"):
+        train_tokenizer(source, 100)
+
+
+def test_an_error_of_the_source_comes_through(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ["one"])
+    path.write_text(path.read_text() + "{")
+    with pytest.raises(DataError, match="a.jsonl, line 2: is not JSON"):
+        train_tokenizer(open_files("data.path", str(path), None, "text"), 330)
+
+
+def test_max_documents_bounds_what_is_read(source, tmp_path):
+    first = write_jsonl(tmp_path / "first.jsonl", [sentences(40, seed) for seed in range(5)])
+    alone = train_tokenizer(open_files("data.path", str(first), None, "text"), 320)
+    assert train_tokenizer(source, 320, max_documents=5) == alone
+
+
+def test_a_large_corpus_is_sampled_from_all_its_units(tmp_path, monkeypatch):
+    """The second of two files is read although the first alone exceeds the limit."""
+    write_jsonl(tmp_path / "a.jsonl", [sentences(200, seed) for seed in range(5)])
+    write_jsonl(tmp_path / "b.jsonl", ["quixotic zebras quarrel\n" * 200])
+    monkeypatch.setattr("nt_dist.text.tokenizer._CHARACTERS", 8000)
+    tokenizer = Tokenizer(train_tokenizer(open_files("data.path", str(tmp_path), "jsonl", "text"), 320), "it")
+    assert len(tokenizer.encode(" quixotic zebras")) <= 4
+
+
+def test_a_wrong_size_names_both(model, tmp_path):
+    path = tmp_path / "it.model"
+    path.write_bytes(model)
+    assert load_tokenizer(path, 330).vocab_size == 330
+    with pytest.raises(DataError, match=r"data.tokenizer = '.*it.model' has 330 pieces, model.vocab_size = 2048"):
+        load_tokenizer(path, 2048)
+
+
+@pytest.mark.parametrize("content", [b"", b"no model at all\n" * 50])
+def test_what_is_no_model_is_named(tmp_path, content):
+    (tmp_path / "it.model").write_bytes(content)
+    with pytest.raises(DataError, match="it.model: is not a sentencepiece model"):
+        load_tokenizer(tmp_path / "it.model", 330)
+
+
+def test_a_truncated_model_is_named(model, tmp_path):
+    (tmp_path / "it.model").write_bytes(model[: len(model) // 2])
+    with pytest.raises(DataError, match=r"it.model"):
+        load_tokenizer(tmp_path / "it.model", 330)
+
+
+def test_a_model_whose_pieces_are_no_text_is_named(model, tmp_path):
+    (tmp_path / "it.model").write_bytes(model.replace(b"<0x85>", b"\xff" * 6))
+    with pytest.raises(DataError, match="it.model: is not a sentencepiece model"):
+        load_tokenizer(tmp_path / "it.model", 330)
+
+
+def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"data.tokenizer = '.*it.model': cannot be read: No such file"):
+        load_tokenizer(tmp_path / "it.model", 330)
+
+
+def train_with(prefix, **ids):
+    lines = iter(sentences(300).split("\n"))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_prefix=str(prefix), vocab_size=60, model_type="bpe", minloglevel=2, **ids
+    )
+    return prefix.with_suffix(".model")
+
+
+def test_a_model_without_bos_ends_documents_only(tmp_path):
+    tokenizer = load_tokenizer(train_with(tmp_path / "t5", pad_id=0, eos_id=1, unk_id=2, bos_id=-1), 60)
+    assert tokenizer.bos is None
+    assert tokenizer.document("the sea") == [*tokenizer.encode("the sea"), 1]
+
+
+def test_a_model_without_eos_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no_eos.model: has no end-of-sentence piece"):
+        load_tokenizer(train_with(tmp_path / "no_eos", eos_id=-1), 60)
