@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from nt_dist.config.settings import Config, Parallel
 from nt_dist.errors import CheckpointError, ConfigError, DataError, RunError
+from nt_dist.families import make_config
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import AXES, init_mesh
 from nt_dist.testing import RankError, run_distributed
 
 
 def mesh_of(world_size, **degrees):
-    return init_mesh(Config(parallel=Parallel(**degrees), world_size=world_size))
+    batch = {"batch_size": 32 * world_size, "micro_batch_size": 2 * world_size}
+    return init_mesh(make_config({"parallel": degrees, "train": batch}, None, world_size))
 
 
 def _stand(rank, world_size, degrees):

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from nt_dist.config.settings import Config, Run
+from nt_dist.families import make_config
 from nt_dist.watch.watching import watched
 
 STALL, FAULT_AT, STEPS = 3.0, 5, 12
@@ -86,7 +86,7 @@ def main(rank, size, folder, fault):
     if fault.startswith("first_"):
         where, fault = 0, fault.removeprefix("first_")
     stall = LONG_STALL if fault in ("die", "fail") else STALL
-    with watched(mesh, Config(run=Run(stall_timeout=stall, phase_timeout=60.0))) as heart:
+    with watched(mesh, make_config({"run": {"stall_timeout": stall, "phase_timeout": 60.0}})) as heart:
         for step in range(1, STEPS + 1):
             heart.enter("compiling" if step == 1 else "stepping", step)
             mesh.gather_objects(step)
