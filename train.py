@@ -11,14 +11,14 @@ from nt_dist.command_line import run_main
 from nt_dist.config import parse_command_line
 from nt_dist.config.help import help_text
 from nt_dist.config.ignored import warnings
-from nt_dist.families import DEFAULT, load_config
+from nt_dist.families import FAMILIES, load_config
 from nt_dist.parallel import launcher
 
 
 def main() -> int:
     """Trains, or continues, the run that the command line describes."""
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text(DEFAULT))
+        print(help_text(FAMILIES.values()))
         return 0
     config_path, ds_config, overrides = parse_command_line(sys.argv[1:])
     config = load_config(config_path, overrides, ds_config, world_size=launcher.world_size())

@@ -22,7 +22,7 @@ def differences(saved: Mapping[str, Mapping[str, Any]], now: Config) -> tuple[li
         One message for each ``identity`` setting that differs, and one for each ``schedule`` setting.
     """
     defaults = {name: section() for name, section in sections_of(now.family).items()}
-    then, today = _meaning(saved, defaults), _meaning(now.to_dict(), defaults)
+    then, today = _unified(now, saved, defaults), _unified(now, now.to_dict(), defaults)
     found: dict[str, list[str]] = {IDENTITY: [], SCHEDULE: []}
     for name, section in sections_of(now.family).items():
         for entry, setting in keys_of(section).items():
@@ -33,7 +33,9 @@ def differences(saved: Mapping[str, Mapping[str, Any]], now: Config) -> tuple[li
     return found[IDENTITY], found[SCHEDULE]
 
 
-def _meaning(sections: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _unified(
+    config: Config, sections: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     """The sections with defaults filled in and one spelling for what means the same."""
     full = {
         name: {entry: plain(getattr(section, entry)) for entry in keys_of(type(section))}
@@ -41,9 +43,8 @@ def _meaning(sections: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, A
     }
     for name, values in full.items():
         values.update({entry: value for entry, value in sections.get(name, {}).items() if entry in values})
-    model, trails, sparsity = full["model"], full["trails"], full["sparsity"]
-    model["num_kv_heads"] = model["num_kv_heads"] or model["num_attention_heads"]
-    if trails["fork"] == "embedding":
-        trails["layers"] = model["num_layers"]
-    sparsity["exempt"] = sorted(sparsity["exempt"])
+    if full["trails"]["fork"] == "embedding":
+        full["trails"]["layers"] = full["model"]["num_layers"]
+    full["sparsity"]["exempt"] = sorted(full["sparsity"]["exempt"])
+    config.family.unify(full)
     return full

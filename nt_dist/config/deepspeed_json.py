@@ -157,11 +157,12 @@ def _choose_stage(zero: dict[str, Any], config: Config, wrong: Collection[str], 
 
 def _fillings(config: Config) -> dict[str, int]:
     """Sizes that Hugging Face's integration fills in, by its rules, in elements."""
-    square = config.model.hidden_size**2
+    hidden_size = config.family.hidden_size(config)
+    square = hidden_size**2
     return {
         "zero_optimization.reduce_bucket_size": max(square, _LEAST_BUCKET),
         "zero_optimization.stage3_prefetch_bucket_size": square * 9 // 10,
-        "zero_optimization.stage3_param_persistence_threshold": 10 * config.model.hidden_size,
+        "zero_optimization.stage3_param_persistence_threshold": 10 * hidden_size,
     }
 
 

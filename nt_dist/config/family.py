@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
+from nt_dist.config.settings import Config
+
 
 class Family(ABC):
     """One model family; all objects of a class are equal."""
@@ -17,7 +19,7 @@ class Family(ABC):
     sections: ClassVar[Mapping[str, type]]
     """Its own sections of a config: "model", which has ``num_layers``, the residual blocks on the way to an output, and
     "data"."""
-    rules: ClassVar[tuple[tuple[tuple[str, ...], Callable[[Any], Iterator[str]]], ...]]
+    rules: ClassVar[tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], ...]]
     """Rules over several settings: the keys that one reads, and what yields a message for each thing that is wrong."""
 
     def __eq__(self, other: object) -> bool:
@@ -26,17 +28,41 @@ class Family(ABC):
     def __hash__(self) -> int:
         return hash(type(self))
 
-    @abstractmethod
-    def weight_names(self, config: Any) -> list[str]:
-        """Names of all weights, as ``sparsity.exempt`` may name them; without torch."""
+    # -- what the config asks, without torch -------------------------------------------------------------------------
 
     @abstractmethod
-    def weights(self, config: Any) -> list[Any]:
+    def hidden_size(self, config: Config) -> int:
+        """Width of the hidden states, from which DeepSpeed's bucket sizes are made where a JSON says "auto"."""
+
+    @abstractmethod
+    def divided_by_tensor(self, config: Config) -> dict[str, int]:
+        """Sizes that ``parallel.tensor`` has to divide, by the key that sets each."""
+
+    def ignored(self, config: Config) -> Iterator[str]:
+        """Messages on its own settings that were given and change nothing; see :func:`nt_dist.config.ignored.named`."""
+        return iter(())
+
+    def paths(self, config: Config) -> list[tuple[str, str]]:
+        """Files, folders and patterns that its settings name and that must be there: key and path of each."""
+        return []
+
+    @abstractmethod
+    def unify(self, sections: dict[str, dict[str, Any]]) -> None:
+        """Give values that say the same in other words one spelling, in place: a resume compares them."""
+
+    @abstractmethod
+    def weight_names(self, config: Config) -> list[str]:
+        """Names of all weights, as ``sparsity.exempt`` may name them."""
+
+    # -- the model ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def weights(self, config: Config) -> list[Any]:
         """The :class:`nt_dist.sparsity.spec.WeightSpec` of every weight, in the order in which the layers use them.
 
         Their densities are 1: model/weights.py spreads the config's density over them.
         """
 
     @abstractmethod
-    def layers(self, config: Any, make: Callable[[str], Any], place: Any) -> dict[str, Callable[[], Any]]:
+    def layers(self, config: Config, make: Callable[[str], Any], place: Any) -> dict[str, Callable[[], Any]]:
         """One function per layer that makes it, by the layer's name, in order; ``make`` makes a weight by its name."""

@@ -1,11 +1,12 @@
 """The settings as text: for ``--help`` and for the README."""
 
 import textwrap
+from collections.abc import Iterable, Iterator
 
 from nt_dist.config.family import Family
 from nt_dist.config.keys import keys_of
 from nt_dist.config.load import DEFAULT_CONFIG
-from nt_dist.config.settings import sections_of
+from nt_dist.config.settings import ORDER, SECTIONS, sections_of
 from nt_dist.config.values import plain, toml_value
 
 _USAGE = f"""\
@@ -20,11 +21,11 @@ checkpoint's, those marked "schedule" too unless run.allow_schedule_change=true,
 _WIDTH = 120
 
 
-def help_text(family: Family, program: str = "train.py") -> str:
+def help_text(families: Iterable[Family], program: str = "train.py") -> str:
     """The text of ``--help``: usage, then every setting by section with its default, mark, sentence and rule."""
     parts = [_USAGE.format(program=program)]
-    for name, section in sections_of(family).items():
-        lines = [f"[{name}] {_first_line(section)}"]
+    for name, section, owners in _sections(families):
+        lines = [f"[{name}]{owners and f' of the family {owners}:'} {section.__doc__.splitlines()[0]}"]
         for entry, setting in keys_of(section).items():
             lines.append(f"  {entry} = {toml_value(plain(setting.default))}  ({setting.metadata['mark']})")
             lines += textwrap.wrap(_sentence(setting), _WIDTH, initial_indent="      ", subsequent_indent="      ")
@@ -32,13 +33,18 @@ def help_text(family: Family, program: str = "train.py") -> str:
     return "\n\n".join(parts)
 
 
-def markdown_table(family: Family) -> str:
-    """The settings as one Markdown table, for the README."""
+def markdown_table(families: Iterable[Family]) -> str:
+    """The settings as one Markdown table, for the README; those of a family's own name it."""
     rows = ["| Setting | Default | Mark | What it says |", "|---|---|---|---|"]
-    for name, section in sections_of(family).items():
+    for name, section, owners in _sections(families):
         for entry, setting in keys_of(section).items():
             default = toml_value(plain(setting.default))
-            cells = (f"`{name}.{entry}`", f"`{default}`", setting.metadata["mark"], _sentence(setting))
+            cells = (
+                f"`{name}.{entry}`{owners and f' ({owners})'}",
+                f"`{default}`",
+                setting.metadata["mark"],
+                _sentence(setting),
+            )
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 
@@ -51,5 +57,11 @@ def _sentence(setting) -> str:
     return f"{doc} {rule.text.capitalize()}."
 
 
-def _first_line(section: type) -> str:
-    return section.__doc__.splitlines()[0]
+def _sections(families: Iterable[Family]) -> Iterator[tuple[str, type, str]]:
+    """Every section's name and class, and the names of the families that have it; empty for those of all."""
+    for name in ORDER:
+        owners: dict[type, list[str]] = {}
+        for family in families:
+            owners.setdefault(sections_of(family)[name], []).append(family.name)
+        for section, found in owners.items():
+            yield name, section, "" if name in SECTIONS else ", ".join(found)

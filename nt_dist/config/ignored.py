@@ -21,34 +21,29 @@ def _warnings(config: Config) -> Iterator[str]:
     sparsity, run, steps = config.sparsity, config.run, config.train.steps
     if sparsity.density == 1:
         dense = ("distribution", "storage", "exempt", "update_every", *_UPDATE)
-        yield from _ignored(config, "sparsity", dense, "sparsity.density = 1.0")
+        yield from named(config, "sparsity", dense, "sparsity.density = 1.0")
     elif sparsity.update_every == 0:
-        yield from _ignored(config, "sparsity", _UPDATE, "sparsity.update_every = 0")
+        yield from named(config, "sparsity", _UPDATE, "sparsity.update_every = 0")
     elif sparsity.update_every > int(sparsity.stop_fraction * steps) or sparsity.update_every >= steps:
         yield (
             f"sparsity.update_every = {sparsity.update_every}: the topology is never updated in train.steps = {steps} "
             f"with sparsity.stop_fraction = {sparsity.stop_fraction}"
         )
     if sparsity.drop != "soft_magnitude":
-        yield from _ignored(config, "sparsity", ("temperature",), f"sparsity.drop = {sparsity.drop!r}")
+        yield from named(config, "sparsity", ("temperature",), f"sparsity.drop = {sparsity.drop!r}")
     if sparsity.grow == "random":
-        yield from _ignored(config, "sparsity", ("regrow_from",), "sparsity.grow = 'random'")
+        yield from named(config, "sparsity", ("regrow_from",), "sparsity.grow = 'random'")
     if config.trails.fork == "embedding" and config.trails.layers != config.model.num_layers:
-        yield from _ignored(config, "trails", ("layers",), "trails.fork = 'embedding'")
+        yield from named(config, "trails", ("layers",), "trails.fork = 'embedding'")
     if config.parallel.trail == 1:
-        yield from _ignored(config, "parallel", ("trunk",), "parallel.trail = 1")
+        yield from named(config, "parallel", ("trunk",), "parallel.trail = 1")
     elif config.trails.fork == "embedding":
-        yield from _ignored(config, "parallel", ("trunk",), "trails.fork = 'embedding' leaves no trunk")
+        yield from named(config, "parallel", ("trunk",), "trails.fork = 'embedding' leaves no trunk")
 
-    if config.data.source == "stdlib":
-        yield from _ignored(config, "data", ("path", "subset"), "data.source = 'stdlib'")
-    elif config.data.source != "hf":
-        yield from _ignored(config, "data", ("subset",), f"data.source = {config.data.source!r}")
-    if config.data.source == "text" or (config.data.source == "stdlib" and not isinstance(config.data.validation, str)):
-        yield from _ignored(config, "data", ("text_key",), f"data.source = {config.data.source!r}")
+    yield from config.family.ignored(config)
 
     if run.stop_after >= steps:
-        yield from _ignored(config, "run", ("stop_after",), f"train.steps = {steps}")
+        yield from named(config, "run", ("stop_after",), f"train.steps = {steps}")
     if run.keep_every and (not run.save_every or run.keep_every % run.save_every):
         yield (
             f"run.keep_every = {run.keep_every} is no multiple of run.save_every = {run.save_every}: "
@@ -56,7 +51,8 @@ def _warnings(config: Config) -> Iterator[str]:
         )
 
 
-def _ignored(config: Config, section: str, entries: tuple[str, ...], because: str) -> Iterator[str]:
+def named(config: Config, section: str, entries: tuple[str, ...], because: str) -> Iterator[str]:
+    """Name those of the ``entries`` of a section that differ from their defaults, and why they change nothing."""
     for entry, setting in keys_of(sections_of(config.family)[section]).items():
         value = getattr(getattr(config, section), entry)
         if entry in entries and value != setting.default:

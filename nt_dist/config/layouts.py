@@ -13,16 +13,13 @@ KEYS = (
     "parallel.trail",
     "parallel.trunk",
     "model.num_layers",
-    "model.num_attention_heads",
-    "model.num_kv_heads",
-    "model.ffn_size",
     "sparsity.topology_shards",
     "trails.count",
     "trails.fork",
     "train.micro_batch_size",
     "train.precision",
 )
-"""What these rules read."""
+"""What these rules read, beside what the family says."""
 
 
 def check(config: Config) -> Iterator[str]:
@@ -65,18 +62,14 @@ def is_possible(config: Config) -> bool:
 
 
 def _broken(config: Config) -> Iterator[str]:
-    model, degrees = config.model, config.parallel
+    degrees, num_layers = config.parallel, config.model.num_layers
     if config.world_size % config.model_degree:
         yield (
             f"parallel.tensor × pipe × trail = {degrees.tensor} × {degrees.pipe} × {degrees.trail} must divide "
             f"the number of ranks, {config.world_size}"
         )
-    divided_by_tensor = {
-        "model.num_attention_heads": model.num_attention_heads,
-        "model.num_kv_heads": config.model.key_value_heads,
-        "model.ffn_size": model.ffn_size,
-        "sparsity.topology_shards": config.sparsity.topology_shards,
-    }
+    divided_by_tensor = config.family.divided_by_tensor(config)
+    divided_by_tensor["sparsity.topology_shards"] = config.sparsity.topology_shards
     for name, size in divided_by_tensor.items():
         if size % degrees.tensor:
             yield f"parallel.tensor = {degrees.tensor} must divide {name} = {size}"
@@ -89,8 +82,8 @@ def _broken(config: Config) -> Iterator[str]:
             f"parallel.trunk = 'split' deals a micro-batch out to the trail ranks: parallel.trail = {degrees.trail} "
             f"must divide train.micro_batch_size = {size}; nearest: {near}"
         )
-    if degrees.pipe > model.num_layers:
-        yield f"parallel.pipe = {degrees.pipe} must be at most model.num_layers = {model.num_layers}"
+    if degrees.pipe > num_layers:
+        yield f"parallel.pipe = {degrees.pipe} must be at most model.num_layers = {num_layers}"
     if degrees.pipe > 1 and config.zero_stage > 1:
         yield (
             f"parallel.pipe = {degrees.pipe} allows ZeRO stages 0 and 1 (a limit of DeepSpeed), not "

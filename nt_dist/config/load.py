@@ -3,14 +3,16 @@
 Every problem found on the way is kept, and all are raised together.
 """
 
+import glob
 import json
+import os
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import Field, replace
 from pathlib import Path
 from typing import Any
 
-from nt_dist.config import deepspeed_json, paths, rules
+from nt_dist.config import deepspeed_json, rules
 from nt_dist.config.family import Family
 from nt_dist.config.keys import keys_of
 from nt_dist.config.names import hint, nearest, nearest_key
@@ -84,7 +86,7 @@ def load_config(
     """
     problems: list[str] = []
     sections = _read_toml(Path(path), problems)
-    _apply_overrides(families, sections, overrides, problems)
+    _apply_overrides(families, sections, list(overrides), problems)
     deepspeed = _read_json(Path(ds_config), problems) if isinstance(ds_config, str | Path) else ds_config
     return build_config(families, sections, deepspeed, world_size, problems, check_paths)
 
@@ -114,35 +116,45 @@ def build_config(
     wrong: set[str] = set()  # keys whose values cannot be used: rules over them would only confuse
     family = _family_of(families, sections, problems)
     known = sections_of(family)
-    values = _typed_sections(known, sections, problems, wrong)
+    values = _typed_sections(families, family, sections, problems, wrong)
     config = Config(family, **{name: known[name](**entries) for name, entries in values.items()}, world_size=world_size)
     resolved, found = deepspeed_json.resolve(deepspeed, config, wrong)
     config = replace(config, deepspeed=resolved)
     problems += rules.check(config, wrong) + found
     if check_paths:
-        problems += paths.check_paths(config, wrong)
+        problems += missing_paths(config, wrong)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return config
 
 
 def _family_of(families: Mapping[str, Family], sections: Mapping[str, Any], problems: list[str]) -> Family:
-    """The family that ``model.family`` names, or the default one."""
-    default = next(iter(families))
+    """The family that ``model.family`` names, or the default one; the one most like it for a name that is none."""
+    default, *_ = families
     model = sections.get("model")
     name = model.get("family", default) if isinstance(model, Mapping) else default
-    if isinstance(name, str) and name not in families:
-        known = ", ".join(families)
-        problems.append(f"model.family = {name!r} must be one of {known}{hint(nearest(name, families))}")
-    return families.get(name, families[default]) if isinstance(name, str) else families[default]
+    if not isinstance(name, str):
+        return families[default]  # its type is checked with the other keys'
+    if name not in families:
+        near = nearest(name, families)
+        problems.append(f"model.family = {name!r} must be one of {', '.join(families)}{hint(near)}")
+        name = near or default
+    return families[name]
 
 
-def _keys_in(sections: Mapping[str, type]) -> list[str]:
-    return [f"{name}.{entry}" for name, section in sections.items() for entry in keys_of(section)]
+def _keys_in(family: Family) -> list[str]:
+    return [f"{name}.{entry}" for name, section in sections_of(family).items() for entry in keys_of(section)]
 
 
-def _all_keys(families: Mapping[str, Family]) -> list[str]:
-    return [dotted for family in families.values() for dotted in _keys_in(sections_of(family))]
+def _no_setting(families: Mapping[str, Family], family: Family, dotted: str) -> str:
+    """That a key is none of this family: which family has it, and which of this one's is nearest."""
+    section, _, entry = dotted.partition(".")
+    own = sections_of(family)
+    near = nearest(entry, keys_of(own[section])) if section in own else None
+    near = f"{section}.{near}" if near else nearest_key(dotted, _keys_in(family))
+    owners = [name for name, other in families.items() if dotted in _keys_in(other)]
+    which = f" of model.family = {family.name!r} but of {' and '.join(map(repr, owners))}" if owners else ""
+    return f"{dotted} is no setting{which}{hint(near)}"
 
 
 def _read_text(path: Path, problems: list[str]) -> str | None:
@@ -185,20 +197,19 @@ def _without_repeats(pairs: list[tuple[str, Any]], path: Path, problems: list[st
 
 
 def _apply_overrides(
-    families: Mapping[str, Family], sections: dict[str, Any], overrides: Iterable[str], problems: list[str]
+    families: Mapping[str, Family], sections: dict[str, Any], overrides: Sequence[str], problems: list[str]
 ) -> None:
-    """Write overrides into the sections; their names and types are checked with the file's."""
-    for override in overrides:
-        dotted, _, text = override.partition("=")
+    """Write overrides into the sections; their types are checked with the file's."""
+    pairs = [override.partition("=")[::2] for override in overrides]
+    for dotted, text in sorted(pairs, key=lambda pair: pair[0] != "model.family"):  # decides which keys there are
+        family = _family_of(families, sections, problems)
         name, _, entry = dotted.partition(".")
-        settings = {}
-        for family in families.values():
-            settings |= keys_of(sections_of(family)[name]) if name in sections_of(family) else {}
-        if entry not in settings:
-            problems.append(f"{dotted} is no setting{hint(nearest_key(dotted, _all_keys(families)))}")
+        setting = keys_of(sections_of(family)[name]).get(entry) if name in sections_of(family) else None
+        if setting is None:
+            problems.append(_no_setting(families, family, dotted))
             continue
         try:
-            value = parse_override(text, settings[entry].type)
+            value = parse_override(text, setting.type)
         except TypeError:
             value = text  # of the wrong type: reported with the key when the section is read
         if isinstance(sections.setdefault(name, {}), dict):
@@ -206,54 +217,55 @@ def _apply_overrides(
 
 
 def _typed_sections(
-    known: Mapping[str, type], sections: Mapping[str, Any], problems: list[str], wrong: set[str]
+    families: Mapping[str, Family], family: Family, sections: Mapping[str, Any], problems: list[str], wrong: set[str]
 ) -> dict[str, dict[str, Any]]:
     """The sections with every value in its key's type and keeping its key's rule; the others are left out."""
+    known = sections_of(family)
     typed: dict[str, dict[str, Any]] = {name: {} for name in known}
     for name, entries in sections.items():
-        if name not in known:
-            problems.append(_unknown_section(known, name, entries))
+        if name not in known and isinstance(entries, Mapping):
+            near = hint(nearest(name, known))
+            problems.append(f"[{name}] is no section{near}; sections are {', '.join(known)}")
+        elif name not in known:
+            problems.append(f"{name} stands outside a section{hint(nearest_key(name, _keys_in(family)))}")
         elif not isinstance(entries, Mapping):
             problems.append(f"{name} = {entries!r} must be a section, [{name}], with keys under it")
         else:
             for entry, value in entries.items():
-                _typed_entry(known, name, entry, value, typed[name], problems, wrong)
+                dotted, setting = f"{name}.{entry}", keys_of(known[name]).get(entry)
+                if setting is None:
+                    problems.append(_no_setting(families, family, dotted))
+                    continue
+                try:
+                    typed[name][entry] = _checked(setting, dotted, value)
+                except ValueError as problem:
+                    problems.append(str(problem))
+                    wrong.add(dotted)
     return typed
 
 
-def _unknown_section(known: Mapping[str, type], name: str, entries: Any) -> str:
-    if isinstance(entries, Mapping):
-        return f"[{name}] is no section{hint(nearest(name, known))}; sections are {', '.join(known)}"
-    return f"{name} stands outside a section{hint(nearest_key(name, _keys_in(known)))}"
-
-
-def _typed_entry(
-    known: Mapping[str, type],
-    name: str,
-    entry: str,
-    value: Any,
-    typed: dict[str, Any],
-    problems: list[str],
-    wrong: set[str],
-) -> None:
-    dotted = f"{name}.{entry}"
-    setting = keys_of(known[name]).get(entry)
-    if setting is None:
-        own = nearest(entry, keys_of(known[name]))
-        problems.append(
-            f"{dotted} is no setting{hint(f'{name}.{own}' if own else nearest_key(dotted, _keys_in(known)))}"
-        )
-        return
+def _checked(setting: Field, dotted: str, value: Any) -> Any:
+    """The value in its key's type; raises ValueError with the message if it has another or breaks the key's rule."""
     try:
         converted = convert(value, setting.type)
     except TypeError as error:
-        problems.append(f"{dotted} = {value!r} must be {error}")
-        wrong.add(dotted)
-        return
+        raise ValueError(f"{dotted} = {value!r} must be {error}") from error
     rule = setting.metadata["rule"]
     if rule and not rule.holds(converted):
         asked = hint(nearest(converted, rule.choices)) if rule.choices else ""
-        problems.append(f"{dotted} = {value!r} {rule.text}{asked}")
-        wrong.add(dotted)
-        return
-    typed[entry] = converted
+        raise ValueError(f"{dotted} = {value!r} {rule.text}{asked}")
+    return converted
+
+
+def missing_paths(config: Config, wrong: Collection[str] = ()) -> list[str]:
+    """One message for each path or pattern of a config at which there is nothing; keys in ``wrong`` are left out."""
+    named = [*config.family.paths(config), ("run.resume_from", config.run.resume_from)]
+    return [
+        f"{key} = {path!r}: no such file or folder"
+        for key, path in named
+        if path and key not in wrong and not _is_there(os.path.expanduser(path))
+    ]
+
+
+def _is_there(path: str) -> bool:
+    return os.path.exists(path) or bool(glob.glob(path, recursive=True))

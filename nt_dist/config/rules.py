@@ -25,8 +25,12 @@ def check(config: Config, wrong: Collection[str]) -> list[str]:
     Returns:
         One message for each thing that is wrong.
     """
+    mesh = ((*layouts.KEYS, *config.family.divided_by_tensor(config)), layouts.check)
     return [
-        message for keys, rule in (*_RULES, *config.family.rules) if not wrong & set(keys) for message in rule(config)
+        message
+        for keys, rule in (*_RULES, mesh, *config.family.rules)
+        if not set(wrong) & set(keys)
+        for message in rule(config)
     ]
 
 
@@ -92,6 +96,3 @@ def _batch_divides(config: Config) -> Iterator[str]:
 def _warmup_fits(config: Config) -> Iterator[str]:
     if config.train.warmup_steps > config.train.steps:
         yield f"train.warmup_steps = {config.train.warmup_steps} must be at most train.steps = {config.train.steps}"
-
-
-_RULES.append((layouts.KEYS, layouts.check))

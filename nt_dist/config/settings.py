@@ -8,7 +8,6 @@ refused before anything slow is loaded.
 from dataclasses import dataclass, field
 from typing import Any
 
-from nt_dist.config.family import Family
 from nt_dist.config.keys import FREE, IDENTITY, SCHEDULE, Rule, above, at_least, key, keys_of, one_of, share, within
 from nt_dist.config.values import plain, toml_value
 
@@ -207,12 +206,10 @@ SECTIONS: dict[str, type] = {
     "parallel": Parallel,
     "run": Run,
 }
-
-
 ORDER = ("model", "trails", "sparsity", "data", "train", "parallel", "run")
 
 
-def sections_of(family: Family) -> dict[str, type]:
+def sections_of(family: Any) -> dict[str, type]:
     """All sections of a config of a family, in the order in which they are shown."""
     every = {**SECTIONS, **family.sections}
     return {name: every[name] for name in ORDER}
@@ -222,8 +219,8 @@ def sections_of(family: Family) -> dict[str, type]:
 class Config:
     """A whole, checked configuration: the TOML's sections and the DeepSpeed JSON that goes with them."""
 
-    family: Family
-    """What kind of network is trained."""
+    family: Any
+    """The :class:`nt_dist.config.family.Family`: what kind of network is trained."""
     model: Any
     """The family's own section."""
     data: Any

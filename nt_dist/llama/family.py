@@ -2,15 +2,41 @@
 
 from nt_dist.config.family import Family
 from nt_dist.llama import settings
-from nt_dist.text.settings import Data
+from nt_dist.text import settings as text
 
 
 class Llama(Family):
     """LLaMAs (Touvron et al., arXiv 2302.13971) on text."""
 
     name = "llama"
-    sections = {"model": settings.Model, "data": Data}  # noqa: RUF012
+    sections = {"model": settings.Model, "data": text.Data}  # noqa: RUF012
     rules = settings.RULES
+
+    def hidden_size(self, config):
+        """See :meth:`Family.hidden_size`."""
+        return config.model.hidden_size
+
+    def divided_by_tensor(self, config):
+        """See :meth:`Family.divided_by_tensor`."""
+        model = config.model
+        return {
+            "model.num_attention_heads": model.num_attention_heads,
+            "model.num_kv_heads": model.key_value_heads,
+            "model.ffn_size": model.ffn_size,
+        }
+
+    def ignored(self, config):
+        """See :meth:`Family.ignored`."""
+        return text.ignored(config)
+
+    def paths(self, config):
+        """See :meth:`Family.paths`."""
+        return text.paths(config)
+
+    def unify(self, sections):
+        """``num_kv_heads`` 0 is as many as attention heads; see :meth:`Family.unify`."""
+        model = sections["model"]
+        model["num_kv_heads"] = model["num_kv_heads"] or model["num_attention_heads"]
 
     def weight_names(self, config):
         """See :meth:`Family.weight_names`."""

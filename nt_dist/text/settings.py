@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nt_dist.config.ignored import named
 from nt_dist.config.keys import FREE, SCHEDULE, Rule, at_least, key, one_of, reads
 from nt_dist.config.settings import Config
 
@@ -64,3 +65,27 @@ def _source_has_a_path(config: Config) -> Iterator[str]:
 
 
 RULES = (_source_has_a_path,)
+
+
+def ignored(config: Config) -> Iterator[str]:
+    """See :meth:`nt_dist.config.family.Family.ignored`."""
+    data = config.data
+    because = f"data.source = {data.source!r}"
+    if data.source == "stdlib":
+        yield from named(config, "data", ("path", "subset"), because)
+    elif data.source != "hf":
+        yield from named(config, "data", ("subset",), because)
+    if data.source == "text" or (data.source == "stdlib" and not isinstance(data.validation, str)):
+        yield from named(config, "data", ("text_key",), because)
+
+
+def paths(config: Config) -> list[tuple[str, str]]:
+    """See :meth:`nt_dist.config.family.Family.paths`."""
+    data, found = config.data, []
+    if data.source in ("text", "jsonl", "parquet"):
+        found += [("data.path", path) for path in ([data.path] if isinstance(data.path, str) else data.path)]
+    if data.source != "hf" and isinstance(data.validation, str):  # for hf it is the name of a split
+        found.append(("data.validation", data.validation))
+    if data.tokenizer != "auto":
+        found.append(("data.tokenizer", data.tokenizer))
+    return found

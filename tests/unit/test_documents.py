@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nt_dist.config.help import markdown_table
-from nt_dist.families import DEFAULT, load_config
+from nt_dist.families import FAMILIES, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -59,7 +59,7 @@ def test_nothing_is_left_to_be_filled_in(document):
 
 
 def test_table_of_settings_is_that_of_the_code():
-    assert _block("settings") == markdown_table(DEFAULT)
+    assert _block("settings") == markdown_table(FAMILIES.values())
 
 
 def test_overrides_in_documents_are_settings():

@@ -3,11 +3,11 @@
 from nt_dist.config.help import help_text, markdown_table
 from nt_dist.config.keys import keys_of
 from nt_dist.config.settings import sections_of
-from nt_dist.families import DEFAULT
+from nt_dist.families import DEFAULT, FAMILIES
 
 
 def test_help_lists_every_setting_with_default_and_mark():
-    text = help_text(DEFAULT, "tools/x.py")
+    text = help_text(FAMILIES.values(), "tools/x.py")
     assert "usage: tools/x.py [--config" in text
     for name, section in sections_of(DEFAULT).items():
         assert f"[{name}] " in text
@@ -18,7 +18,7 @@ def test_help_lists_every_setting_with_default_and_mark():
 
 
 def test_the_table_has_one_row_a_setting():
-    rows = markdown_table(DEFAULT).splitlines()[2:]
+    rows = markdown_table(FAMILIES.values()).splitlines()[2:]
     assert len(rows) == sum(len(keys_of(section)) for section in sections_of(DEFAULT).values())
     assert all(row.replace("\\|", "").count("|") == 5 for row in rows)
     assert '| `train.precision` | `"fp32"` | free | fp32, or bf16 with fp32 masters and gradients. |' in rows
