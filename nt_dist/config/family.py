@@ -5,10 +5,48 @@ methods import what they need.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from nt_dist.config.settings import Config
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The figure by which people compare models of a family.
+
+    Attributes:
+        name: For logs, tables and axes, as in "perplexity".
+        trails: Of each trail.
+        prob: Of the mean of the trails' probabilities.
+        logit: Of the softmax of the mean of their logits.
+        lower_is_better: As a perplexity or an error is; an accuracy is not.
+        form: How a value is written, for ``format``.
+        samples: What the figure is a mean over, in the plural.
+    """
+
+    name: str
+    trails: Sequence[float]
+    prob: float
+    logit: float
+    lower_is_better: bool = True
+    form: str = ",.2f"
+    samples: str = "tokens"
+
+    @property
+    def mean(self) -> float:
+        """Mean over the trails: what one at random is worth."""
+        return sum(self.trails) / len(self.trails)
+
+    @property
+    def gain(self) -> float:
+        """By how much the mean of probabilities is better than a trail; below 0: worse."""
+        return self.mean - self.prob if self.lower_is_better else self.prob - self.mean
+
+    def text(self, value: float) -> str:
+        """Write a value of this figure."""
+        return format(value, self.form) if abs(value) < 1e6 else f"{value:.3g}"
 
 
 class Family(ABC):
@@ -66,3 +104,15 @@ class Family(ABC):
     @abstractmethod
     def layers(self, config: Config, make: Callable[[str], Any], place: Any) -> dict[str, Callable[[], Any]]:
         """One function per layer that makes it, by the layer's name, in order; ``make`` makes a weight by its name."""
+
+    @abstractmethod
+    def figures(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """An evaluation's figures under the names that metrics and JSON files have them under.
+
+        Args:
+            means: What :meth:`nt_dist.evaluation.metrics.EnsembleSums.means` returns.
+        """
+
+    @abstractmethod
+    def headline(self, figures: Mapping[str, Any]) -> Headline:
+        """Read the headline out of :meth:`figures`, perhaps from a run's metrics."""

@@ -26,7 +26,7 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
         config: The Config of the model (trails.count).
 
     Returns:
-        What EnsembleSums.result documents; equal on all ranks.
+        What the family's `figures` documents; equal on all ranks.
 
     Raises:
         DataError: the batches hold no real token.
@@ -34,7 +34,7 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
     sums = EnsembleSums(config.trails.count, mesh.device, MeshPlace(mesh))
     _stream(model, batches, mesh, sums)
     sums.reduce(_over(mesh))
-    return _named(sums.result, config)
+    return _named(lambda: config.family.figures(sums.means()), config)
 
 
 def evaluate_fully(
@@ -63,7 +63,7 @@ def evaluate_fully(
         _named(lambda: sums.fit_temperatures(_over(mesh)), config)
         _stream(model, then, mesh, sums)
     sums.reduce(_over(mesh))
-    return _named(sums.result, config), sums.scores.gather(mesh)
+    return _named(lambda: sums.result(config.family), config), sums.scores.gather(mesh)
 
 
 def _stream(model: torch.nn.Module, batches: Iterable, mesh, sums) -> None:

@@ -50,7 +50,7 @@ class CheckpointEvaluation:
         step: The step at which it was saved.
         data: What it was evaluated on, for people.
         parameters: Stored and dense counts.
-        figures: See evaluation.metrics.EnsembleSums.result; evaluation/full.py has the keys of a full one.
+        figures: See the family's `figures`; evaluation/full.py has the keys of a full one.
     """
 
     checkpoint: str

@@ -3,7 +3,7 @@
 `FullSums.result` gives a dictionary, which tools/evaluate.py --full writes as "eval" in its JSON:
 
     ppl_trails, ppl_ensemble_prob, ppl_ensemble_logit, disagreement, ensemble_gain, tokens
-                    as without --full: metrics.EnsembleSums.result
+                    as without --full: the family's `figures`, here of a language model
     nll             negative log-likelihood in nats a token
     accuracy        share of tokens whose likeliest piece is right
     calibration     ece, adaptive_ece, brier; and
@@ -32,6 +32,7 @@ Beside them the evaluation of a checkpoint (evaluation/evaluate_checkpoint.py) p
 
 import torch
 
+from nt_dist.config.family import Family
 from nt_dist.evaluation.calibration import BINS, CalibrationSums
 from nt_dist.evaluation.diversity import DiversitySums
 from nt_dist.evaluation.metrics import EnsembleSums
@@ -102,13 +103,13 @@ class FullSums:
             self.fitted_on.reduce(all_reduce)
             self.tempered.reduce(all_reduce)
 
-    def result(self) -> dict:
+    def result(self, family: Family) -> dict:
         """The figures of all tokens added so far; the keys are in this module's docstring.
 
         Raises:
             ValueError: No real token was added, to one of the two parts if there are temperatures.
         """
-        figures = self.ensemble.result()
+        figures = family.figures(self.ensemble.means())
         total = self.calibration + self.fitted_on if self.fitted_on else self.calibration
         scores = {name: by_predictor(values) for name, values in total.result().items()}
         calibration = {name: scores[name] for name in ("ece", "adaptive_ece", "brier")}

@@ -1,6 +1,6 @@
-"""Perplexity, gain and disagreement of an ensemble, as sums that can be added up over batches and ranks.
+"""Losses and disagreement of an ensemble, as sums that can be added up over batches and ranks.
 
-Everything is a sum over tokens until `EnsembleSums.result`, so batch size, ragged last batches and the number of ranks
+Everything is a sum over tokens until `EnsembleSums.means`, so batch size, ragged last batches and the number of ranks
 do not change the figures (averages are never averaged).
 
 Shapes: T trails, B sequences, S positions, N tokens, V vocabulary (padded entries are -inf and count for nothing).
@@ -71,37 +71,28 @@ class EnsembleSums:
         """Adds up the sums of all ranks that saw other tokens, by one call of `all_reduce` (a sum in place)."""
         all_reduce(self.sums)
 
-    def result(self) -> dict[str, float | int | list[float]]:
-        """The figures of all tokens added so far.
+    def means(self) -> dict:
+        """The figures of all samples added so far, for :meth:`nt_dist.config.family.Family.figures` to name.
 
         Returns:
-            ppl_trails: perplexity of each trail, exp of its mean negative log-likelihood.
-            ppl_ensemble_prob: of the mean of the trails' probabilities (what a deep ensemble predicts:
-                Lakshminarayanan et al., arXiv 1612.01474, section 2.4).
-            ppl_ensemble_logit: of the softmax of the mean of the trails' logits (what the NeuroTrails paper,
-                arXiv 2505.17909, reports).
-            disagreement: share of tokens on which two trails' most likely tokens differ, mean over pairs
+            nll: mean negative log-likelihood in nats, {"trails": [T], "prob", "logit"}: of each trail, of the mean of
+                their probabilities (what a deep ensemble predicts: Lakshminarayanan et al., arXiv 1612.01474, §2.4),
+                of the softmax of the mean of their logits (what the NeuroTrails paper, arXiv 2505.17909, reports).
+            disagreement: share of samples on which two trails' most likely classes differ, mean over pairs
                 (Fort et al., arXiv 1912.02757, section 4, not normalised); 0 with one trail.
-            ensemble_gain: mean of ppl_trails minus ppl_ensemble_prob, in perplexity: what averaging is worth over
-                using one trail at random.
-            tokens: sum of the weights.
+            count: sum of the weights.
 
         Raises:
-            ValueError: no real token was added.
+            ValueError: no real sample was added.
         """
-        *figures, tokens = self.sums.tolist()
-        if tokens <= 0:
+        *figures, count = self.sums.tolist()
+        if count <= 0:
             raise ValueError("an evaluation needs at least one real token (of weight > 0)")
-        trails = [perplexity(nll / tokens) for nll in figures[: self.num_trails]]
-        by_prob, by_logit, differing = figures[self.num_trails :]
-        ensemble = perplexity(by_prob / tokens)
+        *trails, by_prob, by_logit, differing = (each / count for each in figures)
         return {
-            "ppl_trails": trails,
-            "ppl_ensemble_prob": ensemble,
-            "ppl_ensemble_logit": perplexity(by_logit / tokens),
-            "disagreement": differing / tokens,
-            "ensemble_gain": sum(trails) / len(trails) - ensemble,
-            "tokens": int(tokens) if tokens == int(tokens) else tokens,
+            "nll": {"trails": trails, "prob": by_prob, "logit": by_logit},
+            "disagreement": differing,
+            "count": int(count) if count == int(count) else count,
         }
 
 
@@ -120,8 +111,3 @@ def disagreement(answers: torch.Tensor) -> torch.Tensor:
         for second in range(first + 1, trails):
             differing += answers[first] != answers[second]
     return differing / max(1, trails * (trails - 1) // 2)
-
-
-def perplexity(nll: float) -> float:
-    """exp of a mean negative log-likelihood in nats; inf where that is no double any more."""
-    return math.exp(nll) if nll < 709 else math.inf if not math.isnan(nll) else math.nan

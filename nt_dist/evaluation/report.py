@@ -8,7 +8,7 @@ def evaluation_table(result: Mapping, facts: Mapping[str, str] | None = None) ->
     """Lays out what `evaluate` returned, ending with what the ensemble gained.
 
     Args:
-        result: See metrics.EnsembleSums.result.
+        result: See the family's `figures`.
         facts: More lines to show below, name to text (parameters, checkpoint, ...).
 
     Returns:

@@ -1,6 +1,8 @@
 """The LLaMA as the rest of the package sees it."""
 
-from nt_dist.config.family import Family
+import math
+
+from nt_dist.config.family import Family, Headline
 from nt_dist.llama import settings
 from nt_dist.text import settings as text
 
@@ -53,3 +55,33 @@ class Llama(Family):
         from nt_dist.llama.layers import layers
 
         return layers(config, make, place)
+
+    def figures(self, means):
+        """See :meth:`Family.figures`.
+
+        Returns:
+            ppl_trails: perplexity of each trail, exp of its mean negative log-likelihood.
+            ppl_ensemble_prob, ppl_ensemble_logit: of the mean of probabilities and the mean of logits.
+            disagreement: as EnsembleSums.means has it.
+            ensemble_gain: mean of ppl_trails minus ppl_ensemble_prob, in perplexity: what averaging is worth over
+                using one trail at random.
+            tokens: sum of the weights.
+        """
+        nll = means["nll"]
+        found = {
+            "ppl_trails": [perplexity(each) for each in nll["trails"]],
+            "ppl_ensemble_prob": perplexity(nll["prob"]),
+            "ppl_ensemble_logit": perplexity(nll["logit"]),
+            "disagreement": means["disagreement"],
+        }
+        return {**found, "ensemble_gain": self.headline(found).gain, "tokens": means["count"]}
+
+    def headline(self, figures):
+        """See :meth:`Family.headline`: perplexity."""
+        ensembles = figures["ppl_ensemble_prob"], figures["ppl_ensemble_logit"]
+        return Headline("perplexity", figures["ppl_trails"], *ensembles)
+
+
+def perplexity(nll: float) -> float:
+    """exp of a mean negative log-likelihood in nats; inf where that is no double any more."""
+    return math.exp(nll) if nll < 709 else math.inf if not math.isnan(nll) else math.nan

@@ -5,6 +5,7 @@ import torch
 
 from nt_dist.evaluation.full import FullSums
 from nt_dist.evaluation.metrics import EnsembleSums
+from nt_dist.llama.family import Llama
 from tests.unit.evaluation.prediction_case import TRAILS, random_case
 
 
@@ -24,7 +25,8 @@ def test_two_parts_are_one_text_and_temperatures_are_measured_on_the_second():
         plain.add(*case)
     first.add(*one)
     second.add(*other)
-    found, plain, first, second = (sums.result() for sums in (both, plain, first, second))
+    found, first, second = (sums.result(Llama()) for sums in (both, first, second))
+    plain = Llama().figures(plain.means())
     assert {key: found[key] for key in plain} == plain
 
     scaling = found["calibration"].pop("temperature")
@@ -54,14 +56,14 @@ def test_a_part_without_a_token_is_an_error():
     half.fit_temperatures(_nothing)
     half.add(*padding)
     with pytest.raises(ValueError, match="to be measured on"):
-        half.result()
+        half.result(Llama())
     with pytest.raises(ValueError, match="at least one real token"):
-        FullSums(TRAILS).result()
+        FullSums(TRAILS).result(Llama())
 
 
 def test_one_trail_is_its_own_ensemble():
     sums = FullSums(1)
     sums.add(*random_case(2, trails=1))
-    result = sums.result()
+    result = sums.result(Llama())
     for figures in (result["nll"], *result["calibration"].values()):
         assert figures["prob"] == pytest.approx(figures["trails"][0]) == pytest.approx(figures["logit"])

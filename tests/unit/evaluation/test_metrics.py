@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from nt_dist.evaluation import metrics
-from nt_dist.evaluation.metrics import EnsembleSums, disagreement, perplexity
+from nt_dist.evaluation.metrics import EnsembleSums, disagreement
+from nt_dist.llama.family import Llama, perplexity
 
 TRAILS, BATCH, SEQUENCE, VOCABULARY = 3, 4, 7, 11
 
@@ -18,6 +19,10 @@ def _case(seed=0, trails=TRAILS):
     targets = torch.randint(VOCABULARY, (BATCH, SEQUENCE), generator=generator)
     weights = (torch.rand(BATCH, SEQUENCE, generator=generator) < 0.7).float()
     return logits, targets, weights
+
+
+def _figures(sums):
+    return Llama().figures(sums.means())
 
 
 def _by_hand(logits, targets, weights):
@@ -55,7 +60,7 @@ def test_the_figures_are_those_computed_by_hand(monkeypatch):
     case = _case()
     sums = EnsembleSums(TRAILS)
     sums.add(*case)
-    result, expected = sums.result(), _by_hand(*case)
+    result, expected = _figures(sums), _by_hand(*case)
     assert list(result) == list(expected)
     for key, value in expected.items():
         assert result[key] == pytest.approx(value, rel=1e-5), key
@@ -71,8 +76,8 @@ def test_batches_and_ranks_do_not_change_the_figures():
     parts[0].add(logits[:, :1], targets[:1], weights[:1])  # uneven: a mean of means would differ
     parts[1].add(logits[:, 1:], targets[1:], weights[1:])
     parts[0].reduce(lambda tensor: tensor.add_(parts[1].sums))
-    result = parts[0].result()
-    for key, value in whole.result().items():
+    result = _figures(parts[0])
+    for key, value in _figures(whole).items():
         assert result[key] == pytest.approx(value, rel=1e-9), key
 
 
@@ -83,7 +88,7 @@ def test_padding_counts_for_nothing_whatever_it_holds():
     padding = weights == 0
     logits[:, padding] = math.nan
     dirty.add(logits, torch.where(padding, -100, targets), weights)
-    assert dirty.result() == clean.result()
+    assert _figures(dirty) == _figures(clean)
 
 
 def test_padded_vocabulary_changes_nothing():
@@ -91,14 +96,14 @@ def test_padded_vocabulary_changes_nothing():
     plain, padded = EnsembleSums(TRAILS), EnsembleSums(TRAILS)
     plain.add(logits, targets, weights)
     padded.add(torch.nn.functional.pad(logits, (0, 5), value=-math.inf), targets, weights)
-    for key, value in plain.result().items():
-        assert padded.result()[key] == pytest.approx(value, rel=1e-6), key
+    for key, value in _figures(plain).items():
+        assert _figures(padded)[key] == pytest.approx(value, rel=1e-6), key
 
 
 def test_one_trail_is_its_own_ensemble():
     sums = EnsembleSums(1)
     sums.add(*_case(4, trails=1))
-    result = sums.result()
+    result = _figures(sums)
     assert result["ppl_ensemble_prob"] == pytest.approx(result["ppl_trails"][0], rel=1e-6)
     assert result["ppl_ensemble_logit"] == pytest.approx(result["ppl_trails"][0], rel=1e-6)
     assert result["disagreement"] == 0
@@ -110,7 +115,7 @@ def test_bf16_logits_are_summed_in_fp32():
     low, high = EnsembleSums(TRAILS), EnsembleSums(TRAILS)
     low.add(logits.bfloat16(), targets, weights)
     high.add(logits.bfloat16().float(), targets, weights)
-    assert low.result() == high.result()
+    assert _figures(low) == _figures(high)
 
 
 def test_disagreement_is_the_share_of_pairs():
@@ -120,6 +125,6 @@ def test_disagreement_is_the_share_of_pairs():
 
 def test_no_tokens_is_an_error_and_a_huge_loss_is_not():
     with pytest.raises(ValueError, match="at least one real token"):
-        EnsembleSums(2).result()
+        _figures(EnsembleSums(2))
     assert perplexity(1e4) == math.inf
     assert math.isnan(perplexity(math.nan))

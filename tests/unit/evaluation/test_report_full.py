@@ -2,6 +2,7 @@
 
 from nt_dist.evaluation.full import FullSums
 from nt_dist.evaluation.report_full import full_tables
+from nt_dist.llama.family import Llama
 from tests.unit.evaluation.prediction_case import TRAILS, random_case
 
 TOPOLOGY = {
@@ -20,7 +21,7 @@ def _figures(trails):
         sums.add(*random_case(seed, trails=trails))
         if not seed:
             sums.fit_temperatures(lambda tensor: tensor)
-    return sums.result()
+    return sums.result(Llama())
 
 
 def _shift(figures):
