@@ -1,28 +1,49 @@
-"""Files that are whole or not there, whenever the program ends."""
+"""Files that are whole or not there, whenever the program or the machine stops."""
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from nt_dist.errors import RunError
+from nt_dist.errors import NTDistError, RunError
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file, in place of what was there, by one rename; its folder is made where there is none.
+@contextlib.contextmanager
+def replacing(path: Path, error: type[NTDistError] = RunError) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of ``path`` by one rename, and is on the disk, when the context ends.
 
-    Args:
-        path: The file.
-        content: Bytes, or text for UTF-8.
+    Its folder is made where there is none. When the context fails, ``path`` stays as it was.
 
     Raises:
-        RunError: It cannot be written.
+        NTDistError: It cannot be written; of the kind ``error``.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        partial.replace(path)
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
     except OSError as problem:
+        raise error(f"{path}: cannot be written: {problem.strerror or problem}") from problem
+    finally:
         with contextlib.suppress(OSError):
-            partial.unlink()
-        raise RunError(f"{path}: cannot be written: {problem.strerror}") from None
+            partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes, error: type[NTDistError] = RunError) -> None:
+    """Write bytes, or text as UTF-8, with :func:`replacing`."""
+    with replacing(path, error) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def sync_folder(folder: Path) -> None:
+    """See the names in ``folder`` on the disk: a rename lasts through a power cut only after this."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

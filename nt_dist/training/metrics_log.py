@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nt_dist.errors import RunError
+from nt_dist.files import write_whole
 
 METRICS = "metrics.jsonl"
 MEASURED = ("tokens_per_second", "flops_per_second_dense_equivalent", "flops_per_second_sparse_effective", "memory")
@@ -81,17 +82,11 @@ def truncate_after(path: Path, last_step: int) -> None:
     """Cuts off every line whose step is later than ``last_step``, by replacing the file in one rename.
 
     Raises:
-        RunError: As for ``read_metrics``.
+        RunError: As for ``read_metrics``, or the file cannot be written.
     """
-    if not path.exists():
-        return
-    kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= last_step]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    if path.exists():
+        kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= last_step]
+        write_whole(path, "".join(kept))
 
 
 def _finite(value: Any) -> Any:

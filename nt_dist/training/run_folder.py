@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nt_dist.config import Config
 from nt_dist.errors import RunError
+from nt_dist.files import write_whole
 
 
 class RunFolder:
@@ -40,9 +41,7 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         """Writes ``config.toml`` with every setting resolved, whole or not at all."""
-        temporary = self.path / "config.toml.tmp"
-        temporary.write_text(config.to_toml(), encoding="utf-8")
-        os.replace(temporary, self.path / "config.toml")
+        write_whole(self.path / "config.toml", config.to_toml())
 
     def close(self) -> None:
         """Gives the folder back."""

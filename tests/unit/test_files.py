@@ -1,9 +1,13 @@
 """A file is whole or not there."""
 
+import errno
+import os
+import stat
+
 import pytest
 
-from nt_dist.errors import RunError
-from nt_dist.files import write_whole
+from nt_dist.errors import DataError, RunError
+from nt_dist.files import replacing, write_whole
 
 
 def test_a_file_is_written_into_a_new_folder_and_replaced(tmp_path):
@@ -22,3 +26,25 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
     with pytest.raises(RunError, match="folder: cannot be written"):
         write_whole(tmp_path / "folder", "text")
     assert {each.name for each in tmp_path.iterdir()} == {"file", "folder"}
+
+
+def test_a_block_that_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "part"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as file:
+        file.write(b"half of the new")
+        raise ZeroDivisionError
+    with pytest.raises(DataError, match="part: cannot be written: No space"), replacing(path, DataError):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_its_name_is_and_the_name_before_the_end(tmp_path, monkeypatch):
+    """A power cut after the rename must find the content, and one after the end the name."""
+    done = []
+    kind = {True: "folder", False: "file"}
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(kind[stat.S_ISDIR(os.fstat(handle).st_mode)]))
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("rename"), replace(*paths)))
+    write_whole(tmp_path / "table.md", "text")
+    assert done == ["file", "rename", "folder"]

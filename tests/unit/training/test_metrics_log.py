@@ -61,7 +61,7 @@ def test_truncation_is_one_rename_of_a_finished_file(tmp_path, monkeypatch):
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk is gone"):
+    with pytest.raises(RunError, match="disk is gone"):
         MetricsLog(path, 10)
     assert path.read_bytes() == before
 
