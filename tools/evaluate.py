@@ -11,7 +11,7 @@ diversity and the history of the topology; the keys in the JSON are explained in
     python tools/evaluate.py --checkpoint runs/quickstart --tasks configs/tasks/bracket_choice.yaml --combine prob
 
 With --tasks it is evaluated on tasks of the lm-evaluation-harness instead, by name or by file, on one rank; all the
-harness's own flags: python -m nt_dist.inference.harness --help.
+harness's own flags: python -m nt_dist.harness --help.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
     if arguments.data or arguments.full or arguments.shift or arguments.overrides:
         raise RunError("--tasks goes with --checkpoint, --combine and --json alone: tasks have texts of their own")
     try:
-        from nt_dist.inference import harness  # takes seconds: torch and the harness
+        from nt_dist import harness  # takes seconds: torch and the harness
     except ModuleNotFoundError as missing:
         raise RunError(f"--tasks needs the extra [eval]: {missing}") from None
     from nt_dist.evaluation.evaluate_checkpoint import check_json

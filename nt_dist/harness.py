@@ -1,0 +1,299 @@
+"""Zero-shot evaluation: the ensemble, or one trail, as a model of EleutherAI's lm-evaluation-harness.
+
+    python -m nt_dist.harness --model_args checkpoint=runs/quickstart,combine=prob --tasks FILE.yaml …
+
+takes the harness's own flags and commands. The model is the harness's own class for Hugging Face models on an export in
+memory: a context begins with BOS, what is too long for the model loses its left end, and a rolling likelihood is a sum
+over windows that do not overlap.
+
+``--model_args`` are those of EnsembleLM: checkpoint; combine (prob, logit or a trail's number from 1); dtype;
+max_length; add_bos_token; tokenizer and prepared, where the run's own are no longer in their place.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import model_registry
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import Collator, handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from tqdm import tqdm
+
+from nt_dist.command_line import run_main
+from nt_dist.config.names import hint, nearest
+from nt_dist.errors import ConfigError
+from nt_dist.export.huggingface import as_ensemble
+from nt_dist.inference import Ensemble, load_ensemble
+from nt_dist.inference.ensemble import parse_combination
+from nt_dist.text.tokenizer import Tokenizer
+
+MODEL = "nt_dist"
+LOGIT_ENTRIES = 1 << 26  # of [T, B, S, V] at once, with batch_size "auto"
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ARGUMENTS = ("checkpoint", "combine", "dtype", "max_length", "add_bos_token", "tokenizer", "prepared", "batch_size")
+_SAMPLING = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")  # of generation_kwargs
+
+
+class EnsembleLM(HFLM):
+    """A trained ensemble in the harness.
+
+    Args:
+        checkpoint: A checkpoint, a folder of checkpoints, a run's folder, or an ensemble that has been loaded.
+        combine: "prob", "logit" or a trail's number from 1.
+        batch_size: Sequences in one pass; "auto" for as many as hold LOGIT_ENTRIES logits.
+        max_batch_size: Not needed: "auto" does not try.
+        device: Where to compute; None for a GPU. Without one, and with the harness's default, the CPU.
+        dtype: "float32", "bfloat16" or "float16".
+        max_length: Tokens that the model sees at once; None for as many as it was trained on.
+        add_bos_token: Whether a text begins with BOS; None for whether the tokenizer has one.
+        tokenizer: The run's .model file, where it has been moved.
+        prepared: The run's prepared texts, where they have been moved.
+        unknown: Whatever else was given, which is refused.
+
+    Raises:
+        NTDistError: The checkpoint or an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path | Ensemble | None = None,
+        combine: str | int = "prob",
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        dtype: str = "float32",
+        max_length: int | None = None,
+        add_bos_token: bool | None = None,
+        tokenizer: str | None = None,
+        prepared: str | None = None,
+        **unknown: Any,
+    ):
+        problems = [f"--model_args {name} is none{hint(nearest(name, _ARGUMENTS))}" for name in unknown]
+        if checkpoint is None:
+            problems.append("--model_args checkpoint=DIR is missing")
+        if dtype not in _TYPES:
+            problems.append(f"--model_args dtype={dtype} must be one of {', '.join(_TYPES)}")
+        if batch_size != "auto" and not str(batch_size).isdecimal():
+            problems.append(f"--batch_size {batch_size} must be a number or auto")
+        if problems:
+            raise ConfigError(problems)
+        ensemble = checkpoint
+        if not isinstance(ensemble, Ensemble):
+            places = (Path(tokenizer) if tokenizer else None, Path(prepared) if prepared else None)
+            ensemble = load_ensemble(checkpoint, "cpu", torch.float32, *places)
+        how = parse_combination(str(combine), ensemble.num_trails, "--model_args combine")
+        if add_bos_token and ensemble.tokenizer.bos is None:
+            raise ConfigError(["--model_args add_bos_token=True: the run's tokenizer has no BOS"])
+        if not torch.cuda.is_available():  # the harness asks for a GPU where nothing else was said
+            device = "cpu"
+        entries = ensemble.num_trails * ensemble.tokenizer.vocab_size * (max_length or ensemble.max_length)
+        batch_size = max(1, LOGIT_ENTRIES // entries) if batch_size == "auto" else int(batch_size)
+        model = as_ensemble(ensemble.model, ensemble.config).to(device or "cuda", _TYPES[dtype])
+        model.config.combine = how
+        self.tokenizer = _Tokens(ensemble.tokenizer)
+        self._source = {"checkpoint": str(ensemble.checkpoint), "combine": str(combine)}
+        super().__init__(model, batch_size=batch_size, max_length=max_length, add_bos_token=add_bos_token)
+
+    def _create_tokenizer(self, *arguments: Any, **settings: Any) -> None:
+        """Not one of transformers: the run's own may be of a kind that an export cannot keep."""
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **settings: Any) -> list[int]:
+        """The tokens of a text, after BOS unless ``add_special_tokens`` or ``add_bos_token`` says otherwise."""
+        with_bos = self.add_bos_token if add_special_tokens is None else add_special_tokens
+        return self.tokenizer.encode(string, True if with_bos is None else with_bos)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes beside results: run and combination."""
+        return {"model_num_parameters": self.model.num_parameters(), "model_dtype": self.model.dtype, **self._source}
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **settings: Any
+    ) -> list[tuple[float, bool]]:
+        """As the base class, but a continuation longer than the model's sequences is scored in parts, each after as
+        much as fits before it."""
+        parts, counts = [], []
+        for _, context, continuation in requests:
+            starts = range(0, len(continuation), self.max_length)
+            ends = [(start, continuation[start : start + self.max_length]) for start in starts]
+            parts += [(None, [*context, *continuation[:start]], part) for start, part in ends]
+            counts.append(len(ends))
+        scores = iter(super()._loglikelihood_tokens(parts, disable_tqdm, **settings))
+        answers = []
+        for (text, _, _), count in zip(requests, counts, strict=True):
+            totals, greedy = zip(*(next(scores) for _ in range(count)), strict=True)
+            answers.append((sum(totals), all(greedy)))
+            if text is not None:  # windows of a rolling likelihood have none
+                self.cache_hook.add_partial("loglikelihood", text, answers[-1])
+        return answers
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The text that follows each context, up to the first of its stop texts or the end of a document.
+
+        Unlike the base class's it may outgrow the model's sequences, and draws are the same each time.
+        """
+        torch.manual_seed(0)
+        ordered = Collator(
+            [request.args for request in requests],
+            sort_fn=lambda request: (-len(self.tok_encode(request[0])), request[0]),
+            group_by="gen_kwargs",
+            group_fn=lambda request: request[1],
+        )
+        texts = []
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests") as bar:
+            for batch in ordered.get_batched(n=self.batch_size):
+                texts += self._generate([self.tok_encode(context) for context, _ in batch], batch[0][1])
+                for request, text in zip(batch, texts[-len(batch) :], strict=True):
+                    self.cache_hook.add_partial("generate_until", request, text)
+                bar.update(len(batch))
+        return ordered.get_original(texts)
+
+    def _generate(self, contexts: list[list[int]], settings: dict[str, Any]) -> list[str]:
+        """Continues contexts side by side.
+
+        Raises:
+            ConfigError: A setting of the generation is not known here.
+        """
+        settings = normalize_gen_kwargs(settings, default_max_gen_toks=256)
+        strange = [name for name in settings if name not in _SAMPLING]
+        if strange:
+            known = ", ".join(_SAMPLING)
+            raise ConfigError([f"generation_kwargs: {name} is not known; known are {known}" for name in strange])
+        until = handle_stop_sequences(settings.pop("until", None), eos=None)
+        count, eos = int(settings.pop("max_gen_toks")), self.tokenizer.eos_token_id
+        room = self.max_length - count if count < self.max_length else max(self.max_length // 2, 1)
+        tokens = [context[-room:] for context in contexts]
+        written = [[] for _ in contexts]
+        while count > 0:  # once a window; more where what was written has filled the model's sequence
+            longest = max(len(row) for row in tokens)
+            padding = [longest - len(row) for row in tokens]
+            rows = torch.tensor([[eos] * left + row for left, row in zip(padding, tokens, strict=True)])
+            mask = torch.arange(longest) >= torch.tensor(padding)[:, None]
+            with torch.no_grad():
+                grown = self._model_generate(
+                    rows.to(self.device),
+                    longest + min(count, self.max_length - longest),
+                    until,
+                    attention_mask=mask.long().to(self.device),
+                    eos_token_id=eos,
+                    **settings,
+                )
+            new = grown[:, longest:].tolist()
+            for texts, more in zip(written, new, strict=True):
+                texts += more
+            if all(eos in row or any(each in self.tok_decode(row) for each in until) for row in written):
+                break
+            count -= len(new[0])
+            tokens = [[*row, *more][-room:] for row, more in zip(tokens, new, strict=True)]
+        ended = [row[: row.index(eos)] if eos in row else row for row in written]
+        return [postprocess_generated_text(self.tok_decode(row), until, None) for row in ended]
+
+
+class _Tokens:
+    """What the harness's class asks a tokenizer for, of a run's own."""
+
+    pad_token = True  # there is one: EOS, which counts for nothing under a mask
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.own, self.vocab_size = tokenizer, tokenizer.vocab_size
+        self.bos_token_id, self.eos_token_id = tokenizer.bos, tokenizer.eos
+        self.pad_token_id, self.name_or_path = tokenizer.eos, f"{MODEL}-{tokenizer.sha256}"
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        with_bos = add_special_tokens and self.bos_token_id is not None
+        return [*([self.bos_token_id] if with_bos else []), *self.own.encode(text)]
+
+    def decode(self, tokens: Sequence[int], **settings: Any) -> str:
+        return self.own.decode(list(tokens))
+
+    def batch_decode(self, rows: torch.Tensor) -> list[str]:
+        return [self.own.decode(row) for row in rows.tolist()]
+
+
+def register() -> None:
+    """Make the class known to the harness as MODEL."""
+    if MODEL not in model_registry:
+        model_registry.register(MODEL, target=EnsembleLM)
+
+
+def load_tasks(tasks: Sequence[str], include_path: str | None = None) -> list[Any]:
+    """Load tasks and build a first request of each, so that what is wrong with one is said before a model is loaded.
+
+    Args:
+        tasks: Names of the harness's tasks, or of task files (*.yaml).
+        include_path: A folder of further tasks.
+
+    Raises:
+        ConfigError: With each task that the harness cannot use, in its own words.
+    """
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    files = {task for task in tasks if task.endswith((".yaml", ".yml"))}
+    manager = TaskManager(include_path=include_path, include_defaults=len(files) < len(tasks))  # its own take seconds
+    found, problems = [], []
+    for task in tasks:
+        if task in files and not Path(task).is_file():
+            problems.append(f"--tasks {task}: no such file")
+        elif task not in files and not manager.match_tasks([task]):
+            problems.append(f"--tasks {task}: is no task of the harness")
+        else:
+            try:
+                loaded = manager.load([load_yaml(task) if task in files else task])
+                for each in loaded["tasks"].values():
+                    each.build_all_requests(limit=1, rank=0, world_size=1)
+                found += list(loaded["groups"].values())[:1] or loaded["tasks"].values()
+            except Exception as problem:  # of YAML, jinja, datasets, the harness's own assertions
+                reason = " ".join(str(problem).split())
+                problems.append(f"--tasks {task}: cannot be used: {type(problem).__name__}: {reason}")
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def evaluate_tasks(
+    checkpoint: Path, tasks: Sequence[str], combine: str = "prob", include_path: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Evaluate a checkpoint on tasks.
+
+    Args:
+        checkpoint: A checkpoint, a folder of checkpoints or a run's folder.
+        tasks, include_path: See :func:`load_tasks`.
+        combine: "prob", "logit" or a trail's number from 1.
+
+    Returns:
+        The harness's table, and its results by task.
+
+    Raises:
+        NTDistError: The checkpoint or a task cannot be used.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.utils import make_table
+
+    loaded = load_tasks(tasks, include_path)
+    results = simple_evaluate(EnsembleLM(checkpoint, combine, batch_size="auto"), tasks=loaded, log_samples=False)
+    return make_table(results), {"results": results["results"], "versions": results["versions"]}
+
+
+def main() -> None:
+    """Run the harness's own command line with this model."""
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.utils import setup_logging
+
+    setup_logging()
+    register()
+    cli = HarnessCLI()
+    arguments = cli.parse_args()
+    if arguments.command == "run":
+        arguments.model = arguments.model or MODEL
+    try:
+        cli.execute(arguments)
+    except ValueError as problem:
+        if str(problem).startswith(("Tasks not found", "Need to specify")):
+            raise ConfigError([f"--tasks: {problem}"]) from None
+        raise
+
+
+if __name__ == "__main__":
+    run_main(main)
