@@ -80,5 +80,5 @@ def divergences(predictions: Predictions, one: int, other: int) -> tuple[torch.T
     difference = log_p - log_q
     mean = torch.logaddexp(log_p, log_q) - math.log(2)
     partial = [p * difference, q * -difference, (p * (log_p - mean) + q * (log_q - mean)) / 2]
-    there, back, js = predictions.place.sum_of_pieces(torch.stack([each.sum(-1) for each in partial]))
+    there, back, js = predictions.place.sum_over_classes(torch.stack([each.sum(-1) for each in partial]))
     return there, back, js

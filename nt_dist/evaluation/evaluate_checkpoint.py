@@ -31,7 +31,7 @@ from nt_dist.parallel.place import MeshPlace
 from nt_dist.text.corpus import open_data, open_texts
 from nt_dist.text.samples import Samples
 from nt_dist.text.views import EverySecond, Misspelled, Shuffled
-from nt_dist.watch.heartbeat import Heart
+from nt_dist.watch.heartbeat import Heartbeat
 
 _SHARE = 0.1  # that a corruption changes, where no other is given
 _CORRUPTIONS = {
@@ -131,7 +131,7 @@ def evaluate_checkpoint(
     model = build_model(config, MeshPlace(mesh), mesh.device)
 
     def exchange(work):
-        return agree_patiently(mesh, work, Heart())  # preparing data takes as long as it takes
+        return agree_patiently(mesh, work, Heartbeat())  # preparing data takes as long as it takes
 
     digest = None
     if data is None:

@@ -75,7 +75,7 @@ class Predictions:
 
     def over_pieces(self, probs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Expectations [...] of ``values`` [..., V] under ``probs`` [..., V], over all pieces."""
-        return self.place.sum_of_pieces((probs * values).sum(-1))
+        return self.place.sum_over_classes((probs * values).sum(-1))
 
     def tempered(self, temperatures: torch.Tensor) -> "Predictions":
         """The same with each predictor's log-probabilities divided by its temperature [P] and normalised again."""

@@ -1,4 +1,4 @@
-"""Token cross-entropies of the trails. T trails, B sequences, S tokens, V pieces held here."""
+"""Token cross-entropies of the trails. T trails, B sequences, S tokens, V classes held here."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 
 from nt_dist.model.functions import lots
 
-Join = Callable[[torch.Tensor], torch.Tensor]  # figures of the pieces held here -> those of all pieces
+Join = Callable[[torch.Tensor], torch.Tensor]  # figures of the classes held here -> those of all
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor, maximum: Join, total: Join) -> torch.Tensor:
@@ -17,9 +17,9 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor, maximum: Join, tot
 
     Args:
         logits: [T, B, S, V].
-        targets: Pieces [B, S], counted from the first one held here. Those outside must be held by others: a piece
+        targets: Classes [B, S], counted from the first one held here. Those outside must be held by others: a class
             that nobody holds gets a number that means nothing.
-        maximum: Joins maxima [rows] over all holders of pieces.
+        maximum: Joins maxima [rows] over all holders of classes.
         total: Joins sums [2, rows] over them.
     """
     return _TokenLosses.apply(logits, targets, maximum, total)

@@ -42,14 +42,14 @@ class Place:
 
     def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the losses [T, B, S] of targets [B, S] under the logits held here [T, B, S, V]."""
-        return token_losses(logits, targets, self.max_of_pieces, self.sum_of_pieces)
+        return token_losses(logits, targets, self.max_over_classes, self.sum_over_classes)
 
     def trail_losses(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Return the sums of token losses, fp32 [T], of the trails held here.
 
         Args:
             logits: [T, B, S, V].
-            targets: Piece numbers [B, S].
+            targets: Class numbers [B, S].
             weights: fp32 [B, S]; 0 for padding.
         """
         return (self.token_losses(logits, targets) * weights).flatten(1).sum(1)
@@ -63,25 +63,25 @@ class Place:
         return logits.mean(0)
 
     def highest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the highest value among all pieces and its piece, both [T, ...], of logits [T, ..., V]."""
+        """Return the highest value among all classes and its class, both [T, ...], of logits [T, ..., V]."""
         return tuple(logits.max(-1))
 
     def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the piece of the highest logit among all pieces [T, ...], for logits [T, ..., V]."""
+        """Return the class of the highest logit among all classes [T, ...], for logits [T, ..., V]."""
         return self.highest(logits)[1]
 
-    def max_of_pieces(self, figures: torch.Tensor) -> torch.Tensor:
-        """Return maxima over all pieces, given those over the pieces held here, without a gradient."""
+    def max_over_classes(self, figures: torch.Tensor) -> torch.Tensor:
+        """Return maxima over all classes, given those over the classes held here, without a gradient."""
         return figures
 
-    def sum_of_pieces(self, figures: torch.Tensor) -> torch.Tensor:
-        """Return sums over all pieces, given those over the pieces held here, without a gradient."""
+    def sum_over_classes(self, figures: torch.Tensor) -> torch.Tensor:
+        """Return sums over all classes, given those over the classes held here, without a gradient."""
         return figures
 
     def log_sum_exp(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return log Σ exp over all pieces [T, ...] of logits [T, ..., V], without a gradient."""
+        """Return log Σ exp over all classes [T, ...] of logits [T, ..., V], without a gradient."""
         return logits.logsumexp(-1)
 
-    def at(self, logits: torch.Tensor, pieces: torch.Tensor) -> torch.Tensor:
-        """Return the values [T, N] of the pieces [N] in logits [T, N, V], without a gradient."""
-        return logits.gather(-1, pieces.expand(len(logits), -1)[..., None])[..., 0]
+    def at(self, logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Return the values [T, N] of the classes [N] in logits [T, N, V], without a gradient."""
+        return logits.gather(-1, classes.expand(len(logits), -1)[..., None])[..., 0]

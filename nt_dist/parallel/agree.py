@@ -8,7 +8,7 @@ from torch.distributed import PrefixStore, distributed_c10d
 
 from nt_dist.errors import ConfigError, NTDistError, RunError
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.watch.heartbeat import Heart
+from nt_dist.watch.heartbeat import Heartbeat
 
 T = TypeVar("T")
 LOOK_SECONDS = 0.5
@@ -45,7 +45,7 @@ def agree(mesh: Mesh, work: Callable[[], T], error: type[NTDistError] = RunError
     return result
 
 
-def agree_patiently(mesh: Mesh, work: Callable[[], T], heart: Heart) -> T:
+def agree_patiently(mesh: Mesh, work: Callable[[], T], heartbeat: Heartbeat) -> T:
     """Do ``work`` on the main rank alone, as :func:`agree` does, where it may take longer than a collective may wait.
 
     The other ranks look into the job's store for its end instead, so that signals reach them meanwhile.
@@ -63,7 +63,7 @@ def agree_patiently(mesh: Mesh, work: Callable[[], T], heart: Heart) -> T:
             store.set(name, "done")
 
     while not mesh.is_main and not store.check([name]):
-        heart.beat()
+        heartbeat.beat()
         time.sleep(LOOK_SECONDS)
     return agree(mesh, do, only_main=True)
 

@@ -71,7 +71,7 @@ class MeshPlace(Place):
         return _GatheredShares.apply(x[0], self.mesh.trail)[None]
 
     def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Cross-entropies with the pieces cut over the tensor axis; see :class:`Place`."""
+        """Cross-entropies with the classes cut over the tensor axis; see :class:`Place`."""
         return super().token_losses(logits, targets - self.mesh.tensor.rank * logits.shape[-1])
 
     def all_trails(self, figures: torch.Tensor) -> torch.Tensor:
@@ -86,18 +86,18 @@ class MeshPlace(Place):
         """The highest over the tensor axis; the first of several that are equal."""
         if self.mesh.tensor.degree == 1:
             return super().highest(logits)
-        pieces = logits.shape[-1]
-        value, piece = logits.max(-1)
-        highest = self.max_of_pieces(value.clone())
-        piece += self.mesh.tensor.rank * pieces
-        piece.masked_fill_(value != highest, self.mesh.tensor.degree * pieces)
-        return highest, self.mesh.all_reduce(piece, ("tensor",), op="min")
+        classes = logits.shape[-1]
+        value, index = logits.max(-1)
+        highest = self.max_over_classes(value.clone())
+        index += self.mesh.tensor.rank * classes
+        index.masked_fill_(value != highest, self.mesh.tensor.degree * classes)
+        return highest, self.mesh.all_reduce(index, ("tensor",), op="min")
 
-    def max_of_pieces(self, figures: torch.Tensor) -> torch.Tensor:
+    def max_over_classes(self, figures: torch.Tensor) -> torch.Tensor:
         """Maximum over the tensor axis, in place."""
         return self.mesh.all_reduce(figures, ("tensor",), op="max")
 
-    def sum_of_pieces(self, figures: torch.Tensor) -> torch.Tensor:
+    def sum_over_classes(self, figures: torch.Tensor) -> torch.Tensor:
         """Sum over the tensor axis, in place."""
         return self.mesh.all_reduce(figures, ("tensor",))
 
@@ -105,17 +105,17 @@ class MeshPlace(Place):
         """Sum over the tensor axis, of exponentials below the highest logit of all."""
         if self.mesh.tensor.degree == 1:
             return super().log_sum_exp(logits)
-        highest = self.max_of_pieces(logits.amax(-1))
-        return self.sum_of_pieces((logits - highest[..., None]).exp_().sum(-1)).log_().add_(highest)
+        highest = self.max_over_classes(logits.amax(-1))
+        return self.sum_over_classes((logits - highest[..., None]).exp_().sum(-1)).log_().add_(highest)
 
-    def at(self, logits: torch.Tensor, pieces: torch.Tensor) -> torch.Tensor:
-        """From the rank of the tensor axis that holds the piece."""
+    def at(self, logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """From the rank of the tensor axis that holds the class."""
         if self.mesh.tensor.degree == 1:
-            return super().at(logits, pieces)
-        local = pieces - self.mesh.tensor.rank * logits.shape[-1]
+            return super().at(logits, classes)
+        local = classes - self.mesh.tensor.rank * logits.shape[-1]
         here = (local >= 0) & (local < logits.shape[-1])
         values = super().at(logits, local.masked_fill(~here, 0))
-        return self.sum_of_pieces(values.masked_fill_(~here, 0.0))
+        return self.sum_over_classes(values.masked_fill_(~here, 0.0))
 
     def replica_axes(self, weight: Weight) -> tuple[str, ...]:
         """Return the axes of the model, trail and tensor, along which other ranks hold copies of ``weight``.

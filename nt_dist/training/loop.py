@@ -62,7 +62,7 @@ def train(config: Config) -> int:
         asked = stack.enter_context(listening())
         mesh = init_mesh(config)
         stack.enter_context(naming_lost_ranks(mesh.rank))
-        asked.heart = stack.enter_context(watched(mesh, config))
+        asked.heartbeat = stack.enter_context(watched(mesh, config))
         own = agree(mesh, lambda: RunFolder(folder) if mesh.is_main else None)
         if own:
             stack.enter_context(closing(own))
@@ -114,13 +114,13 @@ class Trainer:
 
     def __init__(self, config: Config, mesh: Mesh, found: Path | None, handler: BarHandler, asked: Asked):
         self.config, self.mesh, self.folder = config, mesh, Path(config.run.dir)
-        self.asked, self.heart = asked, asked.heart
+        self.asked, self.heartbeat = asked, asked.heartbeat
         self.step = self.tokens = self.consumed_samples = 0
         self.regrown = self.drop_fraction = 0.0  # of the last update
-        self.heart.enter("preparing data")
+        self.heartbeat.enter("preparing data")
         self.data = open_data(config, mesh.is_main, self.prepare)
         check_alike(mesh.gather_objects, "data", {"its digest": self.data.digest})
-        self.heart.enter("building")
+        self.heartbeat.enter("building")
         self.model = build_mesh_model(config, mesh)
         self.weights = weights_of(self.model)
         self.engine = build_engine(config, self.model, mesh)
@@ -132,7 +132,7 @@ class Trainer:
         self.topology = TopologyUpdater(config, mesh, self.model, self.optimizer_state, self.engine)
         self.integrity = Integrity(mesh, self.weights, self.optimizer_state)
         if found:
-            self.heart.enter("loading")
+            self.heartbeat.enter("loading")
             self.load(found)
         self.checksum = self.topology.check("loading" if found else "the start")
         self.say_what_is_trained()
@@ -149,7 +149,7 @@ class Trainer:
             with self.asked.interrupting():
                 return work()
 
-        return agree_patiently(self.mesh, interruptible, self.heart)
+        return agree_patiently(self.mesh, interruptible, self.heartbeat)
 
     def say_what_is_trained(self) -> None:
         """Logs the size of the model and what it runs on."""
@@ -174,7 +174,7 @@ class Trainer:
             return LEFT_EARLY
         first = self.step + 1
         for step in self.steps_up_to(last):
-            self.heart.enter("compiling" if step == first else "stepping", step)
+            self.heartbeat.enter("compiling" if step == first else "stepping", step)
             began = time.perf_counter()
             result = self.train_one(step)
             if self.step != step:  # it went back to a checkpoint
@@ -183,7 +183,7 @@ class Trainer:
             asked, writing = self.mesh.any(self.asked.here, self.saver.is_writing)
             leaving = asked and step < last
             if self.saver.is_under_way and not writing:
-                self.heart.enter("saving")
+                self.heartbeat.enter("saving")
                 self.saver.settle()
             if is_due(step, run.log_every, steps):
                 self.log(result)
@@ -198,7 +198,7 @@ class Trainer:
             if leaving:
                 LOGGER.info("asked to leave: step %d of %d is saved, the same command goes on from it", step, steps)
                 return LEFT_EARLY
-        self.heart.enter("ending")
+        self.heartbeat.enter("ending")
         return 0
 
     def steps_up_to(self, last: int) -> Iterator[int]:
@@ -226,7 +226,7 @@ class Trainer:
         if result.applied:
             self.bad_steps.applied(step)
             if self.topology.updates_at(step):
-                self.heart.enter("updating topology")
+                self.heartbeat.enter("updating topology")
                 report = self.topology.update(step)
                 self.regrown, self.drop_fraction = report.regrown, report.drop_fraction
                 self.checksum = self.topology.check(f"the update at step {step}")
@@ -311,7 +311,7 @@ class Trainer:
             True; False if a signal has stopped it, and nothing is written.
         """
         config, axis, stops = self.config, self.mesh.data, []
-        self.heart.enter("evaluating")
+        self.heartbeat.enter("evaluating")
         batches = evaluation_batches(
             self.data.validation,
             config.train.micro_batch_size,
@@ -330,7 +330,7 @@ class Trainer:
 
     def save(self, is_last: bool) -> None:
         """Saves. What fails is a warning as long as it is not this process's last save."""
-        self.heart.enter("saving")
+        self.heartbeat.enter("saving")
         extra = {"tokens": self.tokens, "regrown": self.regrown, "drop_fraction": self.drop_fraction}
         extra |= {"bad_steps": self.bad_steps.state(), "guard": self.guard.state()}
         extra["tokenizer_sha256"] = self.data.tokenizer.sha256  # so that a model and its tokenizer stay together

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 from nt_dist.errors import NTDistError
-from nt_dist.watch.heartbeat import Heart
+from nt_dist.watch.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from nt_dist.parallel.mesh import Mesh  # imports torch
@@ -39,11 +39,11 @@ class Asked:
     """Whether this rank has been asked to leave.
 
     Attributes:
-        heart: Told of the first signal, and of leaving at the second.
+        heartbeat: Told of the first signal, and of leaving at the second.
     """
 
     def __init__(self):
-        self.heart = Heart()
+        self.heartbeat = Heartbeat()
         self._at: float | None = None
         self._interrupts = False
 
@@ -90,10 +90,10 @@ class Asked:
     def until_asked(self, mesh: "Mesh", things: Iterable[T], stopped: Callable[[], None]) -> Iterator[T]:
         """Give one thing after the other, and call ``stopped`` and end early once any rank has been asked. Collective.
 
-        Every rank must have as many things; each one begins with a beat of the heart.
+        Every rank must have as many things; each one begins with a beat.
         """
         for thing in things:
-            self.heart.beat()
+            self.heartbeat.beat()
             yield thing
             if self.by_any(mesh):
                 stopped()
@@ -113,14 +113,14 @@ class Asked:
                 if number not in SIGNALS:
                     continue
                 if self.here and time.monotonic() - self._at > SAME_SECONDS:
-                    self.heart.left(128 + number)
+                    self.heartbeat.exited(128 + number)
                     os._exit(128 + number)
                 self._first()
 
     def _first(self) -> None:
         if self._at is None:
             self._at = time.monotonic()
-            self.heart.asked()
+            self.heartbeat.exit_requested()
 
 
 @contextmanager

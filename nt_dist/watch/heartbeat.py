@@ -69,7 +69,7 @@ def map_shared(descriptor: int) -> mmap.mmap:
     return mmap.mmap(descriptor, _PAGE)
 
 
-class Heart:
+class Heartbeat:
     """The rank's side: says in which phase the main thread is and that it gets on.
 
     Args:
@@ -83,7 +83,7 @@ class Heart:
         self._longest: dict[str, int] = {}  # nanoseconds between two beats, by phase
         self._beats = self._step = self._at = 0
         self._phase = "starting"
-        self._asked = False
+        self._exit_requested = False
         self.enter("starting")
 
     def enter(self, phase: str, step: int | None = None) -> None:
@@ -100,16 +100,16 @@ class Heart:
         self._learn(now)
         self._write(now)
 
-    def asked(self) -> None:
+    def exit_requested(self) -> None:
         """Say that a signal has asked this rank to leave, which shortens a step's allowance; from any thread."""
-        self._asked = True
+        self._exit_requested = True
         seconds = self.allowance()
         if self._memory and seconds is not None:
             sign = read_sign(self._memory)
             due = time.monotonic_ns() + int(seconds * NANO)
             _FIELDS.pack_into(self._memory, 0, *sign._replace(deadline=min(sign.deadline or due, due)))
 
-    def left(self, code: int) -> None:
+    def exited(self, code: int) -> None:
         """Say that this rank leaves on its own, with an exit code."""
         if self._memory:
             sign = (self._beats, self._at, 0, PHASES.index(self._phase), self._step, code + 1)
@@ -123,7 +123,7 @@ class Heart:
         if longest is None:  # or a first time, when kernels are compiled
             return self._phase_limit
         seconds = max(self._stall, SLACK * longest / NANO)
-        return min(seconds, max(LEAVING, SLACK * longest / NANO)) if self._asked else seconds
+        return min(seconds, max(LEAVING, SLACK * longest / NANO)) if self._exit_requested else seconds
 
     def _learn(self, now: int) -> None:
         if self._beats:

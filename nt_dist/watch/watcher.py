@@ -20,8 +20,8 @@ import sys
 import time
 from typing import Any
 
+from nt_dist.watch.diagnosis import Limits, View, describe, is_lost, report
 from nt_dist.watch.heartbeat import NANO, PHASES, map_shared, read_sign
-from nt_dist.watch.judgement import Limits, View, describe, is_lost, report
 
 TICK = 0.5  # seconds between two looks
 GAP = 5.0  # a look that comes so much later: this process was stopped as well, and nobody is to blame
@@ -79,7 +79,7 @@ class Link:
         self.connection.close()
 
 
-class Ward:
+class RankProcess:
     """The rank that this process watches: its parent."""
 
     def __init__(self, pid: int, shared: int, dump: int):
@@ -142,13 +142,13 @@ class Watcher:
     """One watcher; that of rank 0 has links to all others, each other one has a link to it.
 
     Args:
-        ward: The rank watched.
+        process: The rank watched.
         control: The link to it, over which it says whom to reach and, by its end, that it is dead.
         order: What it said first: rank, size, host, limits, the address to listen on (rank 0 of several).
     """
 
-    def __init__(self, ward: Ward, control: Link, order: dict[str, Any]):
-        self.ward, self.control, self.order = ward, control, order
+    def __init__(self, process: RankProcess, control: Link, order: dict[str, Any]):
+        self.process, self.control, self.order = process, control, order
         self.limits = Limits(*order["limits"])
         self.rank = order["rank"]
         self.view = View(self.rank, order["host"])
@@ -201,7 +201,7 @@ class Watcher:
             elif self.rank == 0:
                 self.take(link, message)
             else:
-                self.obey(message)
+                self.follow(message)
         if link.closed:
             with contextlib.suppress(KeyError, ValueError):
                 self.selector.unregister(descriptor)
@@ -243,24 +243,24 @@ class Watcher:
             setattr(view, name, message[name])
         view.silent = 0.0
 
-    def obey(self, message: dict[str, Any]) -> None:
+    def follow(self, message: dict[str, Any]) -> None:
         """Another rank: what rank 0's watcher says."""
         self.heard = time.monotonic()
         if "dump" in message:
-            self.links[0].send(threads=self.ward.threads())
+            self.links[0].send(threads=self.process.threads())
         elif "end" in message:
             say(f"error: rank {self.rank} on {self.view.host} is ended: {message['end']}")
             self.leave(kill=True)
         elif "done" in message:  # rank 0 has left well, and its watcher with it
             self.links.pop(0).close()
 
-    # -- judgement -------------------------------------------------------------------------------------------------
+    # -- diagnosis -------------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
         """Look at the rank, tell rank 0's watcher or, there, judge all."""
         gap = now - self.last_tick if now - self.last_tick > GAP else 0.0
         since, self.last_tick = now - self.last_tick, now
-        self.ward.look(self.view, gap)
+        self.process.look(self.view, gap)
         if self.view.gone and self.view.code is None and not self.has_announced:
             self.has_announced = True  # at once: it is the first error of the job, and what others say follows from it
             say(f"error: {describe(self.view, self.limits)}")
@@ -289,7 +289,7 @@ class Watcher:
             view = self.views[rank]
             view.silent += since
             view.unwatched = link.closed and not view.gone
-        self.greet()
+        self.send_heard()
         now, views = time.monotonic(), list(self.views.values())
         if any(view.failed for view in views):
             self.failed_at = self.failed_at or now
@@ -304,7 +304,7 @@ class Watcher:
                     link.send(done=True)
                 self.leave()
 
-    def greet(self) -> None:
+    def send_heard(self) -> None:
         """Rank 0: show the others that this host is there."""
         for link in self.links.values():
             if not link.closed:
@@ -314,12 +314,12 @@ class Watcher:
         """Ask all ranks where they stand, say who is at fault, end them all."""
         for link in self.links.values() if self.rank == 0 else ():
             link.send(dump=True)
-        self.view.threads = self.ward.threads()
+        self.view.threads = self.process.threads()
         until = time.monotonic() + DUMP_SECONDS
         while self.rank == 0 and time.monotonic() < until and not all(self.has_answered(view) for view in views):
             for key, _ in self.selector.select(0.1):
                 self.read(key.data)
-            self.greet()
+            self.send_heard()
         text = report(views, self.limits)
         say(text)
         for link in self.links.values() if self.rank == 0 else ():
@@ -334,7 +334,7 @@ class Watcher:
     def leave(self, kill: bool = False) -> None:
         """End this process, and its rank before where that has not left."""
         if kill:
-            self.ward.kill()
+            self.process.kill()
         os._exit(0)
 
 
@@ -349,7 +349,7 @@ def main(arguments: list[str]) -> None:
     link.connection.setblocking(False)
     if order is None:  # the rank died at once
         return
-    Watcher(Ward(pid, shared, dump), link, order).run()
+    Watcher(RankProcess(pid, shared, dump), link, order).run()
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from nt_dist.config import Config
 from nt_dist.errors import RunError
 from nt_dist.parallel.launcher import LOOPBACK, is_loopback
-from nt_dist.watch.heartbeat import Heart, map_shared, shared_file
-from nt_dist.watch.judgement import Limits
+from nt_dist.watch.diagnosis import Limits
+from nt_dist.watch.heartbeat import Heartbeat, map_shared, shared_file
 
 if TYPE_CHECKING:
     from nt_dist.parallel.mesh import Mesh  # imports torch, which nothing here needs
@@ -31,21 +31,21 @@ FAILED = 1  # stands for the exit code that a rank with an error is about to lea
 
 
 @contextmanager
-def watched(mesh: "Mesh", config: Config) -> Iterator[Heart]:
-    """Have this rank watched for as long as the context lasts; gives its heart, which is to beat. Collective.
+def watched(mesh: "Mesh", config: Config) -> Iterator[Heartbeat]:
+    """Have this rank watched for as long as the context lasts; gives its heartbeat. Collective.
 
-    With ``run.stall_timeout = 0`` nobody watches, and the heart beats for nobody.
+    With ``run.stall_timeout = 0`` nobody watches, and the beats are for nobody.
 
     Raises:
         RunError: On every rank: a watcher cannot be started on one of them.
     """
     stall = config.run.stall_timeout
     if not stall:
-        yield Heart()
+        yield Heartbeat()
         return
     with ExitStack() as stack:
         main_host, secret = mesh.broadcast_object((socket.gethostname(), secrets.token_hex(16)))
-        heart, control = _on_all(mesh, lambda: _start(stack, mesh, config, main_host, secret))
+        heartbeat, control = _on_all(mesh, lambda: _start(stack, mesh, config, main_host, secret))
         replies = stack.enter_context(control.makefile("rb"))
         port = mesh.broadcast_object(_on_all(mesh, lambda: _reply(replies)["port"] if mesh.is_main else 0))
         if not mesh.is_main:
@@ -53,10 +53,10 @@ def watched(mesh: "Mesh", config: Config) -> Iterator[Heart]:
         _on_all(mesh, lambda: mesh.is_main or _reply(replies)["ready"])
         code = FAILED
         try:
-            yield heart
+            yield heartbeat
             code = 0
         finally:
-            heart.left(code)
+            heartbeat.exited(code)
             replies.close()
             control.close()
 
@@ -87,7 +87,9 @@ def _reply(replies: BinaryIO) -> dict[str, Any]:
     return json.loads(line)
 
 
-def _start(stack: ExitStack, mesh: "Mesh", config: Config, main_host: str, secret: str) -> tuple[Heart, socket.socket]:
+def _start(
+    stack: ExitStack, mesh: "Mesh", config: Config, main_host: str, secret: str
+) -> tuple[Heartbeat, socket.socket]:
     """Start the watcher; everything that is opened here is closed with the context."""
     shared = shared_file()
     stack.callback(os.close, shared)
@@ -118,7 +120,7 @@ def _start(stack: ExitStack, mesh: "Mesh", config: Config, main_host: str, secre
         )
     stack.callback(_reap, process)
     _tell(ours, order)
-    return Heart(map_shared(shared), run.stall_timeout, run.phase_timeout), ours
+    return Heartbeat(map_shared(shared), run.stall_timeout, run.phase_timeout), ours
 
 
 def _address() -> str:

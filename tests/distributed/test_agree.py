@@ -13,7 +13,7 @@ from nt_dist.testing import RankError, run_distributed
 LOOKS = 4
 
 
-class CountingHeart:
+class CountingHeartbeat:
     beats = 0
 
     def beat(self):
@@ -22,7 +22,7 @@ class CountingHeart:
 
 def _wait_for_the_main_rank(rank, world_size, fails=False):
     mesh = init_mesh(make_config({"train": {"batch_size": 2, "micro_batch_size": 1}}, None, world_size))
-    heart = CountingHeart()
+    heartbeat = CountingHeartbeat()
 
     def work():
         assert mesh.is_main
@@ -31,7 +31,7 @@ def _wait_for_the_main_rank(rank, world_size, fails=False):
             raise DataError("the disk is full")
         return "prepared"
 
-    return agree_patiently(mesh, work, heart), heart.beats
+    return agree_patiently(mesh, work, heartbeat), heartbeat.beats
 
 
 def test_ranks_that_wait_for_the_main_ranks_work_look_about_meanwhile():

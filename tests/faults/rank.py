@@ -86,18 +86,18 @@ def main(rank, size, folder, fault):
     if fault.startswith("first_"):
         where, fault = 0, fault.removeprefix("first_")
     stall = LONG_STALL if fault in ("die", "fail") else STALL
-    with watched(mesh, make_config({"run": {"stall_timeout": stall, "phase_timeout": 60.0}})) as heart:
+    with watched(mesh, make_config({"run": {"stall_timeout": stall, "phase_timeout": 60.0}})) as heartbeat:
         for step in range(1, STEPS + 1):
-            heart.enter("compiling" if step == 1 else "stepping", step)
+            heartbeat.enter("compiling" if step == 1 else "stepping", step)
             mesh.gather_objects(step)
             if step != FAULT_AT:
                 continue
-            heart.enter("evaluating")
+            heartbeat.enter("evaluating")
             time.sleep(1.5)  # every watcher has connected and reported
             mesh.gather_objects(step)
-            heart.enter("stepping")
+            heartbeat.enter("stepping")
             if fault == "take_long":
-                heart.enter("saving")
+                heartbeat.enter("saving")
                 time.sleep(3 * STALL)
             elif fault == "group_stop":
                 print("stop us", flush=True)

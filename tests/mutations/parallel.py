@@ -136,15 +136,15 @@ PARALLEL = [
         TENSOR,
     ),
     Mutation(
-        "evaluation: likeliest piece of this rank's pieces",
-        "highest = self.max_of_pieces(value.clone())",
+        "evaluation: likeliest class of this rank's classes",
+        "highest = self.max_over_classes(value.clone())",
         "highest = value",
         TENSOR,
     ),
     Mutation(
-        "evaluation: ranks of the tensor axis do not agree on the likeliest piece",
-        'return highest, self.mesh.all_reduce(piece, ("tensor",), op="min")',
-        "return highest, piece",
+        "evaluation: ranks of the tensor axis do not agree on the likeliest class",
+        'return highest, self.mesh.all_reduce(index, ("tensor",), op="min")',
+        "return highest, index",
         TENSOR,
     ),
     # Figures of all trails.

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from nt_dist.watch import heartbeat
-from nt_dist.watch.heartbeat import LEAVING, NANO, PHASES, SLACK, Heart, map_shared, read_sign, shared_file
+from nt_dist.watch.heartbeat import LEAVING, NANO, PHASES, SLACK, Heartbeat, map_shared, read_sign, shared_file
 
 
 @pytest.fixture
@@ -26,52 +26,52 @@ def memory():
 
 
 def test_a_sign_is_read_as_it_was_written(memory, clock):
-    heart = Heart(memory, 45.0, 1800.0)
-    heart.enter("building")
+    heartbeat = Heartbeat(memory, 45.0, 1800.0)
+    heartbeat.enter("building")
     clock[0] += 7
-    heart.enter("compiling", 12)
+    heartbeat.enter("compiling", 12)
     sign = read_sign(memory)
     assert (PHASES[sign.phase], sign.step, sign.beats, sign.left) == ("compiling", 12, 3, 0)
     assert sign.at == 1007 * NANO and sign.deadline == (1007 + 1800) * NANO
-    heart.left(75)
+    heartbeat.exited(75)
     assert read_sign(memory).left == 76 and read_sign(memory).deadline == 0
 
 
 def test_the_allowance_follows_what_the_phase_has_taken(memory, clock):
-    heart = Heart(memory, 45.0, 1800.0)
-    heart.enter("stepping", 1)
-    assert heart.allowance() == 1800.0  # a first time
+    heartbeat = Heartbeat(memory, 45.0, 1800.0)
+    heartbeat.enter("stepping", 1)
+    assert heartbeat.allowance() == 1800.0  # a first time
     clock[0] += 2
-    heart.enter("stepping", 2)
-    assert heart.allowance() == 45.0
+    heartbeat.enter("stepping", 2)
+    assert heartbeat.allowance() == 45.0
     clock[0] += 60
-    heart.enter("stepping", 3)
-    assert heart.allowance() == SLACK * 60
-    heart.enter("evaluating")
-    assert heart.allowance() == 1800.0
+    heartbeat.enter("stepping", 3)
+    assert heartbeat.allowance() == SLACK * 60
+    heartbeat.enter("evaluating")
+    assert heartbeat.allowance() == 1800.0
     for _ in range(2):
-        heart.enter("saving")
+        heartbeat.enter("saving")
         clock[0] += 1
-    assert heart.allowance() == 1800.0  # the next one may be the last, which waits for the disk
-    heart.enter("preparing data")
-    assert heart.allowance() is None and read_sign(memory).deadline == 0
+    assert heartbeat.allowance() == 1800.0  # the next one may be the last, which waits for the disk
+    heartbeat.enter("preparing data")
+    assert heartbeat.allowance() is None and read_sign(memory).deadline == 0
 
 
 def test_a_rank_asked_to_leave_is_given_less_time_in_a_step_but_not_in_a_save(memory, clock):
-    heart = Heart(memory, 45.0, 1800.0)
-    heart.enter("stepping", 1)
+    heartbeat = Heartbeat(memory, 45.0, 1800.0)
+    heartbeat.enter("stepping", 1)
     clock[0] += 1
-    heart.enter("stepping", 2)
+    heartbeat.enter("stepping", 2)
     clock[0] += 1
-    heart.asked()  # from the signal's thread, while the main one waits for others
+    heartbeat.exit_requested()  # from the signal's thread, while the main one waits for others
     assert read_sign(memory).deadline == int((1002 + LEAVING) * NANO)
-    heart.enter("saving")
+    heartbeat.enter("saving")
     assert read_sign(memory).deadline == (1002 + 1800) * NANO
 
 
 def test_a_beat_costs_next_to_nothing():
-    heart = Heart(mmap.mmap(-1, mmap.PAGESIZE), 45.0, 1800.0)
+    heartbeat = Heartbeat(mmap.mmap(-1, mmap.PAGESIZE), 45.0, 1800.0)
     began = time.thread_time()
     for step in range(1000):
-        heart.enter("stepping", step)
+        heartbeat.enter("stepping", step)
     assert time.thread_time() - began < 0.1  # a tenth of a millisecond each, and a step takes many

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nt_dist.watch.judgement import Limits, View, culprits, innermost, is_lost, report
+from nt_dist.watch.diagnosis import Limits, View, culprits, innermost, is_lost, report
 
 LIMITS = Limits(stopped=15.0, silence=30.0, grace=10.0)
 WAITING = """Thread 0x01 (most recent call first):
