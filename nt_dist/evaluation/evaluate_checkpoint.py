@@ -15,14 +15,15 @@ from nt_dist.checkpoint import checkpoint
 from nt_dist.checkpoint.find import find, verify
 from nt_dist.checkpoint.folder import locate
 from nt_dist.config import Config
+from nt_dist.config.family import Family
 from nt_dist.data.loader import evaluation_batches
 from nt_dist.errors import CheckpointError, DataError, RunError
 from nt_dist.evaluation.evaluate import evaluate, evaluate_fully
-from nt_dist.evaluation.report import evaluation_table
-from nt_dist.evaluation.report_full import full_tables
+from nt_dist.evaluation.report import evaluation_table, full_tables
 from nt_dist.evaluation.shift import detection
 from nt_dist.evaluation.topology_history import topology_figures
 from nt_dist.families import load_config, make_config
+from nt_dist.files import write_whole
 from nt_dist.model.trails import build_model
 from nt_dist.model.weights import count_parameters, weight_specs
 from nt_dist.parallel.agree import agree, agree_patiently
@@ -50,6 +51,7 @@ class CheckpointEvaluation:
         step: The step at which it was saved.
         data: What it was evaluated on, for people.
         parameters: Stored and dense counts.
+        family: Whose model it is.
         figures: See the family's `figures`; evaluation/full.py has the keys of a full one.
     """
 
@@ -57,6 +59,7 @@ class CheckpointEvaluation:
     step: int
     data: str
     parameters: dict[str, int]
+    family: Family
     figures: dict
 
     def table(self) -> str:
@@ -66,8 +69,8 @@ class CheckpointEvaluation:
             "checkpoint": f"{self.checkpoint}, step {self.step}",
             "data": self.data,
         }
-        table = evaluation_table(self.figures, facts)
-        return f"{table}\n\n{full_tables(self.figures)}" if "calibration" in self.figures else table
+        table = evaluation_table(self.family, self.figures, facts)
+        return f"{table}\n\n{full_tables(self.family, self.figures)}" if "calibration" in self.figures else table
 
     def write_json(self, path: Path) -> None:
         """Writes everything to a file, which is whole or not there.
@@ -76,13 +79,7 @@ class CheckpointEvaluation:
             RunError: It cannot be written.
         """
         content = {"checkpoint": self.checkpoint, "step": self.step, "data": self.data, "eval": self.figures}
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            partial.replace(path)
-        except OSError as problem:
-            partial.unlink(missing_ok=True)
-            raise RunError(f"--json {path}: {problem.strerror}") from None
+        write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def check_json(path: Path) -> None:
@@ -157,7 +154,7 @@ def evaluate_checkpoint(
     else:
         figures = evaluate(model, _batches(samples, num_samples, mesh, config), mesh, config)
     described = data or f"validation of data.source = {config.data.source!r}"
-    return CheckpointEvaluation(str(path), progress.step, described, count_parameters(config), figures)
+    return CheckpointEvaluation(str(path), progress.step, described, count_parameters(config), config.family, figures)
 
 
 def corruption(shift: str) -> tuple[str, float] | None:

@@ -31,4 +31,4 @@ def print_table(config: Config) -> None:
         "evaluated": f"after step {record['step']} of {config.train.steps}",
         "curves": f"tensorboard --logdir {folder / TENSORBOARD}",
     }
-    print(evaluation_table(record["eval"], facts), flush=True)
+    print(evaluation_table(config.family, record["eval"], facts), flush=True)

@@ -3,6 +3,7 @@
 import math
 
 from nt_dist.evaluation.report import evaluation_table
+from nt_dist.llama.family import Llama
 
 ENSEMBLE = {
     "ppl_trails": [73.4, 74.1, 73.1],
@@ -15,7 +16,7 @@ ENSEMBLE = {
 
 
 def test_every_figure_is_shown():
-    text = evaluation_table(ENSEMBLE, {"parameters": "4.42 M"})
+    text = evaluation_table(Llama(), ENSEMBLE, {"parameters": "4.42 M"})
     for figure in (
         "73.40",
         "74.10",
@@ -35,11 +36,11 @@ def test_every_figure_is_shown():
 
 
 def test_one_trail_has_no_ensemble():
-    text = evaluation_table(ENSEMBLE | {"ppl_trails": [73.4]})
+    text = evaluation_table(Llama(), ENSEMBLE | {"ppl_trails": [73.4]})
     assert "73.40" in text and "ensemble" not in text and "disagreement" not in text
 
 
 def test_a_diverged_run_is_still_shown():
     bad = dict.fromkeys(("ppl_ensemble_prob", "ppl_ensemble_logit", "ensemble_gain"), math.inf)
-    text = evaluation_table(ENSEMBLE | bad | {"ppl_trails": [math.inf, math.nan]})
+    text = evaluation_table(Llama(), ENSEMBLE | bad | {"ppl_trails": [math.inf, math.nan]})
     assert "inf" in text and "nan" in text

@@ -1,7 +1,7 @@
 """The tables hold every kind of figure, and nothing of an ensemble where there is one trail."""
 
 from nt_dist.evaluation.full import FullSums
-from nt_dist.evaluation.report_full import full_tables
+from nt_dist.evaluation.report import full_tables
 from nt_dist.llama.family import Llama
 from tests.unit.evaluation.prediction_case import TRAILS, random_case
 
@@ -34,7 +34,7 @@ def _shift(figures):
 
 def test_every_kind_of_figure_is_shown():
     figures = _figures(TRAILS)
-    text = full_tables({**figures, "topology": TOPOLOGY, "shift": _shift(figures)})
+    text = full_tables(Llama(), {**figures, "topology": TOPOLOGY, "shift": _shift(figures)})
     calibration, diversity = figures["calibration"], figures["diversity"]
     scaling = calibration["temperature"]
     for figure in (
@@ -53,6 +53,6 @@ def test_every_kind_of_figure_is_shown():
 
 
 def test_one_trail_has_no_ensemble_and_a_dense_model_no_topology():
-    text = full_tables({**_figures(1), "topology": None})
+    text = full_tables(Llama(), {**_figures(1), "topology": None})
     assert "trail 1" in text and "temperature" in text
     assert "mean of" not in text and "diversity" not in text and "topology" not in text and "shift" not in text
