@@ -6,56 +6,47 @@ DeepSpeed ignores unknown top-level keys without a word, so that a misspelling t
 
 from typing import Any
 
+
+def _of(kind: Any, names: str) -> dict[str, Any]:
+    return dict.fromkeys(names.split(), kind)
+
+
 ALLOWED: dict[str, Any] = {
-    "train_batch_size": int,
-    "train_micro_batch_size_per_gpu": int,
-    "gradient_accumulation_steps": int,
-    "gradient_clipping": float,
-    "steps_per_print": int,
-    "wall_clock_breakdown": bool,
-    "memory_breakdown": bool,
-    "dump_state": bool,
-    "disable_python_gc": bool,
-    "zero_allow_untested_optimizer": bool,
-    "log_level": str,
-    "communication_data_type": str,
-    "gradient_allreduce_op": str,
-    "managed_gradient_accumulation": bool,
-    "prescale_gradients": bool,
-    "gradient_predivide_factor": float,
-    "disable_allgather": bool,
+    **_of(int, "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps steps_per_print"),
+    **_of(float, "gradient_clipping gradient_predivide_factor"),
+    **_of(
+        bool,
+        "wall_clock_breakdown memory_breakdown dump_state disable_python_gc zero_allow_untested_optimizer "
+        "managed_gradient_accumulation prescale_gradients disable_allgather",
+    ),
+    **_of(str, "log_level communication_data_type gradient_allreduce_op"),
     "bf16": {
-        "enabled": bool,
-        "check_grad_overflow": bool,
-        "immediate_grad_update": bool,
-        "bf16_master_weights_and_grads": bool,
-        "bf16_optimizer_states": bool,
+        **_of(
+            bool,
+            "enabled check_grad_overflow immediate_grad_update bf16_master_weights_and_grads bf16_optimizer_states",
+        ),
     },
-    "data_types": {"grad_accum_dtype": str},
-    "comms_logger": {"enabled": bool, "verbose": bool, "prof_all": bool, "prof_ops": tuple[str, ...], "debug": bool},
+    "data_types": {
+        "grad_accum_dtype": str,
+    },
+    "comms_logger": {
+        **_of(bool, "enabled verbose prof_all debug"),
+        "prof_ops": tuple[str, ...],
+    },
     "zero_optimization": {
-        "stage": int,
-        "contiguous_gradients": bool,
-        "reduce_scatter": bool,
-        "reduce_bucket_size": int,
-        "use_multi_rank_bucket_allreduce": bool,
-        "allgather_partitions": bool,
-        "allgather_bucket_size": int,
-        "overlap_comm": bool,
-        "compute_grad_norm": bool,
-        "round_robin_gradients": bool,
-        "parameter_alignment": bool,
-        "ignore_unused_parameters": bool,
-        "sub_group_size": int,
-        "stage3_prefetch_bucket_size": int,
-        "stage3_param_persistence_threshold": int,
-        "stage3_model_persistence_threshold": int,
-        "stage3_max_live_parameters": int,
-        "stage3_max_reuse_distance": int,
-        "stage3_gather_16bit_weights_on_model_save": bool,
-        "stage3_allgather_sequential": bool,
-        "log_trace_cache_warnings": bool,
-        "enable_sanity_checks": bool,
+        **_of(
+            int,
+            "stage reduce_bucket_size allgather_bucket_size sub_group_size stage3_prefetch_bucket_size "
+            "stage3_param_persistence_threshold stage3_model_persistence_threshold stage3_max_live_parameters "
+            "stage3_max_reuse_distance",
+        ),
+        **_of(
+            bool,
+            "contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce allgather_partitions overlap_comm "
+            "compute_grad_norm round_robin_gradients parameter_alignment ignore_unused_parameters "
+            "stage3_gather_16bit_weights_on_model_save stage3_allgather_sequential log_trace_cache_warnings "
+            "enable_sanity_checks",
+        ),
     },
 }
 """Keys that may stand in the JSON, with their types; a section has keys of its own."""
@@ -94,74 +85,49 @@ _MONITOR = "metrics.jsonl and TensorBoard in run.dir are nt_dist's own"
 _CHECKPOINT = "checkpoints are nt_dist's own: set run.save_every, run.keep"
 _COMPRESSION = f"compression: {_UNTESTED}"
 
-REFUSED: dict[str, str] = {
-    "optimizer": "the optimizer is nt_dist's AdamW: set train.lr, train.betas, train.adam_eps, train.weight_decay",
-    "scheduler": "the schedule is nt_dist's: set train.lr, train.warmup_steps, train.min_lr_ratio",
-    "fp16": "training is in fp32 or bf16: set train.precision",
-    "amp": "training is in fp32 or bf16: set train.precision",
-    "torch_autocast": "training is in fp32 or bf16: set train.precision",
-    "bfloat16": 'it is an old name: write "bf16"',
-    "activation_checkpointing": "it is nt_dist's own: set train.activation_checkpointing",
-    "pipeline": "stages are nt_dist's own: set parallel.pipe",
-    "tensor_parallel": _TENSOR,
-    "autotp_size": _TENSOR,
-    "sequence_parallel_size": f"sequence parallelism: {_UNTESTED}",
-    "seq_parallel_communication_data_type": f"sequence parallelism: {_UNTESTED}",
-    "expert_parallel": _MOE,
-    "moe": _MOE,
-    "use_data_before_expert_parallelism": _MOE,
-    "zero_force_ds_cpu_optimizer": _OFFLOAD,
-    "aio": _OFFLOAD,
-    "data_efficiency": _CURRICULUM,
-    "curriculum_learning": _CURRICULUM,
-    "dataloader_drop_last": _CURRICULUM,
-    "progressive_layer_drop": _UNTESTED,
-    "tensorboard": _MONITOR,
-    "wandb": _MONITOR,
-    "csv_monitor": _MONITOR,
-    "comet": _MONITOR,
-    "flops_profiler": "nt_dist reports FLOP/s itself, dense-equivalent and sparse-effective",
-    "timers": "nt_dist reports tokens per second itself",
-    "autotuning": _UNTESTED,
-    "elasticity": "any number of ranks continues from nt_dist's checkpoints",
-    "compression_training": _COMPRESSION,
-    "quantize_training": _COMPRESSION,
-    "weight_quantization": _COMPRESSION,
-    "eigenvalue": _COMPRESSION,
-    "sparse_attention": _UNTESTED,
-    "sparse_gradients": _UNTESTED,
-    "hybrid_engine": _UNTESTED,
-    "compile": _UNTESTED,
-    "graph_harvesting": _UNTESTED,
-    "vocabulary_size": "the TOML has it: model.vocab_size",
-    "checkpoint": _CHECKPOINT,
-    "nebula": _CHECKPOINT,
-    "datastates_ckpt": _CHECKPOINT,
-    "zero_optimization.offload_param": _OFFLOAD,
-    "zero_optimization.offload_optimizer": _OFFLOAD,
-    "zero_optimization.cpu_offload": _OFFLOAD,
-    "zero_optimization.cpu_offload_param": _OFFLOAD,
-    "zero_optimization.cpu_offload_use_pin_memory": _OFFLOAD,
-    "zero_optimization.zenflow": f"ZenFlow: {_UNTESTED}",
-    "zero_optimization.zero_hpz_partition_size": _QUANTIZED,
-    "zero_optimization.zero_quantized_weights": _QUANTIZED,
-    "zero_optimization.zero_quantized_nontrainable_weights": _QUANTIZED,
-    "zero_optimization.zero_quantized_gradients": _QUANTIZED,
-    "zero_optimization.zeropp_loco_param": _QUANTIZED,
-    "zero_optimization.mics_shard_size": f"MiCS: {_UNTESTED}",
-    "zero_optimization.mics_hierarchical_params_gather": f"MiCS: {_UNTESTED}",
-    "zero_optimization.leaf_module": _MOE,
-    "zero_optimization.legacy_stage1": _UNTESTED,
-    "zero_optimization.memory_efficient_linear": "nt_dist has its own matrix product",
-    "zero_optimization.override_module_apply": _UNTESTED,
-    "zero_optimization.save_muon_momentum_buffer_in_memory": "the optimizer is nt_dist's AdamW",
-    "zero_optimization.elastic_checkpoint": _CHECKPOINT,
-    "zero_optimization.load_from_fp32_weights": _CHECKPOINT,
-    "zero_optimization.pipeline_loading_checkpoint": _CHECKPOINT,
-    "zero_optimization.stage3_module_granularity_threshold": _UNTESTED,
-    "zero_optimization.stage3_use_all_reduce_for_fetch_params": _UNTESTED,
-    "data_types.param_dtype": "the TOML has it: train.precision",
-    "data_types.buffer_dtype": "buffers (index, rotary tables) keep their own types",
-    "data_types.keep_in_fp32_modules": "buffers (index, rotary tables) keep their own types",
+_REFUSED: dict[str, str] = {
+    "the optimizer is nt_dist's AdamW: set train.lr, train.betas, train.adam_eps, train.weight_decay": "optimizer",
+    "the schedule is nt_dist's: set train.lr, train.warmup_steps, train.min_lr_ratio": "scheduler",
+    "training is in fp32 or bf16: set train.precision": "fp16 amp torch_autocast",
+    'it is an old name: write "bf16"': "bfloat16",
+    "it is nt_dist's own: set train.activation_checkpointing": "activation_checkpointing",
+    "stages are nt_dist's own: set parallel.pipe": "pipeline",
+    _TENSOR: "tensor_parallel autotp_size",
+    f"sequence parallelism: {_UNTESTED}": "sequence_parallel_size seq_parallel_communication_data_type",
+    _MOE: "expert_parallel moe use_data_before_expert_parallelism zero_optimization.leaf_module",
+    _OFFLOAD: (
+        "zero_force_ds_cpu_optimizer aio zero_optimization.offload_param zero_optimization.offload_optimizer "
+        "zero_optimization.cpu_offload zero_optimization.cpu_offload_param "
+        "zero_optimization.cpu_offload_use_pin_memory"
+    ),
+    _CURRICULUM: "data_efficiency curriculum_learning dataloader_drop_last",
+    _UNTESTED: (
+        "progressive_layer_drop autotuning sparse_attention sparse_gradients hybrid_engine compile graph_harvesting "
+        "zero_optimization.legacy_stage1 zero_optimization.override_module_apply "
+        "zero_optimization.stage3_module_granularity_threshold "
+        "zero_optimization.stage3_use_all_reduce_for_fetch_params"
+    ),
+    _MONITOR: "tensorboard wandb csv_monitor comet",
+    "nt_dist reports FLOP/s itself, dense-equivalent and sparse-effective": "flops_profiler",
+    "nt_dist reports tokens per second itself": "timers",
+    "any number of ranks continues from nt_dist's checkpoints": "elasticity",
+    _COMPRESSION: "compression_training quantize_training weight_quantization eigenvalue",
+    "the TOML has it: model.vocab_size": "vocabulary_size",
+    _CHECKPOINT: (
+        "checkpoint nebula datastates_ckpt zero_optimization.elastic_checkpoint "
+        "zero_optimization.load_from_fp32_weights zero_optimization.pipeline_loading_checkpoint"
+    ),
+    f"ZenFlow: {_UNTESTED}": "zero_optimization.zenflow",
+    _QUANTIZED: (
+        "zero_optimization.zero_hpz_partition_size zero_optimization.zero_quantized_weights "
+        "zero_optimization.zero_quantized_nontrainable_weights zero_optimization.zero_quantized_gradients "
+        "zero_optimization.zeropp_loco_param"
+    ),
+    f"MiCS: {_UNTESTED}": "zero_optimization.mics_shard_size zero_optimization.mics_hierarchical_params_gather",
+    "nt_dist has its own matrix product": "zero_optimization.memory_efficient_linear",
+    "the optimizer is nt_dist's AdamW": "zero_optimization.save_muon_momentum_buffer_in_memory",
+    "the TOML has it: train.precision": "data_types.param_dtype",
+    "buffers (index, rotary tables) keep their own types": "data_types.buffer_dtype data_types.keep_in_fp32_modules",
 }
+REFUSED: dict[str, str] = {key: reason for reason, keys in _REFUSED.items() for key in keys.split()}
 """Keys that DeepSpeed knows, or knew, and nt_dist refuses, with the reason."""

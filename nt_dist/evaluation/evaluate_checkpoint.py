@@ -26,13 +26,14 @@ from nt_dist.families import load_config, make_config
 from nt_dist.files import write_whole
 from nt_dist.model.trails import build_model
 from nt_dist.model.weights import count_parameters, weight_specs
-from nt_dist.parallel.agree import agree, agree_patiently
+from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh, init_mesh
 from nt_dist.parallel.place import MeshPlace
 from nt_dist.text.corpus import open_data, open_texts
 from nt_dist.text.samples import Samples
 from nt_dist.text.views import EverySecond, Misspelled, Shuffled
 from nt_dist.watch.heartbeat import Heartbeat
+from nt_dist.watch.watching import agree_patiently
 
 _SHARE = 0.1  # that a corruption changes, where no other is given
 _CORRUPTIONS = {

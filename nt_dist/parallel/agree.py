@@ -1,20 +1,17 @@
 """One outcome on all ranks: whatever fails on one of them fails on all, at once, with the same message."""
 
-import time
 from collections.abc import Callable
-from typing import TypeVar
-
-from torch.distributed import PrefixStore, distributed_c10d
+from typing import TYPE_CHECKING, TypeVar
 
 from nt_dist.errors import ConfigError, NTDistError, RunError
-from nt_dist.parallel.mesh import Mesh
-from nt_dist.watch.heartbeat import Heartbeat
+
+if TYPE_CHECKING:
+    from nt_dist.parallel.mesh import Mesh  # imports torch, which nothing here needs
 
 T = TypeVar("T")
-LOOK_SECONDS = 0.5
 
 
-def agree(mesh: Mesh, work: Callable[[], T], error: type[NTDistError] = RunError, only_main: bool = False) -> T:
+def agree(mesh: "Mesh", work: Callable[[], T], error: type[NTDistError] = RunError, only_main: bool = False) -> T:
     """Do ``work`` and make sure that all ranks succeed or none.
 
     Args:
@@ -43,29 +40,6 @@ def agree(mesh: Mesh, work: Callable[[], T], error: type[NTDistError] = RunError
         if problem is not None:
             raise problem if mesh.world_size == 1 or only_main else _from_rank(problem, rank)
     return result
-
-
-def agree_patiently(mesh: Mesh, work: Callable[[], T], heartbeat: Heartbeat) -> T:
-    """Do ``work`` on the main rank alone, as :func:`agree` does, where it may take longer than a collective may wait.
-
-    The other ranks look into the job's store for its end instead, so that signals reach them meanwhile.
-    """
-    if mesh.world_size == 1:
-        return work()
-    store = PrefixStore("nt_dist.patience", distributed_c10d._get_default_store())
-    mesh.patience += 1
-    name = f"work {mesh.patience}"
-
-    def do() -> T:
-        try:
-            return work()
-        finally:
-            store.set(name, "done")
-
-    while not mesh.is_main and not store.check([name]):
-        heartbeat.beat()
-        time.sleep(LOOK_SECONDS)
-    return agree(mesh, do, only_main=True)
 
 
 def _from_rank(problem: NTDistError, rank: int) -> NTDistError:

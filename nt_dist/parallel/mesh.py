@@ -9,7 +9,7 @@ import ctypes
 import importlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -46,7 +46,6 @@ class Mesh:
         model: The trail and tensor axes as one, what DeepSpeed knows as its model axis: rank r·T + t of R·T.
         rank, world_size: Of all ranks.
         device: Where this rank computes.
-        patience: How often all ranks have waited for the main one's work, see agree.py.
         splits_trunk: Whether the trail axis shares the trunk's work: each of its ranks does it for some sequences.
     """
 
@@ -55,7 +54,7 @@ class Mesh:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.pipe, self.data, self.trail, self.tensor = (self._axis(name) for name in AXES)
         self.model = self._model_axis()
-        self.patience = 0
+        self._flags = 0
 
     def _axis(self, name: str) -> Axis:
         degree = self.device_mesh.size(AXES.index(name))
@@ -110,6 +109,13 @@ class Mesh:
         things = [thing]
         dist.broadcast_object_list(things, src=source)
         return things[0]
+
+    def new_flag(self) -> tuple[Callable[[], bool], Callable[[], None]]:
+        """Make a flag that all ranks share: what asks whether it is set, without waiting, and what sets it. Every rank
+        makes its flags in the same order."""
+        self._flags += 1
+        name, store = f"flag {self._flags}", dist.PrefixStore("nt_dist", dist.distributed_c10d._get_default_store())
+        return lambda: store.check([name]), lambda: store.set(name, "set")
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -30,7 +30,7 @@ from nt_dist.model.flops import token_flops
 from nt_dist.model.trails import weights_of
 from nt_dist.model.weights import count_parameters, weight_specs
 from nt_dist.parallel import launcher
-from nt_dist.parallel.agree import agree, agree_patiently
+from nt_dist.parallel.agree import agree
 from nt_dist.parallel.handshake import check_alike
 from nt_dist.parallel.lost_ranks import naming_lost_ranks
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
@@ -41,7 +41,7 @@ from nt_dist.training.run_end import lacks_evaluation, print_table
 from nt_dist.training.run_folder import RunFolder
 from nt_dist.training.signals import LEFT_EARLY, Asked, AskedToLeave, listening
 from nt_dist.training.topology_updates import TopologyUpdater
-from nt_dist.watch.watching import watched
+from nt_dist.watch.watching import agree_patiently, watched
 
 CHECKPOINTS = "checkpoints"
 T = TypeVar("T")

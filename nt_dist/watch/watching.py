@@ -1,4 +1,7 @@
-"""The rank's side of the watch: starts the watcher of ``watcher.py`` and tells it where the others are."""
+"""The rank's side of the watch: starts the watcher of ``watcher.py`` and tells it where the others are.
+
+Imports no torch: ranks of the tests have none.
+"""
 
 import contextlib
 import faulthandler
@@ -10,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from nt_dist.config import Config
 from nt_dist.errors import RunError
+from nt_dist.parallel.agree import agree
 from nt_dist.parallel.launcher import LOOPBACK, is_loopback
 from nt_dist.watch.diagnosis import Limits
 from nt_dist.watch.heartbeat import Heartbeat, map_shared, shared_file
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
     from nt_dist.parallel.mesh import Mesh  # imports torch, which nothing here needs
 
 T = TypeVar("T")
+LOOK_SECONDS = 0.5
 STOPPED, SILENCE, GRACE = 15.0, 30.0, 10.0
 """Seconds after which a stopped process, a silent host and a rank that outlives a dead one end the job, at most."""
 FAILED = 1  # stands for the exit code that a rank with an error is about to leave with
@@ -61,19 +67,38 @@ def watched(mesh: "Mesh", config: Config) -> Iterator[Heartbeat]:
             control.close()
 
 
+def agree_patiently(mesh: "Mesh", work: Callable[[], T], heartbeat: Heartbeat) -> T:
+    """Do ``work`` on the main rank alone, as :func:`agree` does, where it may take longer than a collective may wait.
+
+    The other ranks look into the job's store for its end instead, so that signals reach them meanwhile.
+    """
+    if mesh.world_size == 1:
+        return work()
+    is_done, set_done = mesh.new_flag()
+
+    def do() -> T:
+        try:
+            return work()
+        finally:
+            set_done()
+
+    while not mesh.is_main and not is_done():
+        heartbeat.beat()
+        time.sleep(LOOK_SECONDS)
+    return agree(mesh, do, only_main=True)
+
+
 def _on_all(mesh: "Mesh", work: Callable[[], T]) -> T:
     """Do ``work`` on every rank; where it fails on one, raise RunError on all."""
-    result = problem = None
-    try:
-        result = work()
-    except OSError as error:
-        problem = (
-            f"rank {mesh.rank} on {socket.gethostname()} cannot be watched: {error}; run.stall_timeout = 0 goes on"
-        )
-    problems = [each for each in mesh.gather_objects(problem) if each]
-    if problems:
-        raise RunError("\n".join(problems))
-    return result
+
+    def named() -> T:
+        try:
+            return work()
+        except OSError as error:
+            where = f"rank {mesh.rank} on {socket.gethostname()}"
+            raise RunError(f"{where} cannot be watched: {error}; run.stall_timeout = 0 goes on") from error
+
+    return agree(mesh, named)
 
 
 def _tell(control: socket.socket, message: dict[str, Any]) -> None:

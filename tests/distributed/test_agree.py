@@ -6,9 +6,9 @@ import pytest
 
 from nt_dist.errors import DataError
 from nt_dist.families import make_config
-from nt_dist.parallel.agree import LOOK_SECONDS, agree_patiently
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.testing import RankError, run_distributed
+from nt_dist.watch.watching import LOOK_SECONDS, agree_patiently
 
 LOOKS = 4
 

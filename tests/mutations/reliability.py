@@ -100,7 +100,7 @@ RELIABILITY = [
     ),
     Mutation(
         "ranks wait for long work in a collective",
-        "while not mesh.is_main and not store.check([name]):",
+        "while not mesh.is_main and not is_done():",
         "while False:",
         "tests/distributed/test_agree.py::test_ranks_that_wait_for_the_main_ranks_work_look_about_meanwhile",
     ),
