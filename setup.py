@@ -36,6 +36,7 @@ setup(
         "sentencepiece>=0.2",
         "datasets>=4.0",
         "tensorboard>=2.19",
+        "tqdm>=4.66",
         "safetensors>=0.5",
         "numpy>=1.26",
         "pillow>=10.0",

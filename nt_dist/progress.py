@@ -1,8 +1,8 @@
-"""How far a run is: a bar with the remaining time on a terminal, plain lines at growing intervals elsewhere.
+"""How far something is: a bar with the remaining time on a terminal, plain lines at growing intervals elsewhere.
 
 A bar redrawn into a batch system's log file fills it with megabytes, so where the stream is no terminal a line is
 written at most every ten seconds, and later at most every hundredth of the time passed: a run of a week leaves some
-hundred lines.
+hundred lines. Bars are drawn by functions of tqdm; its objects bring a thread, and a mean pace that one pause upsets.
 """
 
 import shutil
@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from tqdm import tqdm
+
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0
 LINE_SHARE = 0.01  # of the time passed
@@ -18,54 +20,76 @@ PACE_SECONDS = 60.0  # the remaining time follows the pace of about the last min
 
 
 class ProgressBar:
-    """Shows the steps of one run on a stream.
+    """Shows how far something is; as a context, it closes itself.
 
     Args:
-        total: The step at which the run ends.
+        total: The step at which it ends; 0 where that is not known.
         start: The step it starts from (0, or a checkpoint's).
+        title: What a line begins with.
+        counts: Whether to say how many steps are done, not only their share.
         stream: Where to write; standard error if None.
         clock: Seconds from any origin.
     """
 
     def __init__(
-        self, total: int, start: int = 0, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        total: int,
+        start: int = 0,
+        title: str = "step",
+        counts: bool = True,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
-        self._total = total
+        self._total, self._title, self._counts = total, title, counts
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self.is_terminal = self._stream.isatty()
+        self._draw = tqdm.status_printer(self._stream)  # over what was drawn before
         self._begin = self._last_update = clock()
         self._last_shown = -float("inf")
         self._step = start
         self._steps_per_second = 0.0
-        self._drawn = 0  # characters of the bar that stand on the terminal's last line
+        self._waiting: str | None = None  # a text that was not shown for want of time
+        self._is_drawn = False
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def update(self, step: int, text: str = "") -> None:
-        """Says that ``step`` is done; ``text`` follows the bar (the loss, the pace)."""
+        """Say that ``step`` is done; ``text`` stands behind the bar (the loss, the pace)."""
         now = self._clock()
+        is_end = step == self._total > self._step
         self._follow_pace(step, now)
         interval = REDRAW_SECONDS if self.is_terminal else max(LINE_SECONDS, LINE_SHARE * (now - self._begin))
-        if now - self._last_shown >= interval or step == self._total:
+        self._waiting = text
+        if is_end or now - self._last_shown >= interval:
             self._last_shown = now
             self._show(text)
 
     def line(self, text: str) -> None:
-        """Writes a line of its own; on a terminal above the bar, which comes back with the next update."""
-        self._clear()
+        """Write a line of its own; on a terminal above the bar, which comes back with the next update."""
+        if self._is_drawn:
+            self._draw("")
+            self._stream.write("\r")
+            self._is_drawn, self._last_shown = False, -float("inf")
         self._stream.write(text + "\n")
         self._stream.flush()
-        self._last_shown = -float("inf") if self.is_terminal else self._last_shown
 
     def close(self) -> None:
-        """Leaves the bar as it stands and goes to the next line."""
-        if self._drawn:
+        """Leave the bar as it stands at last, and go to the next line."""
+        if self._waiting is not None:
+            self._show(self._waiting)
+        if self._is_drawn:
             self._stream.write("\n")
-            self._drawn = 0
+            self._is_drawn = False
         self._stream.flush()
 
     def remaining_seconds(self) -> float | None:
-        """Seconds to the end at the recent pace; None before the first step."""
-        return (self._total - self._step) / self._steps_per_second if self._steps_per_second else None
+        """Seconds to the end at the recent pace; None before the first step, or without a known end."""
+        return (self._total - self._step) / self._steps_per_second if self._total and self._steps_per_second else None
 
     def _follow_pace(self, step: int, now: float) -> None:
         steps, seconds = step - self._step, now - self._last_update
@@ -79,27 +103,25 @@ class ProgressBar:
         self._step, self._last_update = step, now
 
     def _show(self, text: str) -> None:
-        share = self._step / max(self._total, 1)
+        self._waiting = None
+        share = min(self._step / self._total, 1.0) if self._total else 0.0
+        counts = f"{self._step}/{self._total} " if self._counts else ""
         remaining = self.remaining_seconds()
-        left = "" if remaining is None else f"  {format_seconds(remaining)} left"
-        counts = f"{self._step}/{self._total}"
+        left = f"  {format_seconds(remaining)} left" if remaining else ""
+        if not self._total:
+            text += f" in {format_seconds(self._clock() - self._begin)}"
         if not self.is_terminal:
-            self._stream.write(f"step {counts} ({share:.0%})  {text}{left}\n")
+            percent = f"({share:.0%})" if self._total else ""
+            self._stream.write(f"{self._title} {counts}{percent}".rstrip() + f"  {text}{left}\n")
             self._stream.flush()
             return
         columns = shutil.get_terminal_size().columns - 1  # a full last column would wrap
-        tail = f" {counts} {share:4.0%}{left}  {text}"
-        width = max(0, min(20, columns - len(tail) - 2))
-        bar = f"[{'#' * int(share * width):-<{width}}]" if width >= 5 else ""
-        shown = (bar + tail)[:columns]
-        self._stream.write("\r" + shown + " " * max(0, self._drawn - len(shown)))
-        self._stream.flush()
-        self._drawn = max(len(shown), 1)
-
-    def _clear(self) -> None:
-        if self._drawn:
-            self._stream.write("\r" + " " * self._drawn + "\r")
-            self._drawn = 0
+        end = f"{counts}{share:4.0%}{left}  {text}" if self._total else text
+        bar = "[{bar:20}] " if self._total and len(self._title) + len(end) + 24 <= columns else ""
+        parts = {"bar_format": "{title} " + bar + "{end}", "title": self._title, "end": end}
+        shown = tqdm.format_meter(self._step, self._total, 0, columns, ascii="-#", **parts)
+        self._draw(shown[:columns])
+        self._is_drawn = True
 
 
 def format_seconds(seconds: float) -> str:

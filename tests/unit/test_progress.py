@@ -129,6 +129,37 @@ def test_a_narrow_terminal_is_never_overrun(monkeypatch):
     assert max(len(part.rstrip()) for part in stream.getvalue().split("\r")) < 20
 
 
+def test_a_titled_bar_says_shares_alone_and_its_last_state_when_it_is_closed(wide):
+    for stream, lines in ((io.StringIO(), 5), (Terminal(), 1)):
+        clock = Clock()
+        with ProgressBar(80, title="reading", counts=False, stream=stream, clock=clock) as bar:
+            for second in range(1, 41):
+                clock.now += 1.0
+                bar.update(second, f"{second} documents")
+                if second == 39:
+                    clock.now -= 0.99
+        shown = stream.getvalue()
+        assert shown.endswith("\n") and shown.count("\n") == lines, shown
+        assert shown.startswith("reading (1%)  1 documents  1:19 left\n" if lines > 1 else "\rreading [----")
+        assert "40 documents" in shown.splitlines()[-1] and "/80" not in shown
+
+
+def test_without_a_total_there_is_no_share(wide):
+    for stream in (io.StringIO(), Terminal()):
+        clock = Clock()
+        with ProgressBar(0, title="reading", counts=False, stream=stream, clock=clock) as bar:
+            _run(bar, clock, range(1, 41), 1.0, "many documents")
+        assert " ".join(stream.getvalue().splitlines()[-1].split()) == "reading many documents in 0:40"
+        assert "%" not in stream.getvalue() and "left" not in stream.getvalue()
+
+
+def test_nothing_done_shows_nothing():
+    stream = io.StringIO()
+    with ProgressBar(10, stream=stream):
+        pass
+    assert stream.getvalue() == ""
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0:00"), (59.6, "1:00"), (65, "1:05"), (3599, "59:59"), (7384, "2:03:04"), (273_900, "3 d 04:05")],
