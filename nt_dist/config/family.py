@@ -116,3 +116,29 @@ class Family(ABC):
     @abstractmethod
     def headline(self, figures: Mapping[str, Any]) -> Headline:
         """Read the headline out of :meth:`figures`, perhaps from a run's metrics."""
+
+    # -- its data ----------------------------------------------------------------------------------------------------
+
+    corruptions: ClassVar[Mapping[str, str]]
+    """Ways to corrupt samples that an evaluation may ask for: what each does to them, ``{:.3g}`` being the share."""
+
+    @abstractmethod
+    def open_data(self, config: Config, is_writer: bool, exchange: Callable[[Callable[[], Any]], Any]) -> Any:
+        """A run's samples: an object with ``train``, ``validation`` and ``digest``, which tells its data from others.
+
+        Args:
+            config: The settings.
+            is_writer: Whether this rank reports what was opened.
+            exchange: Runs what one rank has to prepare, and gives its result, or raises its error, on all.
+
+        Raises:
+            NTDistError: They cannot be read.
+        """
+
+    @abstractmethod
+    def open_other_data(self, config: Config, path: str, exchange: Callable[[Callable[[], Any]], Any]) -> Any:
+        """Another file, folder or pattern, read as the run's own data: an object with ``validation``."""
+
+    @abstractmethod
+    def corrupted(self, data: Any, kind: str, share: float) -> tuple[str, Any]:
+        """What to call corrupted samples, and the ``validation`` of opened data with ``share`` of each corrupted."""

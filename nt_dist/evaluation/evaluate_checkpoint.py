@@ -22,24 +22,17 @@ from nt_dist.evaluation.evaluate import evaluate, evaluate_fully
 from nt_dist.evaluation.report import evaluation_table, full_tables
 from nt_dist.evaluation.shift import detection
 from nt_dist.evaluation.topology_history import topology_figures
-from nt_dist.families import load_config, make_config
+from nt_dist.families import FAMILIES, load_config, make_config
 from nt_dist.files import write_whole
 from nt_dist.model.trails import build_model
 from nt_dist.model.weights import count_parameters, weight_specs
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh, init_mesh
 from nt_dist.parallel.place import MeshPlace
-from nt_dist.text.corpus import open_data, open_texts
-from nt_dist.text.samples import Samples
-from nt_dist.text.views import EverySecond, Misspelled, Shuffled
 from nt_dist.watch.heartbeat import Heartbeat
 from nt_dist.watch.watching import agree_patiently
 
 _SHARE = 0.1  # that a corruption changes, where no other is given
-_CORRUPTIONS = {
-    "corrupt": "{:.3g} of each sequence's tokens in each other's places",
-    "misspell": "{:.3g} of its characters mistyped",
-}
 _ONE_COPY = [f"parallel.{axis}=1" for axis in ("tensor", "pipe", "trail")]
 
 
@@ -131,29 +124,26 @@ def evaluate_checkpoint(
     def exchange(work):
         return agree_patiently(mesh, work, Heartbeat())  # preparing data takes as long as it takes
 
-    digest = None
+    family, digest = config.family, None
     if data is None:
-        opened = open_data(config, mesh.is_main, exchange)
-        samples, tokenizer = opened.validation, opened.tokenizer
+        opened = family.open_data(config, mesh.is_main, exchange)
         if not any(override.startswith("data.") for override in overrides):
             digest = opened.digest  # other data by oversight: its tokenizer, and so the perplexity, would be another
     else:
-        samples, tokenizer = open_texts(config, data, exchange)
+        opened = family.open_other_data(config, data, exchange)
     against = None
     if corrupted:
-        kind, share = corrupted
-        shifted = Shuffled(samples, share) if kind == "corrupt" else Misspelled(samples, share, tokenizer)
-        against = f"the same text, {_CORRUPTIONS[kind].format(share)}", shifted
+        against = family.corrupted(opened, *corrupted)
     elif shift is not None:
-        against = shift, open_texts(config, shift, exchange)[0]
+        against = shift, family.open_other_data(config, shift, exchange).validation
     progress = checkpoint.load(path, config, mesh, model, None, data_digest=digest, verified=True)
     if config.train.precision == "bf16":
         model.bfloat16()
     if full or shift is not None:
-        figures = all_figures(model, samples, num_samples, mesh, config, against)
+        figures = all_figures(model, opened.validation, num_samples, mesh, config, against)
         figures["topology"] = topology_figures(path, mesh, weight_specs(config))
     else:
-        figures = evaluate(model, _batches(samples, num_samples, mesh, config), mesh, config)
+        figures = evaluate(model, _batches(opened.validation, num_samples, mesh, config), mesh, config)
     described = data or f"validation of data.source = {config.data.source!r}"
     return CheckpointEvaluation(str(path), progress.step, described, count_parameters(config), config.family, figures)
 
@@ -167,7 +157,7 @@ def corruption(shift: str) -> tuple[str, float] | None:
     if not shift.strip():
         raise RunError(f"--shift {shift!r}: must be a path, or corrupt or misspell, perhaps with :SHARE")
     kind, colon, number = shift.partition(":")
-    if kind not in _CORRUPTIONS:
+    if not any(kind in family.corruptions for family in FAMILIES.values()):
         return None
     try:
         share = float(number) if colon else _SHARE
@@ -178,7 +168,7 @@ def corruption(shift: str) -> tuple[str, float] | None:
     return kind, share
 
 
-def _batches(samples: Samples, num_samples: int, mesh: Mesh, config: Config) -> Iterable:
+def _batches(samples: Sequence, num_samples: int, mesh: Mesh, config: Config) -> Iterable:
     return evaluation_batches(
         samples,
         config.train.micro_batch_size,
@@ -190,11 +180,11 @@ def _batches(samples: Samples, num_samples: int, mesh: Mesh, config: Config) -> 
 
 def all_figures(
     model: torch.nn.Module,
-    samples: Samples,
+    samples: Sequence,
     num_samples: int,
     mesh: Mesh,
     config: Config,
-    shift: tuple[str, Samples] | None = None,
+    shift: tuple[str, Sequence] | None = None,
 ) -> dict:
     """What evaluation/full.py documents, but for the topology; `shift` is described and read. Collective.
 
@@ -226,6 +216,29 @@ def all_figures(
             "eval": others,
         }
     return figures
+
+
+class EverySecond:
+    """Every second one of the first samples, otherwise as they are.
+
+    Args:
+        samples: The samples.
+        num_samples: How many of the first are looked at; 0, or more than there are: all.
+        first: 0 for the samples 0, 2, 4, …, 1 for 1, 3, 5, …
+    """
+
+    def __init__(self, samples: Sequence, num_samples: int, first: int):
+        self.samples = samples
+        self.numbers = range(first, min(num_samples or len(samples), len(samples)), 2)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int):
+        return self.samples[self.numbers[index]]
+
+    def __getattr__(self, name: str):
+        return getattr(self.samples, name)
 
 
 def _locate(path: Path, mesh: Mesh) -> Path:

@@ -13,6 +13,10 @@ class Llama(Family):
     name = "llama"
     sections = {"model": settings.Model, "data": text.Data}  # noqa: RUF012
     rules = settings.RULES
+    corruptions = {  # noqa: RUF012
+        "corrupt": "{:.3g} of each sequence's tokens in each other's places",
+        "misspell": "{:.3g} of its characters mistyped",
+    }
 
     def hidden_size(self, config):
         """See :meth:`Family.hidden_size`."""
@@ -80,6 +84,27 @@ class Llama(Family):
         """See :meth:`Family.headline`: perplexity."""
         ensembles = figures["ppl_ensemble_prob"], figures["ppl_ensemble_logit"]
         return Headline("perplexity", figures["ppl_trails"], *ensembles)
+
+    def open_data(self, config, is_writer, exchange):
+        """See :meth:`Family.open_data`."""
+        from nt_dist.text.corpus import open_data
+
+        return open_data(config, is_writer, exchange)
+
+    def open_other_data(self, config, path, exchange):
+        """See :meth:`Family.open_other_data`."""
+        from nt_dist.text.corpus import OpenData, open_texts
+
+        return OpenData(None, *open_texts(config, path, exchange), digest=None)
+
+    def corrupted(self, data, kind, share):
+        """See :meth:`Family.corrupted`."""
+        from nt_dist.text.views import Misspelled, Shuffled
+
+        called = f"the same text, {self.corruptions[kind].format(share)}"
+        if kind == "corrupt":
+            return called, Shuffled(data.validation, share)
+        return called, Misspelled(data.validation, share, data.tokenizer)
 
 
 def perplexity(nll: float) -> float:

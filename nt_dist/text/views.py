@@ -1,4 +1,4 @@
-"""Samples made from other samples, for evaluations: every second one, and corrupted ones."""
+"""Samples corrupted for evaluations."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,27 +10,6 @@ from nt_dist.text.tokenizer import Tokenizer
 
 _SEED = 0
 """Of the corruption; not a run's, so that all runs are measured on the same corrupted text."""
-
-
-class EverySecond(Samples):
-    """Every second one of the first samples.
-
-    Args:
-        samples: The samples.
-        num_samples: How many of the first are looked at; 0, or more than there are: all.
-        first: 0 for the samples 0, 2, 4, …, 1 for 1, 3, 5, …
-    """
-
-    def __init__(self, samples: Samples, num_samples: int, first: int):
-        super().__init__(samples.indexed, samples.sequence_length, samples.vocab_size)
-        self.samples = samples
-        self.numbers = range(first, min(num_samples or len(samples), len(samples)), 2)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def sample(self, index: int) -> Sample:
-        return self.samples[self.numbers[index]]
 
 
 class Corrupted(Samples):

@@ -7,6 +7,7 @@ import torch
 
 from nt_dist.errors import DataError
 from nt_dist.evaluation.evaluate import evaluate
+from nt_dist.evaluation.evaluate_checkpoint import EverySecond
 from nt_dist.evaluation.metrics import EnsembleSums
 from nt_dist.llama.family import Llama
 
@@ -72,3 +73,14 @@ def test_the_mode_is_restored_after_an_error():
 def test_only_padding_is_bad_data():
     with pytest.raises(DataError, match=r"data\.validation = 0\.02.*real token"):
         evaluate(Model(), [_batch(1, real=False)], Mesh(), CONFIG)
+
+
+def test_the_two_halves_are_all_samples_asked_for():
+    rows = list("abcde")
+    for asked, even, odd in ((0, "ace", "bd"), (4, "ac", "bd"), (3, "ac", "b"), (99, "ace", "bd")):
+        for first, expected in ((0, even), (1, odd)):
+            half = EverySecond(rows, asked, first)
+            assert [half[number] for number in range(len(half))] == list(expected)
+    assert len(EverySecond(rows, 1, 1)) == 0
+    with pytest.raises(IndexError):
+        EverySecond(rows, 4, 1)[2]

@@ -1,4 +1,4 @@
-"""Every second sample, and corrupted ones."""
+"""Corrupted samples."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import pytest
 
 from nt_dist.text.sources import open_files
 from nt_dist.text.tokenizer import Tokenizer, train_tokenizer
-from nt_dist.text.views import EverySecond, Misspelled, Shuffled, _mistyped
+from nt_dist.text.views import Misspelled, Shuffled, _mistyped
 from tests.unit.text.test_samples import samples
 
 DOCUMENTS = [list(range(3, 3 + length)) for length in (9, 2, 1, 7, 20)]
@@ -15,17 +15,6 @@ DOCUMENTS = [list(range(3, 3 + length)) for length in (9, 2, 1, 7, 20)]
 
 def _tokens(sample):
     return np.append(sample.tokens[:1], sample.targets)[: int(sample.weights.sum()) + 1].tolist()
-
-
-def test_the_two_halves_are_all_samples_asked_for(tmp_path):
-    rows = samples(tmp_path, "rows", DOCUMENTS, 8)
-    for asked, even, odd in ((0, [0, 2, 4], [1, 3]), (4, [0, 2], [1, 3]), (3, [0, 2], [1]), (99, [0, 2, 4], [1, 3])):
-        for first, numbers in ((0, even), (1, odd)):
-            half = EverySecond(rows, asked, first)
-            assert [_tokens(half[number]) for number in range(len(half))] == [_tokens(rows[each]) for each in numbers]
-    assert len(EverySecond(rows, 1, 1)) == 0
-    with pytest.raises(IndexError):
-        EverySecond(rows, 4, 1)[2]
 
 
 def test_a_share_of_a_samples_tokens_changes_places(tmp_path):
