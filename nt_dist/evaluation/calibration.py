@@ -1,6 +1,6 @@
 """Do probabilities mean what they say? Calibration of next-token predictions, as streaming sums and one histogram.
 
-Confidence is the highest probability, an answer is right if its piece is the target (top-label calibration). Shapes: P
+Confidence is the highest probability, an answer is right if its class is the target (top-label calibration). Shapes: P
 predictors (see predictions.py), N tokens.
 """
 
@@ -77,9 +77,9 @@ class CalibrationSums:
 
 
 def brier_scores(predictions: Predictions) -> torch.Tensor:
-    """Σ over pieces of (p - 1[target])², 0 .. 2, of each token [P, N] (Brier, Monthly Weather Review 78, 1950)."""
+    """Σ over classes of (p - 1[target])², 0 .. 2, of each token [P, N] (Brier, Monthly Weather Review 78, 1950)."""
     probs = predictions.probs
-    return predictions.over_pieces(probs, probs) - 2 * (-predictions.nll).exp() + 1
+    return predictions.over_classes(probs, probs) - 2 * (-predictions.nll).exp() + 1
 
 
 def equal_width(histogram: np.ndarray, bins: int = BINS) -> np.ndarray:

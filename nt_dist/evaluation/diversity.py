@@ -1,6 +1,6 @@
 """How differently the trails predict, and how much of the ensemble's uncertainty that is.
 
-Shapes: T trails, N tokens, V pieces.
+Shapes: T trails, N tokens, V classes.
 """
 
 import math

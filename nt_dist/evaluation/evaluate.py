@@ -18,7 +18,7 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
     because under ZeRO 3 a forward pass gathers weights.
 
     Args:
-        model: tokens [B, S] -> logits [T, B, S, V], of the trails and pieces that this rank holds, or None on all
+        model: tokens [B, S] -> logits [T, B, S, V], of the trails and classes that this rank holds, or None on all
             stages of a pipeline but the last; a TrailsModel, a PipelineModel, or the module inside a DeepSpeed engine.
             Its training mode is restored.
         batches: Have tokens [B, S], targets [B, S] and weights [B, S] (data.loader.Batch).

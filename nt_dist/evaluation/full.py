@@ -5,7 +5,7 @@
     ppl_trails, ppl_ensemble_prob, ppl_ensemble_logit, disagreement, ensemble_gain, tokens
                     as without --full: the family's `figures`, here of a language model
     nll             negative log-likelihood in nats a token
-    accuracy        share of tokens whose likeliest piece is right
+    accuracy        share of tokens whose likeliest class is right
     calibration     ece, adaptive_ece, brier; and
                     temperature: value (fitted on every second sequence), fit_tokens; measured on the other sequences:
                     tokens, and before and after, each with nll, accuracy, brier, ece and adaptive_ece
@@ -50,7 +50,7 @@ class FullSums:
     Args:
         num_trails: T.
         device: Where the sums live; the logits must be there too.
-        place: Which trails and pieces are held here.
+        place: Which trails and classes are held here.
         with_temperatures: Whether `fit_temperatures` will be called.
     """
 

@@ -3,14 +3,15 @@
 Everything is a sum over tokens until `EnsembleSums.means`, so batch size, ragged last batches and the number of ranks
 do not change the figures (averages are never averaged).
 
-Shapes: T trails, B sequences, S positions, N tokens, V vocabulary (padded entries are -inf and count for nothing).
+Shapes: T trails, B samples, S positions (one where a sample has one answer), N tokens (B · S), V classes (padded ones
+are -inf and count for nothing).
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 
+from nt_dist.evaluation.predictions import mean_of_probs
 from nt_dist.model.place import Place
 
 # Tokens whose logits are held in fp32 at once: bounds memory at [T, 1024, V] whatever the batch.
@@ -23,7 +24,7 @@ class EnsembleSums:
     Args:
         num_trails: T.
         device: Where the sums live; the logits must be there too.
-        place: Which trails and pieces are held here; figures are of all of them, and the sums the same on all ranks
+        place: Which trails and classes are held here; figures are of all of them, and the sums the same on all ranks
             that hold parts of one model.
     """
 
@@ -37,7 +38,7 @@ class EnsembleSums:
         """Adds one batch.
 
         Args:
-            logits: [T, B, S, V], any floating type: the trails and pieces held here.
+            logits: [T, B, S, V], any floating type: the trails and classes held here.
             targets: [B, S], the token each position has to predict.
             weights: [B, S], 1 for a real token, 0 for padding (whose logits and targets are not looked at).
         """
@@ -53,7 +54,7 @@ class EnsembleSums:
         targets = torch.where(real, targets, 0)  # a padded target may be any number
         nll = self.place.all_trails(self._losses(logits, targets))  # [T, N]
         assert len(nll) == self.num_trails, f"{len(nll)} trails in place of {self.num_trails}"
-        mean_prob = torch.logsumexp(-nll, 0) - math.log(self.num_trails)  # [N]
+        mean_prob = mean_of_probs(-nll)  # [N]
         mean_logit = self._losses(self.place.mean_of_trails(logits)[None], targets)[0]  # [N]
         answers = self.place.all_trails(self.place.most_likely(logits))  # [T, N]
         ensemble = torch.stack([-mean_prob.double(), mean_logit.double(), disagreement(answers)])

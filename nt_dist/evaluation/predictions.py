@@ -1,7 +1,7 @@
 """What the trails and their ensembles predict for a chunk of real tokens: the common ground of all full figures.
 
-Shapes: T trails, N tokens, V pieces (those held here, where they are cut over ranks), P = T + 2 predictors: the trails,
-then the mean of their probabilities (Lakshminarayanan et al., arXiv 1612.01474, section 2.4), then the softmax of the
+Shapes: T trails, N tokens, V classes (those held here, where they are cut over ranks), P = T + 2 predictors: the
+trails, then the mean of their probabilities (Lakshminarayanan et al., arXiv 1612.01474, §2.4), then the softmax of the
 mean of their logits (what the NeuroTrails paper, arXiv 2505.17909, reports).
 """
 
@@ -15,19 +15,19 @@ from nt_dist.model.place import Place
 
 # Entries of [P, N, V] at once: bounds the working memory, a few such tensors in fp32, whatever batch and vocabulary.
 CHUNK_ENTRIES = 1 << 22
-# In place of -inf (padded pieces): p · log p is then 0 and not nan, and no figure sees it.
+# In place of -inf (padded classes): p · log p is then 0 and not nan, and no figure sees it.
 _LOG_ZERO = -1e30
 
 
 class Predictions:
-    """Distributions over the pieces, one a predictor and token.
+    """Distributions over the classes, one a predictor and token.
 
     Args:
         log_probs: Normalised log-probabilities, fp32 [P, N, V], all finite.
-        targets: The pieces that came next, [N].
+        targets: The right classes, [N].
         rows: The row of the batch in which each token stands, [N].
         weights: Of the tokens, float64 [N], all above 0.
-        place: Which pieces are held here.
+        place: Which classes are held here.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Predictions:
 
     @cached_property
     def highest(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The confidence (the highest probability) and the answer (its piece), both [P, N]."""
+        """The confidence (the highest probability) and the answer (its class), both [P, N]."""
         log_confidence, answer = self.place.highest(self.log_probs)
         return log_confidence.exp(), answer
 
     @cached_property
     def entropy(self) -> torch.Tensor:
         """Entropies of the trails and of the mean of their probabilities, in nats [T + 1, N]."""
-        return -self.over_pieces(self.probs[:-1], self.log_probs[:-1])
+        return -self.over_classes(self.probs[:-1], self.log_probs[:-1])
 
     @cached_property
     def mutual_information(self) -> torch.Tensor:
@@ -70,11 +70,11 @@ class Predictions:
         from their mean, which does not lose its digits when it is small.
         """
         mean = self.log_probs[-2]
-        each = [self.over_pieces(p, log_p - mean) for p, log_p in zip(self.probs[:-2], self.trails, strict=True)]
+        each = [self.over_classes(p, log_p - mean) for p, log_p in zip(self.probs[:-2], self.trails, strict=True)]
         return torch.stack(each).mean(0)
 
-    def over_pieces(self, probs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Expectations [...] of ``values`` [..., V] under ``probs`` [..., V], over all pieces."""
+    def over_classes(self, probs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Expectations [...] of ``values`` [..., V] under ``probs`` [..., V], over all classes."""
         return self.place.sum_over_classes((probs * values).sum(-1))
 
     def tempered(self, temperatures: torch.Tensor) -> "Predictions":
@@ -89,11 +89,11 @@ def predictions(
     """Cut a batch into chunks of real tokens; a collective of the ranks that hold parts of the model.
 
     Args:
-        logits: [T, B, S, V], any floating type: the trails and pieces held here.
+        logits: [T, B, S, V], any floating type: the trails and classes held here.
         targets: [B, S].
         weights: [B, S], 0 for padding, which appears in no chunk.
         num_trails: T, of the whole model.
-        place: Which trails and pieces are held here.
+        place: Which trails and classes are held here.
     """
     assert logits.shape[1:3] == targets.shape == weights.shape
     real = weights.flatten().nonzero()[:, 0]
@@ -106,12 +106,16 @@ def predictions(
         yield Predictions(log_probs, targets.flatten()[tokens], rows, weights.flatten()[tokens].double(), place)
 
 
+def mean_of_probs(log_probs: torch.Tensor) -> torch.Tensor:
+    """Logarithms [...] of the mean over the trails of probabilities whose logarithms are [T, ...]."""
+    return log_probs.logsumexp(0) - math.log(len(log_probs))
+
+
 def _log_probs(logits: torch.Tensor, place: Place) -> torch.Tensor:
     """Log-probabilities [T + 2, N, V] of all predictors, for the logits [T, N, V] of all trails."""
     by_trail = _normalised(logits, place)
-    by_prob = by_trail.logsumexp(0, keepdim=True) - math.log(len(logits))
     by_logit = _normalised(logits.mean(0, keepdim=True), place)
-    return torch.cat([by_trail, by_prob, by_logit])
+    return torch.cat([by_trail, mean_of_probs(by_trail)[None], by_logit])
 
 
 def _normalised(logits: torch.Tensor, place: Place) -> torch.Tensor:

@@ -39,7 +39,7 @@ class TemperatureFit:
         for number, inverse in enumerate(GRID):
             scaled = log_probs * inverse  # [P, N, V]
             normaliser = predictions.place.log_sum_exp(scaled)  # [P, N]
-            expected = predictions.over_pieces(scaled.sub_(normaliser[..., None]).exp_(), log_probs)
+            expected = predictions.over_classes(scaled.sub_(normaliser[..., None]).exp_(), log_probs)
             nll = normaliser + inverse * predictions.nll
             slope = inverse * (expected + predictions.nll)  # d/d log β = β d/dβ
             self.sums[:, number] += torch.stack([(each.double() * weights).sum(-1) for each in (nll, slope)], -1)

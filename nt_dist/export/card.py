@@ -50,14 +50,15 @@ def _figures(ensemble: Ensemble, trail: int | None) -> str:
     found = [record["eval"] for record in records if "eval" in record and record["step"] == step]
     if not found:
         return "The run has no evaluation at this step."
-    figures = found[-1]
-    rows = [(f"trail {number}", value) for number, value in enumerate(figures["ppl_trails"], start=1)]
-    rows += [("mean of probabilities", figures["ppl_ensemble_prob"]), ("mean of logits", figures["ppl_ensemble_logit"])]
+    headline = ensemble.config.family.headline(found[-1])
+    rows = [(f"trail {number}", value) for number, value in enumerate(headline.trails, start=1)]
+    rows += [("mean of probabilities", headline.prob), ("mean of logits", headline.logit)]
     if trail is not None:
         rows = rows[trail : trail + 1]
-    lines = [f"| {name} | {value:.2f} |" for name, value in rows if value is not None]
-    head = f"Perplexity on {figures['tokens']:,} validation tokens of the run, by `tools/evaluate.py`'s protocol:"
-    return "\n".join([head, "", "| | perplexity |", "|---|---|", *lines])
+    lines = [f"| {name} | {headline.text(value)} |" for name, value in rows if value is not None]
+    count = f"{found[-1][headline.samples]:,} validation {headline.samples}"
+    head = f"{headline.name.capitalize()} on {count} of the run, by `tools/evaluate.py`'s protocol:"
+    return "\n".join([head, "", f"| | {headline.name} |", "|---|---|", *lines])
 
 
 def _usage(trail: int | None) -> str:

@@ -3,7 +3,6 @@
 Shapes: T trails, B sequences, S tokens, V pieces of the tokenizer (padding is cut off).
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from nt_dist.checkpoint.manifest import Manifest, read_manifest
 from nt_dist.checkpoint.weights import load_values
 from nt_dist.config import Config
 from nt_dist.errors import CheckpointError, ConfigError
+from nt_dist.evaluation.predictions import mean_of_probs
 from nt_dist.families import make_config
 from nt_dist.llama.cache import Cache, step
 from nt_dist.model.trails import TrailsModel, build_model
@@ -89,7 +89,7 @@ class Ensemble:
 def combine(logits: torch.Tensor, how: str | int = PROB) -> torch.Tensor:
     """See :meth:`Ensemble.combine`."""
     if how == PROB:
-        return logits.float().log_softmax(-1).logsumexp(0) - math.log(len(logits))
+        return mean_of_probs(logits.float().log_softmax(-1))
     if how == LOGIT:
         return logits.float().mean(0).log_softmax(-1)
     assert isinstance(how, int) and 0 <= how < len(logits), how

@@ -67,3 +67,16 @@ def test_one_trail_is_its_own_ensemble():
     result = sums.result(Llama())
     for figures in (result["nll"], *result["calibration"].values()):
         assert figures["prob"] == pytest.approx(figures["trails"][0]) == pytest.approx(figures["logit"])
+
+
+def test_a_classifier_has_one_position_and_the_same_figures():
+    logits, targets, weights = random_case(3, batch=8)
+    as_positions, as_samples = FullSums(TRAILS, with_temperatures=True), FullSums(TRAILS, with_temperatures=True)
+    for _ in range(2):
+        as_positions.add(logits, targets, weights)
+        as_samples.add(logits.flatten(1, 2)[:, :, None], targets.flatten()[:, None], weights.flatten()[:, None])
+        if not as_samples.temperatures:
+            as_positions.fit_temperatures(_nothing)
+            as_samples.fit_temperatures(_nothing)
+    assert as_samples.result(Llama()) == as_positions.result(Llama())
+    assert len(torch.cat(as_samples.scores._batches)) == 2 * targets.numel()
