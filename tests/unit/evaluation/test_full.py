@@ -79,4 +79,6 @@ def test_a_classifier_has_one_position_and_the_same_figures():
             as_positions.fit_temperatures(_nothing)
             as_samples.fit_temperatures(_nothing)
     assert as_samples.result(Llama()) == as_positions.result(Llama())
-    assert len(torch.cat(as_samples.scores._batches)) == 2 * targets.numel()
+    by_sequence, by_sample = (torch.cat(sums.scores._batches) for sums in (as_positions, as_samples))
+    assert (by_sample[:, -1] > 0).tolist() == (weights.flatten() > 0).tolist() * 2
+    torch.testing.assert_close(by_sample.unflatten(0, (len(by_sequence), -1)).sum(1), by_sequence)
