@@ -14,7 +14,6 @@ from nt_dist.errors import ConfigError
 from nt_dist.families import make_config
 from nt_dist.model.trails import build_model
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.parallel.place import MeshPlace
 from nt_dist.training.topology_updates import TopologyUpdater
 
 DENSE = 1.0
@@ -104,7 +103,7 @@ class Bench:
 
 def build_bench(config: Config, mesh: Mesh) -> Bench:
     """Builds model, engine, optimizer state and updater of `config`."""
-    model = build_model(config, MeshPlace(mesh), mesh.device)
+    model = build_model(config, mesh.place, mesh.device)
     engine = build_engine(config, model, mesh)
     state = optimizer_state(engine)
     state.create()

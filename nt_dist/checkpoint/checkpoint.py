@@ -51,7 +51,6 @@ from nt_dist.errors import CheckpointError
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.parallel.place import MeshPlace
 from nt_dist.sparsity.storage import Weight
 
 __all__ = [
@@ -153,7 +152,7 @@ def collect(
     tensors, entries = {}, {}
     for name, weight in weights.items():
         state = optimizer_state.read(weight)  # on all data ranks together, whoever keeps it
-        if writers[name] == mesh.data.rank and MeshPlace(mesh).owns(weight):
+        if writers[name] == mesh.data.rank and mesh.place.owns(weight):
             entries[name] = weight_entry(weight, f"state-{mesh.rank:05d}.safetensors")
             _collect_weight(name, weight, state, entries[name], tensors)
         del state

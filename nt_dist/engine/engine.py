@@ -147,7 +147,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.DeepSpeedEngine:
     """Give ``model`` to DeepSpeed with an AdamW, at the ZeRO stage and precision of ``config``."""
-    train, settings, place = config.train, copy.deepcopy(config.deepspeed), MeshPlace(mesh)
+    train, settings, place = config.train, copy.deepcopy(config.deepspeed), mesh.place
     place.mark_owned(model)
     place.keep_trunk_equal(model)
     options = {"lr": train.lr, "betas": train.betas, "eps": train.adam_eps, "fused": True}
@@ -217,7 +217,7 @@ def train_step(
     else:
         sums: list[torch.Tensor] = []
         guard.expect(tokens, lambda: sum(sums))
-        _pass_through(engine, MeshPlace(mesh), micro_batches, scale, before_backward, sums)
+        _pass_through(engine, mesh.place, micro_batches, scale, before_backward, sums)
     _set_collecting(weights, False)
     return StepResult(guard.nll, tokens, guard.norm, engine.was_step_applied(), guard.verdict, rate)
 

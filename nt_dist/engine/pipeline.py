@@ -23,7 +23,6 @@ from nt_dist.model.place import Place
 from nt_dist.model.trails import FORK, TrailsModel, build_model, layer_makers, layer_names, run_layers, weights_of
 from nt_dist.model.weights import weight_specs
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.parallel.place import MeshPlace
 
 # DeepSpeed would slice hidden states over its whole model axis, as if they were equal there; trails are not.
 SETTINGS = {"pipe_partitioned": False, "grad_partitioned": False}
@@ -151,7 +150,7 @@ class PipelineModel(PipelineModule):
 
 def build_mesh_model(config: Config, mesh: Mesh) -> TrailsModel | PipelineModel:
     """Build the part of the model that this rank of ``mesh`` holds and draw its initial state."""
-    place = MeshPlace(mesh)
+    place = mesh.place
     if mesh.pipe.degree == 1:
         return build_model(config, place, mesh.device)
     model = PipelineModel(config, mesh, place)

@@ -27,7 +27,6 @@ from nt_dist.config import Config
 from nt_dist.engine.bad_steps import Verdict
 from nt_dist.engine.recent_values import Spread
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.parallel.place import MeshPlace
 
 LOSS_FLOOR = 0.1  # nats: about what the losses of neighbouring batches differ by
 NORM_FLOOR = 0.1  # of the norm's logarithm: a tenth of the norm
@@ -49,7 +48,7 @@ class StepGuard:
 
     def __init__(self, config: Config, mesh: Mesh, engine: Any):
         train = config.train
-        self.mesh, self.place, self.engine = mesh, MeshPlace(mesh), engine
+        self.mesh, self.place, self.engine = mesh, mesh.place, engine
         self.sigma, self.refuses_spikes = train.spike_sigma, train.on_spike in ("skip", "rollback")
         window = train.spike_window if train.on_spike != "off" else 0
         self.losses = Spread(window, LOSS_FLOOR) if window else None

@@ -8,7 +8,6 @@ import torch
 from nt_dist.errors import DataError
 from nt_dist.evaluation.full import FullSums
 from nt_dist.evaluation.metrics import EnsembleSums
-from nt_dist.parallel.place import MeshPlace
 
 
 def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
@@ -31,7 +30,7 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
     Raises:
         DataError: the batches hold no real token.
     """
-    sums = EnsembleSums(config.trails.count, mesh.device, MeshPlace(mesh))
+    sums = EnsembleSums(config.trails.count, mesh.device, mesh.place)
     _stream(model, batches, mesh, sums)
     sums.reduce(_over(mesh))
     return _named(lambda: config.family.figures(sums.means()), config)
@@ -57,7 +56,7 @@ def evaluate_fully(
     Raises:
         DataError: The batches, or those of the second part, hold no real token.
     """
-    sums = FullSums(config.trails.count, mesh.device, MeshPlace(mesh), with_temperatures=then is not None)
+    sums = FullSums(config.trails.count, mesh.device, mesh.place, with_temperatures=then is not None)
     _stream(model, batches, mesh, sums)
     if then is not None:
         _named(lambda: sums.fit_temperatures(_over(mesh)), config)

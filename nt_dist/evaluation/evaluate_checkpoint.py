@@ -28,7 +28,6 @@ from nt_dist.model.trails import build_model
 from nt_dist.model.weights import count_parameters, weight_specs
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh, init_mesh
-from nt_dist.parallel.place import MeshPlace
 from nt_dist.watch.heartbeat import Heartbeat
 from nt_dist.watch.watching import agree_patiently
 
@@ -119,7 +118,7 @@ def evaluate_checkpoint(
     corrupted = None if shift is None else corruption(shift)
     path = _locate(path, mesh)
     config, num_samples = agree(mesh, lambda: _config(path, overrides, mesh.world_size), CheckpointError)
-    model = build_model(config, MeshPlace(mesh), mesh.device)
+    model = build_model(config, mesh.place, mesh.device)
 
     def exchange(work):
         return agree_patiently(mesh, work, Heartbeat())  # preparing data takes as long as it takes

@@ -1,4 +1,4 @@
-"""The process mesh: which rank does what, built once and passed explicitly (DESIGN §6).
+"""The process mesh: which rank does what, built once and passed explicitly (docs/design.md, section 6).
 
 Axes (pipe, data, trail, tensor), tensor fastest: rank = ((p·D + d)·R + r)·T + t, as DeepSpeed's
 PipeModelDataParallelTopology counts with trail × tensor for its model axis.
@@ -10,7 +10,6 @@ import importlib
 import os
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -22,20 +21,11 @@ from nt_dist.config.settings import Config
 from nt_dist.errors import RunError
 from nt_dist.parallel import launcher
 from nt_dist.parallel.handshake import check_config_and_code
+from nt_dist.parallel.place import Axis, MeshPlace
 
 AXES = ("pipe", "data", "trail", "tensor")
 TIMEOUT = timedelta(minutes=10)  # for all ranks to come together, and for the peers of a collective
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One axis of the mesh, as this rank sees it: the ranks that differ from it in this axis alone."""
-
-    name: str
-    rank: int
-    degree: int
-    group: dist.ProcessGroup | None
 
 
 class Mesh:
@@ -46,6 +36,7 @@ class Mesh:
         model: The trail and tensor axes as one, what DeepSpeed knows as its model axis: rank r·T + t of R·T.
         rank, world_size: Of all ranks.
         device: Where this rank computes.
+        place: The part of the model that this rank holds.
         splits_trunk: Whether the trail axis shares the trunk's work: each of its ranks does it for some sequences.
     """
 
@@ -54,6 +45,7 @@ class Mesh:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.pipe, self.data, self.trail, self.tensor = (self._axis(name) for name in AXES)
         self.model = self._model_axis()
+        self.place = MeshPlace(self)
         self._flags = 0
 
     def _axis(self, name: str) -> Axis:

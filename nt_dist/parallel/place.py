@@ -1,5 +1,5 @@
-"""The model cut over the mesh: tensor parallelism (Shoeybi et al., arXiv 1909.08053, §3) and trail parallelism (DESIGN
-§6).
+"""The model cut over the mesh: tensor parallelism (Shoeybi et al., arXiv 1909.08053, §3) and trail parallelism
+(docs/design.md, section 6).
 
 The layers are the single-device ones; what differs is which trails and shards a rank holds, and what happens at the
 spots where parts meet. Conjugate collectives: what is the identity forward sums its gradient backward, and the other
@@ -10,6 +10,7 @@ import functools
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,9 +18,18 @@ from torch import nn
 
 from nt_dist.model.place import Place
 from nt_dist.model.trails import weights_of
-from nt_dist.parallel.mesh import Axis, Mesh
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storage import Weight
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the mesh, as this rank sees it: the ranks that differ from it in this axis alone."""
+
+    name: str
+    rank: int
+    degree: int
+    group: dist.ProcessGroup | None
 
 
 def part_of(count: int, axis: Axis) -> range:
@@ -37,7 +47,8 @@ class MeshPlace(Place):
     sequences of a micro-batch.
     """
 
-    mesh: Mesh
+    mesh: Any
+    """The :class:`nt_dist.parallel.mesh.Mesh`, whose ``place`` this is."""
 
     def trails(self, spec: WeightSpec) -> range:
         """Deal out the trails' weights over the trail axis; all hold the trunk's."""

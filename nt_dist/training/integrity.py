@@ -21,7 +21,6 @@ import torch
 from nt_dist.engine.optimizer_state import MOMENTS, OptimizerState
 from nt_dist.errors import CorruptionError
 from nt_dist.parallel.mesh import AXES, Mesh
-from nt_dist.parallel.place import MeshPlace
 from nt_dist.sparsity.storage import Weight
 
 BLOCK = 1 << 20  # entries summed at once, which bounds the working memory
@@ -51,7 +50,7 @@ class Integrity:
     """
 
     def __init__(self, mesh: Mesh, weights: dict[str, Weight], optimizer_state: OptimizerState):
-        self.mesh, self.place = mesh, MeshPlace(mesh)
+        self.mesh, self.place = mesh, mesh.place
         self.weights, self.optimizer_state = weights, optimizer_state
 
     @torch.no_grad()

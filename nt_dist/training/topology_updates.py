@@ -21,7 +21,6 @@ from nt_dist.model.trails import weights_of
 from nt_dist.model.weights import weight_specs
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.parallel.place import MeshPlace
 from nt_dist.sparsity.schedule import drop_fraction_at, is_update_step
 from nt_dist.sparsity.storage import Weight
 from nt_dist.sparsity.update import UpdateRules, update_topology
@@ -56,7 +55,7 @@ class TopologyUpdater:
     """
 
     def __init__(self, config: Config, mesh: Mesh, model: nn.Module, optimizer_state: OptimizerState, engine: Any):
-        self.config, self.mesh, self.place = config, mesh, MeshPlace(mesh)
+        self.config, self.mesh, self.place = config, mesh, mesh.place
         self.optimizer_state, self.engine = optimizer_state, engine
         self.weights = weights_of(model)
         self.sparse = {name: weight for name, weight in self.weights.items() if weight.spec.is_sparse}

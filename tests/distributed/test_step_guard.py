@@ -60,7 +60,7 @@ class _Run:
         self.is_bad = self.mesh.rank == bad_rank
         self.factor, self.added = 1.0, 0.0
         for weight in self.weights.values():
-            if MeshPlace(self.mesh).owns(weight):  # its gradient is everybody's
+            if self.mesh.place.owns(weight):  # its gradient is everybody's
                 weight.values.register_hook(lambda gradient: gradient * self.factor)
                 break
 

@@ -13,7 +13,6 @@ from nt_dist.engine.pipeline import build_mesh_model
 from nt_dist.families import make_config
 from nt_dist.model.trails import build_model
 from nt_dist.parallel.mesh import init_mesh
-from nt_dist.parallel.place import MeshPlace
 from nt_dist.planning.communication import step_payload, update_payload
 from nt_dist.planning.local_weights import local_parts, stage_layers
 from nt_dist.testing import run_distributed
@@ -100,7 +99,7 @@ def _count_passes(rank, world_size, config):
     """One micro-batch, forward and backward, of the part of the model that this rank holds."""
     mesh = init_mesh(config)
     with counted_traffic() as traffic:
-        place = MeshPlace(mesh)
+        place = mesh.place
         model = build_model(config, place)
         place.keep_trunk_equal(model)
         tokens, targets = torch.randint(61, (2, 2, 8), generator=torch.Generator().manual_seed(0))

@@ -14,6 +14,7 @@ from nt_dist.engine.optimizer_state import State
 from nt_dist.families import make_config
 from nt_dist.model.weights import weight_specs
 from nt_dist.parallel.mesh import AXES
+from nt_dist.parallel.place import MeshPlace
 from nt_dist.sparsity.storage import Weight
 
 CONFIG = make_config(
@@ -44,6 +45,7 @@ class ThreadMesh:
         for name, degree in reversed(list(zip(AXES, shape, strict=True))):
             setattr(self, name, SimpleNamespace(rank=rank % degree, degree=degree))
             rank //= degree
+        self.place = MeshPlace(self)
 
     def gather_objects(self, thing):
         self._shared.things[self.rank] = thing

@@ -10,6 +10,7 @@ from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.evaluate_checkpoint import EverySecond
 from nt_dist.evaluation.metrics import EnsembleSums
 from nt_dist.llama.family import Llama
+from nt_dist.parallel.place import MeshPlace
 
 CONFIG = SimpleNamespace(trails=SimpleNamespace(count=2), data=SimpleNamespace(validation=0.02), family=Llama())
 
@@ -34,7 +35,7 @@ class Mesh:
     trail = tensor = SimpleNamespace(rank=0, degree=1)
 
     def __init__(self):
-        self.reduced = []
+        self.reduced, self.place = [], MeshPlace(self)
 
     def all_reduce(self, tensor, axis_names, op="sum"):
         if axis_names == ("pipe", "data"):
