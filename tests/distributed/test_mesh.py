@@ -12,7 +12,7 @@ from nt_dist.testing import RankError, run_distributed
 
 def mesh_of(world_size, **degrees):
     batch = {"batch_size": 32 * world_size, "micro_batch_size": 2 * world_size}
-    return init_mesh(make_config({"parallel": degrees, "train": batch}, None, world_size))
+    return init_mesh(make_config({"parallel": degrees, "train": batch, "trails": {"count": 4}}, None, world_size))
 
 
 def _stand(rank, world_size, degrees):
