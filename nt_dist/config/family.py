@@ -101,6 +101,10 @@ class Family(ABC):
         Their densities are 1: model/weights.py spreads the config's density over them.
         """
 
+    def extra_flops(self, config: Any, layer: str) -> int:
+        """Forward operations of one sample position and trail in a layer, beyond its weights' products."""
+        return 0
+
     @abstractmethod
     def layers(self, config: Config, make: Callable[[str], Any], place: Any) -> dict[str, Callable[[], Any]]:
         """One function per layer that makes it, by the layer's name, in order; ``make`` makes a weight by its name."""

@@ -1,8 +1,8 @@
 """Where a pipeline is cut: stages of equal work, from the config's shapes alone.
 
 The work of a layer on one micro-batch of N tokens, on one rank of the trail axis and once for each trail that it has
-there: 6 operations for each entry of a matrix and token and 12 S hidden for a block's attention (as model/flops.py
-counts), and what moving a weight costs whatever N is: building its dense form, reading it forward and backward and
+there: 6 operations for each entry of a matrix and token and three times the family's extra_flops,
+and what moving a weight costs whatever N is: building its dense form, reading it forward and backward and
 writing its gradient. A trunk block counts once, with its share of the N tokens where trail ranks split them, a trail
 block as often as there are trails; the embedding, which multiplies nothing, counts by its bytes alone.
 """
@@ -22,8 +22,14 @@ _OPERATIONS_PER_BYTE = 50  # what a processor does while it moves one; CPUs are 
 def layer_work(config: Config) -> list[float]:
     """Return the work of each layer of :func:`layer_names`, in operations."""
     work = dict.fromkeys(layer_names(config), 0.0)
+    extra: dict[str, float] = {}
     for spec in weight_specs(config).values():
-        work[_layer_of(spec)] += _weight_work(config, spec)
+        trails, tokens = _trails_and_tokens(config, spec)
+        entries = trails * math.prod(spec.shape)
+        work[spec.layer] += entries * (_BYTES_MOVED * _OPERATIONS_PER_BYTE + 6 * spec.uses * tokens)
+        extra[spec.layer] = 3 * trails * config.family.extra_flops(config, spec.layer) * tokens
+    for layer, operations in extra.items():
+        work[layer] += operations
     return list(work.values())
 
 
@@ -41,27 +47,12 @@ def stage_bounds(config: Config) -> list[int]:
     return _split(cuts, [total[cut] for cut in cuts], config.parallel.pipe)
 
 
-def _layer_of(spec: WeightSpec) -> str:
-    """Return the name of the layer that has a weight."""
-    if spec.name.startswith("blocks."):
-        return ".".join(spec.name.split(".")[:2])
-    return "embedding" if spec.name == "embedding" else "output"
-
-
-def _weight_work(config: Config, spec: WeightSpec) -> float:
-    tokens = config.train.micro_batch_size * config.model.max_seq_len
-    trails = spec.trails
+def _trails_and_tokens(config: Config, spec: WeightSpec) -> tuple[float, float]:
+    """Return a weight's trails on one rank of the trail axis, and how many tokens of a micro-batch it sees there."""
+    tokens, ranks = config.train.micro_batch_size * config.model.max_seq_len, config.parallel.trail
     if spec.in_trail:
-        trails /= config.parallel.trail
-    elif config.splits_trunk:
-        tokens /= config.parallel.trail
-    entries = trails * math.prod(spec.shape)
-    work = entries * _BYTES_MOVED * _OPERATIONS_PER_BYTE
-    if spec.role == "linear":
-        work += 6 * entries * tokens
-    if spec.name.endswith("attention.query"):  # one a block: the products with keys and values
-        work += trails * 12 * config.model.max_seq_len * config.model.hidden_size * tokens
-    return work
+        return spec.trails / ranks, tokens
+    return spec.trails, tokens / ranks if config.splits_trunk else tokens
 
 
 def _split(cuts: list[int], totals: list[float], parts: int) -> list[int]:

@@ -54,6 +54,10 @@ class Llama(Family):
 
         return weights(config)
 
+    def extra_flops(self, config, layer):
+        """A block's products with the keys and the values of a window, without the causal half (PaLM, appendix B)."""
+        return 4 * config.model.max_seq_len * config.model.hidden_size if layer.startswith("blocks.") else 0
+
     def layers(self, config, make, place):
         """See :meth:`Family.layers`."""
         from nt_dist.llama.layers import layers

@@ -43,19 +43,21 @@ def weights(config: Config) -> list[WeightSpec]:
     shards, trails = config.sparsity.topology_shards, config.trails.count
     padded = (padded_vocab_size(config), hidden)
 
-    def norm(name: str, in_trail: bool) -> WeightSpec:
-        return WeightSpec(name, (hidden,), 0, trails if in_trail else 1, init=None, role="scale", in_trail=in_trail)
+    def norm(name: str, in_trail: bool, layer: str) -> WeightSpec:
+        copies = trails if in_trail else 1
+        return WeightSpec(name, (hidden,), 0, copies, 1, None, 1.0, None, "scale", in_trail, layer, uses=0)
 
-    def matrix(name: str, shape, cut_axis: int, in_trail: bool, role: str = "linear", valid=None) -> WeightSpec:
+    def matrix(name: str, shape, cut_axis: int, in_trail: bool, layer: str, role="linear", valid=None) -> WeightSpec:
         copies = trails if in_trail else 1
         init = EMBEDDING_INIT_STD if role == "lookup" else INIT_STD
-        return WeightSpec(name, shape, cut_axis, copies, shards, valid, 1.0, init, role, in_trail)
+        uses = 1 if role == "linear" else 0
+        return WeightSpec(name, shape, cut_axis, copies, shards, valid, 1.0, init, role, in_trail, layer, uses)
 
-    specs = [matrix("embedding", padded, COLUMN, config.trails.fork == "embedding", "lookup", vocab)]
+    specs = [matrix("embedding", padded, COLUMN, config.trails.fork == "embedding", "embedding", "lookup", vocab)]
     for block in range(config.model.num_layers):
-        behind = is_in_trail(config, block)
+        behind, layer = is_in_trail(config, block), f"blocks.{block}"
         for name, (rows, columns, cut_axis) in _block_shapes(config).items():
             if name in ("attention.query", "mlp.gate"):
-                specs.append(norm(f"blocks.{block}.{name.split('.')[0]}.norm", behind))
-            specs.append(matrix(f"blocks.{block}.{name}", (rows, columns), cut_axis, behind))
-    return [*specs, norm("norm", True), matrix("output", padded, COLUMN, True, valid=vocab)]
+                specs.append(norm(f"{layer}.{name.split('.')[0]}.norm", behind, layer))
+            specs.append(matrix(f"{layer}.{name}", (rows, columns), cut_axis, behind, layer))
+    return [*specs, norm("norm", True, "output"), matrix("output", padded, COLUMN, True, "output", valid=vocab)]

@@ -1,9 +1,9 @@
 """Floating-point operations of one token, from the table of weights: an explicit formula, no profiler.
 
 A product of one token with a matrix of n entries takes 2 n operations forward and 4 n backward (the gradients of the
-input and of the matrix), so 6 n in training (Kaplan et al., arXiv 2001.08361, section 2.1). Attention's two products,
-with the keys and with the values of a window of S tokens, take 4 S hidden forward in each block and are counted
-without the causal half, as in PaLM (arXiv 2204.02311, appendix B). Looking up the embedding, norms, rotary embedding,
+input and of the matrix), so 6 n in training (Kaplan et al., arXiv 2001.08361, section 2.1). What a layer does beyond,
+as attention's products with keys and values (arXiv 2204.02311, appendix B), its family counts. Looking up
+the embedding, norms, rotary embedding,
 softmax and activations are left out, and so is what activation checkpointing computes twice.
 
 *Dense-equivalent* counts all entries of every matrix: what this program's products really are, since it multiplies
@@ -26,7 +26,7 @@ class TokenFlops:
     Attributes:
         dense: Forward, of the matrices counted as dense.
         sparse: Forward, of their active entries.
-        attention: Forward, of the products with keys and values.
+        attention: Forward, of what layers do beyond: in a LLaMA the products with keys and values.
         regrowth: Training, mean over steps of what the dense gradients of topology updates cost beyond sparse ones.
     """
 
@@ -59,14 +59,13 @@ class TokenFlops:
 def token_flops(config: Config) -> TokenFlops:
     """Count the operations of one token for the whole model of `config` (all trails, whatever rank holds them)."""
     dense = sparse = 0
+    trails: dict[str, int] = {}  # by layer
     for spec in weight_specs(config).values():
-        if spec.role == "linear":
-            real = spec.trails * spec.valid * spec.slice_elements
-            dense += 2 * real
-            sparse += 2 * (spec.trails * spec.total_slots() if spec.is_sparse else real)
-    model = config.model
-    num_blocks = config.trunk_layers + config.trails.count * (model.num_layers - config.trunk_layers)
-    attention = 4 * model.max_seq_len * model.hidden_size * num_blocks
+        trails[spec.layer] = max(trails.get(spec.layer, 0), spec.trails)
+        real = spec.trails * spec.valid * spec.slice_elements
+        dense += 2 * spec.uses * real
+        sparse += 2 * spec.uses * (spec.trails * spec.total_slots() if spec.is_sparse else real)
+    attention = sum(count * config.family.extra_flops(config, layer) for layer, count in trails.items())
     return TokenFlops(dense, sparse, attention, _regrowth(config, dense - sparse))
 
 

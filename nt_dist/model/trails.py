@@ -8,10 +8,11 @@ from torch.utils.checkpoint import checkpoint
 
 from nt_dist.config.settings import Config
 from nt_dist.model.place import Place
-from nt_dist.model.weights import choose_storages, weight_specs
+from nt_dist.model.weights import choose_storages, statistic_specs, weight_specs
+from nt_dist.sparsity.statistic import Statistic
 from nt_dist.sparsity.storage import Weight
 
-MakeWeight = Callable[[str], Weight]  # from a full name
+MakeWeight = Callable[[str], Weight | Statistic]  # from a full name
 MakeLayer = Callable[[], nn.Module]
 FORK = "fork"
 
@@ -42,10 +43,13 @@ def layer_names(config: Config) -> list[str]:
 
 def layer_makers(config: Config, place: Place, device: torch.device | str = "cpu") -> list[MakeLayer]:
     """Return one function per layer of :func:`layer_names` that makes it: a pipeline stage makes only its own."""
-    specs = weight_specs(config)
+    specs, statistics = weight_specs(config), statistic_specs(config)
     storages = choose_storages(config, specs)
 
-    def make(name: str) -> Weight:
+    def make(name: str) -> Weight | Statistic:
+        if name in statistics:
+            spec = statistics[name]
+            return Statistic(spec, place.trails(spec), place.shards(spec), device)
         spec = specs[name]
         return Weight(spec, storages[name], place.trails(spec), place.shards(spec), device)
 
@@ -83,6 +87,11 @@ class TrailsModel(nn.Sequential):
 def weights_of(module: nn.Module) -> dict[str, Weight]:
     """Return the weights in ``module`` by their full names."""
     return {each.spec.name: each for each in module.modules() if isinstance(each, Weight)}
+
+
+def statistics_of(module: nn.Module) -> dict[str, Statistic]:
+    """Return the statistics in ``module`` by their full names."""
+    return {each.spec.name: each for each in module.modules() if isinstance(each, Statistic)}
 
 
 def build_model(config: Config, place: Place | None = None, device: torch.device | str = "cpu") -> TrailsModel:

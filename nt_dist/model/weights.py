@@ -20,7 +20,13 @@ def is_in_trail(config: Config, block: int) -> bool:
 
 def weight_specs(config: Config) -> dict[str, WeightSpec]:
     """Return every weight of the model by name, in the order in which the layers use them."""
-    return {spec.name: spec for spec in _with_densities(config, config.family.weights(config))}
+    specs = [spec for spec in config.family.weights(config) if spec.role != "statistic"]
+    return {spec.name: spec for spec in _with_densities(config, specs)}
+
+
+def statistic_specs(config: Config) -> dict[str, WeightSpec]:
+    """Return by name what the family's table has of state that is no weight: no parameters, always dense."""
+    return {spec.name: spec for spec in config.family.weights(config) if spec.role == "statistic"}
 
 
 def is_exempt(config: Config, name: str) -> bool:

@@ -109,7 +109,7 @@ def product_bytes(layers: list[LayerPart], config: Config) -> int:
 
 
 def _product(part: Part, element: int) -> int:
-    if part.spec.role != "linear":
+    if part.spec.uses == 0:
         return 0
     if part.storage == "compact":
         return element * (2 * part.entries + part.slots)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from nt_dist.config import Config
 from nt_dist.engine.stages import stage_bounds
 from nt_dist.model.trails import FORK, layer_names
-from nt_dist.model.weights import INDEX_BYTES, MASK_BYTES, choose_storages, is_in_trail, weight_specs
+from nt_dist.model.weights import INDEX_BYTES, MASK_BYTES, choose_storages, weight_specs
 from nt_dist.sparsity.spec import WeightSpec
 
 
@@ -61,6 +61,7 @@ class LayerPart:
         parts: Its weights.
         forks: Whether the fork comes right before it.
         batch_ranks: Ranks to which a micro-batch is dealt out in it: the trail degree in a split trunk, else 1.
+        extra_flops: Forward operations of a token and trail beyond the weights' products, on this rank.
     """
 
     kind: str
@@ -68,13 +69,12 @@ class LayerPart:
     parts: tuple[Part, ...]
     forks: bool = False
     batch_ranks: int = 1
+    extra_flops: float = 0.0
 
-    def work(self, sequence: int) -> float:
-        """Return the operations of one token's forward pass: 2 an entry, 4 · sequence · hidden in attention."""
-        linear = [part for part in self.parts if part.spec.role == "linear"]
-        products = sum(2 * part.entries for part in linear)
-        query = [part.entries // part.spec.shape[1] for part in linear if part.spec.name.endswith("query")]
-        return products + 4 * sequence * sum(query)
+    @property
+    def work(self) -> float:
+        """Operations of one token's forward pass: 2 an entry of a matrix, and what the family adds."""
+        return sum(2 * part.spec.uses * part.entries for part in self.parts) + self.trails * self.extra_flops
 
 
 def layer_parts(config: Config) -> list[LayerPart]:
@@ -82,27 +82,24 @@ def layer_parts(config: Config) -> list[LayerPart]:
     specs = weight_specs(config)
     storages = choose_storages(config, specs)
     tensor, trail = config.parallel.tensor, config.parallel.trail
+    by_layer: dict[str, list[Part]] = {}
+    for name, spec in specs.items():
+        trails = spec.trails // trail if spec.in_trail else spec.trails
+        shards = spec.shards // tensor if spec.shards > 1 else 1
+        by_layer.setdefault(spec.layer, []).append(Part(spec, storages[name], trails, shards))
 
-    def layer(kind: str, forks: bool, prefixes: tuple[str, ...]) -> LayerPart:
-        parts = tuple(
-            Part(
-                spec,
-                storages[name],
-                spec.trails // trail if spec.in_trail else spec.trails,
-                spec.shards // tensor if spec.shards > 1 else 1,
-            )
-            for name, spec in specs.items()
-            if name.startswith(prefixes)
-        )
-        in_trail = any(part.spec.in_trail for part in parts)
-        batch_ranks = trail if config.splits_trunk and not in_trail else 1
-        return LayerPart(kind, max(part.trails for part in parts), parts, forks, batch_ranks)
-
-    layers = [layer("embedding", False, ("embedding",))]
-    for block in range(config.model.num_layers):
-        forks = is_in_trail(config, block) and block == config.trunk_layers and config.trails.fork == "blocks"
-        layers.append(layer("block", forks, (f"blocks.{block}.",)))
-    return [*layers, layer("output", False, ("norm", "output"))]
+    layers, before = [], None
+    for name in layer_names(config):
+        if name != FORK:
+            parts = tuple(by_layer[name])
+            in_trail = any(part.spec.in_trail for part in parts)
+            batch_ranks = trail if config.splits_trunk and not in_trail else 1
+            kind = "block" if name.startswith("blocks.") else name
+            extra = config.family.extra_flops(config, name) / tensor
+            trails = max(part.trails for part in parts)
+            layers.append(LayerPart(kind, trails, parts, before == FORK, batch_ranks, extra))
+        before = name
+    return layers
 
 
 def stage_layers(config: Config) -> list[list[LayerPart]]:

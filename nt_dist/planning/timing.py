@@ -76,7 +76,7 @@ def _stage_time(config: Config, gpu: Gpu, stage: int) -> StepTime:
     steps, pipe = config.accumulation_steps, config.parallel.pipe
     payload, update = step_payload(config, stage), update_payload_of(config, parts)
     passes = 4 if config.train.activation_checkpointing else 3
-    forward = sum(layer.work(config.model.max_seq_len) * micro_batch_tokens(config, layer) for layer in layers)
+    forward = sum(layer.work * micro_batch_tokens(config, layer) for layer in layers)
     products = steps * passes * forward / (gpu.rate[config.train.precision] * COMPUTE_SHARE)
     memory_rate = gpu.bandwidth * MEMORY_SHARE
     matrices = steps * _matrix_bytes(layers, config) / memory_rate

@@ -27,8 +27,11 @@ class WeightSpec:
         valid: Entries of the cut axis that are real; the rest is padding and never active.
         density: Share of the real entries that is active, in (0, 1].
         init: Standard deviation of the normal distribution of initial values, or None for ones.
-        role: "linear" (x · Wᵀ), "lookup" (rows by number) or "scale" (element-wise factor).
+        role: "linear" (x · Wᵀ), "lookup" (rows by number), "scale" (element-wise factor), or "statistic": no weight but
+            state that is saved and compared (see statistic.py); its ``init`` is None for ones, 0 for zeros.
         in_trail: Whether the weight belongs to the trails (and not to the trunk).
+        layer: Name of the layer that has it, as in model/trails.py's layer_names.
+        uses: Products with it per sample position: 1 for a linear weight of text, 0 for what multiplies nothing.
     """
 
     name: str
@@ -41,6 +44,8 @@ class WeightSpec:
     init: float | None = 0.02
     role: str = "linear"
     in_trail: bool = False
+    layer: str = ""
+    uses: int = 1
 
     def __post_init__(self):
         assert self.shape[self.cut_axis] % self.shards == 0, f"{self.name}: {self.shards} shards of {self.shape}"

@@ -84,7 +84,7 @@ def test_products_are_those_of_the_tokens_flops():
     """One rank: the layers' work is what model/flops.py counts, padding aside."""
     config = _config(world_size=1)
     flops = token_flops(config)
-    assert sum(layer.work(64) for layer in layer_parts(config)) == flops.dense + flops.attention
+    assert sum(layer.work for layer in layer_parts(config)) == flops.dense + flops.attention
     tokens = config.train.batch_size * 64
     seconds = tokens * flops.training_dense / (H100.rate["bf16"] * COMPUTE_SHARE)
     assert step_time(config, H100).products == pytest.approx(seconds)
@@ -99,8 +99,8 @@ def test_trail_ranks_share_the_products_of_a_split_trunk():
         step_time(replace(config, parallel=Parallel(trail=2, trunk=trunk)), H100) for trunk in ("split", "replicated")
     )
     assert split.products == pytest.approx(alone.products / 2)
-    trunk = sum(layer.work(64) for layer in layer_parts(config) if not layer.parts[0].spec.in_trail)
-    share = trunk / sum(layer.work(64) for layer in layer_parts(config))
+    trunk = sum(layer.work for layer in layer_parts(config) if not layer.parts[0].spec.in_trail)
+    share = trunk / sum(layer.work for layer in layer_parts(config))
     assert replicated.products == pytest.approx(alone.products * (1 + share) / 2)
 
 

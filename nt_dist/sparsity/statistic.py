@@ -1,0 +1,38 @@
+"""State that is no weight but is saved and compared, as a batch norm's running mean."""
+
+import torch
+from torch import nn
+
+from nt_dist.sparsity.spec import WeightSpec
+
+
+class Statistic(nn.Module):
+    """One statistic, or the part of it that this rank holds: no Parameter, and in fp32 whatever its model is cast to.
+
+    Attributes:
+        spec: What it is, with role "statistic".
+        trails, shards: Global numbers of the trails and shards held here (all by default).
+        values: fp32 [T, *local shape].
+    """
+
+    def __init__(
+        self,
+        spec: WeightSpec,
+        trails: range | None = None,
+        shards: range | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        super().__init__()
+        assert spec.role == "statistic" and spec.init in (None, 0.0), spec
+        self.spec = spec
+        self.trails = range(spec.trails) if trails is None else trails
+        self.shards = range(spec.shards) if shards is None else shards
+        shape = (len(self.trails), *spec.local_shape(self.shards))
+        self.register_buffer("values", torch.full(shape, 1.0 if spec.init is None else 0.0, device=device))
+
+    def _apply(self, fn, recurse=True):
+        exact = self.values
+        super()._apply(fn, recurse)
+        if self.values.dtype != torch.float32:  # a cast of the whole module, maybe with a move
+            self.values = exact.to(self.values.device)
+        return self
