@@ -16,7 +16,7 @@ from nt_dist.errors import RunError
 COUNTED = ("steps_not_finite", "steps_spiked", "rollbacks")
 
 
-class Verdict(IntEnum):
+class StepVerdict(IntEnum):
     """What is wrong with a step, the worst last."""
 
     GOOD = 0
@@ -28,7 +28,7 @@ class Verdict(IntEnum):
     @property
     def is_spike(self) -> bool:
         """Whether it is a number, but far outside its recent spread."""
-        return self in (Verdict.NORM_SPIKE, Verdict.LOSS_SPIKE)
+        return self in (StepVerdict.NORM_SPIKE, StepVerdict.LOSS_SPIKE)
 
     def __str__(self) -> str:
         """As a message says it."""
@@ -85,7 +85,7 @@ class BadSteps:
         self._in_a_row: list[tuple[int, str]] = []
         self._lines: list[tuple[int, BadStep]] = []  # with the step under which each stands in metrics.jsonl
 
-    def add(self, bad: BadStep, verdict: Verdict) -> None:
+    def add(self, bad: BadStep, verdict: StepVerdict) -> None:
         """Take a bad step into account.
 
         Raises:

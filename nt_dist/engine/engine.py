@@ -19,7 +19,7 @@ from torch import nn
 from nt_dist.config import Config
 from nt_dist.data.loader import Batch
 from nt_dist.engine import pipeline
-from nt_dist.engine.bad_steps import Verdict
+from nt_dist.engine.bad_steps import StepVerdict
 from nt_dist.engine.mpu import ModelParallelUnit
 from nt_dist.engine.step_guard import StepGuard
 from nt_dist.model.trails import weights_of
@@ -97,7 +97,7 @@ class StepResult:
     tokens: torch.Tensor
     grad_norm: float
     applied: bool
-    verdict: Verdict
+    verdict: StepVerdict
     learning_rate: float
 
     @property

@@ -11,7 +11,7 @@ from statistics import median
 NORMAL = 1.4826
 
 
-class Spread:
+class RecentValues:
     """The last figures of a series.
 
     Args:

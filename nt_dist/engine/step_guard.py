@@ -24,8 +24,8 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from nt_dist.config import Config
-from nt_dist.engine.bad_steps import Verdict
-from nt_dist.engine.recent_values import Spread
+from nt_dist.engine.bad_steps import StepVerdict
+from nt_dist.engine.recent_values import RecentValues
 from nt_dist.parallel.mesh import Mesh
 
 LOSS_FLOOR = 0.1  # nats: about what the losses of neighbouring batches differ by
@@ -51,9 +51,9 @@ class StepGuard:
         self.mesh, self.place, self.engine = mesh, mesh.place, engine
         self.sigma, self.refuses_spikes = train.spike_sigma, train.on_spike in ("skip", "rollback")
         window = train.spike_window if train.on_spike != "off" else 0
-        self.losses = Spread(window, LOSS_FLOOR) if window else None
-        self.norms = Spread(window, NORM_FLOOR) if window else None
-        self.nll, self.norm, self.verdict = torch.zeros(()), math.inf, Verdict.GOOD
+        self.losses = RecentValues(window, LOSS_FLOOR) if window else None
+        self.norms = RecentValues(window, NORM_FLOOR) if window else None
+        self.nll, self.norm, self.verdict = torch.zeros(()), math.inf, StepVerdict.GOOD
         self._loss = 0.0
         self._tokens: torch.Tensor | float = 1.0
         self._own_nll: Callable[[], torch.Tensor] | None = None
@@ -72,13 +72,13 @@ class StepGuard:
 
     def _judge_and_step(self, *arguments: Any) -> None:
         """What the engine calls to step its optimizer after the last micro-batch. Collective."""
-        self.verdict, self.norm = Verdict.GOOD, math.inf
+        self.verdict, self.norm = StepVerdict.GOOD, math.inf
         if self._own_nll is not None:  # a caller that steps the engine by hand has no losses to judge
             self.nll = self.mesh.all_reduce(self.place.all_trails(self._own_nll()), ("pipe", "data"))
             self._loss = float((self.nll / self._tokens).mean())
         self._take_model_step(*arguments)
-        if self.engine.optimizer.overflow and self.verdict is Verdict.GOOD:  # DeepSpeed saw it before any norm
-            self.verdict = Verdict.NORM_NOT_FINITE if math.isfinite(self._loss) else Verdict.LOSS_NOT_FINITE
+        if self.engine.optimizer.overflow and self.verdict is StepVerdict.GOOD:  # DeepSpeed saw it before any norm
+            self.verdict = StepVerdict.NORM_NOT_FINITE if math.isfinite(self._loss) else StepVerdict.LOSS_NOT_FINITE
         if self.losses and not self.engine.optimizer.overflow:
             self.losses.add(self._loss)
             self.norms.add(_log(self.norm))
@@ -88,19 +88,19 @@ class StepGuard:
         norm = float(norm)
         self.norm = norm if math.isfinite(norm) and norm >= 0 else math.inf  # DeepSpeed's -1 is no number either
         own = torch.tensor(int(self._own_verdict()), device=self.mesh.device)
-        self.verdict = Verdict(int(self.mesh.all_reduce(own, op="max")))
-        return self.verdict is Verdict.GOOD or (self.verdict.is_spike and not self.refuses_spikes)
+        self.verdict = StepVerdict(int(self.mesh.all_reduce(own, op="max")))
+        return self.verdict is StepVerdict.GOOD or (self.verdict.is_spike and not self.refuses_spikes)
 
-    def _own_verdict(self) -> Verdict:
+    def _own_verdict(self) -> StepVerdict:
         if not math.isfinite(self._loss):
-            return Verdict.LOSS_NOT_FINITE
+            return StepVerdict.LOSS_NOT_FINITE
         if not math.isfinite(self.norm):
-            return Verdict.NORM_NOT_FINITE
+            return StepVerdict.NORM_NOT_FINITE
         if self.losses and self.losses.excess(self._loss) > self.sigma:
-            return Verdict.LOSS_SPIKE
+            return StepVerdict.LOSS_SPIKE
         if self.norms and self.norms.excess(_log(self.norm)) > self.sigma:
-            return Verdict.NORM_SPIKE
-        return Verdict.GOOD
+            return StepVerdict.NORM_SPIKE
+        return StepVerdict.GOOD
 
     def state(self) -> dict[str, list[float]]:
         """What it judges by, for a checkpoint."""

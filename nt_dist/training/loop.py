@@ -17,7 +17,7 @@ from nt_dist.checkpoint.saving import Saver
 from nt_dist.config import Config
 from nt_dist.data.loader import StepLoader, evaluation_batches
 from nt_dist.data.order import first_of_step
-from nt_dist.engine.bad_steps import BadStep, BadSteps, Verdict, line_of
+from nt_dist.engine.bad_steps import BadStep, BadSteps, StepVerdict, line_of
 from nt_dist.engine.engine import StepResult, build_engine, train_step
 from nt_dist.engine.optimizer_state import optimizer_state
 from nt_dist.engine.pipeline import build_mesh_model
@@ -39,7 +39,7 @@ from nt_dist.training.integrity import Integrity
 from nt_dist.training.reporter import Reporter
 from nt_dist.training.run_end import lacks_evaluation, print_table
 from nt_dist.training.run_folder import RunFolder
-from nt_dist.training.signals import LEFT_EARLY, Asked, AskedToLeave, listening
+from nt_dist.training.signals import LEFT_EARLY, ExitRequest, ExitRequested, listening
 from nt_dist.training.topology_updates import TopologyUpdater
 from nt_dist.watch.watching import agree_patiently, watched
 
@@ -59,10 +59,10 @@ def train(config: Config) -> int:
     handler, code = start_logging(launcher.rank()), 0
     folder = Path(config.run.dir)
     with ExitStack() as stack:
-        asked = stack.enter_context(listening())
+        exit_request = stack.enter_context(listening())
         mesh = init_mesh(config)
         stack.enter_context(naming_lost_ranks(mesh.rank))
-        asked.heartbeat = stack.enter_context(watched(mesh, config))
+        exit_request.heartbeat = stack.enter_context(watched(mesh, config))
         own = agree(mesh, lambda: RunFolder(folder) if mesh.is_main else None)
         if own:
             stack.enter_context(closing(own))
@@ -73,10 +73,10 @@ def train(config: Config) -> int:
         done = manifest.progress.step if manifest else 0
         if done < last_step(config) or agree(mesh, lambda: lacks_evaluation(config, done), only_main=True):
             try:
-                with closing(Trainer(config, mesh, found, handler, asked)) as trainer:
+                with closing(Trainer(config, mesh, found, handler, exit_request)) as trainer:
                     agree(mesh, lambda: own.write_config(config), only_main=True)
                     code = trainer.run()
-            except AskedToLeave as reason:
+            except ExitRequested as reason:
                 LOGGER.info("%s", reason)
                 code = LEFT_EARLY
         else:
@@ -105,16 +105,16 @@ class Trainer:
         mesh: The ranks.
         found: A checkpoint, verified, to continue from, or None.
         handler: Where this rank's messages go.
-        asked: Whether it is to leave.
+        exit_request: Whether it is to leave.
 
     Raises:
-        AskedToLeave: A signal came while data was prepared.
+        ExitRequested: A signal came while data was prepared.
         NTDistError: Data, checkpoint or folder cannot be used; on every rank.
     """
 
-    def __init__(self, config: Config, mesh: Mesh, found: Path | None, handler: BarHandler, asked: Asked):
+    def __init__(self, config: Config, mesh: Mesh, found: Path | None, handler: BarHandler, exit_request: ExitRequest):
         self.config, self.mesh, self.folder = config, mesh, Path(config.run.dir)
-        self.asked, self.heartbeat = asked, asked.heartbeat
+        self.exit_request, self.heartbeat = exit_request, exit_request.heartbeat
         self.step = self.tokens = self.consumed_samples = 0
         self.regrown = self.drop_fraction = 0.0  # of the last update
         self.heartbeat.enter("preparing data")
@@ -137,7 +137,7 @@ class Trainer:
         self.checksum = self.topology.check("loading" if found else "the start")
         self.say_what_is_trained()
         self.batches = self.read_batches()
-        self.flops = token_flops(config)
+        self.flops, self.density = token_flops(config), density(weight_specs(config).values())
         self.seconds, self.timed_tokens = 0.0, 0  # since the last logged step
         self.handler = handler
         self.reporter = self.make_reporter()
@@ -146,7 +146,7 @@ class Trainer:
         """Has the main rank prepare data, which takes as long as it takes and can be stopped at any time."""
 
         def interruptible() -> T:
-            with self.asked.interrupting():
+            with self.exit_request.interrupts_work():
                 return work()
 
         return agree_patiently(self.mesh, interruptible, self.heartbeat)
@@ -169,7 +169,7 @@ class Trainer:
     def run(self) -> int:
         """Trains up to the last step, or until a signal asks to leave; returns the exit code."""
         run, steps, last = self.config.run, self.config.train.steps, last_step(self.config)
-        self.asked.before_any_step(self.mesh)
+        self.exit_request.check_before_first_step(self.mesh)
         if self.step == steps and not self.evaluate():
             return LEFT_EARLY
         first = self.step + 1
@@ -180,8 +180,8 @@ class Trainer:
             if self.step != step:  # it went back to a checkpoint
                 continue
             self.count(result, time.perf_counter() - began)
-            asked, writing = self.mesh.any(self.asked.here, self.saver.is_writing)
-            leaving = asked and step < last
+            is_requested, writing = self.mesh.any(self.exit_request.is_set, self.saver.is_writing)
+            leaving = is_requested and step < last
             if self.saver.is_under_way and not writing:
                 self.heartbeat.enter("saving")
                 self.saver.settle()
@@ -221,7 +221,7 @@ class Trainer:
         result = train_step(self.engine, self.config, self.mesh, next(self.batches), step, collect)
         if not result.applied:
             self.topology.skip()
-        if result.verdict is not Verdict.GOOD and self.note_bad_step(step, result, (first, first + size)):
+        if result.verdict is not StepVerdict.GOOD and self.note_bad_step(step, result, (first, first + size)):
             return result
         if result.applied:
             self.bad_steps.applied(step)
@@ -294,7 +294,7 @@ class Trainer:
             "flops_per_second_dense_equivalent": pace * self.flops.training_dense,
             "flops_per_second_sparse_effective": pace * self.flops.training_sparse,
             "memory": int(memory),
-            "density": density(weight_specs(self.config).values()),
+            "density": self.density,
             "drop_fraction": self.drop_fraction,
             "regrown": self.regrown,
             "topology_checksum": self.checksum,
@@ -319,7 +319,7 @@ class Trainer:
             data_rank=axis.rank,
             data_degree=axis.degree,
         )
-        batches = self.asked.until_asked(self.mesh, batches, lambda: stops.append(self.step))
+        batches = self.exit_request.until_set(self.mesh, batches, lambda: stops.append(self.step))
         figures = evaluate(self.model, batches, self.mesh, config)
         if stops:
             return False

@@ -31,11 +31,11 @@ LEFT_EARLY = 75
 SAME_SECONDS = 2.0  # a scheduler tells the launcher and the ranks, and the launcher tells the ranks again
 
 
-class AskedToLeave(NTDistError):
+class ExitRequested(NTDistError):
     """A signal came where there is nothing to save: while data is prepared, or before the first step."""
 
 
-class Asked:
+class ExitRequest:
     """Whether this rank has been asked to leave.
 
     Attributes:
@@ -48,46 +48,46 @@ class Asked:
         self._interrupts = False
 
     @property
-    def here(self) -> bool:
+    def is_set(self) -> bool:
         """Whether a signal has come to this rank."""
         return self._at is not None
 
-    def by_any(self, mesh: "Mesh") -> bool:
+    def is_set_anywhere(self, mesh: "Mesh") -> bool:
         """Whether any rank has been asked; the same on every rank, and collective."""
-        return mesh.any(self.here)[0]
+        return mesh.any(self.is_set)[0]
 
-    def before_any_step(self, mesh: "Mesh") -> None:
+    def check_before_first_step(self, mesh: "Mesh") -> None:
         """Leave where a step is about to begin and none has been done. Collective.
 
         Raises:
-            AskedToLeave: On every rank, if any has been asked.
+            ExitRequested: On every rank, if any has been asked.
         """
-        if self.by_any(mesh):
-            raise AskedToLeave(
+        if self.is_set_anywhere(mesh):
+            raise ExitRequested(
                 "asked to leave before a first step: there is nothing to save, the same command starts anew"
             )
 
     @contextmanager
-    def interrupting(self) -> Iterator[None]:
+    def interrupts_work(self) -> Iterator[None]:
         """Let a signal end what this context does, which must be something that can be stopped anywhere.
 
         Raises:
-            AskedToLeave: A signal came.
+            ExitRequested: A signal came.
         """
         what = "asked to leave while data was prepared: what is done is kept, the same command goes on with it"
         self._interrupts = True
         try:
-            if self.here:
-                raise AskedToLeave(what)
+            if self.is_set:
+                raise ExitRequested(what)
             yield
         except NTDistError as error:  # the same signal may have ended processes that work for this one
-            if self.here:
-                raise AskedToLeave(what) from error
+            if self.is_set:
+                raise ExitRequested(what) from error
             raise
         finally:
             self._interrupts = False
 
-    def until_asked(self, mesh: "Mesh", things: Iterable[T], stopped: Callable[[], None]) -> Iterator[T]:
+    def until_set(self, mesh: "Mesh", things: Iterable[T], stopped: Callable[[], None]) -> Iterator[T]:
         """Give one thing after the other, and call ``stopped`` and end early once any rank has been asked. Collective.
 
         Every rank must have as many things; each one begins with a beat.
@@ -95,7 +95,7 @@ class Asked:
         for thing in things:
             self.heartbeat.beat()
             yield thing
-            if self.by_any(mesh):
+            if self.is_set_anywhere(mesh):
                 stopped()
                 return
 
@@ -104,7 +104,7 @@ class Asked:
         self._first()
         if self._interrupts:
             self._interrupts = False
-            raise AskedToLeave(signal.Signals(number).name)
+            raise ExitRequested(signal.Signals(number).name)
 
     def _listen(self, socket_of_numbers: socket.socket) -> None:
         """The thread: each byte is the number of a signal that has come just now."""
@@ -112,7 +112,7 @@ class Asked:
             for number in numbers:
                 if number not in SIGNALS:
                     continue
-                if self.here and time.monotonic() - self._at > SAME_SECONDS:
+                if self.is_set and time.monotonic() - self._at > SAME_SECONDS:
                     self.heartbeat.exited(128 + number)
                     os._exit(128 + number)
                 self._first()
@@ -124,20 +124,20 @@ class Asked:
 
 
 @contextmanager
-def listening() -> Iterator[Asked]:
+def listening() -> Iterator[ExitRequest]:
     """Listen to the signals for as long as the context lasts; before and after it they end the process as always.
 
     To be entered in the main thread, as Python demands of all that sets handlers.
     """
-    asked = Asked()
+    exit_request = ExitRequest()
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    thread = threading.Thread(target=asked._listen, args=(ours,), name="signals", daemon=True)
+    thread = threading.Thread(target=exit_request._listen, args=(ours,), name="signals", daemon=True)
     thread.start()
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    before = {number: signal.signal(number, asked._handle) for number in SIGNALS}
+    before = {number: signal.signal(number, exit_request._handle) for number in SIGNALS}
     try:
-        yield asked
+        yield exit_request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nt_dist.data.loader import Batch
-from nt_dist.engine.bad_steps import Verdict
+from nt_dist.engine.bad_steps import StepVerdict
 from nt_dist.engine.engine import build_engine, train_step
 from nt_dist.engine.optimizer_state import optimizer_state
 from nt_dist.engine.pipeline import build_mesh_model
@@ -20,11 +20,11 @@ from tests.distributed.tiny import OPTIMIZERS, SEQUENCE, TINY_MODEL, VOCABULARY
 WINDOW, BATCH, MICRO_BATCH = 8, 8, 2
 # what is wrong, on one rank alone: the gradient is multiplied by this, or this is added to the loss
 GRADIENTS = {
-    float("nan"): Verdict.NORM_NOT_FINITE,
-    float("inf"): Verdict.NORM_NOT_FINITE,
-    1e6: Verdict.NORM_SPIKE,
+    float("nan"): StepVerdict.NORM_NOT_FINITE,
+    float("inf"): StepVerdict.NORM_NOT_FINITE,
+    1e6: StepVerdict.NORM_SPIKE,
 }
-LOSSES = {float("nan"): Verdict.LOSS_NOT_FINITE, 1e6: Verdict.LOSS_SPIKE}
+LOSSES = {float("nan"): StepVerdict.LOSS_NOT_FINITE, 1e6: StepVerdict.LOSS_SPIKE}
 
 
 def _config(world_size, precision, stage, on_spike, pipe=1, trail=1, tensor=1):
@@ -100,7 +100,7 @@ def _refuse_what_is_bad(rank, world_size, precision, stage, layout, bad_rank):
         assert type(run.engine.optimizer).__name__ == OPTIMIZERS[precision, stage]
     for number in range(1, WINDOW + 1):
         result = run.step(number)
-        assert result.applied and result.verdict is Verdict.GOOD
+        assert result.applied and result.verdict is StepVerdict.GOOD
     before, spread = run.state(), run.engine.step_guard.state()
     assert run.step(99).applied
     after = run.state()
@@ -110,15 +110,15 @@ def _refuse_what_is_bad(rank, world_size, precision, stage, layout, bad_rank):
         for fault, verdict in faults.items():
             result = run.step(WINDOW + 1, **{kind: fault})
             assert not result.applied and result.verdict is verdict, f"{kind} {fault}: {result}"
-            assert (result.grad_norm < float("inf")) == (verdict != Verdict.NORM_NOT_FINITE)
+            assert (result.grad_norm < float("inf")) == (verdict != StepVerdict.NORM_NOT_FINITE)
             run.assert_is(before)
             assert run.engine.step_guard.state() == spread
     run.engine.step_guard.sigma = -1e9 if run.is_bad else 1e9  # a spike in one rank's eyes alone
-    assert run.step(WINDOW + 1).verdict is Verdict.LOSS_SPIKE
+    assert run.step(WINDOW + 1).verdict is StepVerdict.LOSS_SPIKE
     run.assert_is(before)
     run.engine.step_guard.sigma = 1e9
     result = run.step(99)  # nothing of the refused gradients is left
-    assert result.applied and result.verdict is Verdict.GOOD
+    assert result.applied and result.verdict is StepVerdict.GOOD
     run.assert_is(after)
 
 
@@ -148,6 +148,6 @@ def _go_on_over_a_spike(rank, world_size, on_spike):
     return result.applied, result.verdict, run.step(WINDOW + 2, added=float("nan")).applied
 
 
-@pytest.mark.parametrize(("on_spike", "verdict"), [("off", Verdict.GOOD), ("warn", Verdict.NORM_SPIKE)])
+@pytest.mark.parametrize(("on_spike", "verdict"), [("off", StepVerdict.GOOD), ("warn", StepVerdict.NORM_SPIKE)])
 def test_a_spike_is_only_seen_if_so_chosen(on_spike, verdict):
     assert run_distributed(_go_on_over_a_spike, 1, on_spike) == [(True, verdict, False)]

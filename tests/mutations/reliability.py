@@ -32,14 +32,14 @@ RELIABILITY = [
     ),
     Mutation(
         "guard: every step is taken",
-        "return self.verdict is Verdict.GOOD or (self.verdict.is_spike and not self.refuses_spikes)",
+        "return self.verdict is StepVerdict.GOOD or (self.verdict.is_spike and not self.refuses_spikes)",
         "return True",
         BAD_STEP,
     ),
     Mutation(
         "guard: each rank judges by its own part",
-        'self.verdict = Verdict(int(self.mesh.all_reduce(own, op="max")))',
-        "self.verdict = Verdict(int(own))",
+        'self.verdict = StepVerdict(int(self.mesh.all_reduce(own, op="max")))',
+        "self.verdict = StepVerdict(int(own))",
         BAD_STEP,
     ),
     Mutation(
@@ -69,13 +69,13 @@ RELIABILITY = [
     ),
     Mutation(
         "signals: nobody says that it was asked",
-        "return mesh.any(self.here)[0]",
+        "return mesh.any(self.is_set)[0]",
         "return mesh.any(False)[0]",
         "tests/distributed/test_preemption.py::test_a_signal_is_noticed_where_no_step_is_done",
     ),
     Mutation(
         "signals: a second one is like the first",
-        "if self.here and time.monotonic() - self._at > SAME_SECONDS:",
+        "if self.is_set and time.monotonic() - self._at > SAME_SECONDS:",
         "if False:",
         "tests/unit/training/test_signals.py::"
         "test_a_second_signal_leaves_at_once_although_the_main_thread_waits_in_a_library",

@@ -11,7 +11,7 @@ import torch
 
 from nt_dist.checkpoint import checkpoint
 from nt_dist.checkpoint.manifest import Progress
-from nt_dist.engine.bad_steps import BadSteps, Verdict
+from nt_dist.engine.bad_steps import BadSteps, StepVerdict
 from nt_dist.engine.engine import StepResult
 from nt_dist.errors import CheckpointError
 from nt_dist.families import make_config
@@ -102,7 +102,7 @@ def test_a_run_goes_back_to_the_save_that_was_under_way():
     trainer.saver, trainer.bad_steps, trainer.reporter = Saving(), BadSteps(5), None
     trainer.config = make_config({"train": {"on_spike": "rollback"}}, None, 1)
     trainer.mesh, trainer.go_back = SimpleNamespace(is_main=True), done.append
-    result = StepResult(torch.ones(1), torch.tensor(1.0), 9.0, False, Verdict.LOSS_SPIKE, 1e-3)
+    result = StepResult(torch.ones(1), torch.tensor(1.0), 9.0, False, StepVerdict.LOSS_SPIKE, 1e-3)
     assert trainer.note_bad_step(11, result, (80, 88))
     assert done == [Path("step-10")]
 

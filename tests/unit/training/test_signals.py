@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nt_dist.errors import DataError
-from nt_dist.training.signals import SAME_SECONDS, SIGNALS, AskedToLeave, listening
+from nt_dist.training.signals import SAME_SECONDS, SIGNALS, ExitRequested, listening
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -23,13 +23,13 @@ class OneRank:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_remembered_and_the_handlers_are_put_back(number):
     before = signal.getsignal(number)
-    with listening() as asked:
-        assert not asked.by_any(OneRank())
+    with listening() as exit_request:
+        assert not exit_request.is_set_anywhere(OneRank())
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # the launcher's copy of the same
-        assert asked.by_any(OneRank())
-        with pytest.raises(AskedToLeave, match="before a first step"):
-            asked.before_any_step(OneRank())
+        assert exit_request.is_set_anywhere(OneRank())
+        with pytest.raises(ExitRequested, match="before a first step"):
+            exit_request.check_before_first_step(OneRank())
     assert signal.getsignal(number) is before
 
 
@@ -37,7 +37,7 @@ def test_a_second_signal_leaves_at_once_although_the_main_thread_waits_in_a_libr
     code = """
 import ctypes, os, signal
 from nt_dist.training.signals import listening
-with listening() as asked:
+with listening() as exit_request:
     library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
     library.pthread_mutex_lock(mutex)
     print("waiting", flush=True)
@@ -58,34 +58,34 @@ with listening() as asked:
 
 def test_work_that_can_be_stopped_anywhere_is_stopped_in_its_middle():
     done = []
-    with listening() as asked:
-        with pytest.raises(AskedToLeave, match="while data was prepared"), asked.interrupting():
+    with listening() as exit_request:
+        with pytest.raises(ExitRequested, match="while data was prepared"), exit_request.interrupts_work():
             done.append("begun")
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
             done.append("gone on")
-        with pytest.raises(AskedToLeave), asked.interrupting():  # it is not begun any more
+        with pytest.raises(ExitRequested), exit_request.interrupts_work():  # it is not begun any more
             done.append("begun again")
     assert done == ["begun"]
 
 
 def test_what_the_same_signal_broke_is_not_blamed():
-    with listening() as asked:
-        with pytest.raises(DataError), asked.interrupting():
+    with listening() as exit_request:
+        with pytest.raises(DataError), exit_request.interrupts_work():
             raise DataError("a process died")
-        asked._first()
-        asked._interrupts = False
-        with pytest.raises(AskedToLeave), asked.interrupting():
+        exit_request._first()
+        exit_request._interrupts = False
+        with pytest.raises(ExitRequested), exit_request.interrupts_work():
             raise DataError("a process died")
 
 
 def test_things_end_when_any_rank_is_asked():
     stops = []
-    with listening() as asked:
+    with listening() as exit_request:
         given = []
-        for thing in asked.until_asked(OneRank(), range(5), lambda: stops.append("stopped")):
+        for thing in exit_request.until_set(OneRank(), range(5), lambda: stops.append("stopped")):
             given.append(thing)
             if thing == 2:
                 os.kill(os.getpid(), signal.SIGUSR1)
         assert given == [0, 1, 2] and stops == ["stopped"]
-        assert list(asked.until_asked(OneRank(), [], stops.clear)) == [] and stops
+        assert list(exit_request.until_set(OneRank(), [], stops.clear)) == [] and stops
