@@ -43,7 +43,7 @@ import sys
 import torch
 
 from nt_dist.command_line import run_main
-from nt_dist.config import load_config
+from nt_dist.families import load_config
 
 
 def main():

@@ -78,7 +78,8 @@ def main() -> int:
     config = load_config(path, overrides, ds_config, world_size=ranks, check_paths=False)
 
     # takes seconds: torch and DeepSpeed
-    from nt_dist.benchmark import run
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
+    from benchmarks import run
     from nt_dist.parallel.mesh import close, init_mesh
 
     def say(line: str) -> None:

@@ -171,3 +171,18 @@ def _model_axes(config: Config, layers: list[LayerPart]) -> Payload:
 def _send(payload: Counter, config: Config, after: list[LayerPart]) -> None:
     """Count what goes over the boundary before the layers ``after``, in one direction."""
     payload["pipe", "send"] += config.accumulation_steps * received_bytes(after[0], config)
+
+
+def sent_bytes(operation: str, payload: float, ranks: int) -> float:
+    """Return the bytes that each of ``ranks`` sends for a payload, by the ring algorithms (NCCL's and gloo's for large
+    tensors; Patarasuk and Yuan, J. Parallel Distrib. Comput. 69, 2009, section 3).
+
+    An all-reduce is a reduce-scatter and an all-gather, each of which sends all but the own share; a broadcast and a
+    reduction to one rank pass everything once; "send" is between two ranks.
+    """
+    if operation == "send":
+        return payload
+    if ranks == 1:
+        return 0.0
+    share = (ranks - 1) / ranks
+    return payload * {"all_reduce": 2 * share, "all_gather": share, "reduce_scatter": share}.get(operation, 1.0)

@@ -18,10 +18,9 @@ A micro-batches of a step, P stages. The update's own work on the GPU is left ou
 import math
 from dataclasses import dataclass
 
-from nt_dist.benchmark.traffic import sent_bytes
 from nt_dist.config import Config
 from nt_dist.planning.activations import element_bytes, micro_batch_tokens
-from nt_dist.planning.communication import Payload, step_payload, update_payload_of
+from nt_dist.planning.communication import Payload, sent_bytes, step_payload, update_payload_of
 from nt_dist.planning.gpus import COMPUTE_SHARE, LATENCY, LINK_SHARE, MEMORY_SHARE, NODE, Gpu
 from nt_dist.planning.local_weights import LayerPart, local_parts, stage_layers
 

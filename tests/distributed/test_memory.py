@@ -5,8 +5,8 @@ import gc
 import pytest
 import torch
 
-from nt_dist.benchmark.allocations import Allocations
-from nt_dist.benchmark.setup import random_batches
+from benchmarks.allocations import Allocations
+from benchmarks.setup import random_batches
 from nt_dist.engine.engine import build_engine, train_step
 from nt_dist.engine.optimizer_state import optimizer_state
 from nt_dist.engine.pipeline import build_mesh_model

@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nt_dist.benchmark.setup import build_bench, random_batches
-from nt_dist.benchmark.traffic import counted_traffic, sent_bytes
+from benchmarks.setup import build_bench, random_batches
+from benchmarks.traffic import counted_traffic
 from nt_dist.config.settings import Parallel
 from nt_dist.engine.engine import build_engine, train_step
 from nt_dist.engine.pipeline import build_mesh_model
 from nt_dist.families import make_config
 from nt_dist.model.trails import build_model
 from nt_dist.parallel.mesh import init_mesh
-from nt_dist.planning.communication import step_payload, update_payload
+from nt_dist.planning.communication import sent_bytes, step_payload, update_payload
 from nt_dist.planning.local_weights import local_parts, stage_layers
 from nt_dist.testing import run_distributed
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nt_dist.benchmark.plain_model import PlainModel
+from benchmarks.plain_model import PlainModel
 from nt_dist.families import make_config
 from nt_dist.llama.weights import padded_vocab_size
 from nt_dist.model.flops import token_flops

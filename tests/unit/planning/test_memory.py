@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nt_dist.benchmark.allocations import Allocations
+from benchmarks.allocations import Allocations
 from nt_dist.config.settings import Parallel
 from nt_dist.families import make_config
 from nt_dist.model import functions

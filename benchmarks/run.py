@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from nt_dist.benchmark.communication import measure_traffic, traffic_table
-from nt_dist.benchmark.inference import measure_inference
-from nt_dist.benchmark.memory import measure_memory, memory_table
-from nt_dist.benchmark.saving import measure_saving
-from nt_dist.benchmark.speed import measure_speed
-from nt_dist.benchmark.trunk import measure_trunk
+from benchmarks.communication import measure_traffic, traffic_table
+from benchmarks.inference import measure_inference
+from benchmarks.memory import measure_memory, memory_table
+from benchmarks.saving import measure_saving
+from benchmarks.speed import measure_speed
+from benchmarks.trunk import measure_trunk
 from nt_dist.config import Config
 from nt_dist.parallel.mesh import Mesh
 

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from nt_dist.benchmark.setup import DENSE, at_density, build_bench
-from nt_dist.benchmark.traffic import counted_traffic, sent_bytes
+from benchmarks.setup import DENSE, at_density, build_bench
+from benchmarks.traffic import counted_traffic
 from nt_dist.config import Config
 from nt_dist.errors import ConfigError
 from nt_dist.parallel.mesh import init_mesh
-from nt_dist.planning.communication import Payload, step_payload, update_payload
+from nt_dist.planning.communication import Payload, sent_bytes, step_payload, update_payload
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from nt_dist.benchmark import inference
-from nt_dist.benchmark.inference import DENSE, FULL, SINGLE, measure_inference
+from benchmarks import inference
+from benchmarks.inference import DENSE, FULL, SINGLE, measure_inference
 from tests.unit.model.tiny import tiny
 
 SPARSE = "NeuroTrails, density 0.2"

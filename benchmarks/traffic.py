@@ -2,8 +2,8 @@
 
 A call's *payload* is the bytes of the whole tensor that the collective makes equal, gathers or scatters: the tensor of
 an all-reduce or a broadcast, the whole output of an all-gather, the whole input of a reduce-scatter, what is sent. What
-then travels depends on the algorithm; :func:`sent_bytes` has the ring's. Python objects (a few hundred bytes, pickled)
-are no tensors and are left out, and so are barriers.
+then travels depends on the algorithm; planning's ``sent_bytes`` has the ring's. Python objects (a few hundred bytes,
+pickled) are no tensors and are left out, and so are barriers.
 """
 
 import contextlib
@@ -21,21 +21,6 @@ from nt_dist.parallel.mesh import AXES, Mesh
 
 OTHER = "other"
 """The name for groups that are no axis of the mesh."""
-
-
-def sent_bytes(operation: str, payload: float, ranks: int) -> float:
-    """Return the bytes that each of ``ranks`` sends for a payload, by the ring algorithms (NCCL's and gloo's for large
-    tensors; Patarasuk and Yuan, J. Parallel Distrib. Comput. 69, 2009, section 3).
-
-    An all-reduce is a reduce-scatter and an all-gather, each of which sends all but the own share; a broadcast and a
-    reduction to one rank pass everything once; "send" is between two ranks.
-    """
-    if operation == "send":
-        return payload
-    if ranks == 1:
-        return 0.0
-    share = (ranks - 1) / ranks
-    return payload * {"all_reduce": 2 * share, "all_gather": share, "reduce_scatter": share}.get(operation, 1.0)
 
 
 class Traffic:

@@ -10,8 +10,8 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nt_dist.benchmark.setup import build_bench, check, synchronizer
-from nt_dist.benchmark.timing import Clock, Spread
+from benchmarks.setup import build_bench, check, synchronizer
+from benchmarks.timing import Clock, Spread
 from nt_dist.checkpoint.manifest import Progress
 from nt_dist.checkpoint.saving import Saver
 from nt_dist.config import Config

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nt_dist.benchmark.plain_model import PlainModel, PlainTrainer
+from benchmarks.plain_model import PlainModel, PlainTrainer
 from nt_dist.families import make_config
 from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, weights_of

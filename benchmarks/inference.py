@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from nt_dist.benchmark.timing import Clock, Spread, rotated
+from benchmarks.timing import Clock, Spread, rotated
 from nt_dist.config import Config
 from nt_dist.export.hf.modeling_neurotrails import NeuroTrailsForCausalLM
 from nt_dist.export.hf.sparse_neurotrails import FILE, SparseLinear, save_sparse

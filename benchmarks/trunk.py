@@ -8,16 +8,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from nt_dist.benchmark.allocations import Allocations
-from nt_dist.benchmark.setup import Bench, build_bench, synchronizer
-from nt_dist.benchmark.speed import WARM_UP_STEPS
-from nt_dist.benchmark.timing import Clock, Spread, rotated
-from nt_dist.benchmark.traffic import counted_traffic, sent_bytes
+from benchmarks.allocations import Allocations
+from benchmarks.setup import Bench, build_bench, synchronizer
+from benchmarks.speed import WARM_UP_STEPS
+from benchmarks.timing import Clock, Spread, rotated
+from benchmarks.traffic import counted_traffic
 from nt_dist.config import Config
 from nt_dist.errors import ConfigError
 from nt_dist.families import make_config
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.planning.activations import kept
+from nt_dist.planning.communication import sent_bytes
 from nt_dist.planning.local_weights import stage_layers
 
 TRUNKS = ("replicated", "split")

@@ -7,9 +7,9 @@ does meets all of them. Figures are ratios within a round: their median, and the
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nt_dist.benchmark.plain_model import PlainTrainer
-from nt_dist.benchmark.setup import at_density, build_bench, check, synchronizer
-from nt_dist.benchmark.timing import Clock, Spread, rotated
+from benchmarks.plain_model import PlainTrainer
+from benchmarks.setup import at_density, build_bench, check, synchronizer
+from benchmarks.timing import Clock, Spread, rotated
 from nt_dist.config import Config
 from nt_dist.parallel.mesh import Mesh
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from nt_dist.benchmark.allocations import Allocations
-from nt_dist.benchmark.setup import Bench, at_density, build_bench, check
+from benchmarks.allocations import Allocations
+from benchmarks.setup import Bench, at_density, build_bench, check
 from nt_dist.config import Config
 from nt_dist.engine.optimizer_state import MOMENTS
 from nt_dist.model.trails import weights_of

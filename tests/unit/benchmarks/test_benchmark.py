@@ -7,14 +7,14 @@ from typing import ClassVar
 import pytest
 import torch
 
-from nt_dist.benchmark import speed as speed_module
-from nt_dist.benchmark.allocations import Allocations
-from nt_dist.benchmark.memory import KINDS, measure_memory, memory_table
-from nt_dist.benchmark.run import run_memory, run_saving, run_speed, run_trunk
-from nt_dist.benchmark.setup import at_density, build_bench, check
-from nt_dist.benchmark.speed import measure_speed
-from nt_dist.benchmark.timing import Spread
-from nt_dist.benchmark.trunk import measure_trunk
+from benchmarks import speed as speed_module
+from benchmarks.allocations import Allocations
+from benchmarks.memory import KINDS, measure_memory, memory_table
+from benchmarks.run import run_memory, run_saving, run_speed, run_trunk
+from benchmarks.setup import at_density, build_bench, check
+from benchmarks.speed import measure_speed
+from benchmarks.timing import Spread
+from benchmarks.trunk import measure_trunk
 from nt_dist.errors import ConfigError
 from nt_dist.families import make_config
 from nt_dist.parallel.mesh import init_mesh
