@@ -16,7 +16,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path
 def stated_order():
     """The levels of CONTRIBUTING.md, lowest first; rooms of one level do not know each other."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    block = re.search(r"Imports run one way.*?:\n\n((?:    .+\n)+)", text).group(1)
+    block = re.search(r"(?s)Imports run one way.*?:\n\n((?:    .+\n)+)", text).group(1)
     return [re.findall(r"[a-z_]+", level) for level in re.split("←", block)]
 
 
