@@ -16,7 +16,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path
 def stated_order():
     """The levels of CONTRIBUTING.md, lowest first; rooms of one level do not know each other."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    block = re.search(r"(?s)Imports run one way.*?:\n\n((?:    .+\n)+)", text).group(1)
+    block = re.search(r"Imports run one way(?:.*\n)+?\n((?:    .+\n)+)", text).group(1)
     return [re.findall(r"[a-z_]+", level) for level in re.split("←", block)]
 
 
@@ -37,7 +37,7 @@ def room_of(name):
     return name.split(".")[1]
 
 
-IMPORTS = {name: imports_of(name, path) for name, path in MODULES.items() if path.name != "__init__.py"}
+IMPORTS = {name: imports_of(name, path) for name, path in MODULES.items() if path.parent != PACKAGE or path.name != "__init__.py"}
 
 
 def wrong_arrows(imports, order):
