@@ -1,9 +1,9 @@
 """Where a pipeline is cut: stages of equal work, from the config's shapes alone.
 
 The work of a layer on one micro-batch of N tokens, on one rank of the trail axis and once for each trail that it has
-there: 6 operations for each entry of a matrix and token and three times the family's extra_flops,
-and what moving a weight costs whatever N is: building its dense form, reading it forward and backward and
-writing its gradient. A trunk block counts once, with its share of the N tokens where trail ranks split them, a trail
+there: 6 operations for each entry of a matrix and token and three times the family's extra_flops, and
+what moving a weight costs whatever N is: building its dense form, reading it forward and backward and writing its
+gradient. A trunk block counts once, with its share of the N tokens where trail ranks split them, a trail
 block as often as there are trails; the embedding, which multiplies nothing, counts by its bytes alone.
 """
 

@@ -165,11 +165,8 @@ def test_trail_ranks_keep_their_share_of_a_split_trunk():
 def test_stages_share_the_work():
     """Trail blocks count once for each trail, the output matrix like a block of its size."""
     config = _config(model={"num_layers": 6, "vocab_size": 64}, trails={"layers": 2})
-    work = [
-        sum(layer.work(SEQUENCE) for layer in layers)
-        for layers in stage_layers(replace(config, parallel=Parallel(pipe=2)))
-    ]
-    total = sum(layer.work(SEQUENCE) for layer in layer_parts(config))
+    work = [sum(layer.work for layer in layers) for layers in stage_layers(replace(config, parallel=Parallel(pipe=2)))]
+    total = sum(layer.work for layer in layer_parts(config))
     assert sum(work) == total and max(work) < 0.6 * total
     kinds = [[layer.kind for layer in layers] for layers in stage_layers(replace(config, parallel=Parallel(pipe=7)))]
     assert kinds == [["embedding", "block"], *[["block"]] * 5, ["output"]]
