@@ -80,7 +80,7 @@ def test_no_machine_paths():
     for file in files:
         if file.suffix == ".pyc" or file == Path(__file__):
             continue
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             if MACHINE_PATH.search(line):
                 found.append(f"{file.relative_to(ROOT)}:{number}: {line.strip()}")
     assert not found

@@ -37,7 +37,11 @@ def room_of(name):
     return name.split(".")[1]
 
 
-IMPORTS = {name: imports_of(name, path) for name, path in MODULES.items() if path.parent != PACKAGE or path.name != "__init__.py"}
+IMPORTS = {
+    name: imports_of(name, path)
+    for name, path in MODULES.items()
+    if path.parent != PACKAGE or path.name != "__init__.py"
+}
 
 
 def wrong_arrows(imports, order):
