@@ -141,7 +141,7 @@ class PlainTrainer:
         tokens = sum(float(batch.weights.sum()) for batch in micro_batches)
         for batch in micro_batches:
             losses = [
-                token_losses(logits[..., : self.vocab_size], batch.targets) for logits in self.model(batch.tokens)
+                token_losses(logits[..., : self.vocab_size], batch.targets) for logits in self.model(batch.inputs)
             ]
             loss = sum((each * batch.weights).sum() for each in losses) / tokens
             loss.backward()

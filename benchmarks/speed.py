@@ -117,7 +117,7 @@ def measure_speed(
                 (clock.seconds(bench.step_before_update, 1) + clock.seconds(bench.update, 1)) / ordinary - 1
             )
         progress(f"round {number + 1} of {num_rounds}: " + ", ".join(f"{n} {s[-1]:.3f} s" for n, s in seconds.items()))
-    tokens = sum(batch.tokens.numel() for batch in batches)
+    tokens = sum(batch.inputs.numel() for batch in batches)
     rates = {name: Spread([tokens / each for each in times]) for name, times in seconds.items()}
     ratios = {
         density: Spread([p / t for p, t in zip(seconds[PLAIN], seconds[density], strict=True)]) for density in densities

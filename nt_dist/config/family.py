@@ -128,7 +128,10 @@ class Family(ABC):
 
     @abstractmethod
     def open_data(self, config: Config, is_writer: bool, exchange: Callable[[Callable[[], Any]], Any]) -> Any:
-        """A run's samples: an object with ``train``, ``validation`` and ``digest``, which tells its data from others.
+        """A run's samples: an object with ``train``, ``validation``, ``digest`` and ``identity``.
+
+        ``train`` and ``validation`` are :class:`nt_dist.data.samples.Samples`; two runs with the same digest train on
+        the same ones. The identity is a dictionary that checkpoints keep, beside the trainer's own figures.
 
         Args:
             config: The settings.

@@ -1,4 +1,4 @@
-"""Batches: samples in training order for one data rank, and the fixed windows of an evaluation.
+"""Samples in training order for one data rank, and the fixed windows of an evaluation.
 
 Global step g (counted from the first sample number) trains on the sample numbers [g·N, g·N + N), N = train.batch_size;
 data rank r of D reads the r-th of D equal blocks of them. So any data degree trains on the same samples in each step.
@@ -8,40 +8,14 @@ Steps that would read numbers which were left out begin behind them.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
-import torch
 
+from nt_dist.data.batch import Batch, collate
 from nt_dist.data.order import first_of_step, samples_at
-from nt_dist.text.samples import Samples
+from nt_dist.data.samples import Samples
 
 _STEPS_AHEAD = 2
-
-
-class Batch(NamedTuple):
-    """One micro-batch: B sequences of S tokens."""
-
-    tokens: torch.Tensor
-    """Inputs, int64. [B, S]"""
-    targets: torch.Tensor
-    """The token that follows each input, int64. [B, S]"""
-    weights: torch.Tensor
-    """1 where the target is real, 0 on padding, float32. [B, S]"""
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on a device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
-
-
-def collate(samples: Samples, indices: list[int] | np.ndarray, size: int) -> Batch:
-    """Read samples into one batch, filled up to ``size`` with rows of weight 0."""
-    shape = (size, samples.sequence_length)
-    tokens, targets = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    weights = np.zeros(shape, dtype=np.float32)
-    for row, index in enumerate(indices):
-        tokens[row], targets[row], weights[row] = samples[int(index)]
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(weights))
 
 
 class StepLoader:

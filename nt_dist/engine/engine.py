@@ -17,7 +17,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import nn
 
 from nt_dist.config import Config
-from nt_dist.data.loader import Batch
+from nt_dist.data.batch import Batch
 from nt_dist.engine import pipeline
 from nt_dist.engine.bad_steps import StepVerdict
 from nt_dist.engine.mpu import ModelParallelUnit
@@ -232,7 +232,7 @@ def _pass_through(
 ) -> None:
     """What :meth:`PipelineModel.train_step` does, without stages; a micro-batch's sums [T] are appended to ``nll``."""
     for number, batch in enumerate(micro_batches):
-        sums = place.trail_losses(engine(batch.tokens), batch.targets, batch.weights)
+        sums = place.trail_losses(engine(batch.inputs), batch.targets, batch.weights)
         nll.append(sums.detach())
         before_backward(number)
         engine.backward(sums.sum() * scale)

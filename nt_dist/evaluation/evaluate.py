@@ -73,7 +73,7 @@ def _stream(model: torch.nn.Module, batches: Iterable, mesh, sums) -> None:
         # no_grad, not inference_mode: ZeRO 3 gathers into the parameters themselves, which must stay ordinary tensors
         with torch.no_grad():
             for batch in batches:
-                logits = model(batch.tokens.to(mesh.device))
+                logits = model(batch.inputs.to(mesh.device))
                 if logits is not None:
                     sums.add(logits, batch.targets.to(mesh.device), batch.weights.to(mesh.device))
                 del logits  # or two batches' logits would be alive at once

@@ -11,7 +11,7 @@ from nt_dist.config import Config
 from nt_dist.errors import DataError
 from nt_dist.text.indexed import IndexedTokens
 from nt_dist.text.prepare import FORMAT, RECORD, TOKENIZER, find_tokenizer, prepare_data, prepare_streams
-from nt_dist.text.samples import Samples, make_samples
+from nt_dist.text.samples import TextSamples, make_samples
 from nt_dist.text.sources import open_files, open_source
 from nt_dist.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -26,11 +26,16 @@ _logger = logging.getLogger(__name__)
 class OpenData(NamedTuple):
     """A run's data."""
 
-    train: Samples
-    validation: Samples
+    train: TextSamples
+    validation: TextSamples
     tokenizer: Tokenizer
     digest: str
     """Of the training tokens and the tokenizer: two runs with the same digest train on the same documents."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint keeps, so that a model and its tokenizer stay together."""
+        return {"tokenizer_sha256": self.tokenizer.sha256}
 
 
 def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambda work: work()) -> OpenData:
@@ -58,7 +63,7 @@ def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambd
     return OpenData(train, validation, tokenizer, _digest(record))
 
 
-def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work()) -> tuple[Samples, Tokenizer]:
+def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work()) -> tuple[TextSamples, Tokenizer]:
     """Open other texts, with the tokenizer and the layout of a config, for an evaluation.
 
     Args:
@@ -158,7 +163,7 @@ def _open_folder(config: Config, folder: Path) -> tuple[dict[str, Any], Tokenize
     return record, tokenizer
 
 
-def _samples(config: Config, folder: Path, record: dict[str, Any], name: str) -> Samples:
+def _samples(config: Config, folder: Path, record: dict[str, Any], name: str) -> TextSamples:
     if f"{name}.bin" not in record["files"]:
         raise DataError(f"{folder / RECORD}: lists no {name}.bin; {_REMEDY}")
     model = config.model

@@ -3,27 +3,15 @@
 S = model.max_seq_len. A sample is S tokens, the S tokens that follow them, and S weights of the loss.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
+from nt_dist.data.samples import Sample
 from nt_dist.errors import DataError
 from nt_dist.text.indexed import IndexedTokens
 
 
-class Sample(NamedTuple):
-    """One sequence."""
-
-    tokens: np.ndarray
-    """Inputs, int64. [S]"""
-    targets: np.ndarray
-    """The token that follows each input, int64. [S]"""
-    weights: np.ndarray
-    """1 where the target is real, 0 on padding, float32. [S]"""
-
-
-class Samples:
-    """Samples by number; see the two layouts below.
+class TextSamples:
+    """Samples of text by number (:class:`nt_dist.data.batch.Samples`); see the two layouts below.
 
     Args:
         indexed: The prepared documents.
@@ -53,6 +41,10 @@ class Samples:
             raise IndexError(index)
         return self.sample(index)
 
+    def blank(self) -> Sample:
+        """A sample of padding alone."""
+        return self._split(np.empty(0, dtype=np.int64))
+
     def _split(self, tokens: np.ndarray) -> Sample:
         """Shift up to S + 1 tokens against themselves, padding with tokens 0 of weight 0. [<= S + 1]"""
         if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
@@ -68,7 +60,7 @@ class Samples:
         return Sample(padded[:-1], padded[1:], weights)
 
 
-class PackedSamples(Samples):
+class PackedSamples(TextSamples):
     """Windows of the documents one after the other, each between BOS and EOS, in file order.
 
     Window i reads the tokens [i·S, i·S + S]: inputs do not overlap, and each token but the first is a target once.
@@ -90,7 +82,7 @@ class PackedSamples(Samples):
         return self._split(self.indexed.tokens(index * self.sequence_length, self.sequence_length + 1))
 
 
-class RowSamples(Samples):
+class RowSamples(TextSamples):
     """One document a row, cut to S + 1 tokens or padded: the paper's protocol. Padding has weight 0."""
 
     def __len__(self) -> int:
@@ -100,7 +92,7 @@ class RowSamples(Samples):
         return self._split(self.indexed.document(index, self.sequence_length + 1))
 
 
-def make_samples(layout: str, indexed: IndexedTokens, sequence_length: int, vocab_size: int) -> Samples:
+def make_samples(layout: str, indexed: IndexedTokens, sequence_length: int, vocab_size: int) -> TextSamples:
     """Samples in ``data.layout`` "packed" or "rows"."""
     kind = {"packed": PackedSamples, "rows": RowSamples}[layout]
     return kind(indexed, sequence_length, vocab_size)

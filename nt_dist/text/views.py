@@ -1,18 +1,19 @@
-"""Samples corrupted for evaluations."""
+"""TextSamples corrupted for evaluations."""
 
 import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
-from nt_dist.text.samples import Sample, Samples
+from nt_dist.data.samples import Sample
+from nt_dist.text.samples import TextSamples
 from nt_dist.text.tokenizer import Tokenizer
 
 _SEED = 0
 """Of the corruption; not a run's, so that all runs are measured on the same corrupted text."""
 
 
-class Corrupted(Samples):
+class Corrupted(TextSamples):
     """The samples with something wrong in each, which follows from the sample's number alone.
 
     Targets are corrupted with the inputs, so that a perplexity is that of the corrupted text.
@@ -22,7 +23,7 @@ class Corrupted(Samples):
         share: How much of each, in (0, 1].
     """
 
-    def __init__(self, samples: Samples, share: float):
+    def __init__(self, samples: TextSamples, share: float):
         assert 0 < share <= 1
         super().__init__(samples.indexed, samples.sequence_length, samples.vocab_size)
         self.samples, self.share = samples, share
@@ -32,7 +33,7 @@ class Corrupted(Samples):
 
     def sample(self, index: int) -> Sample:
         whole = self.samples[index]
-        tokens = np.concatenate([whole.tokens[:1], whole.targets])[: int(whole.weights.sum()) + 1]
+        tokens = np.concatenate([whole.inputs[:1], whole.targets])[: int(whole.weights.sum()) + 1]
         return self._split(self.corrupt(tokens, np.random.default_rng((_SEED, index)))[: len(tokens)])
 
     def corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
@@ -68,7 +69,7 @@ class Misspelled(Corrupted):
         tokenizer: What made the samples.
     """
 
-    def __init__(self, samples: Samples, share: float, tokenizer: Tokenizer):
+    def __init__(self, samples: TextSamples, share: float, tokenizer: Tokenizer):
         super().__init__(samples, share)
         self.tokenizer = tokenizer
 

@@ -34,7 +34,6 @@ from nt_dist.parallel.agree import agree
 from nt_dist.parallel.handshake import check_alike
 from nt_dist.parallel.lost_ranks import naming_lost_ranks
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
-from nt_dist.text.corpus import open_data
 from nt_dist.training.integrity import Integrity
 from nt_dist.training.reporter import Reporter
 from nt_dist.training.run_end import lacks_evaluation, print_table
@@ -118,7 +117,7 @@ class Trainer:
         self.step = self.tokens = self.consumed_samples = 0
         self.regrown = self.drop_fraction = 0.0  # of the last update
         self.heartbeat.enter("preparing data")
-        self.data = open_data(config, mesh.is_main, self.prepare)
+        self.data = config.family.open_data(config, mesh.is_main, self.prepare)
         check_alike(mesh.gather_objects, "data", {"its digest": self.data.digest})
         self.heartbeat.enter("building")
         self.model = build_mesh_model(config, mesh)
@@ -333,7 +332,7 @@ class Trainer:
         self.heartbeat.enter("saving")
         extra = {"tokens": self.tokens, "regrown": self.regrown, "drop_fraction": self.drop_fraction}
         extra |= {"bad_steps": self.bad_steps.state(), "guard": self.guard.state()}
-        extra["tokenizer_sha256"] = self.data.tokenizer.sha256  # so that a model and its tokenizer stay together
+        extra |= self.data.identity
         progress = Progress(self.step, self.consumed_samples, self.optimizer_state.step, self.data.digest, extra)
         self.saver.save(progress, is_last)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nt_dist.data.loader import Batch
+from nt_dist.data.batch import Batch
 from nt_dist.evaluation import predictions
 from nt_dist.evaluation.evaluate import evaluate, evaluate_fully
 from nt_dist.families import make_config

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from nt_dist.data.loader import Batch
+from nt_dist.data.batch import Batch
 from nt_dist.engine.engine import build_engine, learning_rate, train_step
 from nt_dist.engine.optimizer_state import State, optimizer_state
 from nt_dist.errors import TopologyError
@@ -230,7 +230,7 @@ def _first_step_by_hand(rank, world_size):
     mesh, _, engine, _, _ = _start(config)
     batch = Batch(*(torch.cat(parts) for parts in zip(*_batches(1), strict=True)))
     with torch.no_grad():
-        sums = Place().trail_losses(build_model(config)(batch.tokens), batch.targets, batch.weights)
+        sums = Place().trail_losses(build_model(config)(batch.inputs), batch.targets, batch.weights)
     result = train_step(engine, config, mesh, _batches(1, rank, world_size), 1)
     assert float(result.tokens) == float(batch.weights.sum()) < BATCH * SEQUENCE
     means = (sums / batch.weights.sum()).tolist()

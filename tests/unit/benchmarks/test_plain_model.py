@@ -66,7 +66,7 @@ def _batch(seed):
     generator = torch.Generator().manual_seed(seed)
     tokens, targets = torch.randint(37, (2, 2, 8), generator=generator)
     weights = (torch.rand(2, 8, generator=generator) < 0.8).float()
-    return SimpleNamespace(tokens=tokens, targets=targets, weights=weights)
+    return SimpleNamespace(inputs=tokens, targets=targets, weights=weights)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_logits_and_size_are_the_trainers(trails):
     for weight in weights_of(model).values():
         weight.values.data.normal_(std=0.3)  # far from a fresh model, whose norms are all one
     _copy(config, model, plain)
-    tokens = _batch(0).tokens
+    tokens = _batch(0).inputs
     with torch.no_grad():
         expected, logits = model(tokens)[..., :37], torch.stack(plain(tokens))[..., :37]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
@@ -94,7 +94,7 @@ def test_a_step_is_the_trainers_step():
     optimizer = torch.optim.AdamW(model.parameters(), train.lr, train.betas, train.adam_eps, train.weight_decay)
     tokens = sum(batch.weights.sum() for batch in batches)
     for batch in batches:
-        (Place().trail_losses(model(batch.tokens), batch.targets, batch.weights).sum() / tokens).backward()
+        (Place().trail_losses(model(batch.inputs), batch.targets, batch.weights).sum() / tokens).backward()
     optimizer.step()
     trainer.step(batches)
     after = PlainModel(config)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from nt_dist.data.loader import Batch, StepLoader, evaluation_batches
+from nt_dist.data.batch import Batch
+from nt_dist.data.loader import StepLoader, evaluation_batches
 from nt_dist.data.order import samples_at
+from nt_dist.data.samples import Sample
 from nt_dist.errors import DataError
-from nt_dist.text.samples import Sample
 
 
 class Numbered:
@@ -28,13 +29,16 @@ class Numbered:
         assert 0 <= index < self.count
         return Sample(np.full(3, index), np.full(3, index + 1), np.ones(3, dtype=np.float32))
 
+    def blank(self):
+        return Sample(np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.float32))
+
 
 def steps(count, **arguments):
     return list(itertools.islice(StepLoader(Numbered(50), 5, 12, **arguments), count))
 
 
 def numbers(micro_batches):
-    return [row for batch in micro_batches for row in batch.tokens[:, 0].tolist()]
+    return [row for batch in micro_batches for row in batch.inputs[:, 0].tolist()]
 
 
 def test_shapes_and_types():
@@ -43,7 +47,7 @@ def test_shapes_and_types():
     for batch in step:
         assert [tuple(tensor.shape) for tensor in batch] == [(4, 3)] * 3
         assert [tensor.dtype for tensor in batch] == [torch.int64, torch.int64, torch.float32]
-        assert torch.equal(batch.targets, batch.tokens + 1)
+        assert torch.equal(batch.targets, batch.inputs + 1)
     assert isinstance(step[0].to("cpu"), Batch)
 
 
@@ -102,8 +106,8 @@ def test_evaluation_covers_each_sample_once_on_equal_shapes(micro_batch_size, de
     for batches in ranks:
         assert len(list(batches)) == len(batches)
         for batch in batches:
-            assert batch.tokens.shape == (micro_batch_size, 3)
+            assert batch.inputs.shape == (micro_batch_size, 3)
             real = batch.weights[:, 0] == 1
             assert torch.equal(batch.weights, real[:, None].float().expand(-1, 3))
-            seen += batch.tokens[real, 0].tolist()
+            seen += batch.inputs[real, 0].tolist()
     assert sorted(seen) == list(range(wanted))

@@ -47,7 +47,7 @@ class Mesh:
 def _batch(seed, real=True):
     generator = torch.Generator().manual_seed(seed)
     tokens, targets = torch.randint(5, (2, 3, 4), generator=generator)
-    return SimpleNamespace(tokens=tokens, targets=targets, weights=torch.full((3, 4), float(real)))
+    return SimpleNamespace(inputs=tokens, targets=targets, weights=torch.full((3, 4), float(real)))
 
 
 def test_the_figures_of_all_batches_and_data_ranks_in_evaluation_mode():
@@ -57,7 +57,7 @@ def test_the_figures_of_all_batches_and_data_ranks_in_evaluation_mode():
     assert mesh.reduced == [(torch.Size([6]), "sum")]
     expected = EnsembleSums(2)
     for batch in batches:
-        expected.add(model.table[:, batch.tokens].detach(), batch.targets, batch.weights)
+        expected.add(model.table[:, batch.inputs].detach(), batch.targets, batch.weights)
     expected = Llama().figures(expected.means())
     assert result.pop("tokens") == 2 * expected.pop("tokens") == 48
     for key, value in expected.items():
@@ -67,7 +67,7 @@ def test_the_figures_of_all_batches_and_data_ranks_in_evaluation_mode():
 def test_the_mode_is_restored_after_an_error():
     model = Model().train()
     with pytest.raises(IndexError):
-        evaluate(model, [SimpleNamespace(tokens=torch.tensor([[9]]))], Mesh(), CONFIG)
+        evaluate(model, [SimpleNamespace(inputs=torch.tensor([[9]]))], Mesh(), CONFIG)
     assert model.training
 
 

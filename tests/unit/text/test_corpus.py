@@ -24,14 +24,14 @@ def test_packed_samples_are_the_documents_one_after_the_other(config):
     documents = [data.tokenizer.document(text) for text in TEXTS]
     stream = [token for document in documents if document not in held_out for token in document]
     first, second = data.train[0], data.train[1]
-    assert [*first.tokens, *second.tokens, second.targets[-1]] == stream[:33]
+    assert [*first.inputs, *second.inputs, second.targets[-1]] == stream[:33]
     assert len(data.train) == (len(stream) - 1) // 16
 
 
 def test_rows_are_one_document_each(tmp_path, config):
     rows = open_data(config_over(tmp_path, path=config.data.path, validation=0.1, layout="rows"))
     assert (len(rows.train), len(rows.validation)) == (27, 3)
-    assert rows.train[0].tokens[0] == rows.tokenizer.bos
+    assert rows.train[0].inputs[0] == rows.tokenizer.bos
 
 
 def test_only_the_writer_prepares(config):

@@ -40,12 +40,12 @@ def test_rows_are_cut_and_padded(tmp_path):
     rows = samples(tmp_path, "rows", [[1, 9, 2], [1, 3, 4, 5, 6, 2], [1, 8, 7, 6, 2]], 4)
     assert len(rows) == 3
     short, long, exact = rows[0], rows[1], rows[2]
-    assert (short.tokens.tolist(), short.targets.tolist(), short.weights.tolist()) == (
+    assert (short.inputs.tolist(), short.targets.tolist(), short.weights.tolist()) == (
         [1, 9, 2, 0],
         [9, 2, 0, 0],
         [1, 1, 0, 0],
     )
-    assert (long.tokens.tolist(), long.targets.tolist(), long.weights.sum()) == ([1, 3, 4, 5], [3, 4, 5, 6], 4)
+    assert (long.inputs.tolist(), long.targets.tolist(), long.weights.sum()) == ([1, 3, 4, 5], [3, 4, 5, 6], 4)
     assert (exact.targets.tolist(), exact.weights.sum()) == ([8, 7, 6, 2], 4)
 
 

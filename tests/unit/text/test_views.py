@@ -14,7 +14,7 @@ DOCUMENTS = [list(range(3, 3 + length)) for length in (9, 2, 1, 7, 20)]
 
 
 def _tokens(sample):
-    return np.append(sample.tokens[:1], sample.targets)[: int(sample.weights.sum()) + 1].tolist()
+    return np.append(sample.inputs[:1], sample.targets)[: int(sample.weights.sum()) + 1].tolist()
 
 
 def test_a_share_of_a_samples_tokens_changes_places(tmp_path):
@@ -27,7 +27,7 @@ def test_a_share_of_a_samples_tokens_changes_places(tmp_path):
             assert sorted(after) == sorted(before)
             assert sum(a != b for a, b in zip(before, after, strict=True)) == moved
             assert corrupted[number].weights.tolist() == packed[number].weights.tolist()
-            assert corrupted[number].targets[:-1].tolist() == corrupted[number].tokens[1:].tolist()
+            assert corrupted[number].targets[:-1].tolist() == corrupted[number].inputs[1:].tolist()
 
 
 def test_it_follows_from_the_number_alone(tmp_path):
@@ -43,7 +43,7 @@ def test_padding_stays_and_short_rows_stay_as_they_are(tmp_path):
         before, after = rows[number], corrupted[number]
         assert after.weights.tolist() == before.weights.tolist()
         real = int(before.weights.sum()) + 1
-        assert not after.targets[real:].any() and not after.tokens[real:].any()
+        assert not after.targets[real:].any() and not after.inputs[real:].any()
         assert sorted(_tokens(after)) == sorted(_tokens(before))
     assert _tokens(corrupted[2]) == _tokens(rows[2])  # one token
     assert _tokens(Shuffled(rows, 0.1)[0]) == _tokens(rows[0])  # round(0.1 * 9) = 1: nothing to change places with

@@ -1,0 +1,37 @@
+"""What a data set gives: samples by number. Without torch, which the processes that tokenize do without.
+
+A sample has P positions with a target each: every token of a text, one for a whole picture.
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Sample(NamedTuple):
+    """One sample. All samples of a data set have the same shapes and types."""
+
+    inputs: np.ndarray
+    """What the model reads, of any type. [...]"""
+    targets: np.ndarray
+    """The right class at each position, int64. [P]"""
+    weights: np.ndarray
+    """1 where the target is real, 0 on padding, float32. [P]"""
+
+
+class Samples(Protocol):
+    """Samples by number: all that training and evaluation know of a data set."""
+
+    def __len__(self) -> int:
+        """Samples there are; at least one to train on."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one sample; its arrays are the caller's.
+
+        Raises:
+            IndexError: There is none of this number.
+            DataError: It cannot be read.
+        """
+
+    def blank(self) -> Sample:
+        """A sample of zeros, of the shapes and types of the others: it fills up a batch with weight 0."""
