@@ -26,6 +26,7 @@ def test_packed_samples_are_the_documents_one_after_the_other(config):
     first, second = data.train[0], data.train[1]
     assert [*first.inputs, *second.inputs, second.targets[-1]] == stream[:33]
     assert len(data.train) == (len(stream) - 1) // 16
+    assert data.identity == {"tokenizer_sha256": data.tokenizer.sha256}
 
 
 def test_rows_are_one_document_each(tmp_path, config):

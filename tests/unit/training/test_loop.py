@@ -107,6 +107,18 @@ def test_a_run_goes_back_to_the_save_that_was_under_way():
     assert done == [Path("step-10")]
 
 
+def test_a_checkpoint_keeps_what_tells_the_data():
+    saved = []
+    trainer = Trainer.__new__(Trainer)
+    trainer.step, trainer.consumed_samples, trainer.tokens, trainer.regrown, trainer.drop_fraction = 3, 24, 1, 0.1, 0.3
+    trainer.heartbeat, trainer.optimizer_state = SimpleNamespace(enter=lambda _: None), SimpleNamespace(step=3)
+    trainer.bad_steps, trainer.guard = BadSteps(5), SimpleNamespace(state=dict)
+    trainer.data = SimpleNamespace(digest="abc", identity={"tokenizer_sha256": "def"})
+    trainer.saver = SimpleNamespace(save=lambda progress, is_last: saved.append(progress))
+    trainer.save(is_last=True)
+    assert (saved[0].data_digest, saved[0].extra["tokenizer_sha256"]) == ("abc", "def")
+
+
 GOOD = {"tokens": 1, "regrown": 0.1, "drop_fraction": 0.3, "bad_steps": {}, "guard": {}}
 
 
