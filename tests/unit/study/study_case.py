@@ -3,6 +3,7 @@
 import torch
 
 from nt_dist.evaluation.full import FullSums
+from nt_dist.families import DEFAULT
 from nt_dist.study.results import Result
 
 
@@ -27,7 +28,7 @@ def figures(num_trails, seed=0, bias=2.0):
         weights["embedding"] = {"density": 0.5, "overlap": None, "ever_active": 0.6}
         topology = {"checkpoints": [5, 10], "overlap": 0.45, "overlap_chance": 0.33, "density": 0.5}
         topology |= {"ever_active": 0.65, "weights": weights}
-    return {**sums.result(), "topology": topology}
+    return {**sums.result(DEFAULT), "topology": topology}
 
 
 def result(name, num_trails, weights, digest="abc", **changes):
