@@ -1,4 +1,4 @@
-"""Saving and loading a run in a form that knows no layout (DESIGN §7).
+"""Saving and loading a run in a form that knows no layout (docs/design.md §7).
 
 A checkpoint holds, for every weight, trail and topology shard, the active positions, the fp32 values and both of Adam's
 moments, and beside them where the run stands. Every rank writes the fragments that it owns into one file and reads the

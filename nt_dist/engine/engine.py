@@ -184,9 +184,9 @@ def train_step(
 ) -> StepResult:
     """Do one optimizer step: forward and backward over the micro-batches, all-reduce, guard, clip, AdamW.
 
-    The objective is the sum over trails of the mean loss over all real tokens of the global step (DESIGN §5), so that
-    padding, micro-batch size and data degree do not change it. DeepSpeed averages over D and A; the loss given to it is
-    scaled by both.
+    The objective is the sum over trails of the mean loss over all real tokens of the global step (docs/design.md §5),
+    so that padding, micro-batch size and data degree do not change it. DeepSpeed averages over D and A; the loss given
+    to it is scaled by both.
 
     Args:
         engine: From :func:`build_engine`.

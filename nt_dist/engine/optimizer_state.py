@@ -1,4 +1,6 @@
-"""One door to the optimizer (DESIGN §7): masters, moments and Adam's step, wherever a DeepSpeed engine keeps them.
+"""One door to the optimizer: masters, moments and Adam's step, wherever a DeepSpeed engine keeps them.
+
+See docs/design.md §7.
 
 What DeepSpeed 0.19.8 makes of the client's AdamW:
 

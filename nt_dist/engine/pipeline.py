@@ -1,4 +1,4 @@
-"""Pipeline parallelism: the model's list of layers cut into stages for DeepSpeed's PipelineModule (DESIGN §6).
+"""Pipeline parallelism: the model's list of layers cut into stages for DeepSpeed's PipelineModule (docs/design.md §6).
 
 Between stages travels one tensor, the hidden state [T, B, S, H]; before the fork T = 1, and B may be this rank's share
 of a micro-batch. The first stage reads tokens [B, S] and the last computes the loss. Training is DeepSpeed's 1F1B

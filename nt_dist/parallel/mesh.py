@@ -1,4 +1,4 @@
-"""The process mesh: which rank does what, built once and passed explicitly (docs/design.md, section 6).
+"""The process mesh: which rank does what, built once and passed explicitly (docs/design.md §6).
 
 Axes (pipe, data, trail, tensor), tensor fastest: rank = ((p·D + d)·R + r)·T + t, as DeepSpeed's
 PipeModelDataParallelTopology counts with trail × tensor for its model axis.

@@ -1,5 +1,5 @@
 """The model cut over the mesh: tensor parallelism (Shoeybi et al., arXiv 1909.08053, §3) and trail parallelism
-(docs/design.md, section 6).
+(docs/design.md §6).
 
 The layers are the single-device ones; what differs is which trails and shards a rank holds, and what happens at the
 spots where parts meet. Conjugate collectives: what is the identity forward sums its gradient backward, and the other

@@ -1,4 +1,4 @@
-"""Which weights go and which come: pure functions over shards, one row a shard (DESIGN §4).
+"""Which weights go and which come: pure functions over shards, one row a shard (docs/design.md §4).
 
 Shapes: R rows (shards of equal size), k active slots, n entries.
 """

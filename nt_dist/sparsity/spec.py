@@ -1,4 +1,4 @@
-"""What a weight is, before anybody stores it, and how it is cut into topology shards (DESIGN §3).
+"""What a weight is, before anybody stores it, and how it is cut into topology shards (docs/design.md §3).
 
 A weight is cut into equal shards along one axis. Each shard has its own slot count, streams, drop and regrow, so a rank
 that owns whole shards needs no other rank for an update, and any layout trains the same model.

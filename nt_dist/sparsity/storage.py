@@ -1,4 +1,4 @@
-"""A weight as it is stored: three storages behind one small interface (DESIGN §2).
+"""A weight as it is stored: three storages behind one small interface (docs/design.md §2).
 
 - ``compact``: ``values`` [trails, slots] are the active entries, ``index`` their flat places; the dense matrix
   exists only while a product needs it, and is built again in backward.

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for and on nothing else (DESIGN §3).
+"""Random numbers that depend on what they are for and on nothing else (docs/design.md §3).
 
 A stream is keyed by words such as (seed, purpose, weight name, trail, shard, step); its n-th number is a hash of the
 key and n. So any rank draws the same number for the same entry of the same weight, in any layout, in any order, on any

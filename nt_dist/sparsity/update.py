@@ -1,4 +1,4 @@
-"""One topology update of one weight: drop, regrow, and what becomes of values and moments (DESIGN §4).
+"""One topology update of one weight: drop, regrow, and what becomes of values and moments (docs/design.md §4).
 
 Nothing here communicates: the dense gradient that comes in is the same on all ranks that hold a copy of the shards, so
 all of them compute the same new topology. A few shards at a time, so that the working memory is bounded and, on CPUs,
