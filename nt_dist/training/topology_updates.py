@@ -1,6 +1,8 @@
 """Topology updates of a whole model between optimizer steps, and the check that replicas agree.
 
-See docs/design.md §3, §4. What to drop and to regrow is decided in sparsity/update.py, the same on every rank that holds a copy of a shard; here
+See docs/design.md §3, §4.
+
+What to drop and to regrow is decided in sparsity/update.py, the same on every rank that holds a copy of a shard; here
 are the parts that need ranks and an optimizer: dense gradients summed over the ranks, masters and moments read and
 rewritten.
 """

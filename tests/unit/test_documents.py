@@ -12,7 +12,7 @@ from nt_dist.families import FAMILIES, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-SHIPPED = ["nt_dist", "tools", "tests", "configs", "docs", "launch_scripts", ".ci"]
+SHIPPED = ["nt_dist", "benchmarks", "tools", "tests", "configs", "docs", "launch_scripts", ".ci"]
 MACHINE_PATH = re.compile(r"(?<![\w.$}/~-])/(?:work|home|root|tmp|opt|Users|mnt)/[\w.]")
 
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -47,7 +47,8 @@ def test_links_lead_somewhere(document):
 @documents
 def test_files_named_in_commands_are_there(document):
     named = re.findall(
-        r"(?<![\w/])(?:launch_scripts|tools|configs|tests|nt_dist)/[\w/.]*\w", document.read_text(encoding="utf-8")
+        r"(?<![\w/])(?:launch_scripts|benchmarks|tools|configs|tests|nt_dist)/[\w/.]*\w",
+        document.read_text(encoding="utf-8"),
     )
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing
