@@ -9,28 +9,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+from nt_dist.config.family import Family
 from nt_dist.pictures.style import COLORS, INK, LINES, MARKERS, PALE, SEQUENTIAL, panels, styled
 
 ENSEMBLE = "ensemble"
 
 
 @styled
-def loss_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the training loss and the validation perplexity of every trail.
+def loss_curves(records: Sequence[Mapping[str, Any]], family: Family) -> Figure:
+    """Draw the training loss and the validation's headline figure of every trail.
 
     Args:
         records: Lines of ``metrics.jsonl``.
+        family: Whose figures they are.
     """
     steps = [record for record in records if "loss_per_trail" in record]
-    evaluations = [record for record in records if "eval" in record]
+    headlines = [(record["step"], family.headline(record["eval"])) for record in records if "eval" in record]
+    name = headlines[0][1].name if headlines else "figure"
     figure, (training, validation) = panels(2)
     _lines(training, [(record["step"], record["loss_per_trail"]) for record in steps], "")
     training.set(title="Training loss", xlabel="step", ylabel="cross-entropy (nats a token)")
-    _lines(validation, [(record["step"], record["eval"]["ppl_trails"]) for record in evaluations], "o")
-    if evaluations and len(evaluations[0]["eval"]["ppl_trails"]) > 1:
-        points = [(record["step"], _number(record["eval"]["ppl_ensemble_prob"])) for record in evaluations]
+    _lines(validation, [(step, headline.trails) for step, headline in headlines], "o")
+    if headlines and len(headlines[0][1].trails) > 1:
+        points = [(step, _number(headline.prob)) for step, headline in headlines]
         validation.plot(*zip(*points, strict=True), color=INK, marker="o", markersize=4, linewidth=2, label=ENSEMBLE)
-    validation.set(title="Validation perplexity", xlabel="step", ylabel="perplexity (log scale)", yscale="log")
+    validation.set(title=f"Validation {name}", xlabel="step", ylabel=f"{name} (log scale)", yscale="log")
     validation.yaxis.set_major_formatter(ScalarFormatter())
     validation.yaxis.set_minor_formatter(ScalarFormatter())
     validation.tick_params(axis="y", which="minor", labelsize=8)

@@ -1,37 +1,29 @@
 """Pictures of several runs beside one another."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from nt_dist.config.family import Headline
 from nt_dist.pictures.style import COLORS, INK, MARKERS, PALE, panels, styled
 
 _SUFFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-@dataclass(frozen=True)
-class Point:
-    """One run in a picture.
-
-    Attributes:
-        name: What is written beside it.
-        x: Its cost.
-        members: The perplexity of each of its trails.
-        ensemble: The perplexity of all of them together.
-    """
+class Point(NamedTuple):
+    """One run in a picture: the name beside it, its cost, how well its trails and their ensemble predict."""
 
     name: str
     x: float
-    members: Sequence[float]
-    ensemble: float
+    headline: Headline
 
 
 @styled
-def perplexity_against(costs: Sequence[tuple[str, Sequence[Point]]]) -> Figure:
-    """Draw perplexity against one cost or several, a panel each, a run being a filled marker (its ensemble).
+def headline_against(costs: Sequence[tuple[str, Sequence[Point]]]) -> Figure:
+    """Draw the headline figure against one cost or several, a panel each, a run being a filled marker (its ensemble).
 
     Where a run has several trails, a thin line leads to it from the mean of theirs (a short bar): its length is what
     the ensemble gains.
@@ -43,16 +35,16 @@ def perplexity_against(costs: Sequence[tuple[str, Sequence[Point]]]) -> Figure:
     for axes, (label, points) in zip(each, costs, strict=True):
         for number, point in enumerate(points):
             color, marker = COLORS[number % len(COLORS)], MARKERS[number // len(COLORS) % len(MARKERS)]
-            mean = sum(point.members) / len(point.members)
-            if len(point.members) > 1:
-                axes.plot([point.x, point.x], [mean, point.ensemble], color=color, linewidth=1.2)
+            mean, ensemble = point.headline.mean, point.headline.prob
+            if len(point.headline.trails) > 1:
+                axes.plot([point.x, point.x], [mean, ensemble], color=color, linewidth=1.2)
                 axes.plot(point.x, mean, color=color, marker="_", markersize=11, markeredgewidth=1.6)
-            axes.plot(point.x, point.ensemble, color=color, marker=marker, markersize=8, linestyle="none")
-        axes.set(xlabel=label, ylabel="validation perplexity")
+            axes.plot(point.x, ensemble, color=color, marker=marker, markersize=8, linestyle="none")
+        axes.set(xlabel=label, ylabel=f"validation {points[0].headline.name}")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.set_xlim(0, 1.38 * max(point.x for point in points))  # room for the names
         axes.margins(y=0.12)
-        _label(axes, [(point.name, point.x, point.ensemble) for point in points])
+        _label(axes, [(point.name, point.x, point.headline.prob) for point in points])
     figure.supxlabel("marker: ensemble; short bar: mean of its trails", color=PALE, fontsize=9, x=0.01, ha="left")
     return figure
 
@@ -92,16 +84,8 @@ def _label(axes: Axes, points: Sequence[tuple[str, float, float]], size: float =
         )
 
 
-@dataclass(frozen=True)
-class StudyPoint:
-    """One point of the diversity study.
-
-    Attributes:
-        density: Share of the weights that is stored.
-        layers: Blocks in a trail.
-        x: How differently its trails predict.
-        y: What came of it.
-    """
+class StudyPoint(NamedTuple):
+    """One point of the diversity study: density, blocks in a trail, how differently its trails predict, the outcome."""
 
     density: float
     layers: int
@@ -110,17 +94,17 @@ class StudyPoint:
 
 
 @styled
-def against_diversity(measures: Sequence[tuple[str, Sequence[StudyPoint]]], label: str) -> Figure:
+def against_diversity(measures: Mapping[str, Sequence[StudyPoint]], label: str) -> Figure:
     """Draw what came of the trails' prediction diversity, a panel for each measure of diversity.
 
     Colour says how long the trails are, the marker how dense; points of one length are joined in the order of density.
 
     Args:
-        measures: What the measure is called, and its points.
+        measures: Points by what the measure is called.
         label: What the points' ``y`` is called.
     """
     figure, each = panels(len(measures), width=5.4, height=4.4)
-    for axes, (measure, points) in zip(each, measures, strict=True):
+    for axes, (measure, points) in zip(each, measures.items(), strict=True):
         densities = sorted({point.density for point in points})
         for number, layers in enumerate(sorted({point.layers for point in points})):
             color = COLORS[number % len(COLORS)]
@@ -130,7 +114,7 @@ def against_diversity(measures: Sequence[tuple[str, Sequence[StudyPoint]]], labe
                 marker = MARKERS[densities.index(point.density) % len(MARKERS)]
                 axes.plot(point.x, point.y, color=color, marker=marker, markersize=7, linestyle="none")
         axes.set(xlabel=measure, ylabel=label)
-    _key(each[-1], measures[0][1])
+    _key(each[-1], points)
     return figure
 
 
@@ -138,15 +122,13 @@ def _key(axes: Axes, points: Sequence[StudyPoint]) -> None:
     """The legend of the study: a line a length, a grey marker a density."""
     lengths, densities = sorted({point.layers for point in points}), sorted({point.density for point in points})
 
-    def entry(**look) -> Callable:
-        return axes.plot([], [], **look)[0]
-
-    handles = [
-        entry(color=COLORS[number % len(COLORS)], linewidth=2, label=f"{layers} blocks in a trail")
+    looks = [
+        {"color": COLORS[number % len(COLORS)], "linewidth": 2, "label": f"{layers} blocks in a trail"}
         for number, layers in enumerate(lengths)
     ]
-    handles += [
-        entry(color=PALE, marker=MARKERS[number % len(MARKERS)], linestyle="none", label=f"density {density:g}")
+    looks += [
+        {"color": PALE, "marker": MARKERS[number % len(MARKERS)], "linestyle": "none", "label": f"density {density:g}"}
         for number, density in enumerate(densities)
     ]
+    handles = [axes.plot([], [], **look)[0] for look in looks]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9)

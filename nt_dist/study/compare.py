@@ -1,25 +1,24 @@
-"""Runs beside one another: one table, and perplexity against what a run costs."""
+"""Runs beside one another: one table, and the headline figure against what a run costs."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from nt_dist.config.family import Headline
 from nt_dist.errors import RunError
-from nt_dist.files import write_whole
-from nt_dist.pictures.runs import Point, perplexity_against, short
-from nt_dist.pictures.style import drawn, save_pictures
+from nt_dist.pictures.runs import Point, headline_against, short
 from nt_dist.study.results import RESULTS, Result, read_result
-from nt_dist.study.table import comma_separated, markdown
+from nt_dist.study.table import listed, markdown, write_study
 from nt_dist.training.tensorboard import draw_pictures
 
 TABLE = "comparison"
 NOTE = (
     "FLOP of one token, sparse-effective (dense-equivalent); calibration and Brier score of the mean of probabilities; "
-    "divergence and mutual information in nats; gain: the ensemble's perplexity against the mean of its trails'."
+    "divergence and mutual information in nats; gain: the ensemble's headline figure against the mean of its trails'."
 )
 
 
@@ -37,37 +36,37 @@ class Comparison:
         """The rows as people read them, by heading."""
         return [_cells(result) for result in self.results]
 
-    def csv(self) -> str:
-        """The table with every digit."""
-        return comma_separated([_columns(result) for result in self.results])
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows with every digit."""
+        return [_columns(result) for result in self.results]
 
     def notes(self) -> list[str]:
         """What the table means and rests on."""
         evaluated = {result.figures["tokens"] for result in self.results}
-        notes = [NOTE, f"Evaluated on {' / '.join(f'{number:,}' for number in sorted(evaluated))} tokens."]
+        notes = [NOTE, f"Evaluated on {listed(evaluated)} {self._headline.samples}."]
         others = [result.name for result in self.results if result.data_digest != self.results[0].data_digest]
         if others or len(evaluated) > 1:
             rows = f" ({', '.join(others)})" if others else ""
-            notes.append(f"Not all rows are of the same texts{rows}: their perplexities cannot be compared.")
+            notes.append(f"Not all rows are of the same texts{rows}: their figures cannot be compared.")
         return notes
 
     def pictures(self) -> dict[str, Figure]:
         """What is drawn, by file name."""
-        return {
-            "perplexity_against_parameters": perplexity_against([("weights stored", self._points("weights"))]),
-            "perplexity_against_flops": perplexity_against(
-                [
-                    ("training FLOP a token, sparse-effective", self._points("training_flops")),
-                    ("inference FLOP a token, sparse-effective", self._points("inference_flops")),
-                ]
-            ),
-        }
 
-    def _points(self, cost: str) -> list[Point]:
-        return [
-            Point(each.name, getattr(each, cost), each.figures["ppl_trails"], each.figures["ppl_ensemble_prob"])
-            for each in self.results
-        ]
+        def panel(label: str, cost: str) -> tuple[str, list[Point]]:
+            return label, [Point(each.name, getattr(each, cost), each.headline) for each in self.results]
+
+        flops = "FLOP a token, sparse-effective"
+        panels = {
+            "parameters": [panel("weights stored", "weights")],
+            "flops": [panel(f"training {flops}", "training_flops"), panel(f"inference {flops}", "inference_flops")],
+        }
+        name = self._headline.name.replace(" ", "_")
+        return {f"{name}_against_{cost}": headline_against(each) for cost, each in panels.items()}
+
+    @property
+    def _headline(self) -> Headline:
+        return self.results[0].headline
 
     @classmethod
     def read(cls, folder: Path) -> "Comparison":
@@ -88,22 +87,17 @@ class Comparison:
         Raises:
             RunError: Something cannot be written.
         """
-        write_whole(folder / f"{TABLE}.md", self.markdown())
-        write_whole(folder / f"{TABLE}.csv", self.csv())
-        pictures = {name: drawn(figure) for name, figure in self.pictures().items()}
-        save_pictures(pictures, folder)
+        pictures = write_study(folder, TABLE, self.markdown(), self.rows(), self.pictures())
         pixels = {name: picture.png for name, picture in pictures.items()}
         draw_pictures(folder / "tensorboard", pixels, max(each.steps for each in self.results))
 
 
 def _cells(result: Result) -> dict[str, str]:
-    figures = result.figures
-    trails, several = figures["ppl_trails"], result.num_trails > 1
-    mean = sum(trails) / len(trails)
+    figures, headline = result.figures, result.headline
     calibration, diversity = figures["calibration"], figures["diversity"]
 
     def when(text: str) -> str:
-        return text if several else "–"
+        return text if result.num_trails > 1 else "–"
 
     return {
         "": result.name,
@@ -112,10 +106,10 @@ def _cells(result: Result) -> dict[str, str]:
         "training FLOP": f"{short(result.training_flops)} ({short(result.training_flops_dense)})",
         "inference FLOP": f"{short(result.inference_flops)} ({short(result.inference_flops_dense)})",
         "tokens seen": short(result.tokens),
-        "perplexity of each trail": ", ".join(f"{each:.2f}" for each in trails),
-        "ensemble, mean of probabilities": when(f"{figures['ppl_ensemble_prob']:.2f}"),
-        "ensemble, mean of logits": when(f"{figures['ppl_ensemble_logit']:.2f}"),
-        "gain": when(f"{figures['ppl_ensemble_prob'] / mean - 1:+.1%}"),
+        f"{headline.name} of each trail": ", ".join(map(headline.text, headline.trails)),
+        "ensemble, mean of probabilities": when(headline.text(headline.prob)),
+        "ensemble, mean of logits": when(headline.text(headline.logit)),
+        "gain": when(f"{headline.prob / headline.mean - 1:+.1%}"),
         "ECE": f"{calibration['ece']['prob']:.2%}",
         "adaptive ECE": f"{calibration['adaptive_ece']['prob']:.2%}",
         "Brier": f"{calibration['brier']['prob']:.4f}",
@@ -125,7 +119,7 @@ def _cells(result: Result) -> dict[str, str]:
     }
 
 
-def _columns(result: Result) -> Mapping[str, Any]:
+def _columns(result: Result) -> dict[str, Any]:
     figures = result.figures
     temperature = figures["calibration"]["temperature"]
     return {
@@ -140,14 +134,10 @@ def _columns(result: Result) -> Mapping[str, Any]:
         "steps": result.steps,
         "tokens_seen": result.tokens,
         "tokens_evaluated": figures["tokens"],
-        "ppl_trails": figures["ppl_trails"],
-        "ppl_ensemble_prob": figures["ppl_ensemble_prob"],
-        "ppl_ensemble_logit": figures["ppl_ensemble_logit"],
-        "ensemble_gain": figures["ensemble_gain"],
+        **result.family_figures,
         **{name: figures["calibration"][name]["prob"] for name in ("ece", "adaptive_ece", "brier")},
         "temperature": temperature["value"]["prob"],
         "ece_after_temperature": temperature["after"]["ece"]["prob"],
-        "disagreement": figures["disagreement"],
         **{name: figures["diversity"][name] for name in ("kl_mean", "js_mean", "entropy_mean", "mutual_information")},
         "checkpoints": result.checkpoints,
     }

@@ -11,16 +11,18 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nt_dist.files import write_whole
 from nt_dist.pictures.runs import StudyPoint, against_diversity
-from nt_dist.pictures.style import drawn, save_pictures
 from nt_dist.study.results import Result
 from nt_dist.study.sweep import Place
-from nt_dist.study.table import comma_separated, markdown
+from nt_dist.study.table import listed, markdown, write_study
 
 TABLE = "diversity"
 GAIN = "gain of the ensemble (nats a token)"
-MEASURES = ("disagreement", "JS divergence (nats)", "mutual information (nats)")
+MEASURES = {  # and their columns
+    "disagreement": "disagreement",
+    "JS divergence (nats)": "js",
+    "mutual information (nats)": "mutual_information",
+}
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,8 @@ class Study:
                 "weights_stored": result.weights,
                 "steps": result.steps,
                 "tokens_evaluated": figures["tokens"],
-                "ppl_trails": figures["ppl_trails"],
-                "ppl_ensemble_prob": figures["ppl_ensemble_prob"],
-                "ppl_ensemble_logit": figures["ppl_ensemble_logit"],
+                **result.family_figures,
                 "gain": sum(trails) / len(trails) - ensemble,
-                "disagreement": figures["disagreement"],
                 "js": figures["diversity"]["js_mean"],
                 "kl": figures["diversity"]["kl_mean"],
                 "mutual_information": figures["diversity"]["mutual_information"],
@@ -56,16 +55,16 @@ class Study:
     def markdown(self) -> str:
         """The table."""
         rows = []
-        for row in self.rows():
-            mean = sum(row["ppl_trails"]) / len(row["ppl_trails"])
+        for row, (_, result) in zip(self.rows(), self.results, strict=True):
+            headline = result.headline
             overlap = "–" if row["overlap"] is None else f"{row['overlap']:.3f} ({row['overlap_chance']:.3f})"
             rows.append(
                 {
                     "density": f"{row['density']:g}",
                     "blocks in a trail": str(row["layers"]),
                     "weights stored": f"{row['weights_stored']:,}",
-                    "mean of the trails": f"{mean:.2f}",
-                    "ensemble, mean of probabilities": f"{row['ppl_ensemble_prob']:.2f}",
+                    "mean of the trails": headline.text(headline.mean),
+                    "ensemble, mean of probabilities": headline.text(headline.prob),
                     "gain (nats)": f"{row['gain']:.4f}",
                     "disagreement": f"{row['disagreement']:.1%}",
                     "JS divergence": f"{row['js']:.4f}",
@@ -73,28 +72,29 @@ class Study:
                     "overlap (by chance)": overlap,
                 }
             )
-        steps = {result.steps for _, result in self.results}
-        tokens = {result.figures["tokens"] for _, result in self.results}
-        note = (
-            f"{_listed(steps)} steps; validation perplexity over {_listed(tokens)} tokens; gain: mean of the trails' "
-        )
-        note += "negative log-likelihoods less that of the mean of probabilities."
-        return f"{markdown(rows)}\n\n{note}\n"
+        steps = listed({result.steps for _, result in self.results})
+        samples = f"{listed({result.figures['tokens'] for _, result in self.results})} {headline.samples}"
+        note = f"{steps} steps; validation {headline.name} over {samples}; gain: mean of the trails' negative "
+        return f"{markdown(rows)}\n\n{note}log-likelihoods less that of the mean of probabilities.\n"
 
     def pictures(self) -> dict[str, Figure]:
         """What is drawn, by file name."""
-        rows = list(self.rows())
-        made = {}
-        for name, key, label in (
-            ("gain_against_diversity", "gain", GAIN),
-            ("perplexity_against_diversity", "ppl_ensemble_prob", "perplexity of the ensemble"),
-        ):
-            panels = [
-                (measure, [StudyPoint(row["density"], row["layers"], row[column], row[key]) for row in rows])
-                for measure, column in zip(MEASURES, ("disagreement", "js", "mutual_information"), strict=True)
-            ]
-            made[name] = against_diversity(panels, label)
-        return made
+        rows = [
+            {**row, "headline": each.headline.prob} for row, (_, each) in zip(self.rows(), self.results, strict=True)
+        ]
+        name = self.results[0][1].headline.name
+
+        def against(outcome: str, label: str) -> Figure:
+            panels = {
+                measure: [StudyPoint(row["density"], row["layers"], row[key], row[outcome]) for row in rows]
+                for measure, key in MEASURES.items()
+            }
+            return against_diversity(panels, label)
+
+        return {
+            "gain_against_diversity": against("gain", GAIN),
+            f"{name.replace(' ', '_')}_against_diversity": against("headline", f"{name} of the ensemble"),
+        }
 
     def write(self, folder: Path) -> None:
         """Write the table as Markdown and CSV and the pictures as PNG and SVG.
@@ -102,10 +102,4 @@ class Study:
         Raises:
             RunError: Something cannot be written.
         """
-        write_whole(folder / f"{TABLE}.md", self.markdown())
-        write_whole(folder / f"{TABLE}.csv", comma_separated(list(self.rows())))
-        save_pictures({name: drawn(figure) for name, figure in self.pictures().items()}, folder)
-
-
-def _listed(numbers: set[int]) -> str:
-    return " / ".join(f"{number:,}" for number in sorted(numbers))
+        write_study(folder, TABLE, self.markdown(), list(self.rows()), self.pictures())

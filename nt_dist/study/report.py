@@ -2,9 +2,10 @@
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 from nt_dist import __version__
 from nt_dist.checkpoint.checkpoint import CONFIG
@@ -19,6 +20,7 @@ from nt_dist.study.topology_maps import topology_shares
 from nt_dist.training.metrics_log import read_metrics
 from nt_dist.training.reporter import METRICS
 
+ENSEMBLES = ("ensemble, mean of probabilities", "ensemble, mean of logits")
 # What a page of this policy can load is what stands in it: no script, nothing from another place.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
@@ -41,16 +43,8 @@ pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .85rem; }
 """
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture of the report.
-
-    Attributes:
-        name: Its file's name.
-        section: The heading under which it stands.
-        drawn: The picture.
-        caption: What it shows, in words.
-    """
+class Picture(NamedTuple):
+    """A picture of the report: its file's name, the heading under which it stands, and what it shows, in words."""
 
     name: str
     section: str
@@ -84,14 +78,15 @@ class Report:
             '<p class="quiet">A NeuroTrails run, as nt_dist found it.</p>',
             _facts(self._facts()),
             "<h2>Predictions</h2>",
-            _table(*self._predictions()),
+            self._predictions(),
             _facts(self._ensemble()),
         ]
         for section in dict.fromkeys(picture.section for picture in self.pictures):
             parts.append(f"<h2>{escape(section)}</h2>")
             parts += [_figure(picture) for picture in self.pictures if picture.section == section]
         if self.comparison:
-            parts += ["<h2>All runs of the comparison</h2>", _table(*_of_rows(self.comparison.cells()))]
+            cells = self.comparison.cells()
+            parts += ["<h2>All runs of the comparison</h2>", _table(list(cells[0]), [row.values() for row in cells])]
             parts += [f'<p class="quiet">{escape(note)}</p>' for note in self.comparison.notes()]
         parts += ["<h2>Settings</h2>", f"<pre>{escape(self.config.to_toml())}</pre>"]
         return "\n".join([_head(name), *parts, "</body>", "</html>", ""])
@@ -110,42 +105,33 @@ class Report:
             "nt_dist": __version__,
         }
 
-    def _predictions(self) -> tuple[list[str], list[tuple[bool, list[str]]]]:
-        """Heading and rows of the table of predictors; whether a row is the ensemble's."""
-        figures, calibration = self.result.figures, self.result.figures["calibration"]
-        heading = ["", "perplexity", "nats a token", "right answers", "ECE", "adaptive ECE", "Brier", "temperature"]
-
-        def row(name: str, perplexity: float, pick) -> list[str]:
-            return [
-                name,
-                f"{perplexity:.2f}",
-                f"{pick(figures['nll']):.4f}",
-                f"{pick(figures['accuracy']):.1%}",
-                *(f"{pick(calibration[key]):.2%}" for key in ("ece", "adaptive_ece")),
-                f"{pick(calibration['brier']):.4f}",
-                f"{pick(calibration['temperature']['value']):.3f}",
-            ]
-
-        rows = [
-            (False, row(f"trail {number + 1}", perplexity, lambda each, number=number: each["trails"][number]))
-            for number, perplexity in enumerate(figures["ppl_trails"])
-        ]
-        if len(rows) > 1:
-            by_prob, by_logit = figures["ppl_ensemble_prob"], figures["ppl_ensemble_logit"]
-            rows.append((True, row("ensemble, mean of probabilities", by_prob, lambda each: each["prob"])))
-            rows.append((True, row("ensemble, mean of logits", by_logit, lambda each: each["logit"])))
-        return heading, rows
+    def _predictions(self) -> str:
+        """The table of predictors; the ensemble's rows stand out."""
+        figures, calibration, headline = self.result.figures, self.result.figures["calibration"], self.result.headline
+        columns = {
+            headline.name: (asdict(headline), headline.text),
+            "nats a token": (figures["nll"], "{:.4f}".format),
+            "right answers": (figures["accuracy"], "{:.1%}".format),
+            "ECE": (calibration["ece"], "{:.2%}".format),
+            "adaptive ECE": (calibration["adaptive_ece"], "{:.2%}".format),
+            "Brier": (calibration["brier"], "{:.4f}".format),
+            "temperature": (calibration["temperature"]["value"], "{:.3f}".format),
+        }
+        written = [map(form, [*each["trails"], each["prob"], each["logit"]]) for each, form in columns.values()]
+        count = self.result.num_trails
+        names = [*(f"trail {number + 1}" for number in range(count)), *ENSEMBLES]
+        rows = list(zip(names, *written, strict=True))
+        return _table(["", *columns], rows if count > 1 else rows[:1], strong_from=count)
 
     def _ensemble(self) -> Mapping[str, str]:
         """What the ensemble gains, and how far its trails differ."""
-        figures = self.result.figures
+        figures, headline = self.result.figures, self.result.headline
         diversity, topology = figures["diversity"], figures["topology"]
         facts = {}
         if self.result.num_trails > 1:
-            mean = sum(figures["ppl_trails"]) / len(figures["ppl_trails"])
-            gain = figures["ppl_ensemble_prob"] / mean - 1
+            gain = f"{headline.text(headline.gain)} {headline.name}"
             facts |= {
-                "ensemble gain": f"{figures['ensemble_gain']:.2f} perplexity ({gain:+.1%} against the trails' mean)",
+                "ensemble gain": f"{gain} ({headline.prob / headline.mean - 1:+.1%} against the trails' mean)",
                 "disagreement": f"{figures['disagreement']:.1%} of tokens, mean over pairs of trails",
                 "JS divergence": f"{diversity['js_mean']:.4f} nats",
                 "mutual information": f"{diversity['mutual_information']:.4f} nats",
@@ -173,15 +159,15 @@ def make_report(run: Path, result: Result, comparison: Comparison | None = None)
     """
     checkpoint = Path(result.checkpoints[0])
     config = load_config(checkpoint / CONFIG, check_paths=False)
-    pictures = [*_learning(run), *_answers(result), *_topology(checkpoint, config, result), *_beside(comparison)]
-    return Report(run, result, config, pictures, comparison)
+    pictures = [*_learning(run, config), *_answers(result), *_topology(checkpoint, config, result)]
+    return Report(run, result, config, [*pictures, *_beside(comparison)], comparison)
 
 
-def _learning(run: Path) -> Iterable[Picture]:
+def _learning(run: Path, config: Config) -> Iterable[Picture]:
     records = read_metrics(run / METRICS)
     if records:
-        caption = "Loss of each trail on the training texts, step by step, and perplexity on the validation texts."
-        yield Picture("loss_curves", "Training", drawn(loss_curves(records)), caption)
+        caption = "Loss of each trail on the training data, step by step, and what comes of it on the validation data."
+        yield Picture("loss_curves", "Training", drawn(loss_curves(records, config.family)), caption)
 
 
 def _answers(result: Result) -> Iterable[Picture]:
@@ -214,8 +200,10 @@ def _topology(checkpoint: Path, config: Config, result: Result) -> Iterable[Pict
 
 
 def _beside(comparison: Comparison | None) -> Iterable[Picture]:
-    for name, figure in comparison.pictures().items() if comparison else ():
-        yield Picture(name, "Beside other runs", drawn(figure), "Lower is better, and so is further left.")
+    if comparison:
+        better = "Lower" if comparison.results[0].headline.lower_is_better else "Higher"
+        for name, figure in comparison.pictures().items():
+            yield Picture(name, "Beside other runs", drawn(figure), f"{better} is better, and so is further left.")
 
 
 def _flops(sparse: float, dense: float) -> str:
@@ -240,16 +228,13 @@ def _facts(facts: Mapping[str, str]) -> str:
     return f"<dl>\n{items}</dl>" if facts else ""
 
 
-def _table(heading: Sequence[str], rows: Iterable[tuple[bool, Sequence[str]]]) -> str:
-    """A table; whether a row stands out is said with it."""
+def _table(heading: Sequence[str], rows: Sequence[Iterable[str]], strong_from: int | None = None) -> str:
+    """A table; rows from number ``strong_from`` on stand out."""
     lines = ["<tr>" + "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heading) + "</tr>"]
-    for strong, cells in rows:
-        lines.append(f"<tr{' class=strong' if strong else ''}>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>")
+    for number, cells in enumerate(rows):
+        look = "" if strong_from is None or number < strong_from else " class=strong"
+        lines.append(f"<tr{look}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
     return '<div class="scroll"><table>\n' + "\n".join(lines) + "\n</table></div>"
-
-
-def _of_rows(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[tuple[bool, list[str]]]]:
-    return list(rows[0]), [(False, list(row.values())) for row in rows]
 
 
 def _figure(picture: Picture) -> str:

@@ -16,9 +16,10 @@ from nt_dist import __version__
 from nt_dist.checkpoint.checkpoint import CONFIG
 from nt_dist.checkpoint.folder import checkpoints, locate
 from nt_dist.checkpoint.manifest import MANIFEST, read_manifest
+from nt_dist.config.family import Headline
 from nt_dist.errors import CheckpointError, RunError
 from nt_dist.evaluation.evaluate_checkpoint import evaluate_checkpoint
-from nt_dist.families import load_config
+from nt_dist.families import DEFAULT, FAMILIES, load_config
 from nt_dist.files import write_whole
 from nt_dist.model.flops import token_flops
 from nt_dist.model.weights import count_parameters
@@ -47,6 +48,7 @@ class Result:
         tokens: Tokens that each run saw in training.
         data_digest: Of what it was trained on.
         figures: See evaluation.full.
+        family: Name of the model family whose figures they are.
     """
 
     name: str
@@ -62,6 +64,18 @@ class Result:
     tokens: int
     data_digest: str
     figures: dict[str, Any]
+    family: str = DEFAULT.name
+
+    @property
+    def headline(self) -> Headline:
+        """The figure by which runs are compared."""
+        return FAMILIES[self.family].headline(self.figures)
+
+    @property
+    def family_figures(self) -> dict[str, Any]:
+        """The figures that are numbers, or a list of the trails' numbers: the family's own, under its names."""
+        plain = {name: each for name, each in self.figures.items() if isinstance(each, int | float | list)}
+        return {name: each for name, each in plain.items() if name != "tokens"}
 
 
 def result_of(name: str, folders: Sequence[Path], mesh, kept: Path, overrides: Sequence[str] = ()) -> Result:
@@ -155,4 +169,5 @@ def _evaluate(name: str, paths: Sequence[Path], mesh, overrides: Sequence[str]) 
         tokens=max(each.extra.get("tokens", 0) for each in progress),
         data_digest=progress[0].data_digest,
         figures=figures,
+        family=configs[0].family.name,
     )

@@ -12,7 +12,6 @@ from nt_dist.errors import CheckpointError
 from nt_dist.evaluation.evaluate_checkpoint import all_figures
 from nt_dist.families import load_config
 from nt_dist.inference import Ensemble, load_ensemble
-from nt_dist.text.corpus import open_data
 
 _ALIKE = ("model.vocab_size", "model.max_seq_len", "data.layout")
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -47,7 +46,7 @@ def evaluate_together(paths: Sequence[Path], mesh, overrides: Sequence[str] = ()
     """
     assert mesh.world_size == 1
     config = load_config(paths[0] / CONFIG, overrides, check_paths=False)
-    data = open_data(config)
+    data = config.family.open_data(config, True, lambda work: work())
     members = [_member(path, mesh.device) for path in paths]
     _check(members, data.digest)
     config = replace(config, trails=replace(config.trails, count=sum(each.num_trails for each in members)))

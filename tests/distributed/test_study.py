@@ -67,7 +67,7 @@ deep = ["dense", "dense_seed1"]
 METRICS = [
     {"step": 2, "loss_per_trail": [6.0, 6.1]},
     {"step": 4, "loss_per_trail": [5.0, 5.2]},
-    {"step": 4, "eval": {"ppl_trails": [300.0, 310.0], "ppl_ensemble_prob": 290.0}},
+    {"step": 4, "eval": {"ppl_trails": [300.0, 310.0], "ppl_ensemble_prob": 290.0, "ppl_ensemble_logit": 291.0}},
 ]
 SWEEP = ("--densities", "0.5,1", "--layers", "1,2", "--steps", "4")
 

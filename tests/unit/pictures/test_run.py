@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nt_dist.families import DEFAULT
 from nt_dist.pictures.run import loss_curves, reliability_diagram, topology_maps, trail_matrix, weight_table
 from nt_dist.pictures.runs import short
 from nt_dist.pictures.style import drawn, save_pictures
@@ -14,7 +15,7 @@ from tests.unit.study.study_case import figures
 RECORDS = [
     {"step": 1, "loss_per_trail": [5.0, 5.5]},
     {"step": 2, "loss_per_trail": [4.0, 4.5]},
-    {"step": 2, "eval": {"ppl_trails": [60.0, 65.0], "ppl_ensemble_prob": 55.0}},
+    {"step": 2, "eval": {"ppl_trails": [60.0, 65.0], "ppl_ensemble_prob": 55.0, "ppl_ensemble_logit": 56.0}},
     {"step": 3, "loss_per_trail": [3.0, None]},
 ]
 
@@ -24,7 +25,7 @@ def _lines(axes):
 
 
 def test_each_trail_has_a_line():
-    training, validation = loss_curves(RECORDS).axes
+    training, validation = loss_curves(RECORDS, DEFAULT).axes
     lines = _lines(training)
     assert lines["trail 1"] == [[1, 5.0], [2, 4.0], [3, 3.0]]
     assert lines["trail 2"][:2] == [[1, 5.5], [2, 4.5]] and np.isnan(lines["trail 2"][2][1])  # null: not finite
@@ -34,7 +35,7 @@ def test_each_trail_has_a_line():
 
 
 def test_a_run_that_has_logged_nothing_yet_can_be_drawn():
-    assert not any(axes.lines for axes in loss_curves([{"step": 1, "other": 2}]).axes)
+    assert not any(axes.lines for axes in loss_curves([{"step": 1, "other": 2}], DEFAULT).axes)
 
 
 def test_the_reliability_diagram_shows_bins_that_hold_tokens():
@@ -74,7 +75,7 @@ def test_maps_share_one_scale():
 
 
 def test_a_picture_is_saved_as_png_and_svg_that_needs_nothing_else(tmp_path):
-    save_pictures({"curves": drawn(loss_curves(RECORDS))}, tmp_path)
+    save_pictures({"curves": drawn(loss_curves(RECORDS, DEFAULT))}, tmp_path)
     with Image.open(tmp_path / "curves.png") as image:
         assert image.width > 600
     root = ElementTree.parse(tmp_path / "curves.svg").getroot()

@@ -11,6 +11,7 @@ from nt_dist.files import write_whole
 from nt_dist.study.compare import Comparison, named, parse_together
 from nt_dist.study.diversity import Study
 from nt_dist.study.sweep import Place
+from nt_dist.study.table import comma_separated
 from tests.unit.study.study_case import result
 
 RESULTS = [result("single", 1, 2_250_000), result("trails", 3, 4_420_000)]
@@ -34,7 +35,7 @@ def test_the_table_says_what_each_run_costs_and_how_well_it_predicts():
 
 
 def test_the_csv_has_every_digit():
-    rows = list(csv.DictReader(io.StringIO(Comparison(RESULTS).csv())))
+    rows = list(csv.DictReader(io.StringIO(comma_separated(Comparison(RESULTS).rows()))))
     for row, expected in zip(rows, RESULTS, strict=True):
         figures = expected.figures
         assert row["name"] == expected.name and int(row["weights_stored"]) == expected.weights
@@ -52,7 +53,7 @@ def test_rows_of_other_texts_are_named():
 def test_a_comparison_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(RunError, match="holds no comparison"):
         Comparison.read(tmp_path)
-    write_whole(tmp_path / "comparison.csv", Comparison(RESULTS).csv())
+    write_whole(tmp_path / "comparison.csv", comma_separated(Comparison(RESULTS).rows()))
     with pytest.raises(RunError, match=r"single.json: is not there"):
         Comparison.read(tmp_path)
 
