@@ -87,11 +87,9 @@ def reliability_diagram(reliability: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _full_bins(bins: Mapping[str, Sequence]) -> tuple[list[float], list[float]]:
+def _full_bins(bins: Mapping[str, Sequence]) -> np.ndarray:
     """Confidences and accuracies of the bins that hold a token."""
-    pairs = zip(bins["confidence"], bins["accuracy"], strict=True)
-    full = [pair for pair in pairs if pair[0] is not None]
-    return [confidence for confidence, _ in full], [accuracy for _, accuracy in full]
+    return np.array([pair for pair in zip(bins["confidence"], bins["accuracy"], strict=True) if pair[0] is not None]).T
 
 
 @styled
@@ -108,17 +106,11 @@ def trail_matrix(matrix: Sequence[Sequence[float]], title: str, label: str, diag
     if not diagonal:
         np.fill_diagonal(values, np.nan)
     side = max(3.2, 0.62 * len(values) + 1.6)
-    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(values, cmap=SEQUENTIAL, vmin=0)  # or rounding would look like a difference
-    _write_values(axes, values, image, "{:.3f}")
     names = [f"trail {number + 1}" for number in range(len(values))]
-    axes.set_xticks(range(len(values)), names, rotation=45 if len(values) > 4 else 0)
-    axes.set_yticks(range(len(values)), names)
+    axes = _table((side + 1.2, side), values, names, names, label, "{:.3f}")
+    axes.tick_params(axis="x", labelrotation=45 if len(values) > 4 else 0)
     axes.set_title(title)
-    _no_frame(axes)
-    figure.colorbar(image, ax=axes, label=label, shrink=0.85)
-    return figure
+    return axes.figure
 
 
 @styled
@@ -139,17 +131,11 @@ def weight_table(values: Mapping[str, float], title: str, label: str) -> Figure:
         table[kinds.index(kind), blocks.index(int(block))] = values[name]
     for row, name in enumerate(others, len(kinds)):
         table[row, -1 if name == "output" else 0] = values[name]
-    figure = Figure(figsize=(max(5.0, 0.75 * table.shape[1] + 3.2), 0.42 * len(table) + 1.5), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(table, cmap=SEQUENTIAL, aspect="auto", vmin=0, vmax=1)
-    if table.shape[1] <= 16:
-        _write_values(axes, table, image, "{:.2f}")
-    axes.set_xticks(range(len(blocks)), [str(block) for block in blocks])
-    axes.set_yticks(range(len(table)), [*kinds, *others])
+    size = max(5.0, 0.75 * table.shape[1] + 3.2), 0.42 * len(table) + 1.5
+    form = "{:.2f}" if table.shape[1] <= 16 else None
+    axes = _table(size, table, [*kinds, *others], blocks, label, form, aspect="auto", vmax=1)
     axes.set(title=title, xlabel="block" if blocks else "")
-    _no_frame(axes)
-    figure.colorbar(image, ax=axes, label=label)
-    return figure
+    return axes.figure
 
 
 @styled
@@ -179,15 +165,24 @@ def topology_maps(shares: Mapping[str, np.ndarray], columns: int = 4) -> Figure:
     return figure
 
 
-def _write_values(axes: Axes, values: np.ndarray, image, form: str) -> None:
-    """Writes each value into its field, in white or black, whichever is legible there."""
+def _table(size, values: np.ndarray, rows: Sequence, columns: Sequence, label: str, form: str | None, **look) -> Axes:
+    """Draw values as colours, from 0 on, or rounding would look like a difference; nan is left white.
+
+    ``form`` writes them into their fields, in white or black, whichever is legible there.
+    """
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap=SEQUENTIAL, vmin=0, **look)
     for (row, column), value in np.ndenumerate(values):
-        if not math.isnan(value):
+        if form and not math.isnan(value):
             red, green, blue, _ = image.cmap(image.norm(value))
-            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-            axes.text(
-                column, row, form.format(value), ha="center", va="center", color="white" if dark else INK, fontsize=9
-            )
+            color = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else INK
+            axes.text(column, row, form.format(value), ha="center", va="center", color=color, fontsize=9)
+    axes.set_xticks(range(len(columns)), [str(each) for each in columns])
+    axes.set_yticks(range(len(rows)), rows)
+    _no_frame(axes)
+    figure.colorbar(image, ax=axes, label=label, shrink=0.85)
+    return axes
 
 
 def _no_frame(axes: Axes) -> None:

@@ -17,16 +17,12 @@ _ALIKE = ("model.vocab_size", "model.max_seq_len", "data.layout")
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class Together(nn.Module):
+class Together(nn.ModuleList):
     """Models whose trails are one ensemble's."""
 
-    def __init__(self, models: Sequence[nn.Module]):
-        super().__init__()
-        self.models = nn.ModuleList(models)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the logits of all models' trails [sum of T, B, S, V] for tokens [B, S]."""
-        return torch.cat([model(tokens).float() for model in self.models])
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the logits of all models' trails [sum of T, B, S, V]."""
+        return torch.cat([model(inputs).float() for model in self])
 
 
 def evaluate_together(paths: Sequence[Path], mesh, overrides: Sequence[str] = ()) -> dict:
@@ -47,17 +43,13 @@ def evaluate_together(paths: Sequence[Path], mesh, overrides: Sequence[str] = ()
     assert mesh.world_size == 1
     config = load_config(paths[0] / CONFIG, overrides, check_paths=False)
     data = config.family.open_data(config, True, lambda work: work())
-    members = [_member(path, mesh.device) for path in paths]
+    types = [load_config(path / CONFIG, check_paths=False).train.precision for path in paths]
+    members = [load_ensemble(path, mesh.device, _TYPES[kind]) for path, kind in zip(paths, types, strict=True)]
     _check(members, data.digest)
     config = replace(config, trails=replace(config.trails, count=sum(each.num_trails for each in members)))
     num_samples = config.run.eval_batches * config.train.batch_size
     model = Together([member.model for member in members])
     return all_figures(model, data.validation, num_samples, mesh, config)
-
-
-def _member(path: Path, device: torch.device) -> Ensemble:
-    precision = load_config(path / CONFIG, check_paths=False).train.precision
-    return load_ensemble(path, device, _TYPES[precision])
 
 
 def _check(members: Sequence[Ensemble], digest: str) -> None:

@@ -16,22 +16,8 @@ from nt_dist.sparsity.spec import WeightSpec, flat_index
 SIDE = 48  # fields a side, at most
 
 
-def drawn_weights(config: Config) -> list[WeightSpec]:
-    """The matrices to draw: the sparse ones of the first block and of the last, embedding and output."""
-    first, last = "blocks.0.", f"blocks.{config.model.num_layers - 1}."
-    return [
-        spec
-        for name, spec in weight_specs(config).items()
-        if spec.is_sparse and (name.startswith((first, last)) or name in ("embedding", "output"))
-    ]
-
-
 def topology_shares(checkpoint: Path, config: Config) -> dict[str, np.ndarray]:
-    """Read the topologies of a checkpoint's drawn weights.
-
-    Args:
-        checkpoint: Its folder.
-        config: Its settings.
+    """Read the topologies of a checkpoint's sparse matrices: first block and last, embedding and output.
 
     Returns:
         By weight name: the share of positions that are active, over all trails, in each field of a grid of at most
@@ -40,8 +26,14 @@ def topology_shares(checkpoint: Path, config: Config) -> dict[str, np.ndarray]:
     Raises:
         CheckpointError: Something in it cannot be used.
     """
+    ends = "blocks.0.", f"blocks.{config.model.num_layers - 1}."
+    drawn = [
+        spec
+        for name, spec in weight_specs(config).items()
+        if spec.is_sparse and (name.startswith(ends) or name in ("embedding", "output"))
+    ]
     with FragmentReader(checkpoint, read_manifest(checkpoint)) as reader:
-        return {spec.name: _shares(reader, spec) for spec in drawn_weights(config)}
+        return {spec.name: _shares(reader, spec) for spec in drawn}
 
 
 def _shares(reader: FragmentReader, spec: WeightSpec) -> np.ndarray:
