@@ -8,7 +8,6 @@ import torch
 from benchmarks.allocations import Allocations
 from benchmarks.setup import Bench, at_density, build_bench, check
 from nt_dist.config import Config
-from nt_dist.engine.optimizer_state import MOMENTS
 from nt_dist.model.trails import weights_of
 from nt_dist.model.weights import count_parameters
 from nt_dist.parallel.mesh import Mesh
@@ -129,7 +128,7 @@ def _buckets(bench: Bench) -> int:
 def _held(bench: Bench) -> dict[str, int]:
     """Bytes of the tensors whose owners are known; what else is alive after backward are gradients."""
     weights = weights_of(bench.engine.module).values()
-    moments = sum(state[name].nbytes for state in bench.state.adam.state.values() for name in MOMENTS)
+    moments = sum(state[name].nbytes for state in bench.state.optimizer.state.values() for name in bench.state.moments)
     return {
         "weights": sum(getattr(weight.values, "ds_tensor", weight.values).nbytes for weight in weights),
         "masters": bench.state.state_bytes() - moments,

@@ -52,11 +52,8 @@ def diff(arguments: argparse.Namespace) -> int:
         print(line)
     changed = {name: each for name, each in found.weights.items() if not each.is_none}
     for name, each in changed.items():
-        value, exp_avg, exp_avg_sq = each.largest
-        print(
-            f"{name}: {each.shared} of {each.active} active entries shared; largest difference of "
-            f"value {value:.3g}, exp_avg {exp_avg:.3g}, exp_avg_sq {exp_avg_sq:.3g}"
-        )
+        largest = ", ".join(f"{part} {difference:.3g}" for part, difference in each.largest.items())
+        print(f"{name}: {each.shared} of {each.active} active entries shared; largest difference of {largest}")
     equal, weights = len(found.weights) - len(changed), len(found.weights)
     print(f"{equal} of {weights} weights are equal in topology, values and moments")
     return 0 if found.is_same_state else 1

@@ -1,8 +1,9 @@
 """Saving and loading a run in a form that knows no layout (docs/design.md §7).
 
-A checkpoint holds, for every weight, trail and topology shard, the active positions, the fp32 values and both of Adam's
-moments, and beside them where the run stands. Every rank writes the fragments that it owns into one file and reads the
-fragments that it needs from any: storage, ZeRO stage, precision, mesh and number of ranks may all be other ones.
+A checkpoint holds, for every weight, trail and topology shard, the active positions, the fp32 values and the
+optimizer's moments, and beside them where the run stands. Every rank writes the fragments that it owns into one file
+and reads the fragments that it needs from any: storage, ZeRO stage, precision, mesh and number of ranks may all be
+other ones.
 
 A save has three parts, so that the second can run beside the training: :func:`collect` copies this rank's fragments to
 host memory (collective), :func:`write_part` writes them (no communication), :func:`commit` makes a checkpoint of all
@@ -23,7 +24,6 @@ import nt_dist
 from nt_dist.checkpoint import folder as checkpoint_folder
 from nt_dist.checkpoint.find import find, on_main, verify
 from nt_dist.checkpoint.fragments import (
-    STATES,
     FragmentReader,
     topology_checksum,
     values_problem,
@@ -165,7 +165,8 @@ def collect(
         "zero_stage": config.zero_stage,
         "precision": config.train.precision,
     }
-    manifest = Manifest(0, "", nt_dist.__version__, progress, layout, config.to_dict(), {}, entries)
+    written_by, moments = nt_dist.__version__, optimizer_state.moments
+    manifest = Manifest(0, "", written_by, progress, moments, layout, config.to_dict(), {}, entries)
     return Snapshot(mesh.rank, tensors, manifest)
 
 
@@ -217,8 +218,8 @@ def _collect_weight(
     name: str, weight: Weight, state: State, entry: WeightEntry, tensors: dict[str, np.ndarray]
 ) -> None:
     """Copy one weight's fragments into ``tensors``."""
-    active = weight.all_to_slots(state)
-    slots = {part: _to_host(tensor, torch.float32) for part, tensor in zip(STATES, active, strict=True)}
+    active = weight.all_to_slots(list(state.values()))
+    slots = {part: _to_host(tensor, torch.float32) for part, tensor in zip(state, active, strict=True)}
     if entry.is_sparse:
         slots["positions"] = _to_host(weight.slot_positions(), torch.int32)
     for key in entry.fragments:
@@ -232,8 +233,9 @@ def _check(snapshot: Snapshot) -> list[str]:
     problems = []
     for name, entry in snapshot.manifest.weights.items():
         for key, fragment in entry.fragments.items():
-            arrays = {part: snapshot.tensors.get(f"{name}/{key}/{part}") for part in ("positions", *STATES)}
-            for part in STATES:
+            states = snapshot.manifest.states
+            arrays = {part: snapshot.tensors.get(f"{name}/{key}/{part}") for part in ("positions", *states)}
+            for part in states:
                 if problem := values_problem(part, arrays[part]):
                     problems.append(f"{name}/{key}/{part}: {problem}")
             if entry.is_sparse:
@@ -316,7 +318,9 @@ def load(
 def _load_weight(reader: FragmentReader, weight: Weight, optimizer_state: OptimizerState) -> None:
     """Read all that this rank holds of one weight and put it in its place."""
     device = weight.values.device
-    index, slots = read_slots(reader, weight)
+    states = ("value", *optimizer_state.moments)
+    index, slots = read_slots(reader, weight, [name for name in states if name in reader.manifest.states])
     if index is not None:
         weight.set_index(index.to(device))
-    optimizer_state.write(weight, State(*(weight.from_slots(slots[part].to(device)) for part in STATES)))
+    nothing = torch.zeros_like(slots["value"])  # where the checkpoint's optimizer had no such moment
+    optimizer_state.write(weight, {name: weight.from_slots(slots.get(name, nothing).to(device)) for name in states})

@@ -4,8 +4,8 @@ A state file is plain safetensors. It is written here rather than by that librar
 were meant (a hash of what was read back would call a torn write right), in one pass, without a second copy in memory,
 with the ordinary errors of the operating system and the user's umask; it is read through the library.
 
-Keys are "<weight>/<trail>/<shard>/<part>"; the parts are those of :data:`PARTS`, int32 positions (sparse weights only)
-and float32 values and moments, all 1-D and in ascending position.
+Keys are "<weight>/<trail>/<shard>/<part>"; the parts are int32 positions (sparse weights only)
+and those of :attr:`Manifest.states`, float32 values and moments, all 1-D and in ascending position.
 """
 
 import hashlib
@@ -23,8 +23,6 @@ from safetensors import SafetensorError, safe_open
 from nt_dist.checkpoint.manifest import MANIFEST, FileEntry, Manifest, WeightEntry
 from nt_dist.errors import CheckpointError
 
-STATES = ("value", "exp_avg", "exp_avg_sq")
-PARTS = ("positions", *STATES)
 _DTYPES = {np.dtype(np.int32): "I32", np.dtype(np.float32): "F32"}
 _CHUNK = 1 << 22
 
@@ -155,7 +153,7 @@ class FragmentReader:
 
     def __init__(self, checkpoint: Path, manifest: Manifest):
         self._checkpoint = checkpoint
-        self._manifest = manifest
+        self.manifest = manifest
         self._open: dict[str, safe_open] = {}
         self._stack = ExitStack()
 
@@ -166,17 +164,17 @@ class FragmentReader:
         self._open.clear()
         self._stack.close()
 
-    def read(self, name: str, trail: int, shard: int, states: Collection[str] = STATES) -> dict[str, np.ndarray]:
+    def read(self, name: str, trail: int, shard: int, states: Collection[str]) -> dict[str, np.ndarray]:
         """Return the parts of one fragment: positions (sparse weights only) and those of ``states``.
 
         Raises:
             CheckpointError: It is missing, or not what the manifest and the weight's shape say; names file and key.
         """
-        entry = self._manifest.weights[name]
+        entry = self.manifest.weights[name]
         key = f"{trail}/{shard}"
         fragment = entry.fragments[key]
         path = self._checkpoint / fragment.file
-        parts = [part for part in PARTS if part in states or (part == "positions" and entry.is_sparse)]
+        parts = [*(["positions"] if entry.is_sparse else []), *states]
         found = {part: self._tensor(path, f"{name}/{key}/{part}") for part in parts}
         for part, array in found.items():
             dtype = np.int32 if part == "positions" else np.float32

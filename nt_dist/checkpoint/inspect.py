@@ -4,13 +4,13 @@ Needs neither ranks nor a model.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from nt_dist.checkpoint.folder import Found, checkpoints, locate
-from nt_dist.checkpoint.fragments import PARTS, STATES, FragmentReader, file_problems
+from nt_dist.checkpoint.fragments import FragmentReader, file_problems
 from nt_dist.checkpoint.manifest import Manifest, read_manifest
 from nt_dist.errors import CheckpointError
 
@@ -55,7 +55,7 @@ def examine(path: Path) -> list[str]:
     with FragmentReader(path, manifest) as reader:
         for name, trail, shard in _fragments(manifest):
             try:
-                reader.read(name, trail, shard)
+                reader.read(name, trail, shard, manifest.states)
             except CheckpointError as error:
                 problems.append(str(error))
     return problems
@@ -75,17 +75,17 @@ class WeightDifference:
     Attributes:
         active: Active entries in the first, over all trails and shards.
         shared: Those that are active in both.
-        largest: Largest absolute difference over shared entries, of value, exp_avg and exp_avg_sq.
+        largest: Largest absolute difference over shared entries, of the value and each moment that both have.
     """
 
     active: int = 0
     shared: int = 0
-    largest: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    largest: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_none(self) -> bool:
         """Whether positions, values and moments are all equal."""
-        return self.active == self.shared and not any(self.largest)
+        return self.active == self.shared and not any(self.largest.values())
 
 
 @dataclass
@@ -118,6 +118,9 @@ def compare(first: Path, second: Path) -> Comparison:
     settings = [f"{name}: {a!r} and {b!r}" for name, a, b in _pairs(_settings(ours), _settings(theirs)) if a != b]
     progress = _pairs(vars(ours.progress), vars(theirs.progress))
     found = Comparison(settings, [f"{name}: {a!r} and {b!r}" for name, a, b in progress if a != b], {})
+    if ours.moments != theirs.moments:
+        found.state.append(f"moments: {ours.moments} and {theirs.moments}")
+    states = [name for name in ours.states if name in theirs.states]
     with FragmentReader(first, ours) as our_reader, FragmentReader(second, theirs) as their_reader:
         for name, a, b in _pairs(ours.weights, theirs.weights):
             if a is None or b is None:
@@ -125,7 +128,7 @@ def compare(first: Path, second: Path) -> Comparison:
             elif a.description() != b.description():
                 found.state.append(f"{name}: {a.description()} and {b.description()}")
             else:
-                found.weights[name] = _compare(our_reader, their_reader, name, list(a.fragments))
+                found.weights[name] = _compare(our_reader, their_reader, name, list(a.fragments), states)
     return found
 
 
@@ -138,16 +141,18 @@ def _settings(manifest: Manifest) -> dict[str, object]:
     return {f"{section}.{key}": value for section, values in manifest.config.items() for key, value in values.items()}
 
 
-def _compare(ours: FragmentReader, theirs: FragmentReader, name: str, keys: list[str]) -> WeightDifference:
-    found = WeightDifference()
+def _compare(
+    ours: FragmentReader, theirs: FragmentReader, name: str, keys: list[str], states: list[str]
+) -> WeightDifference:
+    found = WeightDifference(largest=dict.fromkeys(states, 0.0))
     for key in keys:
         trail, shard = map(int, key.split("/"))
-        a, b = ours.read(name, trail, shard), theirs.read(name, trail, shard)
+        a, b = ours.read(name, trail, shard, states), theirs.read(name, trail, shard, states)
         at_a = at_b = slice(None)
-        if PARTS[0] in a:
-            _, at_a, at_b = np.intersect1d(a[PARTS[0]], b[PARTS[0]], assume_unique=True, return_indices=True)
+        if "positions" in a:
+            _, at_a, at_b = np.intersect1d(a["positions"], b["positions"], assume_unique=True, return_indices=True)
         found.active += len(a["value"])
         found.shared += len(a["value"][at_a])
-        largest = [float(np.abs(a[part][at_a] - b[part][at_b]).max(initial=0.0)) for part in STATES]
-        found.largest = tuple(map(max, found.largest, largest))
+        for part, largest in found.largest.items():
+            found.largest[part] = max(largest, float(np.abs(a[part][at_a] - b[part][at_b]).max(initial=0.0)))
     return found

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nt_dist.config.settings import ADAMW_MOMENTS
 from nt_dist.errors import CheckpointError
 
 FORMAT = "nt_dist checkpoint"
@@ -118,6 +119,7 @@ class Manifest:
         saved_at: Local time, for people.
         written_by: Version of nt_dist.
         progress: Where the run stood.
+        moments: What the optimizer keeps beside each value: ``config.train.moments``.
         layout: Degrees of the mesh, ZeRO stage and precision that wrote it, for people.
         config: The resolved configuration, section by section.
         files: Every file of the checkpoint but the manifest.
@@ -128,10 +130,16 @@ class Manifest:
     saved_at: str
     written_by: str
     progress: Progress
+    moments: tuple[str, ...]
     layout: dict[str, Any]
     config: dict[str, Any]
     files: dict[str, FileEntry]
     weights: dict[str, WeightEntry]
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Names of all that a fragment has for each of its positions."""
+        return ("value", *self.moments)
 
     def to_json(self) -> str:
         """Return the text of ``manifest.json``, its own digest included.
@@ -230,11 +238,20 @@ class _Reader:
             saved_at=self.get(content, "saved_at", str),
             written_by=self.get(content, "written_by", str),
             progress=progress,
+            moments=self.moments(content),
             layout=self.get(content, "layout", dict),
             config=config,
             files=files,
             weights=weights,
         )
+
+    def moments(self, content: dict) -> tuple[str, ...]:
+        found = content.get("moments", list(ADAMW_MOMENTS))  # before there was SGD, none were named
+        if not isinstance(found, list) or not all(isinstance(name, str) and name.isidentifier() for name in found):
+            raise self.fail("moments", "a list of names")
+        if len({"value", "positions", *found}) != len(found) + 2:
+            raise self.fail("moments", "different names, none of them value or positions")
+        return tuple(found)
 
     def file(self, name: str, entry: Any) -> FileEntry:
         where = f"files[{name!r}]"

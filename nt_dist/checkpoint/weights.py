@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from nt_dist.checkpoint.fragments import STATES, FragmentReader
+from nt_dist.checkpoint.fragments import FragmentReader
 from nt_dist.checkpoint.manifest import FragmentEntry, Manifest, WeightEntry
 from nt_dist.config import Config
 from nt_dist.config.compare import differences
@@ -26,7 +26,7 @@ class Slots(NamedTuple):
 
     Attributes:
         index: Each slot's flat place in its trail's local dense tensor, int64 [T, slots]; None for a dense weight.
-        states: fp32 [T, slots] by name: value and, if read, exp_avg and exp_avg_sq.
+        states: fp32 [T, slots] by name: value and the moments that were read.
     """
 
     index: torch.Tensor | None
@@ -92,13 +92,13 @@ def check_weights(path: Path, manifest: Manifest, weights: Iterable[Weight]) -> 
         raise CheckpointError("\n".join(problems))
 
 
-def read_slots(reader: FragmentReader, weight: Weight, states: Collection[str] = STATES) -> Slots:
+def read_slots(reader: FragmentReader, weight: Weight, states: Collection[str]) -> Slots:
     """Read all that is held here of one weight, on the host.
 
     Args:
         reader: Of the checkpoint, which :func:`check_weights` found to fit.
         weight: Says which trails and shards are held; it is not changed.
-        states: Which of value, exp_avg and exp_avg_sq to read.
+        states: Which of the checkpoint's states to read.
 
     Raises:
         CheckpointError: A fragment is missing or not what the manifest says.
@@ -134,7 +134,7 @@ def load_values(path: Path, manifest: Manifest, model: nn.Module) -> None:
     check_weights(path, manifest, weights)
     with FragmentReader(path, manifest) as reader:
         for weight in weights:
-            index, states = read_slots(reader, weight, STATES[:1])
+            index, states = read_slots(reader, weight, ("value",))
             if index is not None:
                 weight.set_index(index.to(weight.values.device))
             weight.values.copy_(weight.from_slots(states["value"].to(weight.values.device)))

@@ -35,6 +35,8 @@ def _warnings(config: Config) -> Iterator[str]:
         yield from named(config, "sparsity", ("regrow_from",), "sparsity.grow = 'random'")
     if config.trails.fork == "embedding" and config.trails.layers != config.model.num_layers:
         yield from named(config, "trails", ("layers",), "trails.fork = 'embedding'")
+    other = ("betas", "adam_eps") if config.train.optimizer == "sgd" else ("momentum", "nesterov")
+    yield from named(config, "train", other, f"train.optimizer = {config.train.optimizer!r}")
     if config.parallel.trail == 1:
         yield from named(config, "parallel", ("trunk",), "parallel.trail = 1")
     elif config.trails.fork == "embedding":

@@ -72,6 +72,21 @@ def _moments_have_their_gradient(config: Config) -> Iterator[str]:
         )
 
 
+@_reads("train.optimizer", "sparsity.new_moments", "sparsity.update_every")
+def _a_second_moment_is_there(config: Config) -> Iterator[str]:
+    if config.train.optimizer == "sgd" and config.sparsity.new_moments != "zero" and config.sparsity.update_every:
+        yield (
+            f"sparsity.new_moments = {config.sparsity.new_moments!r} is a second moment, which train.optimizer = 'sgd' "
+            "does not have; set new_moments to 'zero'"
+        )
+
+
+@_reads("train.optimizer", "train.momentum", "train.nesterov")
+def _nesterov_has_momentum(config: Config) -> Iterator[str]:
+    if config.train.optimizer == "sgd" and config.train.nesterov and config.train.momentum == 0:
+        yield "train.nesterov = true needs train.momentum above 0"
+
+
 @_reads("train.batch_size", "train.micro_batch_size", "parallel.tensor", "parallel.pipe", "parallel.trail")
 def _batch_divides(config: Config) -> Iterator[str]:
     if config.world_size % config.model_degree:

@@ -11,8 +11,10 @@ from typing import Any
 from nt_dist.config.keys import FREE, IDENTITY, SCHEDULE, Rule, above, at_least, key, keys_of, one_of, share, within
 from nt_dist.config.values import plain, toml_value
 
+ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
 _BETAS = Rule("must be two numbers in [0, 1)", lambda value: all(0 <= beta < 1 for beta in value))
 _SEED = Rule("must be in [0, 2^63)", lambda value: 0 <= value < 2**63)
+_MOMENTUM = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
 _NOT_EMPTY = Rule("must not be empty", lambda value: value != "")
 
 
@@ -87,7 +89,7 @@ class Sparsity:
     new_moments: str = key(
         "zero",
         SCHEDULE,
-        "Adam moments of a new slot: zero, gradient (second moment from the regrowth gradient) or mean (of the shard).",
+        "AdamW's second moment of a new slot: zero, gradient (from the regrowth gradient) or mean (of the shard).",
         one_of("zero", "gradient", "mean"),
     )
     regrow_from: str = key(
@@ -111,9 +113,17 @@ class Train:
     lr: float = key(2e-3, SCHEDULE, "Highest learning rate.", above(0))
     warmup_steps: int = key(100, SCHEDULE, "Steps of linear warm-up.", at_least(0))
     min_lr_ratio: float = key(0.1, SCHEDULE, "Last learning rate, as a share of the highest; cosine.", within(0, 1))
+    optimizer: str = key("adamw", SCHEDULE, "adamw, or sgd (stochastic gradient descent).", one_of("adamw", "sgd"))
+    momentum: float = key(0.9, SCHEDULE, "SGD's momentum; 0: none.", _MOMENTUM)
+    nesterov: bool = key(False, SCHEDULE, "Use Nesterov's momentum in SGD.")
     betas: tuple[float, float] = key((0.9, 0.999), SCHEDULE, "Adam's two decay rates.", _BETAS)
     adam_eps: float = key(1e-8, SCHEDULE, "Adam's epsilon.", above(0))
-    weight_decay: float = key(0.0, SCHEDULE, "Decoupled weight decay of the matrices (not of the norms).", at_least(0))
+    weight_decay: float = key(
+        0.0,
+        SCHEDULE,
+        "Weight decay of the matrices (not of the norms): decoupled in AdamW, added to the gradient in SGD.",
+        at_least(0),
+    )
     grad_clip: float = key(0.0, SCHEDULE, "Largest norm of the gradient; 0: no clipping.", at_least(0))
     on_spike: str = key(
         "warn",
@@ -135,6 +145,13 @@ class Train:
     seed: int = key(0, SCHEDULE, "Seed of initial values, topologies and the order of samples.", _SEED)
     precision: str = key("fp32", FREE, "fp32, or bf16 with fp32 masters and gradients.", one_of("fp32", "bf16"))
     activation_checkpointing: bool = key(False, FREE, "Compute each block again in backward to save memory.")
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """What the optimizer keeps of each value beside it, by torch's names."""
+        if self.optimizer == "adamw":
+            return ADAMW_MOMENTS
+        return ("momentum_buffer",) if self.momentum > 0 else ()
 
 
 @dataclass(frozen=True)

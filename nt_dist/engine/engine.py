@@ -9,7 +9,6 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import deepspeed
 import torch
@@ -21,63 +20,12 @@ from nt_dist.data.batch import Batch
 from nt_dist.engine import pipeline
 from nt_dist.engine.bad_steps import StepVerdict
 from nt_dist.engine.mpu import ModelParallelUnit
+from nt_dist.engine.optimizers import Clipped, make_optimizer
 from nt_dist.engine.step_guard import StepGuard
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.parallel.place import MeshPlace
 from nt_dist.sparsity.storage import Weight
-
-MODEL_AXES = ("pipe", "trail", "tensor")  # over which the model is cut
-CLIP_EPS = 1e-6  # added to the norm before clipping by it, as DeepSpeed's ZeRO optimizers do
-
-
-class ClippedAdamW(torch.optim.AdamW):
-    """AdamW that clips, and skips a step with non-finite gradients, as DeepSpeed's own optimizers do.
-
-    For fp32 at ZeRO 0, where DeepSpeed steps the client's optimizer directly: there it keeps no norm, skips no step,
-    and its clipping all-reduces a norm that is the same on all data ranks. ``_global_grad_norm`` and ``overflow`` are
-    the names under which the engine looks for them. ``admits`` says of a norm whether the step may be taken; the guard
-    replaces it (step_guard.py).
-
-    Args:
-        groups: Parameter groups; the norm counts parameters whose ``model_parallel`` is set, each on one rank.
-        mesh: The ranks.
-        clip: Largest norm of all gradients together; 0: no clipping.
-        options: AdamW's.
-    """
-
-    def __init__(self, groups: list[dict], mesh: Mesh, clip: float, **options: Any):
-        super().__init__(groups, **options)
-        self.mesh, self.clip, self.overflow = mesh, clip, False
-        self._global_grad_norm = torch.zeros(())
-        self.admits: Callable[[torch.Tensor], bool] = lambda norm: math.isfinite(norm)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Step once; ``overflow`` says afterwards whether the step was skipped."""
-        assert closure is None
-        parameters = [each for group in self.param_groups for each in group["params"] if each.grad is not None]
-        gradients = [each.grad for each in parameters]
-        self._global_grad_norm = self._norm([each.grad for each in parameters if each.model_parallel])
-        self.overflow = not self.admits(self._global_grad_norm)
-        if self.overflow:
-            self._global_grad_norm.fill_(torch.inf)
-            return
-        if self.clip > 0:
-            torch._foreach_mul_(gradients, clip_factor(self._global_grad_norm, self.clip))
-        super().step()
-
-    def _norm(self, owned: list[torch.Tensor]) -> torch.Tensor:
-        squares = torch.zeros(1, dtype=torch.float64, device=self.mesh.device)
-        if owned:
-            squares += torch.stack(torch._foreach_norm(owned)).double().square().sum()
-        return self.mesh.all_reduce(squares, MODEL_AXES)[0].sqrt().float()
-
-
-def clip_factor(norm: torch.Tensor | float, clip: float) -> torch.Tensor:
-    """Return what clipping at ``clip`` (0: none) multiplies gradients of ``norm`` with: a scalar tensor."""
-    norm = torch.as_tensor(norm, dtype=torch.float32)
-    return torch.ones_like(norm) if clip == 0 else (clip / (norm + CLIP_EPS)).clamp(max=1.0)
 
 
 @dataclass(frozen=True)
@@ -129,34 +77,17 @@ def learning_rate(config: Config, step: int) -> float:
     return train.lr * (train.min_lr_ratio + (1.0 - train.min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * done)))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Return AdamW's groups: matrices, which decay, and norms' scales, which do not.
-
-    Every parameter of the model is in exactly one.
-    """
-    decaying: list[nn.Parameter] = []
-    constant: list[nn.Parameter] = []
-    for weight in weights_of(model).values():
-        (constant if weight.spec.role == "scale" else decaying).append(weight.values)
-    grouped = [id(parameter) for parameter in (*decaying, *constant)]
-    assert len(grouped) == len(set(grouped)), "a parameter is in two optimizer groups"
-    assert set(grouped) == {id(each) for each in model.parameters()}, "a parameter belongs to no weight"
-    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": constant, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
 def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.DeepSpeedEngine:
-    """Give ``model`` to DeepSpeed with an AdamW, at the ZeRO stage and precision of ``config``."""
+    """Give ``model`` to DeepSpeed with its optimizer, at the ZeRO stage and precision of ``config``."""
     train, settings, place = config.train, copy.deepcopy(config.deepspeed), mesh.place
     place.mark_owned(model)
     place.keep_trunk_equal(model)
-    options = {"lr": train.lr, "betas": train.betas, "eps": train.adam_eps, "fused": True}
-    groups = parameter_groups(model, train.weight_decay)
+    optimizer = make_optimizer(train, model, mesh if config.zero_stage == 0 else None)
     if config.zero_stage == 0:
         assert train.precision == "fp32", "DeepSpeed accumulates no fp32 gradients in bf16 at ZeRO 0"
-        optimizer, settings["gradient_clipping"] = ClippedAdamW(groups, mesh, train.grad_clip, **options), 0.0
-    else:
-        optimizer = torch.optim.AdamW(groups, **options)
+        settings["gradient_clipping"] = 0.0  # the optimizer does it
+    if train.optimizer == "sgd":
+        settings["zero_allow_untested_optimizer"] = True  # tests/distributed/test_optimizer_state.py tests it
     if train.precision == "bf16":  # else gradients accumulated in fp32 are rounded to bf16 to be summed over ranks
         settings.setdefault("communication_data_type", "fp32")
     if mesh.pipe.degree > 1:
@@ -167,8 +98,9 @@ def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.Deep
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, mpu=mpu, dist_init_required=False
         )
+    engine.moments = train.moments
     engine.step_guard = StepGuard(config, mesh, engine)
-    if mesh.data.degree == 1 and isinstance(engine.optimizer, ClippedAdamW | BF16_Optimizer):
+    if mesh.data.degree == 1 and isinstance(engine.optimizer, Clipped | BF16_Optimizer):
         # It would copy all gradients to sum them over one rank.
         engine.enable_backward_allreduce = engine.pipeline_enable_backward_allreduce = False
     return engine
@@ -182,7 +114,7 @@ def train_step(
     step: int,
     collect: bool = False,
 ) -> StepResult:
-    """Do one optimizer step: forward and backward over the micro-batches, all-reduce, guard, clip, AdamW.
+    """Do one optimizer step: forward and backward over the micro-batches, all-reduce, guard, clip, step.
 
     The objective is the sum over trails of the mean loss over all real tokens of the global step (docs/design.md §5),
     so that padding, micro-batch size and data degree do not change it. DeepSpeed averages over D and A; the loss given

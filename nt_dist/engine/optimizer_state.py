@@ -2,16 +2,16 @@
 
 See docs/design.md §7.
 
-What DeepSpeed 0.19.8 makes of the client's AdamW:
+What DeepSpeed 0.19.8 makes of the client's AdamW or SGD:
 
     precision  ZeRO   engine.optimizer              masters                         compute copy
-    fp32       0      ClippedAdamW itself           the parameters                  (the same)
+    fp32       0      the client's, which clips     the parameters                  (the same)
     fp32       1, 2   DeepSpeedZeroOptimizer        flat partitions                 views of flat buffers
     bf16       1      BF16_Optimizer                flat partitions                 views of flat buffers
     bf16       2      DeepSpeedZeroOptimizer        flat partitions                 views of flat buffers
     both       3      DeepSpeedZeroOptimizer_Stage3 one flat partition a sub-group  ds_tensor, and the parameter if kept
 
-A *piece* is the part of one parameter that this rank's partition holds; in all cases it is one contiguous range.
+A *partition* is the part of one parameter whose state this rank keeps; in all cases it is one contiguous range.
 """
 
 from abc import ABC, abstractmethod
@@ -25,23 +25,15 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
+from nt_dist.engine.optimizers import Clipped
 from nt_dist.sparsity.storage import Weight
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+State = dict[str, torch.Tensor]
+"""What the optimizer knows of a weight: "value" and each moment by its name in torch (``config.train.moments``), fp32
+and shaped like ``weight.values``. Entries of a masked weight that are not active are 0 in all."""
 
 
-class State(NamedTuple):
-    """What the optimizer knows of a weight: fp32 tensors shaped like ``weight.values``.
-
-    Entries of a masked weight that are not active are 0 in all three.
-    """
-
-    value: torch.Tensor
-    exp_avg: torch.Tensor
-    exp_avg_sq: torch.Tensor
-
-
-class Piece(NamedTuple):
+class Partition(NamedTuple):
     """The part of a parameter whose state this rank keeps.
 
     Attributes:
@@ -53,7 +45,7 @@ class Piece(NamedTuple):
     state: State
 
 
-class CopyPiece(NamedTuple):
+class ComputeCopy(NamedTuple):
     """What this rank holds of a parameter to compute with.
 
     Attributes:
@@ -75,20 +67,20 @@ class OptimizerState(ABC):
     """
 
     def __init__(self, engine: Any):
-        self.engine = engine
-        self.wrapper = engine.optimizer
-        self.adam: torch.optim.AdamW = engine.basic_optimizer
-        assert isinstance(self.adam, torch.optim.AdamW), type(self.adam)
+        self.engine, self.wrapper = engine, engine.optimizer
+        self.optimizer: torch.optim.Optimizer = engine.basic_optimizer
+        self.moments: tuple[str, ...] = engine.moments
 
     def create(self) -> None:
         """Make the moments (zero) and Adam's step (0), which otherwise exist only after the first step."""
         for group, master in self._masters():
-            state = self.adam.state[master]
+            state = self.optimizer.state[master]
             if state:
                 continue
-            at_device = group["fused"] or group["capturable"]  # torch keeps the step on the CPU otherwise
-            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device if at_device else "cpu")
-            for moment in MOMENTS:
+            if self._has_step:
+                at_device = group["fused"] or group["capturable"]  # torch keeps the step on the CPU otherwise
+                state["step"] = torch.zeros((), dtype=torch.float32, device=master.device if at_device else "cpu")
+            for moment in self.moments:
                 state[moment] = torch.zeros_like(master, memory_format=torch.preserve_format)
 
     def read(self, weight: Weight) -> State:
@@ -96,45 +88,51 @@ class OptimizerState(ABC):
 
         A collective of the data ranks: all read the same weights in the same order.
         """
-        shape, piece = _whole_shape(weight.values), self._piece(weight.values)
+        shape, partition = _whole_shape(weight.values), self._partition(weight.values)
         if comm.get_world_size(self.engine.data_parallel_group) == 1 or not self.is_partitioned:
-            return State(*(part.clone().view(shape) for part in piece.state))
-        whole = torch.zeros(3, shape.numel(), dtype=torch.float32, device=self.engine.device)
-        if piece is not None:
-            for row, part in zip(whole, piece.state, strict=True):
-                row.narrow(0, piece.start, part.numel()).copy_(part)
+            return {name: part.clone().view(shape) for name, part in partition.state.items()}
+        names = ("value", *self.moments)
+        whole = torch.zeros(len(names), shape.numel(), dtype=torch.float32, device=self.engine.device)
+        if partition is not None:
+            for row, name in zip(whole, names, strict=True):
+                row.narrow(0, partition.start, partition.state[name].numel()).copy_(partition.state[name])
         # Of each entry one rank has the bits and the others 0: as integers their sum is exact, also for -0 and NaN.
         comm.all_reduce(whole.view(torch.int32), group=self.engine.data_parallel_group)
-        return State(*(row.view(shape) for row in whole))
+        return {name: row.view(shape) for name, row in zip(names, whole, strict=True)}
 
     @torch.no_grad()
     def write(self, weight: Weight, state: State) -> None:
         """Replace the state of ``weight`` (the same on all data ranks), its compute copy included. No communication."""
-        shape, piece = _whole_shape(weight.values), self._piece(weight.values)
-        for part in state:
+        shape, partition = _whole_shape(weight.values), self._partition(weight.values)
+        assert state.keys() == {"value", *self.moments}, f"{weight.spec.name}: {sorted(state)}"
+        for part in state.values():
             assert part.shape == shape, f"{weight.spec.name}: {part.shape} in place of {shape}"
             assert part.dtype == torch.float32, f"{weight.spec.name}: {part.dtype}"
-        if piece is not None:
-            for mine, whole in zip(piece.state, state, strict=True):
-                mine.copy_(whole.flatten().narrow(0, piece.start, mine.numel()))
-        self._write_compute_copy(weight.values, state.value)
+        if partition is not None:
+            for name, mine in partition.state.items():
+                mine.copy_(state[name].flatten().narrow(0, partition.start, mine.numel()))
+        self._write_compute_copy(weight.values, state["value"])
+
+    @property
+    def _has_step(self) -> bool:
+        return isinstance(self.optimizer, torch.optim.AdamW)
 
     @property
     def step(self) -> int:
-        """Adam's step, of which its bias correction is a function."""
-        steps = {int(self.adam.state[master]["step"]) for _, master in self._masters()}
+        """Adam's step, of which its bias correction is a function; 0 for SGD, which counts none."""
+        steps = {int(self.optimizer.state[master]["step"]) if self._has_step else 0 for _, master in self._masters()}
         assert len(steps) == 1, f"parts of the model are at different steps of Adam: {sorted(steps)}"
         return steps.pop()
 
     @step.setter
     def step(self, step: int) -> None:
-        for _, master in self._masters():
-            self.adam.state[master]["step"].fill_(step)
+        for _, master in self._masters() if self._has_step else ():
+            self.optimizer.state[master]["step"].fill_(step)
 
     def state_bytes(self) -> int:
         """Return the bytes of masters (where they are not the parameters) and moments on this rank."""
         masters = [master for _, master in self._masters()]
-        moments = sum(self.adam.state[master][name].nbytes for master in masters for name in MOMENTS)
+        moments = sum(self.optimizer.state[master][name].nbytes for master in masters for name in self.moments)
         return moments + (sum(master.nbytes for master in masters) if self.is_partitioned else 0)
 
     @property
@@ -142,21 +140,21 @@ class OptimizerState(ABC):
         """Whether masters are flat partitions apart from the parameters."""
         return True
 
-    def piece(self, weight: Weight) -> Piece | None:
+    def partition(self, weight: Weight) -> Partition | None:
         """Return views of what this rank keeps of the state of ``weight``; None if it keeps nothing of it."""
-        return self._piece(weight.values)
+        return self._partition(weight.values)
 
-    def compute_copy(self, weight: Weight) -> CopyPiece:
+    def compute_copy(self, weight: Weight) -> ComputeCopy:
         """Return what forward passes read of ``weight`` on this rank."""
-        return CopyPiece(0, weight.values.data.view(-1), True)
+        return ComputeCopy(0, weight.values.data.view(-1), True)
 
     @abstractmethod
     def _masters(self) -> list[tuple[dict, torch.Tensor]]:
-        """Return (parameter group, fp32 tensor) for all that Adam steps on this rank."""
+        """Return (parameter group, fp32 tensor) for all that is stepped on this rank."""
 
     @abstractmethod
-    def _piece(self, parameter: nn.Parameter) -> Piece | None:
-        """Return this rank's piece of ``parameter``, if it has any."""
+    def _partition(self, parameter: nn.Parameter) -> Partition | None:
+        """Return this rank's partition of ``parameter``, if it has any."""
 
     def _write_compute_copy(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Put the whole ``value`` where forward passes read it."""
@@ -169,18 +167,19 @@ class PlainState(OptimizerState):
     is_partitioned = False
 
     def _masters(self) -> list[tuple[dict, torch.Tensor]]:
-        return [(group, parameter) for group in self.adam.param_groups for parameter in group["params"]]
+        return [(group, parameter) for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def _piece(self, parameter: nn.Parameter) -> Piece:
-        state = self.adam.state[parameter]
-        return Piece(0, State(*(each.data.view(-1) for each in (parameter, *(state[name] for name in MOMENTS)))))
+    def _partition(self, parameter: nn.Parameter) -> Partition:
+        state = self.optimizer.state[parameter]
+        parts = {"value": parameter, **{name: state[name] for name in self.moments}}
+        return Partition(0, {name: part.data.view(-1) for name, part in parts.items()})
 
     def _write_compute_copy(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
-        """The piece is the compute copy."""
+        """The partition is the compute copy."""
 
 
 class LinkedState(OptimizerState):
-    """ZeRO 1 and 2, and DeepSpeed's bf16 optimizer: each parameter is linked to its piece of a flat partition."""
+    """ZeRO 1 and 2, and DeepSpeed's bf16 optimizer: each parameter is linked to its range of a flat partition."""
 
     def create(self) -> None:
         """Make the state, and link the parameters to its moments."""
@@ -192,46 +191,46 @@ class LinkedState(OptimizerState):
             flat = self.wrapper.fp32_groups_flat_partition
         else:
             flat = self.wrapper.single_partition_of_fp32_groups
-        return list(zip(self.adam.param_groups, flat, strict=True))
+        return list(zip(self.optimizer.param_groups, flat, strict=True))
 
-    def _piece(self, parameter: nn.Parameter) -> Piece | None:
+    def _partition(self, parameter: nn.Parameter) -> Partition | None:
         link = parameter._hp_mapping
         if link is None:
             return None
-        parts = (link.get_hp_fragment().detach(), *(link.get_hp_fragment(name) for name in MOMENTS))
-        return Piece(link.lp_fragment_address.start, State(*parts))
+        moments = {name: link.get_hp_fragment(name) for name in self.moments}
+        return Partition(link.lp_fragment_address.start, {"value": link.get_hp_fragment().detach(), **moments})
 
 
 class Stage3State(OptimizerState):
-    """ZeRO 3: parameters are cut into equal pieces, the last of which may end in padding."""
+    """ZeRO 3: parameters are cut into equal partitions, the last of which may end in padding."""
 
     def _masters(self) -> list[tuple[dict, torch.Tensor]]:
         groups = self.wrapper.sub_group_to_group_id
         flat = self.wrapper.fp32_partitioned_groups_flat
-        return [(self.adam.param_groups[groups[number]], master) for number, master in enumerate(flat)]
+        return [(self.optimizer.param_groups[groups[number]], master) for number, master in enumerate(flat)]
 
     def _range(self, parameter: nn.Parameter) -> tuple[int, int]:
-        """Return the first entry of this rank's piece and the number of its entries that are not padding."""
+        """Return the first entry of this rank's partition and the number of its entries that are not padding."""
         size = parameter.partition_numel()
         start = self.wrapper._get_param_partition_rank(parameter) * size
         return start, max(min(size, parameter.ds_numel - start), 0)
 
-    def compute_copy(self, weight: Weight) -> CopyPiece:
-        """Return the whole where it is kept gathered, else this rank's piece."""
+    def compute_copy(self, weight: Weight) -> ComputeCopy:
+        """Return the whole where it is kept gathered, else this rank's partition."""
         parameter = weight.values
         if parameter.ds_status == ZeroParamStatus.AVAILABLE:
             return super().compute_copy(weight)
         start, entries = self._range(parameter)
-        return CopyPiece(start, parameter.ds_tensor.data.narrow(0, 0, entries), False)
+        return ComputeCopy(start, parameter.ds_tensor.data.narrow(0, 0, entries), False)
 
-    def _piece(self, parameter: nn.Parameter) -> Piece | None:
+    def _partition(self, parameter: nn.Parameter) -> Partition | None:
         start, entries = self._range(parameter)
         if entries == 0:
             return None
         sub_group, offset, _ = self.wrapper.grad_position[self.wrapper.get_param_id(parameter)]
         master = self.wrapper.fp32_partitioned_groups_flat[sub_group]
-        parts = (master.detach(), *(self.adam.state[master][name] for name in MOMENTS))
-        return Piece(start, State(*(part.narrow(0, offset, entries) for part in parts)))
+        parts = {"value": master.detach(), **{name: self.optimizer.state[master][name] for name in self.moments}}
+        return Partition(start, {name: part.narrow(0, offset, entries) for name, part in parts.items()})
 
     def _write_compute_copy(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         start, entries = self._range(parameter)
@@ -253,5 +252,5 @@ def optimizer_state(engine: Any) -> OptimizerState:
         return Stage3State(engine)
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer | BF16_Optimizer):
         return LinkedState(engine)
-    assert isinstance(engine.optimizer, torch.optim.AdamW), f"no adapter for {type(engine.optimizer)}"
+    assert isinstance(engine.optimizer, Clipped), f"no adapter for {type(engine.optimizer)}"
     return PlainState(engine)

@@ -4,7 +4,7 @@ DeepSpeed has no place to refuse a step, but every optimizer of it refuses one w
 clears the gradients and leaves masters, moments and Adam's step as they are. The guard stands where that norm is made,
 and makes it infinite where a step is refused:
 
-    ClippedAdamW                   (ZeRO 0)                      asks :meth:`StepGuard.admits` itself
+    Clipped                        (ZeRO 0)                      asks :meth:`StepGuard.admits` itself
     DeepSpeedZeroOptimizer         (ZeRO 1, 2; bf16 at ZeRO 2)   scaled_global_norm
     BF16_Optimizer                 (bf16 at ZeRO 1)              get_grads_for_norm
     DeepSpeedZeroOptimizer_Stage3  (ZeRO 3)                      _get_norm_groups
@@ -153,4 +153,4 @@ def _stand_before(optimizer: Any, admits: Callable[[torch.Tensor], bool]) -> Non
 
         optimizer.get_grads_for_norm = get_grads_for_norm
     else:
-        optimizer.admits = admits  # ClippedAdamW
+        optimizer.admits = admits  # Clipped

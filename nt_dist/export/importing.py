@@ -48,10 +48,13 @@ class _Untrained:
 
     step = 0
 
+    def __init__(self, moments: tuple[str, ...]):
+        self.moments = moments
+
     def read(self, weight: Weight) -> State:
         """Return a weight's values with moments of 0."""
         values = weight.values.detach().clone()
-        return State(values, torch.zeros_like(values), torch.zeros_like(values))
+        return {"value": values, **{name: torch.zeros_like(values) for name in self.moments}}
 
 
 def check(foreign: Foreign, config: Config, noise: float) -> None:
@@ -108,7 +111,9 @@ def import_run(foreign: Foreign, config: Config, mesh: Mesh, data: OpenData, noi
     kept, found, lost = fill(model, foreign, config, noise)
     extra = {"tokens": 0, "regrown": 0.0, "drop_fraction": 0.0, "tokenizer_sha256": data.tokenizer.sha256}
     progress = Progress(0, 0, 0, data.digest, extra)
-    path = checkpoint.save(Path(config.run.dir) / CHECKPOINTS, config, mesh, model, _Untrained(), progress)
+    path = checkpoint.save(
+        Path(config.run.dir) / CHECKPOINTS, config, mesh, model, _Untrained(config.train.moments), progress
+    )
     return Imported(path, kept, found, lost)
 
 

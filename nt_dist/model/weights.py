@@ -73,7 +73,7 @@ def bytes_per_parameter(config: Config) -> dict[str, float]:
         "weights": (2 if low else 4) / (ranks if stage == 3 else 1),
         "gradients": 4 / (ranks if stage >= 2 else 1),
         "masters": 4 / optimizer_ranks if stage >= 1 else 0,
-        "moments": 8 / optimizer_ranks,
+        "moments": 4 * len(config.train.moments) / optimizer_ranks,
     }
 
 

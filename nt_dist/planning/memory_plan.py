@@ -8,10 +8,11 @@ in DeepSpeed 0.19.8 by tools/benchmark.py memory):
     masters     4 n / D, an fp32 copy of its own from stage 1 on; none at stage 0
     gradients   4 n, / D from stage 2; 4 n more at stage 0 with D > 1 (the all-reduce keeps its copy), 2 n more in bf16
                 at stage 1 (bf16 gradients are added to fp32 ones)
-    moments     8 n, / D from stage 1 on
+    moments     4 n each (AdamW has two), / D from stage 1 on
     index       compact: 4 n (int32); masked: e (one byte an entry); on every rank
     update      between the backward pass of a topology update and its end: 4 e for every sparse weight's dense
-                gradient, given back weight by weight, 12 n for copies of the master and moments of the weight at hand,
+                gradient, given back weight by weight, 4 n each for copies of the master and moments of the weight at
+                hand,
                 and what the update of a few of its shards at a time works with
     buffers     DeepSpeed's bucket of gradients (reduce_bucket_size; the bf16 optimizer of stage 1 has none), and at
                 stage 3 with D > 1 the weights it keeps gathered (at most stage3_max_live_parameters)
@@ -84,7 +85,7 @@ def plan_memory(config: Config, pipe_stage: int = 0, device_type: str = "cuda") 
         weights=_share(copy * stored, ranks if stage == 3 else 1),
         masters=_share(4 * stored, ranks) if stage else 0,
         gradients=_gradients(stored, stage, ranks, low),
-        moments=_share(8 * stored, ranks if stage else 1),
+        moments=_share(4 * len(config.train.moments) * stored, ranks if stage else 1),
         index=sum(part.index_bytes for part in parts),
         update=_update(config, [part for part in parts if part.spec.is_sparse], device_type),
         buffers=_buffers(config, stored, copy),
@@ -132,7 +133,8 @@ def _update(config: Config, sparse: list[Part], device_type: str) -> int:
     peak = gradients = 0
     for part in reversed(sparse):  # from the last, so that the gradients still alive add up
         gradients += 4 * part.entries if collects else 0
-        peak = max(peak, gradients + _working(part, device_type))
+        copies = 4 * (1 + len(config.train.moments)) * part.stored
+        peak = max(peak, gradients + copies + _working(part, device_type))
     return peak
 
 
@@ -143,7 +145,7 @@ def _working(part: Part, device_type: str) -> int:
     moments = [(entry, slot + (_ROW_PARALLEL_BYTES if part.spec.cut_axis else 0)), *others]
     if part.spec.role != "lookup":
         moments.pop()
-    return 12 * part.stored + round(max(each * entries + other * slots for each, other in moments))
+    return round(max(each * entries + other * slots for each, other in moments))
 
 
 def _buffers(config: Config, stored: int, copy: int) -> int:

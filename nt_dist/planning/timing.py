@@ -7,8 +7,8 @@
     matrices  = bytes / (bandwidth · MEMORY_SHARE): a compact weight is zeroed and scattered into twice, by an index
                 made int64 (2 · (c e + (20 + 2 c) k) for e entries and k slots), its gradient gathered ((4 + 2 c) k); a
                 masked one's is multiplied (2 c e + e)
-    optimizer = bytes / (bandwidth · MEMORY_SHARE): Adam reads and writes master and moments and reads the gradient, 28
-                bytes a value that the rank steps, and writes the compute copy
+    optimizer = bytes / (bandwidth · MEMORY_SHARE): master and moments are read and written and the gradient is read
+                (AdamW: 28 bytes a value that the rank steps), and the compute copy is written
     exchange, data, update: for each axis and operation, what a ring sends / (bandwidth · LINK_SHARE) + LATENCY ·
                 calls · log2(ranks); NVLink where the axis' ranks lie in one node, else the network
 
@@ -24,7 +24,6 @@ from nt_dist.planning.communication import Payload, sent_bytes, step_payload, up
 from nt_dist.planning.gpus import COMPUTE_SHARE, LATENCY, LINK_SHARE, MEMORY_SHARE, NODE, Gpu
 from nt_dist.planning.local_weights import LayerPart, local_parts, stage_layers
 
-ADAM_BYTES = 28  # of one fp32 value: master, two moments read and written, gradient read
 AXES = ("tensor", "trail", "data", "pipe")
 
 
@@ -93,7 +92,7 @@ def _stage_time(config: Config, gpu: Gpu, stage: int) -> StepTime:
         exchange,
         waiting=(products + matrices + exchange) * (pipe - 1) / steps,
         data=_seconds(config, gpu, outer, _data_calls(config, len(parts))),
-        optimizer=(ADAM_BYTES + element_bytes(config)) * stepped / memory_rate,
+        optimizer=(12 + 8 * len(config.train.moments) + element_bytes(config)) * stepped / memory_rate,
         update=_seconds(config, gpu, update, len(parts)) / every if every else 0.0,
         sent=sent,
         update_sent=sum(sent_bytes(operation, each, ranks[axis]) for (axis, operation), each in update.items()),

@@ -14,6 +14,7 @@ from nt_dist.sparsity.spec import padding_mask
 from nt_dist.sparsity.storage import Rows, Weight
 from nt_dist.sparsity.streams import stream_keys
 
+SECOND_MOMENT = "exp_avg_sq"
 NEW_MOMENTS = ("zero", "gradient", "mean")
 
 
@@ -31,7 +32,7 @@ class UpdateRules:
 @torch.no_grad()
 def update_topology(
     weight: Weight,
-    state: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    state: dict[str, torch.Tensor],
     gradient: torch.Tensor | None,
     rules: UpdateRules,
     step: int,
@@ -40,12 +41,12 @@ def update_topology(
     """Give a sparse weight its new topology, and rewrite ``state`` to go with it; ``weight.values`` is left alone.
 
     A slot that continues an old one keeps its numbers, also if it was dropped and regrown in the same update. A new one
-    starts with value 0, first moment 0, and a second moment of 0 ("zero"), of its squared gradient ("gradient") or of
+    starts with value and moments 0, but for AdamW's second moment, which may be its squared gradient ("gradient") or
     the mean over its shard's surviving slots ("mean").
 
     Args:
         weight: The weight; its index or mask changes.
-        state: fp32 master, first and second moment, all shaped like ``weight.values``; changed in place.
+        state: fp32 "value" and moments by name, all shaped like ``weight.values``; changed in place.
         gradient: Its dense gradient [T, *local_shape], the same on all replicas; None if no rule needs it.
         rules: The rules.
         step: Optimizer step, part of the streams' keys.
@@ -63,7 +64,7 @@ def update_topology(
 def _update_rows(
     weight: Weight,
     rows: Rows,
-    state: tuple[torch.Tensor, ...],
+    state: dict[str, torch.Tensor],
     gradient: torch.Tensor | None,
     rules: UpdateRules,
     step: int,
@@ -75,16 +76,16 @@ def _update_rows(
         return 0
     old = weight.row_positions(rows)
     scores = None if gradient is None else weight.row_blocks(gradient, rows)
-    new, source = _choose(weight, rows, old, weight.read_rows(state[0], rows, old), scores, rules, step, drop)
+    new, source = _choose(weight, rows, old, weight.read_rows(state["value"], rows, old), scores, rules, step, drop)
     is_new = source < 0
     weight.set_rows(rows, new)
-    for number, tensor in enumerate(state):
+    for name, tensor in state.items():
         entries = weight.read_rows(tensor, rows, old).gather(1, source.clamp(min=0))
         start = torch.zeros((), device=entries.device)
-        if number == 2 and rules.new_moments == "gradient":
+        if name == SECOND_MOMENT and rules.new_moments == "gradient":
             assert scores is not None, "new_moments = gradient needs the dense gradient"
             start = scores.gather(1, new).square()
-        if number == 2 and rules.new_moments == "mean":
+        if name == SECOND_MOMENT and rules.new_moments == "mean":
             survivors = (~is_new).sum(1, keepdim=True).clamp(min=1)
             start = entries.masked_fill(is_new, 0.0).sum(1, keepdim=True) / survivors
         weight.write_rows(tensor, rows, new, torch.where(is_new, start, entries))

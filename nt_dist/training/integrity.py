@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from nt_dist.engine.optimizer_state import MOMENTS, OptimizerState
+from nt_dist.engine.optimizer_state import OptimizerState
 from nt_dist.errors import CorruptionError
 from nt_dist.parallel.mesh import AXES, Mesh
 from nt_dist.sparsity.storage import Weight
@@ -26,7 +26,7 @@ from nt_dist.sparsity.storage import Weight
 BLOCK = 1 << 20  # entries summed at once, which bounds the working memory
 MASK = (1 << 48) - 1  # of a sum, so that those of 32,768 ranks can be added up in 64 bits
 LARGEST = 1e6  # of a weight or gradient: far above any that training survives
-MOST_MOMENTS = 1e3  # by which |exp_avg| can exceed sqrt(exp_avg_sq)
+MOST_MOMENTS = 1e3  # by which |exp_avg| can exceed sqrt(exp_avg_sq), and SGD's momentum a gradient
 TINY = 1e-15  # where squares of gradients vanish in fp32
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # by bytes of an entry
 
@@ -87,11 +87,12 @@ class Integrity:
             axes = self.place.replica_axes(weight)
             start, copy, is_whole = self.optimizer_state.compute_copy(weight)
             copies.append(_Copy(name, "compute copy", ("data", *axes) if is_whole else axes, _sum_bits(copy, start)))
-            piece = self.optimizer_state.piece(weight)
-            for what, part in zip(("master", *MOMENTS), piece.state if piece else (None, None, None), strict=True):
-                if what == "master" and not partitioned:
+            mine = self.optimizer_state.partition(weight)
+            for part in ("value", *self.optimizer_state.moments):
+                if part == "value" and not partitioned:
                     continue  # it is the compute copy
-                total = _sum_bits(part, piece.start) if piece else self._zero()
+                total = _sum_bits(mine.state[part], mine.start) if mine else self._zero()
+                what = "master" if part == "value" else part
                 copies.append(_Copy(name, what, axes if partitioned else ("data", *axes), total))
         pieces = [copy for copy in copies if "data" not in copy.axes]
         if pieces:  # positions count in a sum, so that those of all pieces add up to that of the whole
@@ -131,25 +132,31 @@ class Integrity:
             found.append(torch.stack([wrong.any().long(), wrong.byte().argmax()]))
         first = torch.stack(found).tolist() if found else []  # one wait for the device
         return [
-            f"{rule} (entry {entry} of its piece)"
+            f"{rule} (entry {entry} of its partition)"
             for rule, (is_wrong, entry) in zip(rules, first, strict=True)
             if is_wrong
         ]
 
     def _checks(self) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """Each (weight, what is wrong, where): a mask over the entries of this rank's piece."""
+        """Each (weight, what is wrong, where): a mask over the entries of this rank's partition."""
         for name, weight in self.weights.items():
-            piece = self.optimizer_state.piece(weight)
-            if piece is None:
+            partition = self.optimizer_state.partition(weight)
+            if partition is None:
                 continue
-            value, mean, square = piece.state
+            state = partition.state
+            value = state["value"]
             yield name, f"a weight is not within {LARGEST:g}", ~(value.abs() <= LARGEST)
-            yield name, "exp_avg_sq is no plausible number", ~((square >= 0) & (square <= LARGEST**2))
-            # By Cauchy and Schwarz at most (1 - b1) / sqrt((1 - b2) (1 - b1²/b2)), which is below 100 for usual rates.
-            limit = square.clamp(min=0).sqrt().mul_(MOST_MOMENTS).add_(TINY)
-            yield name, "exp_avg is too large for its exp_avg_sq", ~(mean.abs() <= limit)
+            if "momentum_buffer" in state:
+                wrong = ~(state["momentum_buffer"].abs() <= LARGEST * MOST_MOMENTS)
+                yield name, "momentum_buffer is no plausible number", wrong
+            if "exp_avg_sq" in state:
+                square = state["exp_avg_sq"]
+                yield name, "exp_avg_sq is no plausible number", ~((square >= 0) & (square <= LARGEST**2))
+                # Cauchy and Schwarz: at most (1 - b1) / sqrt((1 - b2) (1 - b1²/b2)), below 100 for usual rates.
+                limit = square.clamp(min=0).sqrt().mul_(MOST_MOMENTS).add_(TINY)
+                yield name, "exp_avg is too large for its exp_avg_sq", ~(state["exp_avg"].abs() <= limit)
             start, copy, _ = self.optimizer_state.compute_copy(weight)
-            mine = copy.narrow(0, piece.start - start, len(value))
+            mine = copy.narrow(0, partition.start - start, len(value))
             if mine.data_ptr() != value.data_ptr():
                 yield name, "its compute copy is not its master", mine != value.to(mine.dtype)
 

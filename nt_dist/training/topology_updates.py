@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from nt_dist.config import Config
-from nt_dist.engine.engine import MODEL_AXES, clip_factor
 from nt_dist.engine.optimizer_state import OptimizerState
+from nt_dist.engine.optimizers import MODEL_AXES, clip_factor
 from nt_dist.errors import TopologyError
 from nt_dist.evaluation.topology import density
 from nt_dist.model.trails import weights_of

@@ -165,7 +165,7 @@ class Run:
         self.record.evaluation = figures | trails
         self.record.overlap = trail_overlap(self.weights.values(), self.mesh).jaccard
         for name, weight in self.weights.items():
-            slots = [weight.to_slots(each).float() for each in self.state.read(weight)]
+            slots = [weight.to_slots(each).float() for each in self.state.read(weight).values()]
             positions = weight.slot_positions().float()
             for trail in weight.trails:
                 for shard in weight.shards:

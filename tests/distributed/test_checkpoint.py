@@ -77,7 +77,7 @@ class Run:
         """Positions, masters and moments of every (weight, trail, shard), in no particular layout."""
         found = {}
         for name, weight in self.weights.items():
-            slots = [weight.to_slots(each) for each in self.state.read(weight)]
+            slots = [weight.to_slots(each) for each in self.state.read(weight).values()]
             for trail in weight.trails:
                 for shard in weight.shards:
                     state = [weight.fragment(each, trail, shard) for each in slots]
@@ -103,7 +103,7 @@ def _load_and_train(rank, world_size, path, storage, precision, stage):
     progress = run.load(path)
     loaded = run.content()
     copies = {name: weight.values.detach().float().clone() for name, weight in run.weights.items()} if stage < 3 else {}
-    masters = {name: run.state.read(weight).value for name, weight in run.weights.items()}
+    masters = {name: run.state.read(weight)["value"] for name, weight in run.weights.items()}
     return (
         progress,
         run.state.step,

@@ -23,12 +23,13 @@ LOW, TOP = 0, -2  # the last bit of the fraction, the first of the exponent
 class _Run:
     """One rank's run after two steps, in which bits can be flipped."""
 
-    def __init__(self, world_size, precision="fp32", stage=0, **layout):
+    def __init__(self, world_size, precision="fp32", stage=0, optimizer="adamw", **layout):
         sections = {
             "model": TINY_MODEL,
             "trails": {"count": 2, "layers": 1},
             "sparsity": {"density": 0.4, "topology_shards": 2, "storage": "compact"},
-            "train": {"batch_size": BATCH, "micro_batch_size": 1, "warmup_steps": 0, "precision": precision},
+            "train": {"batch_size": BATCH, "micro_batch_size": 1, "warmup_steps": 0, "precision": precision}
+            | {"optimizer": optimizer},
             "parallel": layout,
         }
         zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 100} if stage == 3 else {})
@@ -52,7 +53,7 @@ class _Run:
 
     def moment(self, name, part):
         """A view of what this rank keeps of a weight's master (0) or moment (1, 2)."""
-        return self.door.piece(self.weights[name]).state[part]
+        return list(self.door.partition(self.weights[name]).state.values())[part]
 
     def copy(self, name):
         """A view of a weight's compute copy."""
@@ -131,6 +132,19 @@ def test_a_bit_in_a_partition_is_found_where_it_makes_no_sense(precision, stage)
             "rank 1: blocks.1.mlp.up: exp_avg is too large for its exp_avg_sq"
         ]
         assert "rank 1: blocks.1.mlp.up: exp_avg_sq is no plausible number" in square[0]
+
+
+def _flip_in_momentum(rank, world_size, precision, stage):
+    run = _Run(world_size, precision, stage, "sgd")
+    return [run.report(1, lambda: run.moment("blocks.1.mlp.up", 1), bit) for bit in (LOW, TOP)]
+
+
+def test_a_bit_in_the_momentum_of_sgd():
+    for copy, implausible in run_distributed(_flip_in_momentum, 2, "fp32", 0):
+        assert copy == [
+            "blocks.1.mlp.up: the copies of its momentum_buffer on ranks 0, 1 differ, and none is the usual one"
+        ]
+        assert implausible[0].startswith("rank 1: blocks.1.mlp.up: momentum_buffer is no plausible number (entry 0")
 
 
 def _flip_in_the_model(rank, world_size):

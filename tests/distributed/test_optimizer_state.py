@@ -1,4 +1,4 @@
-"""The door to the optimizer: what is written is read to the bit, is computed with, and is stepped on as AdamW would."""
+"""The door to the optimizer: what is written is read to the bit, computed with, and stepped on as by AdamW or SGD."""
 
 import deepspeed
 import pytest
@@ -6,8 +6,9 @@ import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import nn
 
-from nt_dist.engine.engine import build_engine, parameter_groups
-from nt_dist.engine.optimizer_state import State, optimizer_state
+from nt_dist.engine.engine import build_engine
+from nt_dist.engine.optimizer_state import optimizer_state
+from nt_dist.engine.optimizers import parameter_groups
 from nt_dist.families import make_config
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.sparsity.spec import WeightSpec
@@ -15,6 +16,11 @@ from nt_dist.sparsity.storage import Weight
 from nt_dist.testing import run_distributed
 from tests.distributed.tiny import OPTIMIZERS
 
+SGD = {
+    "sgd": {"optimizer": "sgd", "momentum": 0.8},
+    "nesterov": {"optimizer": "sgd", "momentum": 0.8, "nesterov": True},
+    "sgd without momentum": {"optimizer": "sgd", "momentum": 0.0},
+}
 BETAS, EPS, LR, DECAY, CLIP = (0.8, 0.9), 1e-3, 0.01, 0.1, 2.0
 
 
@@ -45,9 +51,10 @@ class Toy(nn.Module):
         return total
 
 
-def _toy_config(precision, stage, world_size):
+def _toy_config(precision, stage, world_size, optimizer="adamw"):
     train = {"batch_size": world_size, "micro_batch_size": 1, "precision": precision, "betas": list(BETAS)}
     train |= {"adam_eps": EPS, "lr": LR, "weight_decay": DECAY, "grad_clip": CLIP, "warmup_steps": 0}
+    train |= SGD.get(optimizer, {})
     zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 30} if stage == 3 else {})
     json = {"zero_optimization": zero}
     if precision == "bf16":
@@ -59,14 +66,15 @@ def _input(rank, dtype=torch.float32):
     return (torch.arange(15).view(1, 1, 3, 5) % 4 + rank).to(dtype)
 
 
-def _random_states(weights):
+def _random_states(weights, moments):
     """A state for each weight that a compact and a masked storage can hold; with a -0 in each."""
     generator = torch.Generator().manual_seed(1)
     states = []
     for weight in weights:
-        slots = torch.rand(3, len(weight.trails), weight.num_slots, generator=generator) + 0.1
+        slots = torch.rand(1 + len(moments), len(weight.trails), weight.num_slots, generator=generator) + 0.1
         slots[:, 0, 0] = -0.0
-        states.append(State(*(weight.from_slots(each).clone() for each in slots)))
+        parts = zip(("value", *moments), slots, strict=True)
+        states.append({part: weight.from_slots(each).clone() for part, each in parts})
     return states
 
 
@@ -77,21 +85,40 @@ def _stepped_by_plain_adamw(states, adam_step, world_size):
     norm = torch.cat([weight.values.grad.flatten() for weight in toy.weights]).norm()
     assert norm > CLIP
     after = []
-    for weight, (value, exp_avg, exp_avg_sq) in zip(toy.weights, states, strict=True):
+    for weight, state in zip(toy.weights, states, strict=True):
+        value, exp_avg, exp_avg_sq = state.values()
         gradient = weight.values.grad * CLIP / norm
         decay = 0.0 if weight.spec.role == "scale" else DECAY
         exp_avg = BETAS[0] * exp_avg + (1 - BETAS[0]) * gradient
         exp_avg_sq = BETAS[1] * exp_avg_sq + (1 - BETAS[1]) * gradient**2
         unbiased = (exp_avg / (1 - BETAS[0] ** adam_step), exp_avg_sq / (1 - BETAS[1] ** adam_step))
         value = value * (1 - LR * decay) - LR * unbiased[0] / (unbiased[1].sqrt() + EPS)
-        after.append(State(value, exp_avg, exp_avg_sq))
+        after.append({"value": value, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq})
     return after, norm
+
+
+def _stepped_by_plain_sgd(states, settings, world_size):
+    """What torch's clipping and SGD make of ``states``."""
+    toy = Toy()
+    torch.stack([toy(_input(rank)) for rank in range(world_size)]).mean().backward()
+    options = {key: value for key, value in settings.items() if key != "optimizer"}
+    optimizer = torch.optim.SGD(parameter_groups(toy, DECAY), LR, **options)
+    norm = nn.utils.clip_grad_norm_(toy.parameters(), CLIP)
+    assert norm > CLIP
+    for weight, state in zip(toy.weights, states, strict=True):
+        weight.values.data.copy_(state["value"])
+        optimizer.state[weight.values].update({name: part.clone() for name, part in list(state.items())[1:]})
+    optimizer.step()
+    moments = list(states[0])[1:]
+    after = [{name: optimizer.state[weight.values][name] for name in moments} for weight in toy.weights]
+    return [{"value": w.values.detach(), **state} for w, state in zip(toy.weights, after, strict=True)], norm
 
 
 def _assert_same_bits(states, expected, names):
     for state, wanted, name in zip(states, expected, names, strict=True):
-        for part, found, right in zip(State._fields, state, wanted, strict=True):
-            assert torch.equal(found.view(torch.int32), right.view(torch.int32)), f"{name}.{part}"
+        assert state.keys() == wanted.keys(), name
+        for part, found in state.items():
+            assert torch.equal(found.view(torch.int32), wanted[part].view(torch.int32)), f"{name}.{part}"
 
 
 def _assert_computed_with(weights, states, dtype):
@@ -100,27 +127,33 @@ def _assert_computed_with(weights, states, dtype):
     for weight, state in zip(weights, states, strict=True):
         if getattr(weight.values, "ds_status", None) == ZeroParamStatus.AVAILABLE:
             kept += 1
-            assert torch.equal(weight.values.data, state.value.to(dtype)), weight.spec.name
+            assert torch.equal(weight.values.data, state["value"].to(dtype)), weight.spec.name
         with deepspeed.zero.GatheredParameters([weight.values]):  # which ends with nothing gathered
-            assert torch.equal(weight.values.data, state.value.to(dtype)), weight.spec.name
+            assert torch.equal(weight.values.data, state["value"].to(dtype)), weight.spec.name
     return kept
 
 
-def _check_adapter(rank, world_size, precision, stage):
-    config = _toy_config(precision, stage, world_size)
+def _check_adapter(rank, world_size, precision, stage, optimizer="adamw"):
+    config = _toy_config(precision, stage, world_size, optimizer)
+    counts = optimizer == "adamw"  # its steps
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    toy = Toy()
-    first = [State(w.values.detach().to(dtype).float(), *torch.zeros(2, *w.values.shape)) for w in toy.weights]
+    toy, moments = Toy(), config.train.moments
+    first = [
+        {"value": w.values.detach().to(dtype).float(), **{name: torch.zeros(w.values.shape) for name in moments}}
+        for w in toy.weights
+    ]
     names = [weight.spec.name for weight in toy.weights]
     engine = build_engine(config, toy, init_mesh(config))
-    assert type(engine.optimizer).__name__ == OPTIMIZERS[precision, stage]
+    assert type(engine.optimizer).__name__ == OPTIMIZERS[precision, stage].replace(
+        "AdamW", "AdamW" if counts else "SGD"
+    )
     door = optimizer_state(engine)
 
     door.create()  # before any step
     assert door.step == 0
     _assert_same_bits([door.read(weight) for weight in toy.weights], first, names)
 
-    states = _random_states(toy.weights)
+    states = _random_states(toy.weights, moments)
     for weight, state in zip(toy.weights, states, strict=True):
         door.write(weight, state)
     door.step = 7
@@ -130,14 +163,17 @@ def _check_adapter(rank, world_size, precision, stage):
 
     engine.backward(engine(_input(rank, dtype)))
     engine.step()
-    expected, norm = _stepped_by_plain_adamw(states, 8, world_size)
-    assert engine.was_step_applied() and door.step == 8
+    if counts:
+        expected, norm = _stepped_by_plain_adamw(states, 8, world_size)
+    else:
+        expected, norm = _stepped_by_plain_sgd(states, SGD[optimizer], world_size)
+    assert engine.was_step_applied() and door.step == (8 if counts else 0)
     assert float(engine.get_global_grad_norm()) == pytest.approx(float(norm), rel=1e-5)
     after = [door.read(weight) for weight in toy.weights]
     for name, found, wanted in zip(names, after, expected, strict=True):
-        for part in State._fields:
-            parts = getattr(found, part), getattr(wanted, part)
-            assert torch.allclose(*parts, rtol=1e-5, atol=1e-6), f"{name}.{part}"
+        assert found.keys() == wanted.keys()
+        for part in found:
+            assert torch.allclose(found[part], wanted[part], rtol=1e-5, atol=1e-6), f"{name}.{part}"
     for weight, state in zip(toy.weights, states, strict=True):
         door.write(weight, state)
     kept = _assert_computed_with(toy.weights, states, dtype)
@@ -145,20 +181,24 @@ def _check_adapter(rank, world_size, precision, stage):
 
     engine.backward(engine(_input(rank, dtype) * (torch.inf if rank == world_size - 1 else 1.0)))
     engine.step()  # one rank's gradients overflowed: no rank may step
-    assert not engine.was_step_applied() and door.step == 8
+    assert not engine.was_step_applied() and door.step == (8 if counts else 0)
     _assert_same_bits([door.read(weight) for weight in toy.weights], states, names)
     _assert_computed_with(toy.weights, states, dtype)
     return door.state_bytes()
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "moments"), [("adamw", 2), ("sgd", 1), ("nesterov", 1), ("sgd without momentum", 0)]
+)
 @pytest.mark.parametrize(("precision", "stage"), OPTIMIZERS)
-def test_state_is_read_written_and_stepped_on(precision, stage):
-    sizes = run_distributed(_check_adapter, 2, precision, stage)
+def test_state_is_read_written_and_stepped_on(precision, stage, optimizer, moments):
+    sizes = run_distributed(_check_adapter, 2, precision, stage, optimizer)
     stored = sum(weight.values.numel() for weight in Toy().weights)
     if stage == 0:
-        assert sizes == [8 * stored] * 2
-    else:  # master and two moments, halved but for alignment
-        assert all(12 * stored / 2 <= size <= 12 * (stored / 2 + 8) for size in sizes)
+        assert sizes == [4 * moments * stored] * 2
+    else:  # master and moments, halved but for alignment
+        value = 4 * (1 + moments)
+        assert all(value * stored / 2 <= size <= value * (stored / 2 + 8) for size in sizes)
 
 
 @pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("bf16", 1), ("fp32", 3)])

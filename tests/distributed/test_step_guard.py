@@ -90,7 +90,7 @@ class _Run:
         whole, copies, step = self.state()
         assert step == state[2]
         for name in self.weights:
-            assert all(torch.equal(*parts) for parts in zip(whole[name], state[0][name], strict=True)), name
+            assert all(torch.equal(whole[name][part], each) for part, each in state[0][name].items()), name
             assert torch.equal(copies[name], state[1][name]), f"the compute copy of {name}"
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import nn
 
 from nt_dist.data.batch import Batch
 from nt_dist.engine.engine import build_engine, learning_rate, train_step
 from nt_dist.engine.optimizer_state import State, optimizer_state
+from nt_dist.engine.optimizers import parameter_groups
 from nt_dist.errors import TopologyError
 from nt_dist.families import make_config
 from nt_dist.model.place import Place
@@ -17,6 +19,7 @@ from nt_dist.model.trails import build_model, weights_of
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.testing import run_distributed
 from nt_dist.training.topology_updates import TopologyUpdater
+from tests.distributed.tiny import OPTIMIZERS
 
 STEPS, BATCH, MICRO_BATCH, SEQUENCE, VOCABULARY = 7, 8, 2, 8, 30
 STORAGES = ("compact", "masked")
@@ -33,11 +36,12 @@ class Record:
     states: dict[str, State]
 
 
-def _config(world_size, stage=0, precision="fp32", **sparsity):
-    """A tiny model with clipping on, which is updated after steps 2, 4 and 6."""
+def _config(world_size, stage=0, precision="fp32", optimizer=None, **sparsity):
+    """A tiny model with clipping on, which is updated after steps 2, 4 and 6; ``optimizer`` are settings of it."""
     model = {"hidden_size": 16, "ffn_size": 24, "num_layers": 2, "num_attention_heads": 2}
     train = {"steps": STEPS, "batch_size": BATCH, "micro_batch_size": MICRO_BATCH, "lr": 3e-3, "warmup_steps": 2}
     train |= {"adam_eps": 1e-4, "weight_decay": 0.1, "grad_clip": 0.5, "precision": precision}
+    train |= optimizer or {}
     sections = {
         "model": model | {"vocab_size": VOCABULARY, "max_seq_len": SEQUENCE},
         "trails": {"count": 2, "layers": 1},
@@ -88,10 +92,11 @@ def _train(config):
             record.regrown.append(report.regrown)
             assert report.density == pytest.approx(0.4, abs=0.01) and report.regrown < report.drop_fraction + 0.01
     assert record.regrown[0] > 0.02 and any(record.regrown[1:])
-    assert door.step == STEPS and all(weight.dense_gradient is None for weight in weights_of(model).values())
+    assert door.step == (STEPS if config.train.optimizer == "adamw" else 0)
+    assert all(weight.dense_gradient is None for weight in weights_of(model).values())
     # as a checkpoint has it: by slot, whatever the storage
     for name, weight in weights_of(model).items():
-        record.states[name] = State(*(weight.to_slots(part) for part in door.read(weight)))
+        record.states[name] = {part: weight.to_slots(each) for part, each in door.read(weight).items()}
     return record
 
 
@@ -106,8 +111,9 @@ def _assert_alike(record, wanted, relative, absolute):
     assert record.checksums == wanted.checksums
     assert record.regrown == wanted.regrown
     for name, state in record.states.items():
-        for part, found, right in zip(State._fields, state, wanted.states[name], strict=True):
-            difference = float((found - right).abs().max())
+        assert state.keys() == wanted.states[name].keys()
+        for part, found in state.items():
+            difference = float((found - wanted.states[name][part]).abs().max())
             assert difference <= absolute, f"{name}.{part} differs by {difference}"
 
 
@@ -143,6 +149,84 @@ def test_bf16_sums_gradients_in_fp32_at_every_stage(stage, one_rank_bf16):
         compact, masked = records
         _assert_alike(compact, one_rank_bf16, relative=1e-4, absolute=1e-4)
         _assert_alike(masked, compact, relative=1e-4, absolute=1e-4)
+
+
+NESTEROV = {"optimizer": "sgd", "momentum": 0.8, "nesterov": True, "lr": 0.3}
+
+
+def _train_plainly(rank, world_size, optimizer):
+    """SGD as anybody would write it: the global batch in one pass, torch's clipping and optimizer; states as above."""
+    config = _config(1, optimizer=optimizer, update_every=0)
+    model = build_model(config)
+    options = {key: optimizer[key] for key in ("momentum", "nesterov")}
+    torch_sgd = torch.optim.SGD(parameter_groups(model, config.train.weight_decay), **options)
+    record = Record([], [], [], [], {})
+    for step in range(1, STEPS + 1):
+        batch = Batch(*(torch.cat(parts) for parts in zip(*_batches(step), strict=True)))
+        sums = Place().trail_losses(model(batch.inputs), batch.targets, batch.weights)
+        losses = sums / batch.weights.sum()
+        torch_sgd.zero_grad()
+        losses.sum().backward()
+        record.losses.append(losses.tolist())
+        record.norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), config.train.grad_clip)))
+        for group in torch_sgd.param_groups:
+            group["lr"] = learning_rate(config, step)
+        torch_sgd.step()
+    for name, weight in weights_of(model).items():
+        states = {"value": weight.values.detach()}
+        if optimizer["momentum"]:
+            states["momentum_buffer"] = torch_sgd.state[weight.values]["momentum_buffer"]
+        record.states[name] = {part: weight.to_slots(each) for part, each in states.items()}
+    return record
+
+
+def _train_static(rank, world_size, stage, precision, optimizer):
+    config = _config(world_size, stage, precision, optimizer, update_every=0)
+    mesh, model, engine, door, _ = _start(config)
+    record = Record([], [], [], [], {})
+    for step in range(1, STEPS + 1):
+        result = train_step(engine, config, mesh, _batches(step, mesh.rank, mesh.world_size), step)
+        record.losses.append(result.loss_per_trail)
+        record.norms.append(result.grad_norm)
+    for name, weight in weights_of(model).items():
+        record.states[name] = {part: weight.to_slots(each) for part, each in door.read(weight).items()}
+    return record
+
+
+@pytest.fixture(scope="module")
+def plain_nesterov():
+    """SGD with Nesterov's momentum, written out."""
+    return run_distributed(_train_plainly, 1, NESTEROV)[0]
+
+
+@pytest.mark.parametrize(("precision", "stage"), OPTIMIZERS)
+def test_sgd_trains_as_plain_torch_does(precision, stage, plain_nesterov):
+    assert max(plain_nesterov.norms) > 0.5, "clipping must have been at work"
+    for record in run_distributed(_train_static, 2, stage, precision, NESTEROV):
+        relative, absolute = (1e-5, 1e-5) if precision == "fp32" else (3e-2, 2e-2)
+        _assert_alike(record, plain_nesterov, relative, absolute)
+
+
+def test_sgd_without_momentum_trains_as_plain_torch_does():
+    plain = NESTEROV | {"momentum": 0.0, "nesterov": False}
+    wanted = run_distributed(_train_plainly, 1, plain)[0]
+    for stage in (0, 2):
+        for record in run_distributed(_train_static, 2, stage, "fp32", plain):
+            _assert_alike(record, wanted, relative=1e-5, absolute=1e-5)
+
+
+def _train_by(rank, world_size, stage, optimizer, storages):
+    return [_train(_config(world_size, stage, "fp32", optimizer, storage=storage)) for storage in storages]
+
+
+def test_the_topology_of_sgd_is_updated_alike_at_every_stage():
+    optimizer = NESTEROV | {"lr": 0.02}
+    wanted = run_distributed(_train_by, 1, 0, optimizer, ("compact",))[0][0]
+    assert len(set(wanted.checksums)) == 4, "three updates must have changed the topology"
+    for stage in (0, 1, 2, 3):
+        for records in run_distributed(_train_by, 2, stage, optimizer, STORAGES):
+            for record in records:
+                _assert_alike(record, wanted, relative=1e-5, absolute=1e-5)
 
 
 def _measure_bytes(rank, world_size, density):
@@ -212,7 +296,7 @@ def _compare_regrowth_gradients(rank, world_size):
         scale = updater._gradient_scale()
         for name, weight in updater.sparse.items():
             seen = mesh.all_reduce(weight.dense_gradient.clone()) * scale
-            given = door.read(weight).exp_avg / (1 - config.train.betas[0])
+            given = door.read(weight)["exp_avg"] / (1 - config.train.betas[0])
             at_slots = seen.view(len(weight.trails), -1).gather(1, weight.slot_index())
             assert torch.allclose(at_slots, weight.to_slots(given), rtol=1e-4, atol=1e-6), f"{regrow_from}, {name}"
         updater.skip()
@@ -254,7 +338,7 @@ def _skip_a_step(rank, world_size, stage):
     assert not result.applied and result.grad_norm == float("inf") and door.step == 0
     updater.skip()
     for name, weight in weights_of(model).items():
-        assert all(torch.equal(*parts) for parts in zip(door.read(weight), before[name], strict=True)), name
+        assert all(torch.equal(part, before[name][key]) for key, part in door.read(weight).items()), name
     result = train_step(engine, config, mesh, _batches(3, rank, world_size), 3)
     assert result.applied and result.grad_norm < float("inf") and door.step == 1
 

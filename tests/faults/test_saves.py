@@ -26,7 +26,7 @@ from tests.unit.checkpoint.checkpoint_case import CONFIG, model_part, on_one_ran
 
 def fill(optimizer, step):
     for state in optimizer.states.values():
-        for tensor in state:
+        for tensor in state.values():
             tensor.fill_(float(step))
 
 

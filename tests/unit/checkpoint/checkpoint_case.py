@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from nt_dist.checkpoint.checkpoint import Progress
-from nt_dist.engine.optimizer_state import State
 from nt_dist.families import make_config
 from nt_dist.model.weights import weight_specs
 from nt_dist.parallel.mesh import AXES
@@ -89,15 +88,15 @@ def part(count, degree, rank):
 class PlainOptimizer:
     """The interface of OptimizerState over plain tensors: every data rank has everything."""
 
-    def __init__(self, step=0):
-        self.states, self.step = {}, step
+    def __init__(self, step=0, moments=CONFIG.train.moments):
+        self.states, self.step, self.moments = {}, step, moments
 
     def read(self, weight):
-        return State(*(each.clone() for each in self.states[weight.spec.name]))
+        return {name: each.clone() for name, each in self.states[weight.spec.name].items()}
 
     def write(self, weight, state):
         self.states[weight.spec.name] = state
-        weight.values.data.copy_(state.value)
+        weight.values.data.copy_(state["value"])
 
 
 def model_part(mesh, storage, config=CONFIG, seed=None):
@@ -111,29 +110,30 @@ def model_part(mesh, storage, config=CONFIG, seed=None):
         weight = Weight(spec, storage if spec.is_sparse else "dense", trails, shards)
         model.append(weight)
         weight.reset(seed or 0)
-    optimizer = PlainOptimizer()
+    optimizer = PlainOptimizer(moments=config.train.moments)
     for weight in model:
-        optimizer.states[weight.spec.name] = drawn_state(weight, seed)
+        optimizer.states[weight.spec.name] = drawn_state(weight, seed, optimizer.moments)
     return model, optimizer
 
 
-def drawn_state(weight, seed):
+def drawn_state(weight, seed, moments):
     """Masters and moments that differ in every trail and shard, the same in every layout; zeros without a seed."""
-    slots = torch.zeros(3, len(weight.trails), weight.num_slots)
+    slots = torch.zeros(1 + len(moments), len(weight.trails), weight.num_slots)
     for trail in weight.trails if seed is not None else ():
         for shard in weight.shards:
             generator = torch.Generator().manual_seed(crc32(f"{seed}/{weight.spec.name}/{trail}/{shard}".encode()))
             for row, tensor in enumerate(slots):
                 drawn = torch.randn(weight.spec.slots(shard), generator=generator)
                 weight.fragment(tensor, trail, shard).copy_(drawn.square() if row == 2 else drawn)
-    return State(*(weight.from_slots(each) for each in slots))
+    names = ("value", *moments)
+    return {name: weight.from_slots(each) for name, each in zip(names, slots, strict=True)}
 
 
 def content(model, optimizer):
     """Everything a rank holds, by (weight, trail, shard), in no particular layout."""
     found = {}
     for weight in model:
-        slots = [weight.to_slots(each) for each in optimizer.read(weight)]
+        slots = [weight.to_slots(each) for each in optimizer.read(weight).values()]
         for trail in weight.trails:
             for shard in weight.shards:
                 state = [weight.fragment(each, trail, shard) for each in slots]

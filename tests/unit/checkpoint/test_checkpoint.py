@@ -100,6 +100,27 @@ def test_the_values_alone_are_loaded_for_an_evaluation(tmp_path, expected):
                 assert torch.equal(weight.positions(trail, shard).float(), tensor[0])
 
 
+SGD = replace(CONFIG, train=replace(CONFIG.train, optimizer="sgd"))
+
+
+def test_sgd_has_its_one_moment(tmp_path):
+    path = save_on(tmp_path, config=SGD)
+    assert read_manifest(path).moments == ("momentum_buffer",)
+    expected = on_one_rank(lambda mesh: content(*model_part(mesh, "compact", SGD, 5)))
+    ((_, _, found),) = load_on(path, config=SGD)
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+
+
+def test_another_optimizer_is_refused_or_begins_with_moments_of_zero(tmp_path, expected):
+    path = save_on(tmp_path)
+    assert "train.optimizer = 'sgd' differs from the checkpoint's 'adamw'" in load_error(path, config=SGD)
+    allowed = replace(SGD, run=replace(SGD.run, allow_schedule_change=True))
+    ((_, _, found),) = load_on(path, config=allowed)
+    for key, (positions, value, moment) in found.items():
+        assert torch.equal(positions, expected[key][0]) and torch.equal(value, expected[key][1])
+        assert not moment.any(), key
+
+
 def test_a_snapshot_no_longer_changes_with_the_model(tmp_path, expected):
     """What lets an asynchronous save write while the training goes on."""
 
@@ -108,7 +129,7 @@ def test_a_snapshot_no_longer_changes_with_the_model(tmp_path, expected):
         snapshot = collect(CONFIG, mesh, model, optimizer, PROGRESS)
         for weight in model:
             weight.reset(99)
-            for tensor in optimizer.states[weight.spec.name]:
+            for tensor in optimizer.states[weight.spec.name].values():
                 tensor.fill_(7.0)
         writing = begin(tmp_path, PROGRESS.step)
         return commit(tmp_path, writing, CONFIG, mesh, snapshot, write_part(writing, snapshot))
@@ -165,7 +186,7 @@ def test_numbers_that_are_none_are_not_saved(tmp_path, part, value):
     def work(mesh):
         model, optimizer = model_part(mesh, "compact", CONFIG, 5)
         if mesh.rank == 1:
-            optimizer.states["blocks.0.mlp.down"][part].view(-1)[3] = value
+            list(optimizer.states["blocks.0.mlp.down"].values())[part].view(-1)[3] = value
         return save(tmp_path, CONFIG, mesh, model, optimizer, PROGRESS)
 
     for error in on_ranks((1, 1, 1, 2), work):

@@ -20,7 +20,7 @@ def make(folder, step, note=""):
     """A checkpoint without weights."""
     writing = begin(folder, step)
     files = {"state-00000.safetensors": write_fragments(writing / "state-00000.safetensors", {})}
-    return commit(folder, writing, Manifest(0, "", "", Progress(step, 0, 0, note), {}, {}, files, {}))
+    return commit(folder, writing, Manifest(0, "", "", Progress(step, 0, 0, note), (), {}, {}, files, {}))
 
 
 def names(folder):

@@ -26,6 +26,7 @@ MANIFEST = Manifest(
     saved_at="2030-01-01T00:00:00+00:00",
     written_by="0.1.0",
     progress=Progress(10, 320, 9, "abc", {"skipped": [1, {"a": None}]}),
+    moments=("momentum_buffer",),
     layout={"data": 2},
     config={"train": {"lr": 1e-3, "betas": [0.9, 0.95]}},
     files={"state-00000.safetensors": FileEntry(100, "ab"), "config.toml": FileEntry(7, "cd")},
@@ -46,6 +47,12 @@ def signed(content):
 
 def test_what_is_written_is_read():
     assert parse_manifest(MANIFEST.to_json().encode(), "m") == MANIFEST
+
+
+def test_a_manifest_of_before_there_was_sgd_is_of_adamw():
+    content = json.loads(MANIFEST.to_json())
+    del content["moments"]
+    assert parse_manifest(signed(content), "m") == replace(MANIFEST, moments=("exp_avg", "exp_avg_sq"))
 
 
 def test_a_changed_number_is_noticed():
@@ -80,6 +87,10 @@ WEIGHT = ("weights", "up")
         (("step",), True, "step must be int"),
         (("step",), -1, "step must be at least 0"),
         (("extra",), [], "extra must be dict"),
+        (("moments",), ["../evil"], "moments must be a list of names"),
+        (("moments",), None, "moments must be a list of names"),
+        (("moments",), ["value"], "none of them value or positions"),
+        (("moments",), ["exp_avg", "exp_avg"], "moments must be different names"),
         (("data_digest",), 5, "data_digest must be str"),
         (("config", "train"), 5, "config.train must be dict"),
         (("files", "../evil"), {"size": 1, "sha256": ""}, "a plain file name"),

@@ -27,6 +27,13 @@ def test_nothing_is_ignored_by_default():
             {"sparsity": {"grow": "random", "new_moments": "zero", "regrow_from": "last_micro_batch"}},
             "sparsity.regrow_from = 'last_micro_batch' is ignored: sparsity.grow = 'random'",
         ),
+        ({"train": {"momentum": 0.5}}, "train.momentum = 0.5 is ignored: train.optimizer = 'adamw'"),
+        ({"train": {"nesterov": True}}, "train.nesterov = True is ignored: train.optimizer = 'adamw'"),
+        (
+            {"train": {"optimizer": "sgd", "adam_eps": 1e-4}},
+            "train.adam_eps = 0.0001 is ignored",
+        ),
+        ({"train": {"optimizer": "sgd", "betas": [0.9, 0.95]}}, "train.betas = (0.9, 0.95) is ignored"),
         ({"sparsity": {"stop_fraction": 0.01}}, "the topology is never updated"),
         ({"train": {"steps": 50, "warmup_steps": 5}}, "the topology is never updated"),
         ({"trails": {"fork": "embedding", "layers": 3}}, "trails.layers = 3 is ignored: trails.fork = 'embedding'"),
@@ -55,6 +62,7 @@ def test_settings_that_count_are_not_named():
     sections = {
         "sparsity": {"drop": "magnitude", "update_every": 100},
         "data": {"source": "hf", "path": "x", "subset": "en", "text_key": "t"},
+        "train": {"optimizer": "sgd", "momentum": 0.8, "nesterov": True},
         "run": {"stop_after": 10, "keep_every": 1000},
     }
     assert warnings(make_config(sections)) == []

@@ -51,6 +51,19 @@ ONE = [
         "sparsity.exempt: no weight is named 'blocks.6.*'",
     ),
     (
+        {"train": {"optimizer": "sgd"}, "sparsity": {"new_moments": "gradient"}},
+        "sparsity.new_moments = 'gradient' is a second moment, which train.optimizer = 'sgd' does not have",
+    ),
+    (
+        {"train": {"optimizer": "sgd"}, "sparsity": {"new_moments": "mean"}},
+        "sparsity.new_moments = 'mean' is a second moment, which train.optimizer = 'sgd' does not have",
+    ),
+    (
+        {"train": {"optimizer": "sgd", "momentum": 0.0, "nesterov": True}},
+        "train.nesterov = true needs train.momentum above 0",
+    ),
+    ({"train": {"momentum": 1.0}}, "train.momentum = 1.0 must be in [0, 1)"),
+    (
         {"sparsity": {"grow": "random", "new_moments": "gradient"}},
         "sparsity.new_moments = 'gradient' needs sparsity.grow = 'gradient', not 'random'",
     ),
@@ -80,6 +93,8 @@ def test_each_rule(sections, message):
         {"sparsity": {"exempt": ["embedding", "blocks.5.attention.*", "*.down", "output"]}},
         {"sparsity": {"grow": "random", "new_moments": "gradient", "update_every": 0}},
         {"sparsity": {"grow": "random", "new_moments": "mean"}},
+        {"train": {"optimizer": "sgd", "nesterov": True}},
+        {"train": {"optimizer": "sgd"}, "sparsity": {"new_moments": "gradient", "update_every": 0}},
         {"train": {"steps": 5, "warmup_steps": 5}},
         {"model": {"vocab_size": 4099}},
     ],

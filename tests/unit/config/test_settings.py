@@ -35,7 +35,8 @@ def test_the_settled_keys_are_there():
         "sparsity": "density distribution storage topology_shards drop temperature grow drop_fraction drop_schedule "
         "update_every stop_fraction new_moments regrow_from exempt",
         "data": "source path subset text_key validation tokenizer layout num_workers prepared max_documents",
-        "train": "steps batch_size micro_batch_size lr warmup_steps min_lr_ratio betas adam_eps weight_decay grad_clip "
+        "train": "steps batch_size micro_batch_size lr warmup_steps min_lr_ratio optimizer momentum nesterov betas "
+        "adam_eps weight_decay grad_clip "
         "seed precision activation_checkpointing",
         "parallel": "tensor pipe trail",
         "run": "dir log_every eval_every eval_batches save_every keep keep_every resume_from stop_after "

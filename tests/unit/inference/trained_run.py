@@ -9,7 +9,6 @@ import torch
 
 from nt_dist.checkpoint.checkpoint import Progress, save
 from nt_dist.config import Config
-from nt_dist.engine.optimizer_state import State
 from nt_dist.families import make_config
 from nt_dist.model.trails import build_model, weights_of
 from nt_dist.text.corpus import open_data
@@ -58,7 +57,10 @@ def write_checkpoint(config: Config, digest: str, extra: dict, step: int = 4) ->
         else:
             weight.values.data.mul_(8.0)
         values = weight.values.data
-        optimizer.states[name] = State(values.clone(), torch.zeros_like(values), torch.zeros_like(values))
+        optimizer.states[name] = {
+            "value": values.clone(),
+            **{moment: torch.zeros_like(values) for moment in optimizer.moments},
+        }
     progress = Progress(step, 8 * step, step, digest, extra)
     place = Path(config.run.dir) / "checkpoints"
     return on_one_rank(lambda mesh: save(place, config, mesh, model, optimizer, progress))

@@ -1,5 +1,7 @@
 """The plan's formulas against bytes counted on real tensors, and against what each ZeRO stage should divide."""
 
+from dataclasses import replace
+
 import pytest
 
 from nt_dist.families import make_config
@@ -52,6 +54,19 @@ def test_each_stage_divides_what_it_should(precision, stage, expected):
     stored = plan.index / 4 + norms * 32
     for kind, each in zip(STATE, expected, strict=True):
         assert getattr(plan, kind) == pytest.approx(each * stored, abs=1), kind
+
+
+def test_sgd_has_one_moment_or_none_and_an_update_copies_no_more():
+    plans = {}
+    for momentum in (None, 0.9, 0.0):
+        config = _config(storage="masked")
+        if momentum is not None:
+            train = replace(config.train, optimizer="sgd", momentum=momentum)
+            config = replace(config, train=train)
+        plans[momentum] = plan_memory(config)
+    adamw, momentum, plain = plans.values()
+    assert (adamw.moments, momentum.moments, plain.moments) == (2 * adamw.weights, adamw.weights, 0)
+    assert adamw.update > momentum.update > plain.update
 
 
 def test_buffers_are_the_jsons():

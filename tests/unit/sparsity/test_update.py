@@ -36,7 +36,9 @@ def run(weight, m, v, gradient, rules=RULES, fraction=0.3, step=50):
     """Update; return which slots are new [T, slots], and the moments."""
     before = torch.zeros(len(weight.trails), math.prod(weight.local_shape)).scatter_(1, weight.slot_index(), 1.0)
     m, v = m.clone(), v.clone()
-    replaced = update_topology(weight, (weight.values.data, m, v), gradient, rules, step, fraction)
+    replaced = update_topology(
+        weight, {"value": weight.values.data, "exp_avg": m, "exp_avg_sq": v}, gradient, rules, step, fraction
+    )
     is_new = before.gather(1, weight.slot_index()) == 0
     assert replaced == is_new.sum()
     return is_new, m, v

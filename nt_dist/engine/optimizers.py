@@ -1,0 +1,101 @@
+"""The optimizers that are given to DeepSpeed: AdamW, and SGD with or without momentum."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from nt_dist.config.settings import Train
+from nt_dist.model.trails import weights_of
+from nt_dist.parallel.mesh import Mesh
+
+MODEL_AXES = ("pipe", "trail", "tensor")  # over which the model is cut
+CLIP_EPS = 1e-6  # added to the norm before clipping by it, as DeepSpeed's ZeRO optimizers do
+
+
+class Clipped(torch.optim.Optimizer):
+    """Clips, and skips a step with non-finite gradients, as DeepSpeed's own optimizers do; before a torch optimizer.
+
+    For fp32 at ZeRO 0, where DeepSpeed steps the client's optimizer directly: there it keeps no norm, skips no step,
+    and its clipping all-reduces a norm that is the same on all data ranks. ``_global_grad_norm`` and ``overflow`` are
+    the names under which the engine looks for them. ``admits`` says of a norm whether the step may be taken; the guard
+    replaces it (step_guard.py).
+
+    Args:
+        groups: Parameter groups; the norm counts parameters whose ``model_parallel`` is set, each on one rank.
+        mesh: The ranks.
+        clip: Largest norm of all gradients together; 0: no clipping.
+        options: The torch optimizer's.
+    """
+
+    def __init__(self, groups: list[dict], mesh: Mesh, clip: float, **options: Any):
+        super().__init__(groups, **options)
+        self.mesh, self.clip, self.overflow = mesh, clip, False
+        self._global_grad_norm = torch.zeros(())
+        self.admits: Callable[[torch.Tensor], bool] = lambda norm: math.isfinite(norm)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Step once; ``overflow`` says afterwards whether the step was skipped."""
+        assert closure is None
+        parameters = [each for group in self.param_groups for each in group["params"] if each.grad is not None]
+        gradients = [each.grad for each in parameters]
+        self._global_grad_norm = self._norm([each.grad for each in parameters if each.model_parallel])
+        self.overflow = not self.admits(self._global_grad_norm)
+        if self.overflow:
+            self._global_grad_norm.fill_(torch.inf)
+            return
+        if self.clip > 0:
+            torch._foreach_mul_(gradients, clip_factor(self._global_grad_norm, self.clip))
+        super().step()
+
+    def _norm(self, owned: list[torch.Tensor]) -> torch.Tensor:
+        squares = torch.zeros(1, dtype=torch.float64, device=self.mesh.device)
+        if owned:
+            squares += torch.stack(torch._foreach_norm(owned)).double().square().sum()
+        return self.mesh.all_reduce(squares, MODEL_AXES)[0].sqrt().float()
+
+
+class ClippedAdamW(Clipped, torch.optim.AdamW):
+    """AdamW for ZeRO 0."""
+
+
+class ClippedSGD(Clipped, torch.optim.SGD):
+    """SGD for ZeRO 0."""
+
+
+def clip_factor(norm: torch.Tensor | float, clip: float) -> torch.Tensor:
+    """Return what clipping at ``clip`` (0: none) multiplies gradients of ``norm`` with: a scalar tensor."""
+    norm = torch.as_tensor(norm, dtype=torch.float32)
+    return torch.ones_like(norm) if clip == 0 else (clip / (norm + CLIP_EPS)).clamp(max=1.0)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Return the optimizer's groups: matrices, which decay, and norms' scales, which do not.
+
+    Every parameter of the model is in exactly one.
+    """
+    decaying: list[nn.Parameter] = []
+    constant: list[nn.Parameter] = []
+    for weight in weights_of(model).values():
+        (constant if weight.spec.role == "scale" else decaying).append(weight.values)
+    grouped = [id(parameter) for parameter in (*decaying, *constant)]
+    assert len(grouped) == len(set(grouped)), "a parameter is in two optimizer groups"
+    assert set(grouped) == {id(each) for each in model.parameters()}, "a parameter belongs to no weight"
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": constant, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(train: Train, model: nn.Module, mesh: Mesh | None) -> torch.optim.Optimizer:
+    """Return the optimizer of ``model``; with a mesh, one that clips by itself."""
+    options: dict[str, Any] = {"lr": train.lr, "fused": True}
+    if train.optimizer == "adamw":
+        kind, clipped = torch.optim.AdamW, ClippedAdamW
+        options |= {"betas": train.betas, "eps": train.adam_eps}
+    else:
+        kind, clipped = torch.optim.SGD, ClippedSGD
+        options |= {"momentum": train.momentum, "nesterov": train.nesterov}
+    groups = parameter_groups(model, train.weight_decay)
+    return clipped(groups, mesh, train.grad_clip, **options) if mesh else kind(groups, **options)
