@@ -19,7 +19,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, metavar="FILE.model", help="where to write it")
     arguments, others = parser.parse_known_args()
-    from nt_dist.text.prepare import find_tokenizer, write_file
+    from nt_dist.errors import DataError
+    from nt_dist.files import write_whole
+    from nt_dist.text.prepare import find_tokenizer
     from nt_dist.text.sources import open_source
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -27,7 +29,7 @@ def main() -> None:
     config = load_config(path, [*overrides, "data.tokenizer=auto"], ds_config)
     tokenizer = find_tokenizer(config, open_source(config.data))
     if arguments.out:
-        write_file(arguments.out, tokenizer.data)
+        write_whole(arguments.out, tokenizer.data, DataError)
     print(arguments.out or tokenizer.name)
 
 

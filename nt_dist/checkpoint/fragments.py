@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from nt_dist import files
 from nt_dist.checkpoint.manifest import MANIFEST, FileEntry, Manifest, WeightEntry
 from nt_dist.errors import CheckpointError
 
@@ -92,11 +93,7 @@ def replace_file(path: Path, text: str) -> None:
 def sync_folder(folder: Path) -> None:
     """See the names in ``folder`` on the disk: a rename is only safe after this."""
     with _named(folder, "synchronised"):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        files.sync_folder(folder)
 
 
 def hash_file(path: Path) -> str:

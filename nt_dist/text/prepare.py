@@ -25,9 +25,10 @@ import numpy as np
 
 from nt_dist.config import Config
 from nt_dist.errors import DataError
+from nt_dist.files import sync_folder, write_whole
+from nt_dist.progress import ProgressBar
 from nt_dist.text.chunks import Chunk, cut_into_chunks, part_size, read_part, tokenize
 from nt_dist.text.indexed import IndexedWriter
-from nt_dist.text.progress import Progress
 from nt_dist.text.sources import Source, open_source
 from nt_dist.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from nt_dist.text.workers import Crew
@@ -89,7 +90,7 @@ def find_tokenizer(config: Config, source: Source, crew: Crew | None = None) -> 
             with _writing(folder):
                 if not path.exists():  # another process may have made it while this one waited
                     _logger.info("training a tokenizer of %d pieces", vocab_size)
-                    write_file(path, train_tokenizer(source, vocab_size, data.max_documents))
+                    write_whole(path, train_tokenizer(source, vocab_size, data.max_documents), DataError)
         return path
 
     path = crew.on_first(train)
@@ -157,7 +158,8 @@ def _make_parts(
     processes = config.data.num_workers if not total or total > part_size(source) else 0  # one part needs no helpers
     chunks = cut_into_chunks(source, name, config.data.max_documents if name == "train" else 0, crew)
     documents = characters = 0
-    with Progress(f"preparing {name} texts" + (f" (rank {crew.rank})" if crew.size > 1 else ""), total) as progress:
+    title = f"preparing {name} texts" + (f" (rank {crew.rank})" if crew.size > 1 else "")
+    with ProgressBar(total, title=title, counts=False) as progress:
 
         def report(chunk: Chunk) -> None:
             nonlocal documents, characters
@@ -220,12 +222,12 @@ def _merge(
         files = {}
         for writer in writers.values():
             files |= writer.close()
-        write_file(whole / TOKENIZER, tokenizer.data)
+        write_whole(whole / TOKENIZER, tokenizer.data, DataError)
         record = {"format": FORMAT, "vocab_size": tokenizer.vocab_size, "tokenizer_sha256": tokenizer.sha256}
         record |= {"documents": documents, "tokens": tokens, "files": files}
-        write_file(whole / RECORD, json.dumps(record, indent=1).encode())
+        write_whole(whole / RECORD, json.dumps(record, indent=1), DataError)
         os.rename(whole, final)
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -246,35 +248,6 @@ def _split(paths: list[Path], fraction: float, train: IndexedWriter, validation:
 def _key(value: Any) -> str:
     """A short name for plain values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file that is whole or not there.
-
-    Raises:
-        DataError: If it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with _os_errors(path):
-        try:
-            with open(temporary, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in a folder last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

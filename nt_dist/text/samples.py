@@ -3,6 +3,8 @@
 S = model.max_seq_len. A sample is S tokens, the S tokens that follow them, and S weights of the loss.
 """
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 
 from nt_dist.data.samples import Sample
@@ -10,7 +12,7 @@ from nt_dist.errors import DataError
 from nt_dist.text.indexed import IndexedTokens
 
 
-class TextSamples:
+class TextSamples(ABC):
     """Samples of text by number (:class:`nt_dist.data.batch.Samples`); see the two layouts below.
 
     Args:
@@ -24,17 +26,17 @@ class TextSamples:
         self.sequence_length = sequence_length
         self.vocab_size = vocab_size
 
+    @abstractmethod
     def __len__(self) -> int:
         """Samples there are."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, index: int) -> Sample:
         """Read one sample.
 
         Raises:
             DataError: If the file cannot be read or holds a token outside the vocabulary.
         """
-        raise NotImplementedError
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):

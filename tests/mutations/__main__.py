@@ -21,7 +21,7 @@ from tests.mutations import MUTATIONS
 from tests.mutations.mutation import Mutation
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("nt_dist", "launch_scripts", "tests", "configs", "pyproject.toml")
+COPIED = ("nt_dist", "benchmarks", "launch_scripts", "tests", "configs", "pyproject.toml")
 TESTS_FAILED = 1  # pytest's exit code; others: it was interrupted, could not collect, found no test
 
 

@@ -37,7 +37,7 @@ def test_prepare_data_prepares_what_training_opens(start, tmp_path, monkeypatch)
     done = start("prepare_data.py")
     assert done.returncode == 0, done.stderr
     folder = done.stdout.strip()
-    assert "preparing train texts: 100%, 30 documents" in done.stderr
+    assert "preparing train texts (100%)  30 documents" in done.stderr
     monkeypatch.chdir(tmp_path)
     data = open_data(config_over(tmp_path, path="a.jsonl"))
     assert str(data.train.indexed.bin_path.parent) == str(tmp_path / folder)
