@@ -86,6 +86,7 @@ def test_a_dead_rank_is_the_first_error(tmp_path, tally):
     with os.fdopen(reader) as pipe:
         assert pipe.readline() == "now\n"
         first = pipe.readline()
+        time.sleep(2.0)
         assert ranks[0].poll() is None  # it is said at once; the others may still see it by themselves
         pipe.read()
     assert re.match(rf"error: rank 2 on \S+ died without a word in step {FAULT_AT} \(stepping\)$", first), first
