@@ -109,7 +109,7 @@ def import_run(foreign: Foreign, config: Config, mesh: Mesh, data: OpenData, noi
     """
     model = build_model(config, device="meta").to_empty(device="cpu")
     kept, found, lost = fill(model, foreign, config, noise)
-    extra = {"tokens": 0, "regrown": 0.0, "drop_fraction": 0.0, "tokenizer_sha256": data.tokenizer.sha256}
+    extra = {"tokens": 0, "regrown": 0.0, "drop_fraction": 0.0, **data.identity}
     progress = Progress(0, 0, 0, data.digest, extra)
     path = checkpoint.save(
         Path(config.run.dir) / CHECKPOINTS, config, mesh, model, _Untrained(config.train.moments), progress

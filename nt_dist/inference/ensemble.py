@@ -169,8 +169,7 @@ def load_ensemble(
     path, manifest = find_checkpoint(Path(checkpoint))
     config = inference_config(manifest)
     folders = [prepared] if prepared else list(dict.fromkeys([prepared_folder(config), path.parent.parent / "data"]))
-    digest, sha256 = manifest.progress.data_digest, manifest.progress.extra.get("tokenizer_sha256")
-    tokens = run_tokenizer(config, digest, sha256 if isinstance(sha256, str) else None, folders, tokenizer)
+    tokens = run_tokenizer(config, manifest.progress.data_digest, manifest.progress.extra, folders, tokenizer)
     model = load_model(path, manifest, config, device).to(dtype)
     return Ensemble(model, config, tokens, path, manifest)
 

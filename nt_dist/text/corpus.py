@@ -88,14 +88,14 @@ def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work
 
 
 def run_tokenizer(
-    config: Config, data_digest: str, sha256: str | None, folders: Sequence[Path], given: Path | None = None
+    config: Config, data_digest: str, identity: dict[str, Any], folders: Sequence[Path], given: Path | None = None
 ) -> Tokenizer:
     """The tokenizer that a run was trained with, told from any other by its hash; its corpus need not be there.
 
     Args:
         config: The run's settings.
         data_digest: The ``OpenData.digest`` of the run, as its checkpoint has it.
-        sha256: The tokenizer's hash, if the checkpoint has it.
+        identity: The ``OpenData.identity`` of the run, as far as its checkpoint has it.
         folders: Where the run's prepared texts may be.
         given: A .model file to take; None to look for one in ``folders`` and at ``data.tokenizer``.
 
@@ -104,8 +104,8 @@ def run_tokenizer(
     """
     prepared = [path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}"))]
     own = [path for path in prepared if _digest_at(path) == data_digest]
-    if sha256 is None and own:
-        sha256 = json.loads(own[0].read_bytes())["tokenizer_sha256"]
+    known = [identity.get("tokenizer_sha256"), *(json.loads(path.read_bytes())["tokenizer_sha256"] for path in own)]
+    sha256 = next((each for each in known if isinstance(each, str)), None)  # older checkpoints have none
     if sha256 is None:
         raise DataError(
             f"the run's prepared texts are in none of {', '.join(map(str, folders))}, and without them its "

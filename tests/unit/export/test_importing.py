@@ -206,7 +206,8 @@ def test_an_import_starts_a_run_and_replaces_none(dense, tmp_path):
     done = on_one_rank(lambda mesh: import_run(foreign, config, mesh, data, 0.1))
     ensemble = load_ensemble(tmp_path / "run")
     assert ensemble.checkpoint == done.path and ensemble.manifest.progress.step == 0
-    assert ensemble.manifest.progress.data_digest == data.digest
+    progress = ensemble.manifest.progress
+    assert progress.data_digest == data.digest and data.identity.items() <= progress.extra.items()
     torch.testing.assert_close(ensemble.logits(TOKENS), filled(dense[0], config, 0.1)[0](TOKENS)[..., :331])
     with pytest.raises(CheckpointError, match="run.dir = .* has checkpoints already"):
         check(foreign, config, 0.0)
