@@ -42,7 +42,7 @@ def main() -> int:
     trail = None if arguments.trail is None else arguments.trail - 1
     done = export(ensemble, arguments.out, trail, arguments.dtype, arguments.sparse)
     print(
-        f"{done.path}: {done.parameters:,} parameters, {done.num_bytes / 1e6:,.1f} MB; "
+        f"{done.path}: {done.num_parameters:,} parameters, {done.num_bytes / 1e6:,.1f} MB; "
         f"read back, the largest difference of a logit is {done.difference:.2g}"
     )
     return 0

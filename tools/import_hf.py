@@ -29,7 +29,7 @@ def main() -> int:
     config = load_config(path, overrides, ds_config)
 
     from nt_dist.export.foreign import open_foreign
-    from nt_dist.export.importing import check, check_tokenizer, import_run
+    from nt_dist.export.importing import check, import_run
     from nt_dist.parallel.mesh import close, init_mesh
     from nt_dist.text.corpus import open_data
     from nt_dist.training.run_folder import RunFolder
@@ -39,11 +39,10 @@ def main() -> int:
     mesh = init_mesh(config)
     with closing(RunFolder(Path(config.run.dir))):
         data = open_data(config)
-        check_tokenizer(foreign, data)
-        done = import_run(foreign, config, mesh, data, arguments.noise)
+        path, pruned = import_run(foreign, config, mesh, data, arguments.noise)
     print(
-        f"{done.path}: {done.kept:,} of {done.found:,} non-zero weights kept"
-        + (f", the largest that went is {done.largest_lost:.3g}" if done.kept < done.found else "")
+        f"{path}: {pruned.kept:,} of {pruned.found:,} non-zero weights kept"
+        + (f", the largest that went is {pruned.largest_lost:.3g}" if pruned.kept < pruned.found else "")
     )
     close()
     return 0

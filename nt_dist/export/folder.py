@@ -9,29 +9,29 @@ from pathlib import Path
 from nt_dist.errors import RunError
 
 
-def check_free(out: Path, key: str = "--out") -> None:
-    """Refuse, before any work, a folder that holds something or cannot be made.
+def check_free(out: Path) -> None:
+    """Refuse, before any work, an --out that holds something or cannot be made.
 
     Raises:
         RunError: It is not empty, no folder, or its parent is none that can be written to.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise RunError(f"{key} {out}: must be a folder, or nothing yet")
+        raise RunError(f"--out {out}: must be a folder, or nothing yet")
     if out.is_dir() and any(out.iterdir()):
-        raise RunError(f"{key} {out}: is not empty; nothing in it is touched")
+        raise RunError(f"--out {out}: is not empty; nothing in it is touched")
     parent = next(each for each in out.absolute().parents if each.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise RunError(f"{key} {out}: {parent} must be a folder that can be written to")
+        raise RunError(f"--out {out}: {parent} must be a folder that can be written to")
 
 
 @contextmanager
-def new_folder(out: Path, key: str = "--out") -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``out``, which becomes ``out`` by one rename when all has gone well.
 
     Raises:
         RunError: As :func:`check_free`, or a file cannot be written; then nothing is left behind.
     """
-    check_free(out, key)
+    check_free(out)
     writing = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.writing")
     try:
         shutil.rmtree(writing, ignore_errors=True)
@@ -41,6 +41,6 @@ def new_folder(out: Path, key: str = "--out") -> Iterator[Path]:
             file.chmod(writing.stat().st_mode & 0o666)  # as the user's umask has it
         os.rename(writing, out)
     except OSError as error:
-        raise RunError(f"{key} {out}: cannot be written: {error.strerror or error}") from error
+        raise RunError(f"--out {out}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(writing, ignore_errors=True)

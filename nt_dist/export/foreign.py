@@ -1,8 +1,7 @@
 """Checkpoints of other programs, as far as they can be read without running anything: safetensors, or torch's file of
 tensors alone.
 
-Two layouts are known: transformers' dense LLaMA, and that of the NeuroTrails paper's code (arXiv 2505.17909), whose
-trunk is ``backbone_model`` and whose trails are ``head_model_<number>``.
+Two layouts are known: transformers' dense LLaMA, and that of the NeuroTrails paper's code (arXiv 2505.17909).
 """
 
 import json
@@ -18,13 +17,14 @@ from safetensors import SafetensorError, safe_open
 
 from nt_dist.config import Config
 from nt_dist.errors import CheckpointError
-from nt_dist.export.names import llama_name, paper_name
+from nt_dist.export.names import LLAMA, PAPER, Layout, sizes
 from nt_dist.model.weights import real_shape, weight_specs
 from nt_dist.sparsity.spec import WeightSpec
 
-LLAMA, PAPER = "llama", "paper"
 _HEAD = re.compile(r"head_model_(\d+)\.")
 _NO_WEIGHT = re.compile(r"rotary_emb\.|\.inv_freq$")
+Shapes = dict[str, tuple[int, ...]]
+Read = Callable[[str], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,88 +33,80 @@ class Foreign:
 
     Attributes:
         path: Its folder.
-        layout: LLAMA or PAPER.
         settings: Its config.json.
         shapes: Of every tensor, by key.
         read: Gives a tensor, by key.
-        heads: The numbers of the paper's trails, in order.
+        heads: The numbers of the paper's trails, in order; none in a dense LLaMA.
     """
 
     path: Path
-    layout: str
     settings: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]
-    read: Callable[[str], torch.Tensor]
+    shapes: Shapes
+    read: Read
     heads: tuple[int, ...]
+
+    @property
+    def layout(self) -> Layout:
+        """PAPER or LLAMA."""
+        return PAPER if self.heads else LLAMA
 
     def key(self, config: Config, spec: WeightSpec, trail: int) -> str:
         """Return the key of what a weight's trail is taken from; every trail of ours from the same dense blocks."""
-        if self.layout == PAPER:
-            return paper_name(config, spec.name, self.heads[trail])
-        key = llama_name(spec.name)
+        if self.heads:
+            return PAPER.key(config, spec.name, self.heads[trail])
+        key = LLAMA.key(config, spec.name)
         tied = spec.name == "output" and key not in self.shapes and self.settings.get("tie_word_embeddings")
-        return llama_name("embedding") if tied else key
+        return LLAMA.key(config, "embedding") if tied else key
 
 
-def open_foreign(path: Path, key: str = "--model") -> Foreign:
+def open_foreign(path: Path) -> Foreign:
     """Open a folder with config.json and *.safetensors, or, in the paper's layout, pytorch_model.bin.
 
     Raises:
         CheckpointError: It cannot be read, is in no known layout, or would run code.
     """
-    settings = _settings(path, key)
-    files = sorted(path.glob("*.safetensors"))
-    pickled = path / "pytorch_model.bin"
-    if files:
-        shapes, read = _safetensors(files)
-    elif pickled.is_file():
-        shapes, read = _pickled(pickled)
-    else:
-        raise CheckpointError(f"{key} {path}: holds no *.safetensors and no pytorch_model.bin")
+    settings = _settings(path)
+    files, pickled = sorted(path.glob("*.safetensors")), path / "pytorch_model.bin"
+    if not files and not pickled.is_file():
+        raise CheckpointError(f"--model {path}: holds no *.safetensors and no pytorch_model.bin")
+    shapes, read = _safetensors(files) if files else _pickled(pickled)
     shapes = {name: shape for name, shape in shapes.items() if not _NO_WEIGHT.search(name)}
     heads = tuple(sorted({int(found[1]) for name in shapes if (found := _HEAD.match(name))}))
-    layout = PAPER if heads else LLAMA
-    if layout == LLAMA and "model.embed_tokens.weight" not in shapes:
+    if not heads and "model.embed_tokens.weight" not in shapes:
         raise CheckpointError(
-            f"{key} {path}: neither a LLaMA (model.embed_tokens.weight) nor in the layout of the paper's code "
+            f"--model {path}: neither a LLaMA (model.embed_tokens.weight) nor in the layout of the paper's code "
             f"(backbone_model.…, head_model_<number>.…); its first tensors: {', '.join(sorted(shapes)[:3])}"
         )
-    if layout == LLAMA and not files:
-        raise CheckpointError(f"{key} {path}: a dense LLaMA is read from *.safetensors only")
-    return Foreign(path, layout, settings, shapes, read, heads)
+    if not heads and not files:
+        raise CheckpointError(f"--model {path}: a dense LLaMA is read from *.safetensors only")
+    return Foreign(path, settings, shapes, read, heads)
 
 
-def _settings(path: Path, key: str) -> dict[str, Any]:
-    file = path / "config.json"
+def _settings(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(file.read_bytes())
+        settings = json.loads((path / "config.json").read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{key} {path}: config.json cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"--model {path}: config.json cannot be read: {error.strerror}") from None
     except ValueError:
-        raise CheckpointError(f"{key} {path}: config.json is not JSON") from None
+        raise CheckpointError(f"--model {path}: config.json is not JSON") from None
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{key} {path}: config.json must hold an object")
+        raise CheckpointError(f"--model {path}: config.json must hold an object")
     return settings
 
 
-def _safetensors(files: list[Path]) -> tuple[dict[str, tuple[int, ...]], Callable[[str], torch.Tensor]]:
-    shapes, where = {}, {}
+def _safetensors(files: list[Path]) -> tuple[Shapes, Read]:
+    shapes, opened = {}, {}
     for file in files:
         try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - it is no dict
-                    shapes[name], where[name] = tuple(opened.get_slice(name).get_shape()), file
+            tensors = safe_open(file, framework="pt")
+            for name in tensors.keys():  # noqa: SIM118 - it is no dict
+                shapes[name], opened[name] = tuple(tensors.get_slice(name).get_shape()), tensors
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: cannot be read: {error}") from None
-
-    def read(name: str) -> torch.Tensor:
-        with safe_open(where[name], framework="pt") as opened:
-            return opened.get_tensor(name)
-
-    return shapes, read
+    return shapes, lambda name: opened[name].get_tensor(name)
 
 
-def _pickled(file: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], torch.Tensor]]:
+def _pickled(file: Path) -> tuple[Shapes, Read]:
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
@@ -127,66 +119,63 @@ def _pickled(file: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], to
 
 def problems(foreign: Foreign, config: Config) -> list[str]:
     """Return everything in which a foreign checkpoint is not the model of ``config``, key, value and rule each."""
-    found = _settings_problems(foreign, config)
-    return found or _tensor_problems(foreign, config)
+    return _settings_problems(foreign, config) or _tensor_problems(foreign, config)
 
 
 def _settings_problems(foreign: Foreign, config: Config) -> list[str]:
-    theirs, model, trails = foreign.settings, config.model, config.trails
+    theirs, trails, file = foreign.settings, config.trails, foreign.path / "config.json"
     rope = theirs.get("rope_parameters") or {}
-    ours = {
-        "model.hidden_size": (model.hidden_size, "hidden_size", None),
-        "model.ffn_size": (model.ffn_size, "intermediate_size", None),
-        "model.num_layers": (model.num_layers, "num_hidden_layers", None),
-        "model.num_attention_heads": (model.num_attention_heads, "num_attention_heads", None),
-        "model.num_kv_heads": (config.model.key_value_heads, "num_key_value_heads", theirs.get("num_attention_heads")),
-        "model.vocab_size": (model.vocab_size, "vocab_size", None),
-        "model.norm_eps": (model.norm_eps, "rms_norm_eps", 1e-6),
-        "model.rope_theta": (model.rope_theta, "rope_theta", rope.get("rope_theta", 10000.0)),
+    defaults = {
+        "num_key_value_heads": theirs.get("num_attention_heads"),
+        "rms_norm_eps": 1e-6,
+        "rope_theta": rope.get("rope_theta", 10000.0),
     }
-    if foreign.layout == PAPER:
-        ours["trails.count"] = (trails.count, "num_ensemble", None)
-        ours["trails.layers"] = (model.num_layers - config.trunk_layers, "blocks_in_head", None)
-    problems = []
-    for key, (value, name, default) in ours.items():
-        expected = theirs.get(name)
-        expected = default if expected is None else expected
+    ours = {f"model.{key}": size for key, size in sizes(config).items()}
+    if foreign.heads:
+        ours["trails.count"] = ("num_ensemble", trails.count)
+        ours["trails.layers"] = ("blocks_in_head", config.model.num_layers - config.trunk_layers)
+    found = []
+    for key, (name, value) in ours.items():
+        expected = defaults.get(name) if theirs.get(name) is None else theirs[name]
         if expected is None:
-            problems.append(f"{foreign.path}/config.json: has no {name}")
+            found.append(f"{file}: has no {name}")
         elif value != expected:
-            problems.append(f"{key} = {value} must be {expected}, the {name} of the imported model")
+            found.append(f"{key} = {value} must be {expected}, the {name} of the imported model")
     scaling = theirs.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
-    if scaling:
-        problems.append(f"{foreign.path}/config.json: rope_scaling = {scaling} is not supported")
-    if theirs.get("attention_bias") or theirs.get("mlp_bias"):
-        problems.append(f"{foreign.path}/config.json: attention_bias and mlp_bias must be false: there are no biases")
-    if foreign.layout == PAPER and not trails.final_norm_twice:
-        problems.append(
-            "trails.final_norm_twice = false must be true: in the paper's code each trail's final norm runs twice"
-        )
-    if foreign.layout == PAPER and trails.fork != "blocks":
-        problems.append(f"trails.fork = {trails.fork!r} must be 'blocks' for a model in the paper's layout")
-    if foreign.layout == LLAMA and trails.final_norm_twice:
-        problems.append("trails.final_norm_twice = true must be false: a LLaMA's final norm runs once")
-    return problems
+    rules = {
+        f"{file}: rope_scaling = {scaling} is not supported": not scaling,
+        f"{file}: attention_bias and mlp_bias must be false: there are no biases": not (
+            theirs.get("attention_bias") or theirs.get("mlp_bias")
+        ),
+        "trails.final_norm_twice = false must be true: in the paper's code each trail's final norm runs twice": (
+            trails.final_norm_twice or not foreign.heads
+        ),
+        f"trails.fork = {trails.fork!r} must be 'blocks' for a model in the paper's layout": (
+            trails.fork == "blocks" or not foreign.heads
+        ),
+        "trails.final_norm_twice = true must be false: a LLaMA's final norm runs once": (
+            not trails.final_norm_twice or foreign.heads
+        ),
+    }
+    return found + [rule for rule, holds in rules.items() if not holds]
 
 
 def _tensor_problems(foreign: Foreign, config: Config) -> list[str]:
-    if foreign.layout == PAPER and len(foreign.heads) != config.trails.count:
+    if foreign.heads and len(foreign.heads) != config.trails.count:
         return [f"trails.count = {config.trails.count} must be {len(foreign.heads)}, the head_model_… there are"]
+    there, path = foreign.shapes, foreign.path
     expected = {
         foreign.key(config, spec, trail): real_shape(spec)
         for spec in weight_specs(config).values()
         for trail in range(spec.trails)
     }
-    problems = [f"{foreign.path}: has no tensor {name}" for name in expected if name not in foreign.shapes]
-    problems += [
-        f"{foreign.path}: {name} has shape {list(foreign.shapes[name])}, must have {list(shape)}"
+    found = [f"{path}: has no tensor {name}" for name in expected if name not in there]
+    found += [
+        f"{path}: {name} has shape {list(there[name])}, must have {list(shape)}"
         for name, shape in expected.items()
-        if name in foreign.shapes and foreign.shapes[name] != shape
+        if there.get(name, shape) != shape
     ]
-    strangers = sorted(set(foreign.shapes) - set(expected))
-    if strangers:
+    if strangers := sorted(there.keys() - expected):
         more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
-        problems.append(f"{foreign.path}: has tensors of another model: {', '.join(strangers[:3])}{more}")
-    return problems
+        found.append(f"{path}: has tensors of another model: {', '.join(strangers[:3])}{more}")
+    return found

@@ -4,8 +4,8 @@ From a dense LLaMA, trunk and trails are its first and last blocks, every trail 
 each topology shard the largest weights stay (magnitude pruning: Zhu and Gupta, arXiv 1710.01878, §3).
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -19,32 +19,23 @@ from nt_dist.export.foreign import Foreign, problems
 from nt_dist.model.trails import TrailsModel, build_model, weights_of
 from nt_dist.model.weights import real_shape
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.sparsity.spec import WeightSpec, flat_index, padding_mask, to_blocks
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.spec import WeightSpec, padding_mask
+from nt_dist.sparsity.storage import Rows, Weight
 from nt_dist.sparsity.streams import normal, stream_keys
 from nt_dist.text.corpus import OpenData
 from nt_dist.training.loop import CHECKPOINTS
 
 
-@dataclass(frozen=True)
-class Imported:
-    """What became of a foreign checkpoint.
+class Pruned(NamedTuple):
+    """Non-zero weights that stayed, over all trails, those that there were, and the largest magnitude that went."""
 
-    Attributes:
-        path: The new checkpoint.
-        kept: Non-zero weights that stayed, over all trails.
-        found: Non-zero weights that there were.
-        largest_lost: The largest magnitude among those that went.
-    """
-
-    path: Path
     kept: int
     found: int
     largest_lost: float
 
 
 class _Untrained:
-    """What OptimizerState is to a save, for a model that no optimizer has seen: no moments."""
+    """What OptimizerState is to a save, for a model that no optimizer has seen: its moments are 0."""
 
     step = 0
 
@@ -52,18 +43,12 @@ class _Untrained:
         self.moments = moments
 
     def read(self, weight: Weight) -> State:
-        """Return a weight's values with moments of 0."""
         values = weight.values.detach().clone()
-        return {"value": values, **{name: torch.zeros_like(values) for name in self.moments}}
+        return {"value": values} | dict.fromkeys(self.moments, torch.zeros_like(values))
 
 
 def check(foreign: Foreign, config: Config, noise: float) -> None:
     """Refuse, before any work, an import that cannot be.
-
-    Args:
-        foreign: What to import.
-        config: The run to start.
-        noise: See :func:`import_run`.
 
     Raises:
         ConfigError: With everything in which model and config differ.
@@ -93,88 +78,89 @@ def check_tokenizer(foreign: Foreign, data: OpenData) -> None:
         )
 
 
-def import_run(foreign: Foreign, config: Config, mesh: Mesh, data: OpenData, noise: float = 0.0) -> Imported:
-    """Save a foreign checkpoint as step 0 of a run, which train.py then continues.
+def import_run(foreign: Foreign, config: Config, mesh: Mesh, data: OpenData, noise: float = 0.0) -> tuple[Path, Pruned]:
+    """Save a foreign checkpoint, checked by :func:`check`, as step 0 of a run, which train.py then continues.
 
     Args:
-        foreign: Checked by :func:`check`.
-        config: The run's.
+        foreign, config, data: What to import into which run with which prepared data.
         mesh: One rank.
-        data: The run's prepared data.
-        noise: Standard deviation of what is added to each matrix of a trail before pruning, as a share of that
-            matrix's own; drawn from the run's seed, by weight, trail and shard.
+        noise: See :func:`fill`.
 
     Raises:
+        DataError: See :func:`check_tokenizer`.
         CheckpointError: A tensor cannot be read or holds no numbers, or the checkpoint cannot be written.
     """
+    check_tokenizer(foreign, data)
     model = build_model(config, device="meta").to_empty(device="cpu")
-    kept, found, lost = fill(model, foreign, config, noise)
+    pruned = fill(model, foreign, config, noise)
     extra = {"tokens": 0, "regrown": 0.0, "drop_fraction": 0.0, **data.identity}
-    progress = Progress(0, 0, 0, data.digest, extra)
-    path = checkpoint.save(
-        Path(config.run.dir) / CHECKPOINTS, config, mesh, model, _Untrained(config.train.moments), progress
-    )
-    return Imported(path, kept, found, lost)
+    progress, untrained = Progress(0, 0, 0, data.digest, extra), _Untrained(config.train.moments)
+    return checkpoint.save(Path(config.run.dir) / CHECKPOINTS, config, mesh, model, untrained, progress), pruned
 
 
 @torch.no_grad()
-def fill(model: TrailsModel, foreign: Foreign, config: Config, noise: float = 0.0) -> tuple[int, int, float]:
-    """Put a foreign checkpoint's weights into a model; return kept and found counts and the largest one lost."""
+def fill(model: TrailsModel, foreign: Foreign, config: Config, noise: float = 0.0) -> Pruned:
+    """Put a foreign checkpoint's weights, pruned, into a model.
+
+    Args:
+        model: All of it, on the CPU; what it holds is overwritten.
+        foreign, config: See :func:`import_run`.
+        noise: Standard deviation of what is added to each matrix of a trail before pruning, as a share of that
+            matrix's own; drawn from the run's seed, by weight, trail and shard.
+    """
     kept = found = 0
     lost = 0.0
     for weight in weights_of(model).values():
         spec = weight.spec
-        rows = [_dense(foreign, config, spec, trail, noise) for trail in range(spec.trails)]
-        blocks = to_blocks(spec, torch.stack(rows))  # [trails, shards, elements]
-        index = torch.empty(spec.trails, weight.num_slots, dtype=torch.int64)
-        values = torch.empty(spec.trails, weight.num_slots)
-        for trail in range(spec.trails):
-            for shard, start, stop in weight.slot_ranges():
-                block = blocks[trail, shard]
-                positions = largest(spec, shard, block)
-                index[trail, start:stop] = flat_index(spec, weight.shards, shard, positions)
-                values[trail, start:stop] = block[positions]
-                rest = block.abs().index_fill(0, positions, 0.0)
-                lost = max(lost, float(rest.max()))
-        kept += int(values.count_nonzero())
-        found += int(blocks.count_nonzero())
-        weight.set_index(index)
-        weight.values.copy_(weight.from_slots(values))
-    return kept, found, lost
+        tensors = [_read(foreign, foreign.key(config, spec, trail)) for trail in range(spec.trails)]
+        dense = torch.zeros(spec.trails, *spec.shape)  # with padding
+        dense[(slice(None), *map(slice, real_shape(spec)))] = torch.stack(tensors)
+        is_noisy = noise and spec.in_trail and spec.role != "scale"
+        deviations = noise * torch.stack([each.std() for each in tensors]) if is_noisy else None
+        for rows in weight.row_groups():
+            blocks = weight.row_blocks(dense, rows)  # [R, elements]
+            if deviations is not None:
+                blocks += _noise(spec, rows, config.train.seed) * deviations[[trail for trail, _ in rows], None]
+            positions = largest(spec, rows, blocks)
+            values = blocks.gather(1, positions)
+            weight.set_rows(rows, positions)
+            weight.write_rows(weight.values, rows, positions, values)
+            kept += int(values.count_nonzero())
+            found += int(blocks.count_nonzero())
+            lost = max(lost, float(blocks.abs().scatter_(1, positions, 0.0).max()))
+    return Pruned(kept, found, lost)
 
 
-def largest(spec: WeightSpec, shard: int, block: torch.Tensor) -> torch.Tensor:
-    """Return the positions of a shard's slots: the largest magnitudes, the first of equal ones; ascending, int64."""
-    if not spec.is_sparse:
-        return torch.arange(spec.shard_elements)
-    score, padding = block.abs(), padding_mask(spec, shard)
-    if padding is not None:
-        score[padding] = -1.0
-    return score.sort(descending=True, stable=True).indices[: spec.slots(shard)].sort().values
-
-
-def _dense(foreign: Foreign, config: Config, spec: WeightSpec, trail: int, noise: float) -> torch.Tensor:
-    """Return one trail's dense tensor with padding, fp32 [*shape]."""
-    key = foreign.key(config, spec, trail)
+def _read(foreign: Foreign, key: str) -> torch.Tensor:
     tensor = foreign.read(key).float()
     if not tensor.isfinite().all():
         raise CheckpointError(f"{foreign.path}: {key}: {int((~tensor.isfinite()).sum())} values are not finite")
-    whole = tensor.new_zeros(spec.shape)
-    whole[tuple(slice(size) for size in real_shape(spec))] = tensor
-    if noise and spec.in_trail and spec.role != "scale":
-        blocks = to_blocks(spec, whole[None])[0]  # [shards, elements]
-        at = torch.arange(spec.shard_elements)
-        keys = [stream_keys([(config.train.seed, "import noise", spec.name, trail, s)]) for s in range(spec.shards)]
-        drawn = torch.stack([normal(key, at) for key in keys]).float() * (noise * tensor.std())
-        for shard in range(spec.shards):
-            padding = padding_mask(spec, shard)
-            if padding is not None:
-                drawn[shard, padding] = 0.0
-        whole = _from_blocks(spec, blocks + drawn)
-    return whole
+    return tensor
 
 
-def _from_blocks(spec: WeightSpec, blocks: torch.Tensor) -> torch.Tensor:
-    """Invert to_blocks for one trail that holds all shards: [shards, elements] to [*shape]."""
-    cut = [*spec.shape[: spec.cut_axis], spec.shard_length, *spec.shape[spec.cut_axis + 1 :]]
-    return blocks.view(spec.shards, *cut).movedim(0, spec.cut_axis).reshape(spec.shape)
+def _noise(spec: WeightSpec, rows: Rows, seed: int) -> torch.Tensor:
+    """Return standard normal numbers for shards of equal padding, 0 in it: fp32 [R, elements]."""
+    keys = stream_keys([(seed, "import noise", spec.name, *row) for row in rows])[:, None]
+    drawn = normal(keys, torch.arange(spec.shard_elements)).float()
+    padding = padding_mask(spec, rows[0][1])
+    return drawn if padding is None else drawn.masked_fill_(padding, 0.0)
+
+
+def largest(spec: WeightSpec, rows: Rows, blocks: torch.Tensor) -> torch.Tensor:
+    """Return where the largest magnitudes of shards of equal slots and padding are, the first of equal ones.
+
+    Args:
+        spec: The weight's.
+        rows: The shards.
+        blocks: Their entries, [R, elements].
+
+    Returns:
+        Positions, ascending, int64 [R, slots].
+    """
+    if not spec.is_sparse:
+        return torch.arange(spec.shard_elements).expand(len(rows), -1)
+    score, padding = blocks.abs(), padding_mask(spec, rows[0][1])
+    if padding is not None:
+        score[:, padding] = -1.0
+    order = score.sort(dim=1, descending=True, stable=True).indices
+    return order[:, : spec.slots(rows[0][1])].sort(dim=1).values

@@ -1,8 +1,24 @@
-"""What the weights of this package are called in other programs' checkpoints."""
+"""What weights and sizes of this package's LLaMA are called elsewhere: one table, which exports and imports read.
+
+hf/modeling_neurotrails.py, which may import nothing of this package, has ENSEMBLE's names as attributes; an export
+loads them strictly.
+"""
+
+from typing import NamedTuple
 
 from nt_dist.config import Config
 
-IN_BLOCK = {
+_SIZES = {
+    "hidden_size": "hidden_size",
+    "ffn_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_attention_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "vocab_size": "vocab_size",
+    "norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+}
+_IN_BLOCK = {
     "attention.norm": "input_layernorm",
     "attention.query": "self_attn.q_proj",
     "attention.key": "self_attn.k_proj",
@@ -13,46 +29,49 @@ IN_BLOCK = {
     "mlp.up": "mlp.up_proj",
     "mlp.down": "mlp.down_proj",
 }
-"""A block's weights in transformers' LLaMA, which all the formats here share."""
 
 
-def _block(name: str) -> tuple[int, str] | None:
-    """Take "blocks.<number>.<rest>" apart; the rest as others call it."""
-    if not name.startswith("blocks."):
-        return None
-    _, number, rest = name.split(".", 2)
-    return int(number), IN_BLOCK[rest]
+def sizes(config: Config) -> dict[str, tuple[str, int | float]]:
+    """Return what ``[model]`` shares with transformers' config.json: by our name, theirs and the value."""
+    values = vars(config.model) | {"num_kv_heads": config.model.key_value_heads}
+    return {ours: (theirs, values[ours]) for ours, theirs in _SIZES.items()}
 
 
-def llama_name(name: str) -> str:
-    """Return the name of a weight in transformers' LlamaForCausalLM, of one trail or of a dense model."""
-    if block := _block(name):
-        return f"model.layers.{block[0]}.{block[1]}.weight"
-    return {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "output": "lm_head.weight"}[name]
+class Layout(NamedTuple):
+    """Where a format keeps weights: patterns of a trail's number, a block's number and that counted from the fork."""
+
+    embedding: str
+    trunk: str
+    trail: str
+    norm: str
+    output: str
+
+    def key(self, config: Config, name: str, trail: int = 0) -> str:
+        """Return the format's name of a weight; ``trail`` matters for those of the trails."""
+        pattern, block, rest = name, 0, ""
+        if name.startswith("blocks."):
+            _, number, rest = name.split(".", 2)
+            block, rest = int(number), f".{_IN_BLOCK[rest]}"
+            pattern = "trail" if block >= config.trunk_layers else "trunk"
+        place = getattr(self, pattern).format(trail=trail, block=block, behind=block - config.trunk_layers)
+        return f"{place}{rest}.weight"
 
 
-def ensemble_name(config: Config, name: str, trail: int) -> str:
-    """Return the name of a weight in our NeuroTrailsForCausalLM (hf/); ``trail`` is 0 for the trunk's."""
-    if block := _block(name):
-        number, rest = block
-        behind = number - config.trunk_layers
-        place = f"trunk.{number}" if behind < 0 else f"trails.{trail}.blocks.{behind}"
-        return f"{place}.{rest}.weight"
-    if name == "embedding":
-        return f"embed_tokens.{trail}.weight"
-    return {"norm": f"trails.{trail}.norm.weight", "output": f"trails.{trail}.lm_head.weight"}[name]
-
-
-def paper_name(config: Config, name: str, trail: int) -> str:
-    """Return the name of a weight in the public checkpoints of the paper's code (arXiv 2505.17909).
-
-    There the trunk is ``backbone_model``, a trail ``head_model_<number>`` with its own blocks counted from 0.
-    """
-    if block := _block(name):
-        number, rest = block
-        behind = number - config.trunk_layers
-        place = f"backbone_model.model.layers.{number}" if behind < 0 else f"head_model_{trail}.model.layers.{behind}"
-        return f"{place}.{rest}.weight"
-    if name == "embedding":
-        return "backbone_model.model.embed_tokens.weight"
-    return {"norm": f"head_model_{trail}.model.norm.weight", "output": f"head_model_{trail}.lm_head.weight"}[name]
+LLAMA = Layout("model.embed_tokens", "model.layers.{block}", "model.layers.{block}", "model.norm", "lm_head")
+"""transformers' LlamaForCausalLM: a dense model, or the trunk and one trail."""
+ENSEMBLE = Layout(
+    embedding="embed_tokens.{trail}",
+    trunk="trunk.{block}",
+    trail="trails.{trail}.blocks.{behind}",
+    norm="trails.{trail}.norm",
+    output="trails.{trail}.lm_head",
+)
+"""Our NeuroTrailsForCausalLM."""
+PAPER = Layout(
+    embedding="backbone_model.model.embed_tokens",
+    trunk="backbone_model.model.layers.{block}",
+    trail="head_model_{trail}.model.layers.{behind}",
+    norm="head_model_{trail}.model.norm",
+    output="head_model_{trail}.lm_head",
+)
+"""Public checkpoints of the paper's code (arXiv 2505.17909)."""

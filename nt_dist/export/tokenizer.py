@@ -45,16 +45,18 @@ def fast_tokenizer(tokenizer: Tokenizer) -> FastTokenizer:
         DataError: The model is of a kind that cannot be rewritten: not BPE, without byte fallback, with normalization.
     """
     model = proto.ModelProto.FromString(tokenizer.data)
-    _check(tokenizer.name, model)
+    if broken := [rule for rule, holds in _rules(model).items() if not holds]:
+        raise DataError(f"{tokenizer.name}: cannot be written for transformers: {'; '.join(broken)}")
     vocab = {piece.piece: number for number, piece in enumerate(model.pieces)}
     fast = FastTokenizer(
         models.BPE(vocab, _merges(model), byte_fallback=True, fuse_unk=True, unk_token=model.trainer_spec.unk_piece)
     )
-    prefix = model.normalizer_spec.add_dummy_prefix
-    steps = [normalizers.Prepend(_SPACE)] if prefix else []
-    fast.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
-    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    fast.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if prefix else [])])
+    before = [normalizers.Replace(" ", _SPACE)]
+    after = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if model.normalizer_spec.add_dummy_prefix:
+        before.insert(0, normalizers.Prepend(_SPACE))
+        after.append(decoders.Strip(" ", 1, 0))
+    fast.normalizer, fast.decoder = normalizers.Sequence(before), decoders.Sequence(after)
     control = [piece.piece for piece in model.pieces if piece.type in (_PIECE.CONTROL, _PIECE.UNKNOWN)]
     fast.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in control])
     if tokenizer.bos is not None:
@@ -65,10 +67,11 @@ def fast_tokenizer(tokenizer: Tokenizer) -> FastTokenizer:
     return fast
 
 
-def _check(name: str, model: proto.ModelProto) -> None:
+def _rules(model: proto.ModelProto) -> dict[str, bool]:
+    """What a model must be to be rewritten, and whether it is."""
     normalizer, trainer = model.normalizer_spec, model.trainer_spec
     long = [piece.piece for piece in model.pieces if piece.type == _PIECE.USER_DEFINED and len(piece.piece) > 1]
-    rules = {
+    return {
         "its kind must be BPE": trainer.model_type == trainer.BPE,
         "it must have byte fallback": trainer.byte_fallback,
         "it must not normalize characters": not normalizer.precompiled_charsmap,
@@ -76,24 +79,21 @@ def _check(name: str, model: proto.ModelProto) -> None:
         "it must not mark words by a space behind them": not trainer.treat_whitespace_as_suffix,
         f"its user-defined pieces must be single characters, not {', '.join(map(repr, long))}": not long,
     }
-    broken = [rule for rule, holds in rules.items() if not holds]
-    if broken:
-        raise DataError(f"{name}: cannot be written for transformers: {'; '.join(broken)}")
 
 
 def _merges(model: proto.ModelProto) -> list[tuple[str, str]]:
     scores = {piece.piece: piece.score for piece in model.pieces if piece.type in (_PIECE.NORMAL, _PIECE.USER_DEFINED)}
-    found = []
-    for piece, score in scores.items():
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in scores and right in scores:
-                found.append((-score, cut, left, right))
+    found = [
+        (-score, cut, piece[:cut], piece[cut:])
+        for piece, score in scores.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in scores and piece[cut:] in scores
+    ]
     return [(left, right) for _, _, left, right in sorted(found)]
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
-    """Write the three files; the first two are read back and compared with the original on odd texts.
+    """Write the three files; the first two are read back and compared with the original on :data:`SAMPLES`, both ways.
 
     Args:
         tokenizer: The run's.
@@ -105,36 +105,25 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None
         OSError: A file cannot be written.
     """
     fast = fast_tokenizer(tokenizer)
-    (folder / "tokenizer.json").write_text(fast.to_str(pretty=True), encoding="utf-8")
-    pieces = {"eos_token": tokenizer.eos, "bos_token": tokenizer.bos}
-    named = {key: fast.id_to_token(number) for key, number in pieces.items() if number is not None}
-    model = proto.ModelProto.FromString(tokenizer.data)
+    eos, bos = fast.id_to_token(tokenizer.eos), tokenizer.bos
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **named,
-        "unk_token": model.trainer_spec.unk_piece,
-        "pad_token": named["eos_token"],
+        "eos_token": eos,
+        **({} if bos is None else {"bos_token": fast.id_to_token(bos)}),
+        "unk_token": fast.model.unk_token,
+        "pad_token": eos,
         "padding_side": "left",
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,  # "</s>" in a text is four characters or so, as in training
     }
+    (folder / "tokenizer.json").write_text(fast.to_str(pretty=True), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (folder / "tokenizer.model").write_bytes(tokenizer.data)
-    compare(tokenizer, folder)
-
-
-def compare(tokenizer: Tokenizer, folder: Path) -> None:
-    """Compare a written tokenizer, as transformers reads it, with the original on :data:`SAMPLES`, both ways.
-
-    Raises:
-        DataError: They differ on a text.
-    """
     theirs = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     for text in SAMPLES:
         tokens, found = tokenizer.encode(text), theirs.encode(text, add_special_tokens=False)
         if found != tokens:
             raise DataError(f"{tokenizer.name}: rewritten for transformers, {text!r} becomes {found}, not {tokens}")
-        back = theirs.decode(found)
-        if back != tokenizer.decode(tokens):
+        if (back := theirs.decode(found)) != tokenizer.decode(tokens):
             raise DataError(f"{tokenizer.name}: rewritten for transformers, {tokens} becomes {back!r}")

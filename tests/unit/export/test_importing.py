@@ -203,9 +203,9 @@ def test_an_import_starts_a_run_and_replaces_none(dense, tmp_path):
     corpus = write_jsonl(tmp_path / "corpus.jsonl", [sentences(12, seed) for seed in range(10)])
     config = config_of(data={"path": str(corpus)}, run={"dir": str(tmp_path / "run")})
     foreign, data = open_foreign(dense[0]), open_data(config, is_writer=False)
-    done = on_one_rank(lambda mesh: import_run(foreign, config, mesh, data, 0.1))
+    path, _ = on_one_rank(lambda mesh: import_run(foreign, config, mesh, data, 0.1))
     ensemble = load_ensemble(tmp_path / "run")
-    assert ensemble.checkpoint == done.path and ensemble.manifest.progress.step == 0
+    assert ensemble.checkpoint == path and ensemble.manifest.progress.step == 0
     progress = ensemble.manifest.progress
     assert progress.data_digest == data.digest and data.identity.items() <= progress.extra.items()
     torch.testing.assert_close(ensemble.logits(TOKENS), filled(dense[0], config, 0.1)[0](TOKENS)[..., :331])
