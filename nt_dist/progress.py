@@ -40,14 +40,12 @@ class ProgressBar:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._total, self._title, self._counts = total, title, counts
-        self._stream = sys.stderr if stream is None else stream
-        self._clock = clock
-        self.is_terminal = self._stream.isatty()
+        self._total, self._step, self._title, self._counts = total, start, title, counts
+        self._stream, self._clock = stream or sys.stderr, clock
+        self._is_terminal = self._stream.isatty()
         self._draw = tqdm.status_printer(self._stream)  # over what was drawn before
         self._begin = self._last_update = clock()
         self._last_shown = -float("inf")
-        self._step = start
         self._steps_per_second = 0.0
         self._waiting: str | None = None  # a text that was not shown for want of time
         self._is_drawn = False
@@ -63,25 +61,25 @@ class ProgressBar:
         now = self._clock()
         is_end = step == self._total > self._step
         self._follow_pace(step, now)
-        interval = REDRAW_SECONDS if self.is_terminal else max(LINE_SECONDS, LINE_SHARE * (now - self._begin))
+        interval = REDRAW_SECONDS if self._is_terminal else max(LINE_SECONDS, LINE_SHARE * (now - self._begin))
         self._waiting = text
         if is_end or now - self._last_shown >= interval:
             self._last_shown = now
-            self._show(text)
+            self._show()
 
-    def line(self, text: str) -> None:
-        """Write a line of its own; on a terminal above the bar, which comes back with the next update."""
+    def write(self, text: str) -> None:
+        """Write whole lines; on a terminal above the bar, which comes back with the next update."""
         if self._is_drawn:
             self._draw("")
             self._stream.write("\r")
             self._is_drawn, self._last_shown = False, -float("inf")
-        self._stream.write(text + "\n")
+        self._stream.write(text)
         self._stream.flush()
 
     def close(self) -> None:
         """Leave the bar as it stands at last, and go to the next line."""
         if self._waiting is not None:
-            self._show(self._waiting)
+            self._show()
         if self._is_drawn:
             self._stream.write("\n")
             self._is_drawn = False
@@ -98,29 +96,26 @@ class ProgressBar:
         # the mean pace since the start, and later of about the last minute; weighed by seconds rather than by updates,
         # so that a step behind which an evaluation stands counts for what it is
         share = min(1.0, seconds / max(min(PACE_SECONDS, now - self._begin), 1e-9))
-        pace = steps / max(seconds, 1e-9)
-        self._steps_per_second = (1 - share) * self._steps_per_second + share * pace
+        self._steps_per_second += share * (steps / max(seconds, 1e-9) - self._steps_per_second)
         self._step, self._last_update = step, now
 
-    def _show(self, text: str) -> None:
-        self._waiting = None
-        share = min(self._step / self._total, 1.0) if self._total else 0.0
+    def _show(self) -> None:
+        text, self._waiting = self._waiting, None
         counts = f"{self._step}/{self._total} " if self._counts else ""
         remaining = self.remaining_seconds()
         left = f"  {format_seconds(remaining)} left" if remaining else ""
-        if not self._total:
+        share = min(self._step / self._total, 1.0) if self._total else None
+        if share is None:
             text += f" in {format_seconds(self._clock() - self._begin)}"
-        if not self.is_terminal:
-            percent = f"({share:.0%})" if self._total else ""
-            self._stream.write(f"{self._title} {counts}{percent}".rstrip() + f"  {text}{left}\n")
-            self._stream.flush()
+        if not self._is_terminal:
+            percent = "" if share is None else f"({share:.0%})"
+            self.write(f"{self._title} {counts}{percent}".rstrip() + f"  {text}{left}\n")
             return
         columns = shutil.get_terminal_size().columns - 1  # a full last column would wrap
-        end = f"{counts}{share:4.0%}{left}  {text}" if self._total else text
-        bar = "[{bar:20}] " if self._total and len(self._title) + len(end) + 24 <= columns else ""
-        parts = {"bar_format": "{title} " + bar + "{end}", "title": self._title, "end": end}
-        shown = tqdm.format_meter(self._step, self._total, 0, columns, ascii="-#", **parts)
-        self._draw(shown[:columns])
+        end = text if share is None else f"{counts}{share:4.0%}{left}  {text}"
+        has_room = share is not None and len(self._title) + len(end) + 24 <= columns
+        parts = {"bar_format": "{title} " + "[{bar:20}] " * has_room + "{end}", "title": self._title, "end": end}
+        self._draw(tqdm.format_meter(self._step, self._total, 0, columns, ascii="-#", **parts)[:columns])
         self._is_drawn = True
 
 
@@ -131,10 +126,9 @@ def format_seconds(seconds: float) -> str:
         >>> format_seconds(65)
         '1:05'
     """
-    whole = int(seconds + 0.5)
-    minutes, seconds_part = divmod(whole, 60)
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:
-        return f"{days} d {hours:02d}:{minutes:02d}"
-    return f"{hours}:{minutes:02d}:{seconds_part:02d}" if hours else f"{minutes}:{seconds_part:02d}"
+        return f"{days} d {hours:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

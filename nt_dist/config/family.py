@@ -23,7 +23,7 @@ class Headline:
         logit: Of the softmax of the mean of their logits.
         lower_is_better: As a perplexity or an error is; an accuracy is not.
         form: How a value is written, for ``format``.
-        samples: What the figure is a mean over, in the plural.
+        sample: What the figure is a mean over, one of it.
     """
 
     name: str
@@ -32,7 +32,12 @@ class Headline:
     logit: float
     lower_is_better: bool = True
     form: str = ",.2f"
-    samples: str = "tokens"
+    sample: str = "token"
+
+    @property
+    def samples(self) -> str:
+        """Several of it; figures have their number under this name."""
+        return f"{self.sample}s"
 
     @property
     def mean(self) -> float:

@@ -368,7 +368,7 @@ class Trainer:
 
     def make_reporter(self) -> Reporter | None:
         """What the main rank shows and writes; the others have none."""
-        arguments = (self.folder, self.step, last_step(self.config), self.weights, self.handler)
+        arguments = (self.folder, self.config.family, self.step, last_step(self.config), self.weights, self.handler)
         return agree(self.mesh, lambda: Reporter(*arguments) if self.mesh.is_main else None)
 
     def close(self) -> None:

@@ -6,7 +6,6 @@ cut off as well.
 """
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -27,21 +26,23 @@ class MetricsLog:
         last_step: The step of the checkpoint that the run continues from (0: from the start). Later lines are cut off.
 
     Raises:
-        RunError: A line other than the last is no JSON object with a step.
+        RunError: A line other than the last is no JSON object with a step, or the file cannot be written.
     """
 
     def __init__(self, path: Path, last_step: int):
-        truncate_after(path, last_step)
+        if path.exists():
+            kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= last_step]
+            write_whole(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds one line. Numbers that are not finite, which JSON has not, become null."""
-        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        """Adds one line. Numbers that are not finite, which JSON has not but Python writes, become null."""
+        finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         """Closes the file, with everything on disk."""
-        self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
 
@@ -56,9 +57,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    lines = text.split("\n")[:-1]  # what follows the last newline was not finished
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n")[:-1], start=1):  # what follows the last newline was not finished
         try:
             record = json.loads(line)
             if not isinstance(record["step"], int):
@@ -76,24 +76,3 @@ def last_evaluation(path: Path) -> dict[str, Any] | None:
         RunError: As for ``read_metrics``.
     """
     return next((record for record in reversed(read_metrics(path)) if "eval" in record), None)
-
-
-def truncate_after(path: Path, last_step: int) -> None:
-    """Cuts off every line whose step is later than ``last_step``, by replacing the file in one rename.
-
-    Raises:
-        RunError: As for ``read_metrics``, or the file cannot be written.
-    """
-    if path.exists():
-        kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= last_step]
-        write_whole(path, "".join(kept))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nt_dist.config.family import Family
 from nt_dist.errors import RunError
 from nt_dist.evaluation.topology import Overlap
 from nt_dist.messages import LOGGER, BarHandler
@@ -21,6 +22,7 @@ class Reporter:
 
     Args:
         folder: ``run.dir``.
+        family: Whose figures they are.
         first_step: The step that the run continues from (0: from the start).
         last_step: The step at which it ends.
         weights: The model's weights, of which one is drawn.
@@ -31,16 +33,22 @@ class Reporter:
         OSError: The folder cannot be written.
     """
 
-    def __init__(self, folder: Path, first_step: int, last_step: int, weights: dict[str, Weight], handler: BarHandler):
-        self._folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        family: Family,
+        first_step: int,
+        last_step: int,
+        weights: dict[str, Weight],
+        handler: BarHandler,
+    ):
+        self._folder, self._family, self._handler = folder, family, handler
         self._metrics = MetricsLog(folder / METRICS, first_step)
         self._board = TensorBoard(folder / TENSORBOARD, first_step)
         self._pictured = pictured_weight(weights)
-        self._bar = ProgressBar(last_step, first_step)
-        self._handler = handler
-        handler.bar = self._bar
+        self._bar = handler.bar = ProgressBar(last_step, first_step)
         if first_step == 0:
-            self._draw_topology(0)
+            self._board.topology(self._pictured, 0)
 
     def stepped(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Moves the bar."""
@@ -64,18 +72,18 @@ class Reporter:
             record: Its line of ``metrics.jsonl``.
             overlap: How alike the trails' topologies are; None where no sparse weight has several trails.
         """
-        alike = {"overlap": overlap.jaccard, "overlap_by_chance": overlap.chance} if overlap else {}
+        step, figures = record["step"], record["eval"]
+        headline = self._family.headline(figures)
         with self._writing():
             self._metrics.write(record)
-            self._board.evaluation(record, alike)
-            self._draw_topology(record["step"])
-        figures = record["eval"]
-        trails = ", ".join(f"{perplexity:.2f}" for perplexity in figures["ppl_trails"])
+            self._board.evaluation(step, figures, headline, overlap)
+            self._board.topology(self._pictured, step)
         LOGGER.info(
-            "step %d: validation perplexity of the trails %s; of the ensemble %.2f; disagreement %.1f %%",
-            record["step"],
-            trails,
-            figures["ppl_ensemble_prob"],
+            "step %d: validation %s of the trails %s; of the ensemble %s; disagreement %.1f %%",
+            step,
+            headline.name,
+            ", ".join(map(headline.text, headline.trails)),
+            headline.text(headline.prob),
             100 * figures["disagreement"],
         )
 
@@ -96,7 +104,3 @@ class Reporter:
                 f"run.dir = {str(self._folder)!r}: figures cannot be written: {problem.strerror or problem}; the run "
                 "goes on from its last checkpoint when it is started again"
             ) from problem
-
-    def _draw_topology(self, step: int) -> None:
-        if self._pictured is not None:
-            self._board.topology(self._pictured, step)

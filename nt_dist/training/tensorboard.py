@@ -1,11 +1,6 @@
-"""What a run draws in TensorBoard: curves, and one weight's topology as it changes. The main rank alone writes.
-
-Curves of a run that was killed and continues would go back in time; TensorBoard hides the old part when the new file
-says from which step on it holds (``purge_step``).
-"""
+"""What a run draws in TensorBoard: curves, and one weight's topology as it changes. The main rank alone writes."""
 
 import io
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,14 +12,24 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from nt_dist.config.family import Headline
 from nt_dist.engine.bad_steps import COUNTED
+from nt_dist.evaluation.topology import Overlap
 from nt_dist.sparsity.storage import Weight
 
 PICTURE_SIDE = 256  # pixels at most, a side
+_SECTIONS = {
+    **dict.fromkeys(("loss", "objective", "lr", "grad_norm"), "training"),
+    **dict.fromkeys(("density", "drop_fraction", "regrown"), "topology"),
+    **dict.fromkeys(COUNTED, "guard"),
+}  # of TensorBoard, in which keys of metrics.jsonl are drawn; "speed" has all others
 
 
 class TensorBoard:
     """Writes the events of one run.
+
+    Curves of a run that was killed and continues would go back in time; TensorBoard hides the old part when the new
+    file says from which step on it holds (``purge_step``).
 
     Args:
         folder: ``<run.dir>/tensorboard``.
@@ -36,48 +41,37 @@ class TensorBoard:
         # a picture is drawn at step 0, so a start hides that one too
         self._writer = SummaryWriter(str(folder), purge_step=last_step + 1 if last_step else 0)
         # the losses of all trails in one chart, a line each (Custom Scalars)
-        charts = {
-            "training": ["Multiline", ["loss_of_trail/.*"]],
-            "validation": ["Multiline", ["validation_of_trail/.*"]],
-        }
-        self._writer.add_custom_scalars({"trails": charts})
+        tags = {"training": "loss_of_trail/.*", "validation": "validation_of_trail/.*"}
+        self._writer.add_custom_scalars({"trails": {name: ["Multiline", [tag]] for name, tag in tags.items()}})
 
-    def training(self, record: dict[str, Any]) -> None:
+    def training(self, record: Mapping[str, Any]) -> None:
         """Draws one logged step, given as its line of metrics.jsonl."""
-        step = record["step"]
-        for trail, loss in enumerate(record["loss_per_trail"]):
-            self._scalar(f"loss_of_trail/{trail}", loss, step)
-        for key, value in record.items():
-            if isinstance(value, (int, float)) and key != "step":
-                self._scalar(f"{_group(key)}/{key}", value, step)
+        figures = {f"{_SECTIONS.get(key, 'speed')}/{key}": value for key, value in record.items() if key != "step"}
+        self._draw(record["step"], figures, "loss_of_trail", record["loss_per_trail"])
 
-    def evaluation(self, record: dict[str, Any], overlap: dict[str, float]) -> None:
-        """Draws one evaluation.
-
-        Args:
-            record: Its line of metrics.jsonl.
-            overlap: How alike the topologies of the trails are, by name of the figure.
-        """
-        step = record["step"]
-        for trail, perplexity in enumerate(record["eval"]["ppl_trails"]):
-            self._scalar(f"validation_of_trail/{trail}", perplexity, step)
-        for key, value in record["eval"].items():
-            if isinstance(value, (int, float)) and key != "tokens":
-                self._scalar(f"validation/{key}", value, step)
-        for key, value in overlap.items():
-            self._scalar(f"topology/{key}", value, step)
+    def evaluation(self, step: int, figures: Mapping[str, Any], headline: Headline, overlap: Overlap | None) -> None:
+        """Draws one evaluation: the family's figures, and how alike the topologies of the trails are."""
+        curves = {f"validation/{key}": value for key, value in figures.items() if key != headline.samples}
+        if overlap:
+            curves |= {"topology/overlap": overlap.jaccard, "topology/overlap_by_chance": overlap.chance}
+        self._draw(step, curves, "validation_of_trail", headline.trails)
         self._writer.flush()
 
-    def topology(self, weight: Weight, step: int) -> None:
-        """Draws which positions of a weight are active: one picture a call, a slider in TensorBoard."""
-        self._writer.add_image(f"topology/{weight.spec.name}", topology_picture(weight), step, dataformats="HWC")
+    def topology(self, weight: Weight | None, step: int) -> None:
+        """Draws which positions of a weight, if there is one, are active: a slider in TensorBoard, a picture a call."""
+        if weight is not None:
+            self._writer.add_image(f"topology/{weight.spec.name}", topology_picture(weight), step, dataformats="HWC")
 
     def close(self) -> None:
         """Writes what is still in memory and ends the writer's thread."""
         self._writer.close()
 
-    def _scalar(self, name: str, value: float, step: int) -> None:
-        self._writer.add_scalar(name, value, step)
+    def _draw(self, step: int, figures: Mapping[str, Any], of_trail: str, trails: list[float]) -> None:
+        """A point in the curve of each figure that is a number, and of each trail."""
+        numbers = {key: value for key, value in figures.items() if isinstance(value, int | float)}
+        numbers |= {f"{of_trail}/{trail}": value for trail, value in enumerate(trails)}
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
 
 
 def draw_pictures(folder: Path, pictures: Mapping[str, bytes], step: int) -> None:
@@ -97,43 +91,29 @@ def draw_pictures(folder: Path, pictures: Mapping[str, bytes], step: int) -> Non
 
 
 def topology_picture(weight: Weight) -> np.ndarray:
-    """Which positions of a matrix are active, as a picture.
+    """Which positions of a matrix are active, as a picture; a kernel's rows are what makes up one output.
 
     Up to three trails share the picture, one colour channel each: what all have is white, what none has is black. One
     trail alone is drawn in grey, and of more than three the first three are drawn. Matrices larger than 256 a side are
     shrunk, brightness then being the share of active positions.
 
-    Args:
-        weight: A weight whose local shape is two-dimensional.
-
     Returns:
         Colours 0..255, uint8 [height, width, 3].
     """
     index = weight.slot_index().cpu()[:3]
-    active = torch.zeros(len(index), math.prod(weight.local_shape)).scatter_(1, index, 1.0)
-    pictures = _shrink(active.view(-1, *weight.local_shape))
-    if len(pictures) == 1:
-        pictures = pictures.expand(3, -1, -1)
-    channels = F.pad(pictures, (0, 0, 0, 0, 0, 3 - len(pictures)))
+    active = torch.zeros(len(index), *weight.local_shape).flatten(1).scatter_(1, index, 1.0)
+    channels = shrunk(active.view(len(index), weight.local_shape[0], -1), PICTURE_SIDE)
+    channels = channels.expand(3, -1, -1) if len(index) == 1 else F.pad(channels, (0, 0, 0, 0, 0, 3 - len(index)))
     return (255 * channels).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def pictured_weight(weights: dict[str, Weight]) -> Weight | None:
+def shrunk(pictures: torch.Tensor, side: int) -> torch.Tensor:
+    """Pictures [n, height, width] at most ``side`` a side, by means over their parts."""
+    return F.adaptive_avg_pool2d(pictures, [min(each, side) for each in pictures.shape[1:]])
+
+
+def pictured_weight(weights: Mapping[str, Weight]) -> Weight | None:
     """The weight to draw: the first sparse matrix of the trails, else of the trunk; None if nothing is sparse."""
-    sparse = [weight for weight in weights.values() if weight.storage != "dense" and len(weight.local_shape) == 2]
+    sparse = [weight for weight in weights.values() if weight.spec.is_sparse]
     of_trails = [weight for weight in sparse if weight.spec.in_trail and weight.spec.role == "linear"]
     return next(iter(of_trails + sparse), None)
-
-
-def _shrink(pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures [trails, height, width] at most ``PICTURE_SIDE`` a side, by means over their parts."""
-    return F.adaptive_avg_pool2d(pictures, [min(side, PICTURE_SIDE) for side in pictures.shape[1:]])
-
-
-def _group(key: str) -> str:
-    """The TensorBoard section in which a key of metrics.jsonl is drawn."""
-    if key in ("loss", "objective", "lr", "grad_norm"):
-        return "training"
-    if key in COUNTED:
-        return "guard"
-    return "topology" if key in ("density", "drop_fraction", "regrown") else "speed"

@@ -112,7 +112,7 @@ def test_a_line_stands_above_the_bar(wide):
     clock, stream = Clock(), Terminal()
     bar = ProgressBar(100, stream=stream, clock=clock)
     _run(bar, clock, [1], 1.0)
-    bar.line("a checkpoint was saved")
+    bar.write("a checkpoint was saved\n")
     _run(bar, clock, [2], 0.001)  # redrawn at once although little time has passed
     above, shown = stream.screen()
     assert [line.split("\r")[-1].strip() for line in above] == ["a checkpoint was saved"]

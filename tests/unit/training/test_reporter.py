@@ -1,21 +1,76 @@
-"""What the main rank writes, where the disk takes no more."""
+"""What the main rank shows and writes of a run: also where the disk takes no more, and of a family without texts."""
 
 import errno
+import logging
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from nt_dist.config.family import Headline
 from nt_dist.errors import RunError
-from nt_dist.messages import BarHandler
+from nt_dist.evaluation.topology import Overlap
+from nt_dist.families import DEFAULT
+from nt_dist.messages import LOGGER, BarHandler
+from nt_dist.training.metrics_log import read_metrics
 from nt_dist.training.reporter import Reporter
 
+FIGURES = {"ppl_trails": [1234.5, 12.0], "ppl_ensemble_prob": 11.0, "ppl_ensemble_logit": 11.5, "disagreement": 0.25}
+EVALUATION = {"step": 7, "eval": {**FIGURES, "tokens": 64}}
 
-@pytest.mark.parametrize(("method", "arguments"), [("logged", ({},)), ("noted", ({},)), ("evaluated", ({}, None))])
+
+class Pictures:
+    """As much of a family of image models as a reporter asks for."""
+
+    def headline(self, figures):
+        return Headline("accuracy", figures["right"], figures["right_prob"], 0.8, False, ".1%", "image")
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"), [("logged", ({},)), ("noted", ({},)), ("evaluated", (EVALUATION, None))]
+)
 def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path, monkeypatch, method, arguments):
     def full(record):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    reporter = Reporter(tmp_path, 0, 10, {}, BarHandler())
+    reporter = Reporter(tmp_path, DEFAULT, 0, 10, {}, BarHandler())
     monkeypatch.setattr(reporter._metrics, "write", full)
     with pytest.raises(RunError, match=rf"run\.dir = '{tmp_path}': figures cannot be written: No space left on device"):
         getattr(reporter, method)(*arguments)
     reporter.close()
+
+
+def _evaluated(folder, family, record, capsys, caplog, monkeypatch):
+    """What is said of an evaluation, and what TensorBoard was told of it."""
+    caplog.set_level(logging.INFO, LOGGER.name)
+    handler = BarHandler()
+    monkeypatch.setattr(LOGGER, "handlers", [handler])
+    folder.mkdir()
+    reporter = Reporter(folder, family, 0, 10, {}, handler)
+    reporter.evaluated(record, Overlap(4, 10, 3, 9))
+    reporter.close()
+    assert handler.bar is None and read_metrics(folder / "metrics.jsonl") == [record]
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    curves = {name: events.Scalars(name)[0].value for name in events.Tags()["scalars"]}
+    return capsys.readouterr().err.strip(), {name: pytest.approx(value) for name, value in curves.items()}
+
+
+def test_an_evaluation_is_told_by_the_familys_headline(tmp_path, capsys, caplog, monkeypatch):
+    said, _ = _evaluated(tmp_path / "text", DEFAULT, EVALUATION, capsys, caplog, monkeypatch)
+    trails = "1,234.50, 12.00; of the ensemble 11.00"
+    assert said == f"step 7: validation perplexity of the trails {trails}; disagreement 25.0 %"
+    record = {"step": 7, "eval": {"right": [0.5, 0.75], "right_prob": 0.8, "disagreement": 0.1, "images": 64}}
+    said, curves = _evaluated(tmp_path / "images", Pictures(), record, capsys, caplog, monkeypatch)
+    assert said == "step 7: validation accuracy of the trails 50.0%, 75.0%; of the ensemble 80.0%; disagreement 10.0 %"
+    trails = {"validation_of_trail/0": 0.5, "validation_of_trail/1": 0.75}
+    overlap = {"topology/overlap": 0.4, "topology/overlap_by_chance": 1 / 3}
+    assert curves == {**trails, **overlap, "validation/right_prob": 0.8, "validation/disagreement": 0.1}
+
+
+def test_warnings_and_other_ranks_are_told_apart(capsys):
+    for rank, said in ((0, "warning: x 1"), (3, "[rank 3] warning: x 1")):
+        handler = BarHandler(rank)
+        handler.handle(logging.LogRecord("nt_dist", logging.WARNING, "", 1, "x %d", (1,), None))
+        assert capsys.readouterr().err == f"{said}\n"
+    BarHandler().handle(logging.LogRecord("nt_dist", logging.INFO, "", 1, "as it is", (), None))
+    assert capsys.readouterr().err == "as it is\n"

@@ -10,6 +10,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
+from nt_dist.evaluation.topology import Overlap
+from nt_dist.families import DEFAULT
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storage import Weight
 from nt_dist.training.tensorboard import PICTURE_SIDE, TensorBoard, draw_pictures, pictured_weight, topology_picture
@@ -34,7 +36,8 @@ def _record(step, loss=4.0):
 
 def _evaluation(step):
     figures = {"ppl_trails": [60.0, 62.0], "ppl_ensemble_prob": 55.0, "ppl_ensemble_logit": 54.0}
-    return {"step": step, "eval": {**figures, "disagreement": 0.3, "ensemble_gain": 6.0, "tokens": 4096}}
+    figures |= {"disagreement": 0.3, "ensemble_gain": 6.0, "tokens": 4096}
+    return step, figures, DEFAULT.headline(figures)
 
 
 def _read(folder):
@@ -57,7 +60,7 @@ def test_curves_are_drawn_for_each_trail_and_figure(tmp_path):
     board = TensorBoard(tmp_path, 0)
     board.training(_record(10))
     board.training(_record(20, loss=3.0))
-    board.evaluation(_evaluation(20), {"overlap": 0.4, "overlap_by_chance": 0.33})
+    board.evaluation(*_evaluation(20), Overlap(4, 10, 3, 9))
     board.close()
     events = _read(tmp_path)
     assert _curve(events, "loss_of_trail/0") == [(10, 3.5), (20, 2.5)]
@@ -67,8 +70,10 @@ def test_curves_are_drawn_for_each_trail_and_figure(tmp_path):
     assert _curve(events, "topology/regrown") == [(10, 0.25), (20, 0.25)]
     assert _curve(events, "guard/rollbacks") == [(10, 0), (20, 1)]
     assert _curve(events, "topology/overlap") == [(20, 0.4)]
+    assert _curve(events, "topology/overlap_by_chance") == [(20, 1 / 3)]
     assert _curve(events, "validation/disagreement") == [(20, 0.3)]
     assert _curve(events, "validation_of_trail/1") == [(20, 62.0)]
+    assert "validation/tokens" not in events.Tags()["scalars"]
 
 
 def test_the_trails_of_a_run_share_a_chart_with_a_line_each(tmp_path):
