@@ -1,6 +1,7 @@
 """What the main rank shows and writes of a run: also where the disk takes no more, and of a family without texts."""
 
 import errno
+import io
 import logging
 
 import pytest
@@ -11,6 +12,7 @@ from nt_dist.errors import RunError
 from nt_dist.evaluation.topology import Overlap
 from nt_dist.families import DEFAULT
 from nt_dist.messages import LOGGER, BarHandler
+from nt_dist.progress import ProgressBar
 from nt_dist.training.metrics_log import read_metrics
 from nt_dist.training.reporter import Reporter
 
@@ -74,3 +76,14 @@ def test_warnings_and_other_ranks_are_told_apart(capsys):
         assert capsys.readouterr().err == f"{said}\n"
     BarHandler().handle(logging.LogRecord("nt_dist", logging.INFO, "", 1, "as it is", (), None))
     assert capsys.readouterr().err == "as it is\n"
+
+
+def test_a_message_goes_through_the_bar_as_long_as_there_is_one(capsys):
+    handler, stream = BarHandler(), io.StringIO()
+    record = logging.LogRecord("nt_dist", logging.INFO, "", 1, "a message", (), None)
+    handler.bar = ProgressBar(10, stream=stream)
+    handler.handle(record)
+    assert (stream.getvalue(), capsys.readouterr().err) == ("a message\n", "")
+    handler.bar = None
+    handler.handle(record)
+    assert (stream.getvalue(), capsys.readouterr().err) == ("a message\n", "a message\n")
