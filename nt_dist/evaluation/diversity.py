@@ -4,15 +4,15 @@ Shapes: T trails, N tokens, V classes.
 """
 
 import math
-from collections.abc import Callable
+from itertools import combinations
 
 import torch
 
-from nt_dist.evaluation.predictions import Predictions
+from nt_dist.evaluation.predictions import Predictions, Sums
 
 
-class DiversitySums:
-    """Streaming sums over tokens in float64.
+class DiversitySums(Sums):
+    """Sums of the divergences of each pair of trails and of the uncertainties.
 
     Args:
         num_trails: T.
@@ -20,29 +20,21 @@ class DiversitySums:
     """
 
     def __init__(self, num_trails: int, device: torch.device | str = "cpu"):
-        self.pairs = torch.zeros(3, num_trails, num_trails, dtype=torch.float64, device=device)  # KL, JS, disagreement
-        self.scores = torch.zeros(4, dtype=torch.float64, device=device)  # three uncertainties, and the tokens
+        super().__init__(3 * num_trails**2 + 4, device=device)
+        # views of them: KL, JS and disagreement of each pair; three uncertainties, and the tokens
+        self.pairs, self.scores = self.sums[:-4].view(3, num_trails, num_trails), self.sums[-4:]
 
     def add(self, predictions: Predictions) -> None:
         """Adds a chunk of tokens."""
-        weights = predictions.weights
-        entropy = predictions.entropy.double()  # [T + 1, N]
-        scores = [entropy[-1], entropy[:-1].mean(0), predictions.mutual_information.double(), torch.ones_like(weights)]
-        self.scores += (torch.stack(scores) * weights).sum(1)
+        *trails, total = predictions.entropy.double()  # [N] each
+        members = torch.stack(trails).mean(0)
+        self.scores += predictions.total(total, members, predictions.mutual_information, torch.ones_like(total))
         answers = predictions.highest[1]
-        num_trails = self.pairs.shape[1]
-        for one in range(num_trails):
-            for other in range(one + 1, num_trails):
-                there, back, js = divergences(predictions, one, other)
-                differs = answers[one] != answers[other]
-                kl, lk, js, differs = ((each.double() * weights).sum() for each in (there, back, js, differs))
-                self.pairs[:, one, other] += torch.stack([kl, js, differs])
-                self.pairs[:, other, one] += torch.stack([lk, js, differs])
-
-    def reduce(self, all_reduce: Callable[[torch.Tensor], object]) -> None:
-        """Adds up the sums of all ranks that saw other tokens, by `all_reduce` (a sum in place)."""
-        all_reduce(self.pairs)
-        all_reduce(self.scores)
+        for one, other in combinations(range(len(trails)), 2):
+            there, back, js = divergences(predictions, one, other)
+            differs = answers[one] != answers[other]
+            self.pairs[:, one, other] += predictions.total(there, js, differs)
+            self.pairs[:, other, one] += predictions.total(back, js, differs)
 
     def result(self) -> dict[str, float | list[list[float]]]:
         """Means over the tokens; divergences and entropies in nats.
@@ -50,7 +42,7 @@ class DiversitySums:
         Returns:
             kl: [T, T], row i and column j: KL(trail i || trail j) (Kullback and Leibler, 1951).
             js: [T, T], Jensen-Shannon divergence (Lin, IEEE Trans. Inf. Theory 37, 1991), 0 .. log 2.
-            disagreement_matrix: [T, T], share of tokens on which the two likeliest tokens differ (Fort et al., arXiv
+            disagreement_matrix: [T, T], share of tokens on which the two likeliest classes differ (Fort et al., arXiv
                 1912.02757, section 4, not normalised).
             kl_mean, js_mean: over the pairs of different trails; 0 with one trail.
             entropy_mean: predictive entropy, that of the mean of probabilities: the total uncertainty.
@@ -60,17 +52,11 @@ class DiversitySums:
         *scores, tokens = self.scores.tolist()
         pairs = self.pairs / tokens
         num_pairs = max(1, pairs.shape[1] * (pairs.shape[1] - 1))
-        kl, js, disagreement = pairs.tolist()
         kl_mean, js_mean, _ = (pairs.sum((1, 2)) / num_pairs).tolist()
+        figures = dict(zip(("kl", "js", "disagreement_matrix"), pairs.tolist(), strict=True))
+        figures |= {"kl_mean": kl_mean, "js_mean": js_mean}
         names = ("entropy_mean", "entropy_members", "mutual_information")
-        return {
-            "kl": kl,
-            "js": js,
-            "disagreement_matrix": disagreement,
-            "kl_mean": kl_mean,
-            "js_mean": js_mean,
-            **dict(zip(names, (score / tokens for score in scores), strict=True)),
-        }
+        return figures | {name: score / tokens for name, score in zip(names, scores, strict=True)}
 
 
 def divergences(predictions: Predictions, one: int, other: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -43,9 +43,9 @@ from nt_dist.model.place import Place
 
 
 class FullSums:
-    """Streaming sums of all figures over tokens; their memory does not grow with the text, but for SequenceScores.
+    """Streaming sums of all figures over tokens; their memory does not grow with the data, but for SequenceScores.
 
-    Temperatures need two parts of the text: those added before `fit_temperatures` and those after it.
+    Temperatures need two parts of the data: those added before `fit_temperatures` and those after it.
 
     Args:
         num_trails: T.
@@ -61,47 +61,41 @@ class FullSums:
         place: Place | None = None,
         with_temperatures: bool = False,
     ):
-        self.num_trails, self.device, self.place = num_trails, device, place or Place()
-        predictors = num_trails + 2
+        self.num_trails, self.place = num_trails, place or Place()
         self.ensemble = EnsembleSums(num_trails, device, place)
         self.diversity = DiversitySums(num_trails, device)
         self.scores = SequenceScores(device)
-        self.calibration = CalibrationSums(predictors, device)  # of the part at hand
-        self.fitted_on: CalibrationSums | None = None  # of the part before it
-        self.fit = TemperatureFit(predictors, device) if with_temperatures else None
-        self.tempered = CalibrationSums(predictors, device)
+        # of the part at hand; of the part before it; of the part at hand with its temperatures
+        self.calibration, self.fitted_on, self.tempered = (CalibrationSums(num_trails + 2, device) for _ in range(3))
+        self.fit = TemperatureFit(num_trails + 2, device) if with_temperatures else None
         self.temperatures: list[float] = []
 
     def add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
-        """Adds one batch; arguments as EnsembleSums.add."""
+        """Adds one batch, as :func:`nt_dist.evaluation.predictions.real_tokens` takes it."""
         self.ensemble.add(logits, targets, weights)
         self.scores.begin(len(targets))
         for chunk in predictions(logits, targets, weights, self.num_trails, self.place):
             for sums in (self.diversity, self.scores, self.calibration):
                 sums.add(chunk)
             if self.temperatures:
-                values = torch.tensor(self.temperatures, dtype=torch.float32, device=self.device)
-                self.tempered.add(chunk.tempered(values))
+                self.tempered.add(chunk.tempered(self.temperatures))
             elif self.fit:
                 self.fit.add(chunk)
 
     def fit_temperatures(self, all_reduce) -> None:
-        """Ends the part of the text on which temperatures are fitted; what is added from now on measures them.
+        """Ends the part of the data on which temperatures are fitted; what is added from now on measures them.
 
         Raises:
             ValueError: That part has no real token.
         """
         self.fit.reduce(all_reduce)
         self.temperatures = self.fit.temperatures()
-        self.fitted_on, self.calibration = self.calibration, CalibrationSums(self.num_trails + 2, self.device)
+        self.calibration, self.fitted_on = self.fitted_on, self.calibration
 
     def reduce(self, all_reduce) -> None:
         """Adds up the sums of all ranks that saw other tokens, by calls of `all_reduce` (a sum in place)."""
-        for sums in (self.ensemble, self.diversity, self.calibration):
+        for sums in (self.ensemble, self.diversity, self.calibration, self.fitted_on, self.tempered):
             sums.reduce(all_reduce)
-        if self.temperatures:
-            self.fitted_on.reduce(all_reduce)
-            self.tempered.reduce(all_reduce)
 
     def result(self, family: Family) -> dict:
         """The figures of all tokens added so far; the keys are in this module's docstring.
@@ -110,37 +104,36 @@ class FullSums:
             ValueError: No real token was added, to one of the two parts if there are temperatures.
         """
         figures = family.figures(self.ensemble.means())
-        total = self.calibration + self.fitted_on if self.fitted_on else self.calibration
-        scores = {name: by_predictor(values) for name, values in total.result().items()}
+        total = self.calibration + self.fitted_on
+        scores = _by_predictor(total.result())
         calibration = {name: scores[name] for name in ("ece", "adaptive_ece", "brier")}
         if self.temperatures:
             calibration["temperature"] = self._temperature()
-        reliability = {"edges": [number / BINS for number in range(BINS + 1)], **by_predictor(total.reliability())}
+        edges = [number / BINS for number in range(BINS + 1)]
         return {
             **figures,
             "nll": scores["nll"],
             "accuracy": scores["accuracy"],
             "calibration": calibration,
-            "reliability": reliability,
+            "reliability": {"edges": edges, **_by_predictor(total.reliability())},
             "diversity": self.diversity.result(),
         }
 
     def _temperature(self) -> dict:
         if self.calibration.tokens <= 0:
             raise ValueError("a temperature needs at least one real token (of weight > 0) to be measured on")
-        parts = {"before": self.calibration, "after": self.tempered}
         return {
-            "value": by_predictor(self.temperatures),
+            "value": _by_predictor(self.temperatures),
             "fit_tokens": self.fitted_on.tokens,
             "tokens": self.calibration.tokens,
-            **{
-                name: {figure: by_predictor(values) for figure, values in part.result().items()}
-                for name, part in parts.items()
-            },
+            "before": _by_predictor(self.calibration.result()),
+            "after": _by_predictor(self.tempered.result()),
         }
 
 
-def by_predictor(values: list) -> dict:
-    """Names the figures [T + 2] of the trails and the two ensembles."""
-    *trails, prob, logit = values
+def _by_predictor(figures: dict | list) -> dict:
+    """Names the figures [T + 2] of the trails and the two ensembles, or those of each entry of a dictionary."""
+    if isinstance(figures, dict):
+        return {name: _by_predictor(each) for name, each in figures.items()}
+    *trails, prob, logit = figures
     return {"trails": trails, "prob": prob, "logit": logit}

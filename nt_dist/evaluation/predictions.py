@@ -1,12 +1,13 @@
 """What the trails and their ensembles predict for a chunk of real tokens: the common ground of all full figures.
 
-Shapes: T trails, N tokens, V classes (those held here, where they are cut over ranks), P = T + 2 predictors: the
-trails, then the mean of their probabilities (Lakshminarayanan et al., arXiv 1612.01474, §2.4), then the softmax of the
-mean of their logits (what the NeuroTrails paper, arXiv 2505.17909, reports).
+Shapes: T trails, N tokens (one a sample where a sample has one answer), V classes (those held here, where they are cut
+over ranks), P = T + 2 predictors: the trails, then the mean of their probabilities (Lakshminarayanan et al., arXiv
+1612.01474, §2.4), then the softmax of the mean of their logits (what the NeuroTrails paper, arXiv 2505.17909, reports).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -19,26 +20,41 @@ CHUNK_ENTRIES = 1 << 22
 _LOG_ZERO = -1e30
 
 
+class Sums:
+    """Sums over tokens in float64, from which figures are made at the end.
+
+    Averages are never averaged, so batch size, ragged last batches and the number of ranks do not change a figure.
+
+    Args:
+        shape: Of the sums.
+        device: Where they live; what is added must be there too.
+    """
+
+    def __init__(self, *shape: int, device: torch.device | str):
+        self.sums = torch.zeros(shape, dtype=torch.float64, device=device)
+
+    def reduce(self, all_reduce: Callable[[torch.Tensor], object]) -> None:
+        """Adds up the sums of all ranks that saw other tokens, by one call of `all_reduce` (a sum in place)."""
+        all_reduce(self.sums)
+
+
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """Distributions over the classes, one a predictor and token.
 
-    Args:
+    Attributes:
         log_probs: Normalised log-probabilities, fp32 [P, N, V], all finite.
         targets: The right classes, [N].
-        rows: The row of the batch in which each token stands, [N].
         weights: Of the tokens, float64 [N], all above 0.
+        rows: The row of the batch in which each token stands, [N].
         place: Which classes are held here.
     """
 
-    def __init__(
-        self, log_probs: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor, place: Place
-    ):
-        self.log_probs, self.targets, self.rows, self.weights, self.place = log_probs, targets, rows, weights, place
-
-    @property
-    def trails(self) -> torch.Tensor:
-        """Log-probabilities of the trails [T, N, V]."""
-        return self.log_probs[:-2]
+    log_probs: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+    rows: torch.Tensor
+    place: Place
 
     @cached_property
     def probs(self) -> torch.Tensor:
@@ -63,59 +79,74 @@ class Predictions:
 
     @cached_property
     def mutual_information(self) -> torch.Tensor:
-        """Mutual information of the next token and the choice of the trail, in nats [N].
+        """Mutual information of the right class and the choice of the trail, in nats [N].
 
         The epistemic part of the uncertainty: entropy of the mean minus mean of the entropies (Depeweg et al., arXiv
         1710.07283, section 3; Houlsby et al., arXiv 1112.5745), computed as the equal mean KL divergence of the trails
         from their mean, which does not lose its digits when it is small.
         """
-        mean = self.log_probs[-2]
-        each = [self.over_classes(p, log_p - mean) for p, log_p in zip(self.probs[:-2], self.trails, strict=True)]
+        *trails, mean = self.log_probs[:-1]
+        each = [self.over_classes(p, log_p - mean) for p, log_p in zip(self.probs, trails, strict=False)]
         return torch.stack(each).mean(0)
 
     def over_classes(self, probs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Expectations [...] of ``values`` [..., V] under ``probs`` [..., V], over all classes."""
         return self.place.sum_over_classes((probs * values).sum(-1))
 
-    def tempered(self, temperatures: torch.Tensor) -> "Predictions":
+    def total(self, *figures: torch.Tensor) -> torch.Tensor:
+        """Weighted sums over the tokens, float64 [number of figures, ...], of figures [..., N]."""
+        return (torch.stack([each.double() for each in figures]) * self.weights).sum(-1)
+
+    def tempered(self, temperatures: list[float]) -> "Predictions":
         """The same with each predictor's log-probabilities divided by its temperature [P] and normalised again."""
-        scaled = self.log_probs / temperatures[:, None, None]
-        return Predictions(_normalised(scaled, self.place), self.targets, self.rows, self.weights, self.place)
+        divisors = self.log_probs.new_tensor(temperatures)[:, None, None]
+        return replace(self, log_probs=_normalised(self.log_probs / divisors, self.place))
+
+
+def real_tokens(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, at_once: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Cut a batch into chunks of so many real tokens.
+
+    Args:
+        logits: [T, B, S, V], any floating type: the trails and classes held here.
+        targets: [B, S], the class each position has to predict.
+        weights: [B, S], 1 for a real token, 0 for padding (whose logits and targets are not looked at).
+        at_once: Tokens in a chunk.
+
+    Yields:
+        Logits [T, N, V], targets [N], weights in float64 [N] and rows of the batch [N].
+    """
+    assert logits.shape[1:3] == targets.shape == weights.shape
+    positions = targets.shape[1]
+    logits, targets, weights = logits.flatten(1, 2), targets.flatten(), weights.flatten()
+    for tokens in weights.nonzero()[:, 0].split(at_once):
+        if len(tokens):  # splitting nothing gives one part
+            yield logits[:, tokens], targets[tokens], weights[tokens].double(), tokens // positions
 
 
 def predictions(
     logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, num_trails: int, place: Place
 ) -> Iterator[Predictions]:
-    """Cut a batch into chunks of real tokens; a collective of the ranks that hold parts of the model.
+    """Cut a batch into chunks; a collective of the ranks that hold parts of the model.
 
     Args:
-        logits: [T, B, S, V], any floating type: the trails and classes held here.
-        targets: [B, S].
-        weights: [B, S], 0 for padding, which appears in no chunk.
+        logits: As for :func:`real_tokens`.
+        targets: As for it.
+        weights: As for it.
         num_trails: T, of the whole model.
         place: Which trails and classes are held here.
     """
-    assert logits.shape[1:3] == targets.shape == weights.shape
-    real = weights.flatten().nonzero()[:, 0]
-    every = logits.flatten(1, 2)  # [T held here, B · S, V]
-    for tokens in real.split(max(1, CHUNK_ENTRIES // ((num_trails + 2) * logits.shape[-1]))):
-        if not len(tokens):  # what splitting nothing gives
-            return
-        log_probs = _log_probs(place.all_trails(every[:, tokens]).float(), place)
-        rows = tokens // targets.shape[1]
-        yield Predictions(log_probs, targets.flatten()[tokens], rows, weights.flatten()[tokens].double(), place)
+    at_once = max(1, CHUNK_ENTRIES // ((num_trails + 2) * logits.shape[-1]))
+    for some, *tokens in real_tokens(logits, targets, weights, at_once):
+        trails = place.all_trails(some).float()
+        by_trail, by_logit = _normalised(trails, place), _normalised(trails.mean(0, keepdim=True), place)
+        yield Predictions(torch.cat([by_trail, mean_of_probs(by_trail)[None], by_logit]), *tokens, place)
 
 
 def mean_of_probs(log_probs: torch.Tensor) -> torch.Tensor:
     """Logarithms [...] of the mean over the trails of probabilities whose logarithms are [T, ...]."""
     return log_probs.logsumexp(0) - math.log(len(log_probs))
-
-
-def _log_probs(logits: torch.Tensor, place: Place) -> torch.Tensor:
-    """Log-probabilities [T + 2, N, V] of all predictors, for the logits [T, N, V] of all trails."""
-    by_trail = _normalised(logits, place)
-    by_logit = _normalised(logits.mean(0, keepdim=True), place)
-    return torch.cat([by_trail, mean_of_probs(by_trail)[None], by_logit])
 
 
 def _normalised(logits: torch.Tensor, place: Place) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""Does the ensemble know when the text is not what it was trained on?
+"""Does the ensemble know when the data is not what it was trained on?
 
-Each sequence gets a few scores, means over its tokens of an uncertainty, and these are kept: some numbers a sequence,
-little beside its tokens. Telling shifted sequences from unshifted ones by a score is a detector, judged over all its
-thresholds (Hendrycks and Gimpel, arXiv 1610.02136; with ensembles Lakshminarayanan et al., arXiv 1612.01474, section
-3.5). Shifted sequences are the positive class; a higher score says shifted.
+Each sample (a sequence of tokens, or one answer) gets a few scores, means over its tokens of an uncertainty, and these
+are kept. Telling shifted samples from unshifted ones by a score is a detector, judged over all its thresholds
+(Hendrycks and Gimpel, arXiv 1610.02136; with ensembles Lakshminarayanan et al., arXiv 1612.01474, section 3.5). Shifted
+samples are the positive class; a higher score says shifted.
 """
 
 import numpy as np
@@ -16,18 +16,14 @@ SCORES = ("entropy", "mutual_information", "max_probability")
 
 
 class SequenceScores:
-    """Scores of the sequences seen so far.
-
-    Args:
-        device: Where the predictions are.
-    """
+    """Scores of the samples seen so far, on the device of the predictions."""
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = device
         self._batches: list[torch.Tensor] = []  # of each: sums of the scores and of the weights [B, 4]
 
     def begin(self, num_rows: int) -> None:
-        """Announce a batch of so many sequences, whose tokens come in any number of chunks."""
+        """Announce a batch of so many samples, whose tokens come in any number of chunks."""
         self._batches.append(torch.zeros(num_rows, len(SCORES) + 1, dtype=torch.float64, device=self.device))
 
     def add(self, predictions: Predictions) -> None:
@@ -38,10 +34,10 @@ class SequenceScores:
         self._batches[-1].index_add_(0, predictions.rows, weighted)
 
     def gather(self, mesh) -> np.ndarray:
-        """The scores of all ranks' sequences that have a real token [sequences, 3]; a collective of all ranks."""
+        """The scores of all ranks' samples that have a real token [samples, 3]; a collective of all ranks."""
         mine = torch.cat([torch.zeros(0, len(SCORES) + 1, dtype=torch.float64, device=self.device), *self._batches])
         longest = mesh.all_reduce(torch.tensor([len(mine)], device=self.device), ("pipe", "data"), op="max").item()
-        every = torch.zeros(mesh.data.degree, longest, mine.shape[1], dtype=torch.float64, device=self.device)
+        every = mine.new_zeros(mesh.data.degree, longest, mine.shape[1])
         every[mesh.data.rank, : len(mine)] = mine  # only the last stage of a pipeline has any: the others add zeros
         every = mesh.all_reduce(every, ("pipe", "data")).flatten(0, 1)
         every = every[every[:, -1] > 0]
@@ -49,17 +45,12 @@ class SequenceScores:
 
 
 def detection(unshifted: np.ndarray, shifted: np.ndarray) -> dict[str, dict[str, float]]:
-    """How well each of SCORES tells shifted sequences from unshifted ones.
-
-    Args:
-        unshifted: Scores [sequences, 3].
-        shifted: Scores [sequences, 3].
+    """How well each of SCORES tells shifted samples from unshifted ones, given the scores [samples, 3] of both.
 
     Returns:
         auroc, aupr and fpr95, each with a figure for each of SCORES.
     """
-    columns = zip(SCORES, unshifted.T, shifted.T, strict=True)
-    curves = {score: threshold_curve(negative, positive) for score, negative, positive in columns}
+    curves = {score: threshold_curve(unshifted[:, column], shifted[:, column]) for column, score in enumerate(SCORES)}
     return {
         measure.__name__: {score: measure(*curve) for score, curve in curves.items()}
         for measure in (auroc, aupr, fpr95)
@@ -76,14 +67,9 @@ def threshold_curve(negative: np.ndarray, positive: np.ndarray) -> tuple[np.ndar
     Returns:
         False and true positives, each beginning with 0 and ending with n and p.
     """
-    scores = np.concatenate([negative, positive])
-    is_positive = np.arange(len(scores)) >= len(negative)
-    order = np.argsort(-scores, kind="stable")
-    scores, is_positive = scores[order], is_positive[order]
-    last = np.append(scores[1:] != scores[:-1], True)  # of its score
-    counts = [np.cumsum(flags)[last] for flags in (~is_positive, is_positive)]
-    false, true = (np.concatenate([[0], each]) for each in counts)
-    return false, true
+    thresholds = np.unique(np.concatenate([negative, positive]))[::-1]
+    false, true = (len(each) - np.searchsorted(np.sort(each), thresholds) for each in (negative, positive))
+    return np.append(0, false), np.append(0, true)
 
 
 def auroc(false: np.ndarray, true: np.ndarray) -> float:

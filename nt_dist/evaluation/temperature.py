@@ -6,17 +6,16 @@ tokens. A trail's z are its logits, so are the mean of logits'; those of the mea
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 
-from nt_dist.evaluation.predictions import Predictions
+from nt_dist.evaluation.predictions import Predictions, Sums
 
 GRID = tuple(2 ** (step / 2) for step in range(-4, 5))
 """Inverse temperatures at which the likelihood is taken: 1/4 … 4, each √2 times the last."""
 
 
-class TemperatureFit:
+class TemperatureFit(Sums):
     """The temperatures of least negative log-likelihood, found in one pass over the tokens.
 
     The NLL is convex in β = 1 / τ. NLL and slope are summed over tokens at the points of GRID; the minimum lies where
@@ -29,26 +28,18 @@ class TemperatureFit:
     """
 
     def __init__(self, num_predictors: int, device: torch.device | str = "cpu"):
-        # NLL and its slope in log β
-        self.sums = torch.zeros(num_predictors, len(GRID), 2, dtype=torch.float64, device=device)
-        self.tokens = torch.zeros((), dtype=torch.float64, device=device)
+        super().__init__(len(GRID), 3, num_predictors, device=device)  # NLL, its slope in log β, tokens
 
     def add(self, predictions: Predictions) -> None:
         """Adds a chunk of tokens."""
-        log_probs, weights = predictions.log_probs, predictions.weights
+        log_probs = predictions.log_probs
         for number, inverse in enumerate(GRID):
             scaled = log_probs * inverse  # [P, N, V]
             normaliser = predictions.place.log_sum_exp(scaled)  # [P, N]
             expected = predictions.over_classes(scaled.sub_(normaliser[..., None]).exp_(), log_probs)
             nll = normaliser + inverse * predictions.nll
             slope = inverse * (expected + predictions.nll)  # d/d log β = β d/dβ
-            self.sums[:, number] += torch.stack([(each.double() * weights).sum(-1) for each in (nll, slope)], -1)
-        self.tokens += weights.sum()
-
-    def reduce(self, all_reduce: Callable[[torch.Tensor], object]) -> None:
-        """Adds up the sums of all ranks that saw other tokens, by `all_reduce` (a sum in place)."""
-        all_reduce(self.sums)
-        all_reduce(self.tokens)
+            self.sums[number] += predictions.total(nll, slope, torch.ones_like(nll))
 
     def temperatures(self) -> list[float]:
         """The temperatures [P].
@@ -56,10 +47,11 @@ class TemperatureFit:
         Raises:
             ValueError: No token was added.
         """
-        if self.tokens <= 0:
+        tokens = self.sums[0, 2, 0]
+        if tokens <= 0:
             raise ValueError("a temperature needs at least one real token (of weight > 0) to be fitted on")
-        sums = (self.sums / self.tokens).tolist()
-        return [1 / _lowest([nll for nll, _ in points], [slope for _, slope in points]) for points in sums]
+        values, slopes, _ = (self.sums / tokens).permute(1, 2, 0).tolist()
+        return [1 / _lowest(*each) for each in zip(values, slopes, strict=True)]
 
 
 def _lowest(values: list[float], slopes: list[float]) -> float:
