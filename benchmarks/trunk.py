@@ -17,9 +17,8 @@ from nt_dist.config import Config
 from nt_dist.errors import ConfigError
 from nt_dist.families import make_config
 from nt_dist.parallel.mesh import init_mesh
-from nt_dist.planning.activations import kept
 from nt_dist.planning.communication import sent_bytes
-from nt_dist.planning.local_weights import stage_layers
+from nt_dist.planning.local_layers import stage_layers
 
 TRUNKS = ("replicated", "split")
 
@@ -128,7 +127,7 @@ def measure_trunk(
             *seconds[name],
             payloads[name],
             peaks[name],
-            kept(stage_layers(each)[0], each),
+            sum(layer.kept_bytes for layer in stage_layers(each)[0]),
         )
         for name, each in configs.items()
     }

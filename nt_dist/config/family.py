@@ -54,6 +54,26 @@ class Headline:
         return format(value, self.form) if abs(value) < 1e6 else f"{value:.3g}"
 
 
+@dataclass(frozen=True)
+class LayerActivations:
+    """Bytes of one layer for one position of a sample and one trail, on one of ``parallel.tensor`` ranks; for plans.
+
+    Attributes:
+        input: What it reads; backward needs it too.
+        output: What it gives; of the last layer the logits that are held here.
+        inner: What backward needs besides.
+        all_reduced: Hidden states that the tensor ranks add up in it, forward and backward together.
+        recomputed: Gradients alive at once where the layer is computed again in backward, beside what that needs; 0
+            where it is not.
+    """
+
+    input: int
+    output: int
+    inner: int
+    all_reduced: int
+    recomputed: int = 0
+
+
 class Family(ABC):
     """One model family; all objects of a class are equal."""
 
@@ -103,8 +123,17 @@ class Family(ABC):
     def weights(self, config: Config) -> list[Any]:
         """The :class:`nt_dist.sparsity.spec.WeightSpec` of every weight, in the order in which the layers use them.
 
-        Their densities are 1: model/weights.py spreads the config's density over them.
+        Their densities are 1: model/weights.py spreads the config's density over them. Their layers are the model's, so
+        every layer has a weight; the trails part before the first layer whose weights are theirs.
         """
+
+    @abstractmethod
+    def positions(self, config: Any) -> int:
+        """Positions of one sample's logits: the tokens of a sequence, 1 of a picture."""
+
+    @abstractmethod
+    def activations(self, config: Any, layer: str) -> LayerActivations:
+        """What a layer holds and exchanges."""
 
     def extra_flops(self, config: Any, layer: str) -> int:
         """Forward operations of one sample position and trail in a layer, beyond its weights' products."""
@@ -112,7 +141,7 @@ class Family(ABC):
 
     @abstractmethod
     def layers(self, config: Config, make: Callable[[str], Any], place: Any) -> dict[str, Callable[[], Any]]:
-        """One function per layer that makes it, by the layer's name, in order; ``make`` makes a weight by its name."""
+        """One function per layer that makes it, by the layer's name; ``make`` makes a weight by its name."""
 
     @abstractmethod
     def figures(self, means: Mapping[str, Any]) -> dict[str, Any]:

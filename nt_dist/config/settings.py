@@ -247,7 +247,7 @@ class Config:
     train: Train = field(default_factory=Train)
     parallel: Parallel = field(default_factory=Parallel)
     run: Run = field(default_factory=Run)
-    deepspeed: dict[str, Any] = field(default_factory=dict)
+    deepspeed: dict[str, Any] = field(default_factory=dict, hash=False)
     """The DeepSpeed configuration, every "auto" filled in."""
     world_size: int = 1
     """Ranks of the run."""
@@ -256,6 +256,11 @@ class Config:
     def zero_stage(self) -> int:
         """DeepSpeed's ZeRO stage."""
         return self.deepspeed["zero_optimization"]["stage"]
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of an element of activations and of the weights that compute."""
+        return 2 if self.train.precision == "bf16" else 4
 
     @property
     def model_degree(self) -> int:

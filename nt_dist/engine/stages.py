@@ -49,7 +49,7 @@ def stage_bounds(config: Config) -> list[int]:
 
 def _trails_and_tokens(config: Config, spec: WeightSpec) -> tuple[float, float]:
     """Return a weight's trails on one rank of the trail axis, and how many tokens of a micro-batch it sees there."""
-    tokens, ranks = config.train.micro_batch_size * config.model.max_seq_len, config.parallel.trail
+    tokens, ranks = config.train.micro_batch_size * config.family.positions(config), config.parallel.trail
     if spec.in_trail:
         return spec.trails / ranks, tokens
     return spec.trails, tokens / ranks if config.splits_trunk else tokens

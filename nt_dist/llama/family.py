@@ -54,6 +54,16 @@ class Llama(Family):
 
         return weights(config)
 
+    def positions(self, config):
+        """See :meth:`Family.positions`."""
+        return config.model.max_seq_len
+
+    def activations(self, config, layer):
+        """See :meth:`Family.activations`."""
+        from nt_dist.llama.activations import activations
+
+        return activations(config, layer)
+
     def extra_flops(self, config, layer):
         """A block's products with the keys and the values of a window, without the causal half (PaLM, appendix B)."""
         return 4 * config.model.max_seq_len * config.model.hidden_size if layer.startswith("blocks.") else 0

@@ -26,34 +26,34 @@ class TokenFlops:
     Attributes:
         dense: Forward, of the matrices counted as dense.
         sparse: Forward, of their active entries.
-        attention: Forward, of what layers do beyond: in a LLaMA the products with keys and values.
+        extra: Forward, of what layers do beyond, as their family counts it.
         regrowth: Training, mean over steps of what the dense gradients of topology updates cost beyond sparse ones.
     """
 
     dense: int
     sparse: int
-    attention: int
+    extra: int
     regrowth: float
 
     @property
     def training_dense(self) -> int:
         """Dense-equivalent operations of training on one token."""
-        return 3 * (self.dense + self.attention)
+        return 3 * (self.dense + self.extra)
 
     @property
     def training_sparse(self) -> float:
         """Sparse-effective operations of training on one token."""
-        return 3 * (self.sparse + self.attention) + self.regrowth
+        return 3 * (self.sparse + self.extra) + self.regrowth
 
     @property
     def inference_dense(self) -> int:
         """Dense-equivalent operations of predicting from one token."""
-        return self.dense + self.attention
+        return self.dense + self.extra
 
     @property
     def inference_sparse(self) -> int:
         """Sparse-effective operations of predicting from one token."""
-        return self.sparse + self.attention
+        return self.sparse + self.extra
 
 
 def token_flops(config: Config) -> TokenFlops:
@@ -65,8 +65,8 @@ def token_flops(config: Config) -> TokenFlops:
         real = spec.trails * spec.valid * spec.slice_elements
         dense += 2 * spec.uses * real
         sparse += 2 * spec.uses * (spec.trails * spec.total_slots() if spec.is_sparse else real)
-    attention = sum(count * config.family.extra_flops(config, layer) for layer, count in trails.items())
-    return TokenFlops(dense, sparse, attention, _regrowth(config, dense - sparse))
+    extra = sum(count * config.family.extra_flops(config, layer) for layer, count in trails.items())
+    return TokenFlops(dense, sparse, extra, _regrowth(config, dense - sparse))
 
 
 def _regrowth(config: Config, inactive: int) -> float:

@@ -34,17 +34,17 @@ class Fork(nn.Module):
 
 
 def layer_names(config: Config) -> list[str]:
-    """Return the names of the layers, in order: "embedding", "blocks.0", …, "fork", …, "output"."""
-    names = ["embedding", *(f"blocks.{number}" for number in range(config.model.num_layers)), "output"]
-    if config.trails.fork == "blocks":
-        names.insert(1 + config.trunk_layers, FORK)
-    return names
+    """Return the names of the layers in order, "fork" among them where the trunk has any."""
+    specs = config.family.weights(config)
+    names = list(dict.fromkeys(spec.layer for spec in specs))
+    first = names.index(next(spec.layer for spec in specs if spec.in_trail))
+    return [*names[:first], FORK, *names[first:]] if first else names
 
 
 def layer_makers(config: Config, place: Place, device: torch.device | str = "cpu") -> list[MakeLayer]:
     """Return one function per layer of :func:`layer_names` that makes it: a pipeline stage makes only its own."""
     specs, statistics = weight_specs(config), statistic_specs(config)
-    storages = choose_storages(config, specs)
+    storages = choose_storages(config)
 
     def make(name: str) -> Weight | Statistic:
         if name in statistics:

@@ -6,7 +6,10 @@ local modules. Column-parallel matrices are cut along their rows (axis 0), row-p
 """
 
 import math
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from functools import lru_cache
+from types import MappingProxyType
 
 from nt_dist.config.settings import Config
 from nt_dist.sparsity.density import spread_density
@@ -18,10 +21,11 @@ def is_in_trail(config: Config, block: int) -> bool:
     return block >= config.trunk_layers
 
 
-def weight_specs(config: Config) -> dict[str, WeightSpec]:
+@lru_cache(maxsize=64)
+def weight_specs(config: Config) -> Mapping[str, WeightSpec]:
     """Return every weight of the model by name, in the order in which the layers use them."""
     specs = [spec for spec in config.family.weights(config) if spec.role != "statistic"]
-    return {spec.name: spec for spec in _with_densities(config, specs)}
+    return MappingProxyType({spec.name: spec for spec in _with_densities(config, specs)})
 
 
 def statistic_specs(config: Config) -> dict[str, WeightSpec]:
@@ -67,10 +71,9 @@ def bytes_per_parameter(config: Config) -> dict[str, float]:
     (always at stage 1 or above), gradients are accumulated in fp32.
     """
     stage, ranks = config.zero_stage, config.data_degree
-    low = config.train.precision == "bf16"
     optimizer_ranks = ranks if stage >= 1 else 1
     return {
-        "weights": (2 if low else 4) / (ranks if stage == 3 else 1),
+        "weights": config.element_bytes / (ranks if stage == 3 else 1),
         "gradients": 4 / (ranks if stage >= 2 else 1),
         "masters": 4 / optimizer_ranks if stage >= 1 else 0,
         "moments": 4 * len(config.train.moments) / optimizer_ranks,
@@ -80,7 +83,7 @@ def bytes_per_parameter(config: Config) -> dict[str, float]:
 INDEX_BYTES, MASK_BYTES = 4, 1  # of a compact slot, of a masked entry; not partitioned
 
 
-def choose_storages(config: Config, specs: dict[str, WeightSpec] | None = None) -> dict[str, str]:
+def choose_storages(config: Config) -> dict[str, str]:
     """Return each weight's storage: as ``sparsity.storage`` says, or for "auto" the one with fewer bytes on a rank."""
     per_value = sum(bytes_per_parameter(config).values())
 
@@ -89,8 +92,7 @@ def choose_storages(config: Config, specs: dict[str, WeightSpec] | None = None) 
         return "compact" if compact < math.prod(spec.shape) * (per_value + MASK_BYTES) else "masked"
 
     chosen = config.sparsity.storage
-    specs = weight_specs(config) if specs is None else specs
     return {
         name: "dense" if not spec.is_sparse else cheaper(spec) if chosen == "auto" else chosen
-        for name, spec in specs.items()
+        for name, spec in weight_specs(config).items()
     }

@@ -13,12 +13,11 @@ data    stage 0        all-reduce 4 n
                        is gathered a second time for backward if stage3_max_reuse_distance weights lie between
         update         all-reduce 4 a dense entry of the sparse weights if it grows by gradient, 12 a stored value to
                        read partitioned masters and moments (stage 1 on), 16 a shard to compare checksums
-        scalars        4 for the tokens, 4 a trail for the losses, 8 for the guard's verdict, DeepSpeed's norm and
+        scalars        4 for the real targets, 4 a trail for the losses, 8 for the guard's verdict, DeepSpeed's norm and
                        overflow
 
-tensor  hidden states h = c · trails · B · S · H are all-reduced: after the embedding, twice forward and twice backward
-        in each block, backward before the output; once more a block where it is computed again. The loss: 12 bytes a
-        trail and token (highest logit; sum and the target's). In a split trunk, B is the rank's share.
+tensor  hidden states are all-reduced as the family says. The loss: 12 bytes a trail and position (highest logit; sum
+        and the target's).
 trail   in each micro-batch:
         replicated trunk   at the fork, backward, one trunk state is all-reduced; the trunk's gradients, c n, are
                            broadcast, so that its replicas stay equal
@@ -32,30 +31,14 @@ pipe    between stages: a hidden state forward, its gradient backward.
 from collections import Counter
 
 from nt_dist.config import Config
-from nt_dist.planning.activations import (
-    element_bytes,
-    hidden_bytes,
-    input_bytes,
-    micro_batch_tokens,
-    received_bytes,
-)
-from nt_dist.planning.local_weights import LayerPart, Part, local_parts, stage_layers
+from nt_dist.planning.local_layers import LayerPart, Part, local_parts, received_bytes, stage_layers
 
 Payload = dict[tuple[str, str], int]
 
 # DeepSpeed's defaults, in elements.
 _PERSISTENCE, _REUSE = 100_000, 1_000_000_000
 # What DeepSpeed all-reduces besides gradients, in bytes, by precision and stage: norms and overflow flags.
-_SCALARS = {
-    ("fp32", 0): 0,
-    ("fp32", 1): 8,
-    ("fp32", 2): 8,
-    ("fp32", 3): 16,
-    ("bf16", 1): 0,
-    ("bf16", 2): 9,
-    ("bf16", 3): 16,
-}
-_LOSS_BYTES = 12  # of a trail and token, fp32: highest logit, sum of exponentials, target's logit
+_SCALARS = {"fp32": (0, 8, 8, 16), "bf16": (None, 0, 9, 16)}
 
 
 def step_payload(config: Config, pipe_stage: int = 0) -> Payload:
@@ -105,14 +88,14 @@ def _checksums(parts: list[Part]) -> int:
 
 def _data(config: Config, layers: list[LayerPart]) -> Payload:
     parts, ranks, stage = local_parts(layers), config.data_degree, config.zero_stage
-    steps, copy, low = config.accumulation_steps, element_bytes(config), config.train.precision == "bf16"
+    steps, copy = config.accumulation_steps, config.element_bytes
     stored = sum(part.stored for part in parts)
-    scalars = 4 + 4 * config.trails.count + 8 + _SCALARS[config.train.precision, stage]
+    scalars = 4 + 4 * config.trails.count + 8 + _SCALARS[config.train.precision][stage]
     if stage == 0:
         return {("data", "all_reduce"): 4 * stored + scalars}
     if stage < 3:
         padded = sum(_padded(sum(part.stored for part in group), 2 * ranks) for group in _groups(parts))
-        reduced = 4 * (padded if low and stage == 1 else stored) * (steps if stage == 2 else 1)
+        reduced = 4 * (padded if copy == 2 and stage == 1 else stored) * (steps if stage == 2 else 1)
         return {("data", "all_reduce"): reduced + scalars, ("data", "all_gather"): copy * padded}
     return {
         ("data", "all_reduce"): scalars,
@@ -151,15 +134,11 @@ def _model_axes(config: Config, layers: list[LayerPart]) -> Payload:
     """Payloads over the tensor and the trail axis of one micro-batch."""
     payload: Counter = Counter()
     if config.parallel.tensor > 1:
-        in_block = 5 if config.train.activation_checkpointing else 4
-        times = {"embedding": 1, "block": in_block, "output": 1}
-        states = sum(times[layer.kind] * hidden_bytes(layer, config) for layer in layers)
-        losses = layers[-1].trails if layers[-1].kind == "output" else 0
-        payload["tensor", "all_reduce"] = states + _LOSS_BYTES * losses * micro_batch_tokens(config)
+        payload["tensor", "all_reduce"] = sum(layer.all_reduced_bytes for layer in layers)
     if config.parallel.trail > 1:
         trunk = [part for part in local_parts(layers) if not part.spec.in_trail]
-        gradients = element_bytes(config) * sum(part.stored for part in trunk)
-        state = sum(input_bytes(layer, config) for layer in layers if layer.forks)
+        gradients = config.element_bytes * sum(part.stored for part in trunk)
+        state = sum(layer.input_bytes for layer in layers if layer.forks)
         if config.splits_trunk:
             each = {"all_gather": state, "reduce_scatter": state, "all_reduce": gradients}
         else:

@@ -29,8 +29,8 @@ class LayoutPlan:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens of all ranks together."""
-        return self.config.train.batch_size * self.config.model.max_seq_len / self.time.total
+        """Positions of all ranks together: a text's tokens."""
+        return self.config.train.batch_size * self.config.family.positions(self.config) / self.time.total
 
 
 def plan_layouts(config: Config, gpu: Gpu) -> tuple[list[LayoutPlan], int]:

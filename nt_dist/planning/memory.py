@@ -1,4 +1,4 @@
-"""Bytes of one rank in any layout: the model's state (planning/memory_plan.py), activations, logits, the update.
+"""Bytes of one rank in any layout: the model's state (memory_plan.py), activations, logits, the update.
 
 What is alive at once in a step:
 
@@ -12,23 +12,17 @@ one-forward-one-backward schedule (Narayanan et al., arXiv 2104.04473, section 2
 (DeepSpeed 0.19.8) holds besides, as exchange: of what a stage receives a buffer and A copies, of what it sends A
 results and a buffer for their gradient; on the last stage the logits of the micro-batch before. Those of its own stay
 there all through the backward pass, beside its products.
+
+The loss takes of logits of n bytes 2 n, with their gradient, and fp32 of some rows at a time. In backward, a compact
+weight of e entries of c bytes and k slots has its dense matrix and that one's gradient, 2 c e, and what is taken of it,
+c k; a masked one its gradient and the mask, which torch makes one of the gradient's type for their product, 2 c e.
 """
 
 from dataclasses import dataclass
 
 from nt_dist.config import Config
-from nt_dist.planning.activations import (
-    element_bytes,
-    hidden_bytes,
-    input_bytes,
-    kept,
-    logits_bytes,
-    num_logits,
-    product_bytes,
-    received_bytes,
-    recomputed,
-)
-from nt_dist.planning.local_weights import local_parts, stage_layers
+from nt_dist.model.functions import AT_ONCE
+from nt_dist.planning.local_layers import LayerPart, Part, local_parts, received_bytes, stage_layers
 from nt_dist.planning.memory_plan import MemoryPlan, plan_memory
 
 
@@ -82,19 +76,36 @@ def rank_memory(config: Config, pipe_stage: int = 0) -> RankMemory:
     collects = settings.update_every > 0 and "gradient" in (settings.grow, settings.new_moments)
     in_flight = min(config.parallel.pipe - pipe_stage, config.accumulation_steps)
     travelling = [received_bytes(stage[0], config) for stage in stages[max(pipe_stage, 1) : pipe_stage + 2]]
-    held_logits = element_bytes(config) * num_logits(layers, config) if len(stages) > 1 else 0
-    forks = [layer for layer in layers if layer.forks and config.splits_trunk]
-    gathered = 2 * sum(input_bytes(layer, config) for layer in forks)
+    held_logits = layers[-1].logits_bytes if len(stages) > 1 else 0
+    gathered = 2 * sum(layer.input_bytes for layer in layers if layer.forks and config.splits_trunk)
     return RankMemory(
         state=plan_memory(config, pipe_stage),
-        activations=in_flight * kept(layers, config),
-        logits=logits_bytes(layers, config),
-        work=max(recomputed(layers, config), product_bytes(layers, config)) + held_logits,
+        activations=in_flight * sum(layer.kept_bytes for layer in layers),
+        logits=_loss(layers[-1].logits_bytes, config.element_bytes),
+        work=max(max(each.recomputed_bytes, _products(each, config.element_bytes)) for each in layers) + held_logits,
         exchange=(in_flight + 1) * sum(travelling) + (held_logits if config.accumulation_steps > 1 else 0) + gathered,
-        hidden_gradients=2 * max(hidden_bytes(layer, config) for layer in layers),
+        hidden_gradients=2 * max(layer.state_bytes for layer in layers),
         dense_gradients=4 * sum(part.entries for part in parts if part.spec.is_sparse) if collects else 0,
         collects_over=config.accumulation_steps if settings.regrow_from == "all" else 1,
     )
+
+
+def _loss(logits: int, element: int) -> int:
+    """Bytes of the logits, their gradient, and what is computed of it at once: bf16 is made fp32 beside its result."""
+    return 2 * logits + (4 if element == 4 else 8) * min(logits // element, AT_ONCE["cuda"])
+
+
+def _products(layer: LayerPart, element: int) -> int:
+    """The most that a layer's backward product takes, and the logits' gradient in the last."""
+    return layer.logits_bytes + max(_product(part, element) for part in layer.parts)
+
+
+def _product(part: Part, element: int) -> int:
+    if part.spec.uses == 0:
+        return 0
+    if part.storage == "compact":
+        return element * (2 * part.entries + part.slots)
+    return (2 if part.storage == "masked" else 1) * element * part.entries
 
 
 def fullest_stage(config: Config) -> tuple[int, RankMemory]:

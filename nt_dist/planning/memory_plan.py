@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 
 from nt_dist.config import Config
 from nt_dist.model.weights import count_parameters
-from nt_dist.planning.local_weights import Part, local_parts, stage_layers
+from nt_dist.planning.local_layers import Part, local_parts, stage_layers
 from nt_dist.sparsity.storage import rows_at_once
 
 # What sparsity/update.py works with at once: bytes for each dense entry and each active slot of the shards at hand, at

@@ -19,10 +19,9 @@ import math
 from dataclasses import dataclass
 
 from nt_dist.config import Config
-from nt_dist.planning.activations import element_bytes, micro_batch_tokens
 from nt_dist.planning.communication import Payload, sent_bytes, step_payload, update_payload_of
 from nt_dist.planning.gpus import COMPUTE_SHARE, LATENCY, LINK_SHARE, MEMORY_SHARE, NODE, Gpu
-from nt_dist.planning.local_weights import LayerPart, local_parts, stage_layers
+from nt_dist.planning.local_layers import LayerPart, local_parts, stage_layers
 
 AXES = ("tensor", "trail", "data", "pipe")
 
@@ -74,7 +73,7 @@ def _stage_time(config: Config, gpu: Gpu, stage: int) -> StepTime:
     steps, pipe = config.accumulation_steps, config.parallel.pipe
     payload, update = step_payload(config, stage), update_payload_of(config, parts)
     passes = 4 if config.train.activation_checkpointing else 3
-    forward = sum(layer.work * micro_batch_tokens(config, layer) for layer in layers)
+    forward = sum(layer.work * layer.positions for layer in layers)
     products = steps * passes * forward / (gpu.rate[config.train.precision] * COMPUTE_SHARE)
     memory_rate = gpu.bandwidth * MEMORY_SHARE
     matrices = steps * _matrix_bytes(layers, config) / memory_rate
@@ -92,7 +91,7 @@ def _stage_time(config: Config, gpu: Gpu, stage: int) -> StepTime:
         exchange,
         waiting=(products + matrices + exchange) * (pipe - 1) / steps,
         data=_seconds(config, gpu, outer, _data_calls(config, len(parts))),
-        optimizer=(12 + 8 * len(config.train.moments) + element_bytes(config)) * stepped / memory_rate,
+        optimizer=(12 + 8 * len(config.train.moments) + config.element_bytes) * stepped / memory_rate,
         update=_seconds(config, gpu, update, len(parts)) / every if every else 0.0,
         sent=sent,
         update_sent=sum(sent_bytes(operation, each, ranks[axis]) for (axis, operation), each in update.items()),
@@ -111,7 +110,7 @@ def _data_calls(config: Config, weights: int) -> int:
 
 
 def _matrix_bytes(layers: list[LayerPart], config: Config) -> int:
-    element, total = element_bytes(config), 0
+    element, total = config.element_bytes, 0
     passes = 3 if config.train.activation_checkpointing else 2  # in which the dense matrix is built
     for part in local_parts(layers):
         if part.storage == "compact":

@@ -14,7 +14,7 @@ from nt_dist.families import make_config
 from nt_dist.model.trails import build_model
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.planning.communication import sent_bytes, step_payload, update_payload
-from nt_dist.planning.local_weights import local_parts, stage_layers
+from nt_dist.planning.local_layers import local_parts, stage_layers
 from nt_dist.testing import run_distributed
 
 RANKS = 2

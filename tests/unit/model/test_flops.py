@@ -40,9 +40,9 @@ def test_a_count_by_hand():
     flops = token_flops(_config())
     assert flops.dense == 2 * MATRICES
     assert flops.sparse == MATRICES  # density 0.5 everywhere; every shard has an even size
-    assert flops.attention == 4 * 8 * 16 * 7
-    assert flops.training_dense == 3 * (flops.dense + flops.attention)
-    assert flops.inference_sparse == flops.sparse + flops.attention
+    assert flops.extra == 4 * 8 * 16 * 7
+    assert flops.training_dense == 3 * (flops.dense + flops.extra)
+    assert flops.inference_sparse == flops.sparse + flops.extra
 
 
 def test_torchs_counter_finds_the_same_products():
@@ -61,7 +61,7 @@ def test_torchs_counter_finds_the_same_products():
 def test_a_full_ensemble_shares_no_trunk():
     shared, full = token_flops(_config()), token_flops(_config(trails__fork="embedding"))
     assert full.dense - shared.dense == 2 * 2 * BLOCK  # the trunk's block twice more
-    assert full.attention / shared.attention == pytest.approx(9 / 7)
+    assert full.extra / shared.extra == pytest.approx(9 / 7)
 
 
 def test_a_padded_vocabulary_counts_its_real_rows():

@@ -12,7 +12,7 @@ from nt_dist.families import make_config
 from nt_dist.model.flops import token_flops
 from nt_dist.planning.gpus import COMPUTE_SHARE, GPUS, LINK_SHARE, RESERVED
 from nt_dist.planning.layouts import layouts, plan_layouts
-from nt_dist.planning.local_weights import layer_parts
+from nt_dist.planning.local_layers import layer_parts
 from nt_dist.planning.table import layouts_table
 from nt_dist.planning.timing import step_time
 
@@ -84,7 +84,7 @@ def test_products_are_those_of_the_tokens_flops():
     """One rank: the layers' work is what model/flops.py counts, padding aside."""
     config = _config(world_size=1)
     flops = token_flops(config)
-    assert sum(layer.work for layer in layer_parts(config)) == flops.dense + flops.attention
+    assert sum(layer.work for layer in layer_parts(config)) == flops.dense + flops.extra
     tokens = config.train.batch_size * 64
     seconds = tokens * flops.training_dense / (H100.rate["bf16"] * COMPUTE_SHARE)
     assert step_time(config, H100).products == pytest.approx(seconds)

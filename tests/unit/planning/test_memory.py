@@ -12,9 +12,7 @@ from nt_dist.model import functions
 from nt_dist.model.functions import AT_ONCE
 from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, weights_of
-from nt_dist.planning import activations
-from nt_dist.planning.activations import kept, kept_by
-from nt_dist.planning.local_weights import layer_parts, local_parts, stage_layers
+from nt_dist.planning.local_layers import layer_parts, local_parts, stage_layers
 from nt_dist.planning.memory import fullest_stage, rank_memory
 
 BATCH, SEQUENCE = 4, 32
@@ -89,7 +87,7 @@ def _saved_by_layers(config):
 )
 def test_what_layers_keep_is_the_formula_to_the_byte(precision, sections):
     config = _config(precision, **sections)
-    assert _saved_by_layers(config) == [kept_by(layer, config) for layer in layer_parts(config)]
+    assert _saved_by_layers(config) == [layer.kept_bytes for layer in layer_parts(config)]
 
 
 PASSES = {
@@ -128,7 +126,7 @@ def test_the_peak_of_a_pass_is_the_formula(name):
 def test_the_loss_takes_no_more_than_some_rows_at_once(name, monkeypatch):
     at_once = dict.fromkeys(AT_ONCE, 1 << 14)  # of 2^17 logits a trail
     monkeypatch.setattr(functions, "AT_ONCE", at_once)
-    monkeypatch.setattr(activations, "AT_ONCE", at_once)
+    monkeypatch.setattr("nt_dist.planning.memory.AT_ONCE", at_once)
     test_the_peak_of_a_pass_is_the_formula(name)
 
 
@@ -156,10 +154,13 @@ def test_trail_ranks_keep_their_share_of_a_split_trunk():
     )
     for half, whole in zip(split, replicated, strict=True):
         shares = 1 if half.parts[0].spec.in_trail else 2
-        assert kept_by(whole, config) == shares * kept_by(half, config)
+        assert whole.kept_bytes == shares * half.kept_bytes
     again = replace(config, train=replace(config.train, activation_checkpointing=True))
-    trunk_input = kept([replicated[1]], again)
-    assert kept(replicated, again) - kept(split, again) == kept_by(split[0], config) + trunk_input  # two trunk blocks
+    kept = []
+    for trunk in ("split", "replicated"):
+        layers = layer_parts(replace(again, parallel=Parallel(trail=2, trunk=trunk)))
+        kept.append(sum(layer.kept_bytes for layer in layers))
+    assert kept[1] - kept[0] == split[0].kept_bytes + replicated[1].input_bytes  # two trunk blocks
 
 
 def test_stages_share_the_work():
@@ -168,8 +169,8 @@ def test_stages_share_the_work():
     work = [sum(layer.work for layer in layers) for layers in stage_layers(replace(config, parallel=Parallel(pipe=2)))]
     total = sum(layer.work for layer in layer_parts(config))
     assert sum(work) == total and max(work) < 0.6 * total
-    kinds = [[layer.kind for layer in layers] for layers in stage_layers(replace(config, parallel=Parallel(pipe=7)))]
-    assert kinds == [["embedding", "block"], *[["block"]] * 5, ["output"]]
+    names = [[layer.name for layer in layers] for layers in stage_layers(replace(config, parallel=Parallel(pipe=7)))]
+    assert names == [["embedding", "blocks.0"], *[[f"blocks.{number}"] for number in range(1, 6)], ["output"]]
 
 
 def test_stages_before_the_last_hold_more_micro_batches_and_no_logits():
@@ -177,7 +178,7 @@ def test_stages_before_the_last_hold_more_micro_batches_and_no_logits():
     cut = replace(config, parallel=Parallel(pipe=4), world_size=4)
     memories = [rank_memory(cut, stage) for stage in range(4)]
     for stage, (memory, layers) in enumerate(zip(memories, stage_layers(cut), strict=True)):
-        assert memory.activations == (4 - stage) * kept(layers, cut)
+        assert memory.activations == (4 - stage) * sum(layer.kept_bytes for layer in layers)
         assert (memory.logits > 0) == (stage == 3)
     assert fullest_stage(cut)[1].peak == max(memory.peak for memory in memories)
 

@@ -1,0 +1,178 @@
+"""What one rank holds of the model: the layers of its pipeline stage, its trails, its topology shards.
+
+Sizes only, from the config; nothing is built. The layers are those of model/trails.py's layer_names, the fork aside.
+What one keeps for backward is its family's to say; with activation checkpointing its residual blocks keep their input.
+"""
+
+import itertools
+from dataclasses import dataclass
+from functools import lru_cache
+
+from nt_dist.config import Config
+from nt_dist.config.family import LayerActivations
+from nt_dist.engine.stages import stage_bounds
+from nt_dist.model.trails import FORK, layer_names
+from nt_dist.model.weights import INDEX_BYTES, MASK_BYTES, choose_storages, weight_specs
+from nt_dist.sparsity.spec import WeightSpec
+
+_LOSS_BYTES = 12  # of a trail and position, fp32: highest logit, sum of exponentials, target's logit
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of one weight that one rank holds.
+
+    Attributes:
+        spec: The weight.
+        storage: "dense", "compact" or "masked".
+        trails: Trails held.
+        shards: Topology shards held; the first ones, which have the fewest padded entries.
+    """
+
+    spec: WeightSpec
+    storage: str
+    trails: int
+    shards: int
+
+    @property
+    def entries(self) -> int:
+        """Entries of the dense tensor."""
+        return self.trails * self.spec.shard_elements * self.shards
+
+    @property
+    def slots(self) -> int:
+        """Active entries."""
+        return self.trails * _slots(self.spec, self.shards)
+
+    @property
+    def stored(self) -> int:
+        """Values in the parameter."""
+        return self.slots if self.storage == "compact" else self.entries
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes that say where the active entries are."""
+        return self.stored * {"compact": INDEX_BYTES, "masked": MASK_BYTES, "dense": 0}[self.storage]
+
+
+@dataclass(frozen=True)
+class LayerPart:
+    """One layer of the model as one rank holds it.
+
+    Attributes:
+        name: Its name.
+        trails: Trails of its hidden state; 1 in the trunk.
+        parts: Its weights.
+        positions: Positions of a micro-batch that it sees: in a split trunk this rank's share.
+        activations: Its family's figures for one of them.
+        extra_flops: Forward operations of a position and trail beyond the weights' products, on this rank.
+        forks: Whether the fork comes right before it.
+        is_first, is_last: Where it stands in the model.
+    """
+
+    name: str
+    trails: int
+    parts: tuple[Part, ...]
+    positions: int
+    activations: LayerActivations
+    extra_flops: float
+    forks: bool
+    is_first: bool
+    is_last: bool
+
+    @property
+    def work(self) -> float:
+        """Operations of one position's forward pass: 2 an entry of a matrix, and what the family adds."""
+        return sum(2 * part.spec.uses * part.entries for part in self.parts) + self.trails * self.extra_flops
+
+    def _bytes(self, each: int) -> int:
+        return self.trails * self.positions * each
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that it reads of a micro-batch; samples, and what the trunk gives, are one tensor for all trails."""
+        shared = self.trails if self.forks or self.is_first else 1
+        return self._bytes(self.activations.input) // shared
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that it keeps of a micro-batch for backward: its input alone if it is computed again."""
+        return self.input_bytes + (0 if self.activations.recomputed else self._bytes(self.activations.inner))
+
+    @property
+    def recomputed_bytes(self) -> int:
+        """Bytes while it is computed again in backward, its gradients included; 0 if it is not."""
+        held = self.activations
+        return self.input_bytes + self._bytes(held.inner + held.recomputed) if held.recomputed else 0
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the widest hidden state that it reads, expanded to its trails, or gives."""
+        held = self.activations
+        return self._bytes(held.input if self.is_last else max(held.input, held.output))
+
+    @property
+    def logits_bytes(self) -> int:
+        """Bytes of a micro-batch's logits, of all trails held here; 0 before the last layer."""
+        return self._bytes(self.activations.output) if self.is_last else 0
+
+    @property
+    def all_reduced_bytes(self) -> int:
+        """Bytes that the tensor ranks add up for a micro-batch."""
+        return self._bytes(self.activations.all_reduced + _LOSS_BYTES * self.is_last)
+
+
+@lru_cache(maxsize=64)
+def layer_parts(config: Config) -> list[LayerPart]:
+    """Return all layers in order, each as the first rank of the tensor and of the trail axis holds it."""
+    storages, family = choose_storages(config), config.family
+    tensor, trail = config.parallel.tensor, config.parallel.trail
+    by_layer: dict[str, list[Part]] = {}
+    for name, spec in weight_specs(config).items():
+        trails = spec.trails // trail if spec.in_trail else spec.trails
+        shards = spec.shards // tensor if spec.shards > 1 else 1
+        by_layer.setdefault(spec.layer, []).append(Part(spec, storages[name], trails, shards))
+
+    layers, names = [], layer_names(config)
+    for before, name in zip([None, *names], names, strict=False):
+        if name == FORK:
+            continue
+        parts = tuple(by_layer[name])
+        shares = trail if config.splits_trunk and not any(part.spec.in_trail for part in parts) else 1
+        layers.append(
+            LayerPart(
+                name,
+                trails=max(part.trails for part in parts),
+                parts=parts,
+                positions=config.train.micro_batch_size * family.positions(config) // shares,
+                activations=family.activations(config, name),
+                extra_flops=family.extra_flops(config, name) / tensor,
+                forks=before == FORK,
+                is_first=before is None,
+                is_last=name == names[-1],
+            )
+        )
+    return layers
+
+
+@lru_cache(maxsize=64)
+def stage_layers(config: Config) -> list[list[LayerPart]]:
+    """Return the layers of each pipeline stage."""
+    layers = {layer.name: layer for layer in layer_parts(config)}
+    names, bounds = layer_names(config), stage_bounds(config)
+    return [[layers[name] for name in names[start:stop] if name != FORK] for start, stop in itertools.pairwise(bounds)]
+
+
+@lru_cache(maxsize=65536)
+def _slots(spec: WeightSpec, shards: int) -> int:
+    return spec.total_slots(range(shards))
+
+
+def received_bytes(layer: LayerPart, config: Config) -> int:
+    """Return the bytes that a pipeline stage which begins with ``layer`` receives: of a split trunk a share."""
+    return layer.input_bytes // (config.parallel.trail if layer.forks and config.splits_trunk else 1)
+
+
+def local_parts(layers: list[LayerPart]) -> list[Part]:
+    """Return the weights of some layers, in order."""
+    return [part for layer in layers for part in layer.parts]
