@@ -46,6 +46,11 @@ def _read(folder):
     return events
 
 
+def _next_second():
+    """Files are read by the second in their names, and then by a number as text."""
+    time.sleep(1 - time.time() % 1)
+
+
 def _curve(events, name):
     return [(event.step, pytest.approx(event.value)) for event in events.Scalars(name)]
 
@@ -104,6 +109,7 @@ def test_a_resumed_run_hides_what_the_killed_one_wrote_after_the_checkpoint(tmp_
     for step in (10, 20, 30):
         board.training(_record(step, loss=5.0))
     board.close()
+    _next_second()
     board = TensorBoard(tmp_path, 10)
     board.training(_record(20, loss=3.0))
     board.close()
@@ -116,7 +122,7 @@ def test_a_start_from_nothing_hides_everything_older(tmp_path):
         board.topology(_sparse(), 0)
         board.training(_record(10, loss=loss))
         board.close()
-        time.sleep(1 - time.time() % 1)  # files are read by the second in their names
+        _next_second()
     events = _read(tmp_path)
     assert _curve(events, "training/loss") == [(10, 4.0)]
     assert [image.step for image in events.Images("topology/blocks.2.mlp.gate")] == [0]
