@@ -2,23 +2,27 @@
 
     python -m nt_dist.harness --model_args checkpoint=runs/quickstart,combine=prob --tasks FILE.yaml …
 
-takes the harness's own flags and commands. The model is the harness's own class for Hugging Face models on an export in
-memory: a context begins with BOS, what is too long for the model loses its left end, and a rolling likelihood is a sum
-over windows that do not overlap.
-
-``--model_args`` are those of EnsembleLM: checkpoint; combine (prob, logit or a trail's number from 1); dtype;
-max_length; add_bos_token; tokenizer and prepared, where the run's own are no longer in their place.
+takes the harness's own flags and commands; ``--model_args`` are EnsembleLM's. The model is the harness's own class for
+Hugging Face models on an export in memory: a context begins with BOS, what is too long for the model loses its left
+end, and a rolling likelihood is a sum over windows that do not overlap.
 """
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval import simple_evaluate
+from lm_eval._cli import HarnessCLI
 from lm_eval.api.instance import Instance
-from lm_eval.api.registry import model_registry
+from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import Collator, handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+from lm_eval.utils import make_table, setup_logging
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from nt_dist.command_line import run_main
@@ -31,11 +35,11 @@ from nt_dist.text.tokenizer import Tokenizer
 
 MODEL = "nt_dist"
 LOGIT_ENTRIES = 1 << 26  # of [T, B, S, V] at once, with batch_size "auto"
-_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_ARGUMENTS = ("checkpoint", "combine", "dtype", "max_length", "add_bos_token", "tokenizer", "prepared", "batch_size")
+_DTYPES = ("float32", "bfloat16", "float16")
 _SAMPLING = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")  # of generation_kwargs
 
 
+@register_model(MODEL)
 class EnsembleLM(HFLM):
     """A trained ensemble in the harness.
 
@@ -48,8 +52,7 @@ class EnsembleLM(HFLM):
         dtype: "float32", "bfloat16" or "float16".
         max_length: Tokens that the model sees at once; None for as many as it was trained on.
         add_bos_token: Whether a text begins with BOS; None for whether the tokenizer has one.
-        tokenizer: The run's .model file, where it has been moved.
-        prepared: The run's prepared texts, where they have been moved.
+        tokenizer, prepared: The run's .model file and prepared texts, where they are no longer in their place.
         unknown: Whatever else was given, which is refused.
 
     Raises:
@@ -70,30 +73,33 @@ class EnsembleLM(HFLM):
         prepared: str | None = None,
         **unknown: Any,
     ):
-        problems = [f"--model_args {name} is none{hint(nearest(name, _ARGUMENTS))}" for name in unknown]
+        known = list(inspect.signature(EnsembleLM).parameters)
+        problems = [f"--model_args {name} is none{hint(nearest(name, known))}" for name in unknown]
         if checkpoint is None:
             problems.append("--model_args checkpoint=DIR is missing")
-        if dtype not in _TYPES:
-            problems.append(f"--model_args dtype={dtype} must be one of {', '.join(_TYPES)}")
+        if dtype not in _DTYPES:
+            problems.append(f"--model_args dtype={dtype} must be one of {', '.join(_DTYPES)}")
         if batch_size != "auto" and not str(batch_size).isdecimal():
             problems.append(f"--batch_size {batch_size} must be a number or auto")
         if problems:
             raise ConfigError(problems)
         ensemble = checkpoint
         if not isinstance(ensemble, Ensemble):
-            places = (Path(tokenizer) if tokenizer else None, Path(prepared) if prepared else None)
+            places = (Path(place) if place else None for place in (tokenizer, prepared))
             ensemble = load_ensemble(checkpoint, "cpu", torch.float32, *places)
         how = parse_combination(str(combine), ensemble.num_trails, "--model_args combine")
-        if add_bos_token and ensemble.tokenizer.bos is None:
+        has_bos = ensemble.tokenizer.bos is not None
+        if add_bos_token and not has_bos:
             raise ConfigError(["--model_args add_bos_token=True: the run's tokenizer has no BOS"])
         if not torch.cuda.is_available():  # the harness asks for a GPU where nothing else was said
             device = "cpu"
         entries = ensemble.num_trails * ensemble.tokenizer.vocab_size * (max_length or ensemble.max_length)
         batch_size = max(1, LOGIT_ENTRIES // entries) if batch_size == "auto" else int(batch_size)
-        model = as_ensemble(ensemble.model, ensemble.config).to(device or "cuda", _TYPES[dtype])
+        model = as_ensemble(ensemble.model, ensemble.config).to(device or "cuda", getattr(torch, dtype))
         model.config.combine = how
         self.tokenizer = _Tokens(ensemble.tokenizer)
         self._source = {"checkpoint": str(ensemble.checkpoint), "combine": str(combine)}
+        add_bos_token = has_bos if add_bos_token is None else add_bos_token
         super().__init__(model, batch_size=batch_size, max_length=max_length, add_bos_token=add_bos_token)
 
     def _create_tokenizer(self, *arguments: Any, **settings: Any) -> None:
@@ -101,8 +107,7 @@ class EnsembleLM(HFLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **settings: Any) -> list[int]:
         """The tokens of a text, after BOS unless ``add_special_tokens`` or ``add_bos_token`` says otherwise."""
-        with_bos = self.add_bos_token if add_special_tokens is None else add_special_tokens
-        return self.tokenizer.encode(string, True if with_bos is None else with_bos)
+        return self.tokenizer.encode(string, self.add_bos_token if add_special_tokens is None else add_special_tokens)
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes beside results: run and combination."""
@@ -113,19 +118,21 @@ class EnsembleLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """As the base class, but a continuation longer than the model's sequences is scored in parts, each after as
         much as fits before it."""
-        parts, counts = [], []
-        for _, context, continuation in requests:
-            starts = range(0, len(continuation), self.max_length)
-            ends = [(start, continuation[start : start + self.max_length]) for start in starts]
-            parts += [(None, [*context, *continuation[:start]], part) for start, part in ends]
-            counts.append(len(ends))
-        scores = iter(super()._loglikelihood_tokens(parts, disable_tqdm, **settings))
-        answers = []
-        for (text, _, _), count in zip(requests, counts, strict=True):
-            totals, greedy = zip(*(next(scores) for _ in range(count)), strict=True)
-            answers.append((sum(totals), all(greedy)))
+        length = self.max_length
+        parts = [
+            (number, [*context, *continuation[:start]], continuation[start : start + length])
+            for number, (_, context, continuation) in enumerate(requests)
+            for start in range(0, len(continuation), length)
+        ]
+        scores = super()._loglikelihood_tokens([(None, *part) for _, *part in parts], disable_tqdm, **settings)
+        totals, greedy = [0.0] * len(requests), [True] * len(requests)
+        for (number, *_), (score, is_greedy) in zip(parts, scores, strict=True):
+            totals[number] += score
+            greedy[number] &= is_greedy
+        answers = list(zip(totals, greedy, strict=True))
+        for (text, _, _), answer in zip(requests, answers, strict=True):
             if text is not None:  # windows of a rolling likelihood have none
-                self.cache_hook.add_partial("loglikelihood", text, answers[-1])
+                self.cache_hook.add_partial("loglikelihood", text, answer)
         return answers
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -143,9 +150,10 @@ class EnsembleLM(HFLM):
         texts = []
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests") as bar:
             for batch in ordered.get_batched(n=self.batch_size):
-                texts += self._generate([self.tok_encode(context) for context, _ in batch], batch[0][1])
-                for request, text in zip(batch, texts[-len(batch) :], strict=True):
+                found = self._generate([self.tok_encode(context) for context, _ in batch], batch[0][1])
+                for request, text in zip(batch, found, strict=True):
                     self.cache_hook.add_partial("generate_until", request, text)
+                texts += found
                 bar.update(len(batch))
         return ordered.get_original(texts)
 
@@ -156,36 +164,31 @@ class EnsembleLM(HFLM):
             ConfigError: A setting of the generation is not known here.
         """
         settings = normalize_gen_kwargs(settings, default_max_gen_toks=256)
-        strange = [name for name in settings if name not in _SAMPLING]
-        if strange:
+        if strange := [name for name in settings if name not in _SAMPLING]:
             known = ", ".join(_SAMPLING)
             raise ConfigError([f"generation_kwargs: {name} is not known; known are {known}" for name in strange])
         until = handle_stop_sequences(settings.pop("until", None), eos=None)
         count, eos = int(settings.pop("max_gen_toks")), self.tokenizer.eos_token_id
         room = self.max_length - count if count < self.max_length else max(self.max_length // 2, 1)
-        tokens = [context[-room:] for context in contexts]
         written = [[] for _ in contexts]
         while count > 0:  # once a window; more where what was written has filled the model's sequence
-            longest = max(len(row) for row in tokens)
-            padding = [longest - len(row) for row in tokens]
-            rows = torch.tensor([[eos] * left + row for left, row in zip(padding, tokens, strict=True)])
-            mask = torch.arange(longest) >= torch.tensor(padding)[:, None]
+            rows = [torch.tensor([*each, *new][-room:]) for each, new in zip(contexts, written, strict=True)]
+            tokens = pad_sequence(rows, True, eos, "left")
+            mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
+            longest = tokens.shape[1]
             with torch.no_grad():
                 grown = self._model_generate(
-                    rows.to(self.device),
+                    tokens.to(self.device),
                     longest + min(count, self.max_length - longest),
                     until,
-                    attention_mask=mask.long().to(self.device),
+                    attention_mask=mask.to(self.device),
                     eos_token_id=eos,
                     **settings,
-                )
-            new = grown[:, longest:].tolist()
-            for texts, more in zip(written, new, strict=True):
-                texts += more
+                )[:, longest:].tolist()
+            written = [[*each, *new] for each, new in zip(written, grown, strict=True)]
             if all(eos in row or any(each in self.tok_decode(row) for each in until) for row in written):
                 break
-            count -= len(new[0])
-            tokens = [[*row, *more][-room:] for row, more in zip(tokens, new, strict=True)]
+            count -= len(grown[0])
         ended = [row[: row.index(eos)] if eos in row else row for row in written]
         return [postprocess_generated_text(self.tok_decode(row), until, None) for row in ended]
 
@@ -200,9 +203,8 @@ class _Tokens:
         self.bos_token_id, self.eos_token_id = tokenizer.bos, tokenizer.eos
         self.pad_token_id, self.name_or_path = tokenizer.eos, f"{MODEL}-{tokenizer.sha256}"
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        with_bos = add_special_tokens and self.bos_token_id is not None
-        return [*([self.bos_token_id] if with_bos else []), *self.own.encode(text)]
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return [*([self.bos_token_id] if add_special_tokens else []), *self.own.encode(text)]
 
     def decode(self, tokens: Sequence[int], **settings: Any) -> str:
         return self.own.decode(list(tokens))
@@ -211,27 +213,17 @@ class _Tokens:
         return [self.own.decode(row) for row in rows.tolist()]
 
 
-def register() -> None:
-    """Make the class known to the harness as MODEL."""
-    if MODEL not in model_registry:
-        model_registry.register(MODEL, target=EnsembleLM)
-
-
-def load_tasks(tasks: Sequence[str], include_path: str | None = None) -> list[Any]:
+def load_tasks(tasks: Sequence[str]) -> list[Any]:
     """Load tasks and build a first request of each, so that what is wrong with one is said before a model is loaded.
 
     Args:
         tasks: Names of the harness's tasks, or of task files (*.yaml).
-        include_path: A folder of further tasks.
 
     Raises:
         ConfigError: With each task that the harness cannot use, in its own words.
     """
-    from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._yaml_loader import load_yaml
-
     files = {task for task in tasks if task.endswith((".yaml", ".yml"))}
-    manager = TaskManager(include_path=include_path, include_defaults=len(files) < len(tasks))  # its own take seconds
+    manager = TaskManager(include_defaults=len(files) < len(tasks))  # its own take seconds
     found, problems = [], []
     for task in tasks:
         if task in files and not Path(task).is_file():
@@ -252,37 +244,20 @@ def load_tasks(tasks: Sequence[str], include_path: str | None = None) -> list[An
     return found
 
 
-def evaluate_tasks(
-    checkpoint: Path, tasks: Sequence[str], combine: str = "prob", include_path: str | None = None
-) -> tuple[str, dict[str, Any]]:
-    """Evaluate a checkpoint on tasks.
-
-    Args:
-        checkpoint: A checkpoint, a folder of checkpoints or a run's folder.
-        tasks, include_path: See :func:`load_tasks`.
-        combine: "prob", "logit" or a trail's number from 1.
-
-    Returns:
-        The harness's table, and its results by task.
+def evaluate_tasks(checkpoint: Path, tasks: Sequence[str], combine: str = "prob") -> tuple[str, dict[str, Any]]:
+    """Evaluate a checkpoint on tasks (see :func:`load_tasks`); return the harness's table, and its results by task.
 
     Raises:
         NTDistError: The checkpoint or a task cannot be used.
     """
-    from lm_eval import simple_evaluate
-    from lm_eval.utils import make_table
-
-    loaded = load_tasks(tasks, include_path)
+    loaded = load_tasks(tasks)
     results = simple_evaluate(EnsembleLM(checkpoint, combine, batch_size="auto"), tasks=loaded, log_samples=False)
     return make_table(results), {"results": results["results"], "versions": results["versions"]}
 
 
 def main() -> None:
     """Run the harness's own command line with this model."""
-    from lm_eval._cli import HarnessCLI
-    from lm_eval.utils import setup_logging
-
     setup_logging()
-    register()
     cli = HarnessCLI()
     arguments = cli.parse_args()
     if arguments.command == "run":

@@ -1,6 +1,7 @@
 """A NeuroTrails ensemble for transformers (arXiv 2505.17909): LLaMA blocks, a trunk that forks into trails.
 
-It needs torch and transformers only. Shapes: B sequences, S tokens, H width, V pieces, T trails.
+It needs torch and transformers only. Shapes: B sequences, S tokens, H width, V pieces, T trails. What all blocks of a
+pass share are its rotary tables, which tokens are seen, and the cache.
 """
 
 import math
@@ -103,9 +104,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: torch.Tensor, tables, seen: torch.Tensor | None, cache) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *shared) -> torch.Tensor:
         """Transform x [B, S, H]."""
-        x = x + self.self_attn(self.input_layernorm(x), tables, seen, cache)
+        x = x + self.self_attn(self.input_layernorm(x), *shared)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -117,16 +118,14 @@ class Trail(nn.Module):
         self.blocks = nn.ModuleList(Block(config, number + each) for each in range(config.trail_layers))
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.num_norms = 2 if config.final_norm_twice else 1
+        self.final_norm_twice = config.final_norm_twice
 
-    def forward(self, x: torch.Tensor, tables, seen: torch.Tensor | None, cache, kept) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, kept, *shared) -> torch.Tensor:
         """Return logits [B, kept, V] of x [B, S, H] at the places ``kept``."""
         for block in self.blocks:
-            x = block(x, tables, seen, cache)
-        x = x[:, kept]
-        for _ in range(self.num_norms):
-            x = self.norm(x)
-        return self.lm_head(x)
+            x = block(x, *shared)
+        x = self.norm(x[:, kept])
+        return self.lm_head(self.norm(x) if self.final_norm_twice else x)
 
 
 class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
@@ -139,9 +138,8 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: NeuroTrailsConfig):
         super().__init__(config)
         num_tables = config.num_trails if config.fork_at_embedding else 1
-        self.embed_tokens = nn.ModuleList(
-            nn.Embedding(config.vocab_size, config.hidden_size) for _ in range(num_tables)
-        )
+        tables = (nn.Embedding(config.vocab_size, config.hidden_size) for _ in range(num_tables))
+        self.embed_tokens = nn.ModuleList(tables)
         self.trunk = nn.ModuleList(Block(config, number) for number in range(config.trunk_layers))
         firsts = [config.trunk_layers + trail * config.trail_layers for trail in range(config.num_trails)]
         self.trails = nn.ModuleList(Trail(config, first) for first in firsts)
@@ -149,11 +147,9 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_sparse(cls, folder: str | Path, kernel: str = "fastest", tokens: int = 1) -> "NeuroTrailsForCausalLM":
-        """Load an ensemble on the CPU from a folder's ``sparse.safetensors``, for inference.
+        """Load an ensemble on the CPU, for inference, from a folder with sparse.safetensors and config.json.
 
-        Args:
-            folder: With config.json as well.
-            kernel, tokens: How matrices are held; see sparse_neurotrails.load_sparse.
+        ``kernel`` and ``tokens`` say how matrices are held; see sparse_neurotrails.load_sparse.
         """
         with torch.device("meta"):
             model = cls(NeuroTrailsConfig.from_pretrained(folder, local_files_only=True))
@@ -186,16 +182,12 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: [B, S], the tokens after those in the cache.
             attention_mask: [B, tokens so far]; 0 for padding.
             position_ids: [B or 1, S]; None: counted from the cache's length.
-            cache: Keys and values of the tokens before (a DynamicCache); earlier versions of
-                transformers call it ``past_key_values``.
+            cache: Keys and values of the tokens before (a DynamicCache); earlier versions of transformers call it
+                ``past_key_values``.
             labels: [B, S], as input_ids; -100 counts for nothing.
-            use_cache: Whether to keep keys and values; None: as the config says.
+            use_cache, combine: None: as the config says.
             logits_to_keep: Only the last so many places, or those of an index; 0: all.
-            combine: See NeuroTrailsConfig; None: as the config says.
             output_trail_logits: Whether each trail's own logits are returned as well.
-
-        Returns:
-            NeuroTrailsOutput.
         """
         cache = past_key_values if cache is None else cache
         if cache is None and (self.config.use_cache if use_cache is None else use_cache):
@@ -203,17 +195,14 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
         start = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             position_ids = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)[None]
-        tables = rotary_tables(self.config, position_ids)
         seen = seen_tokens(start, input_ids.shape[1], attention_mask, input_ids.device)
-        kept = slice(-logits_to_keep if logits_to_keep else None, None)
-        kept = kept if isinstance(logits_to_keep, int) else logits_to_keep
+        shared = (rotary_tables(self.config, position_ids), seen, cache)
+        kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden = [table(input_ids) for table in self.embed_tokens]
         for block in self.trunk:
-            hidden = [block(each, tables, seen, cache) for each in hidden]
+            hidden = [block(each, *shared) for each in hidden]
         hidden = hidden if len(hidden) == len(self.trails) else hidden * len(self.trails)
-        logits = torch.stack(
-            [trail(each, tables, seen, cache, kept) for trail, each in zip(self.trails, hidden, strict=True)]
-        )
+        logits = torch.stack([trail(each, kept, *shared) for trail, each in zip(self.trails, hidden, strict=True)])
         combined = combine_trails(logits, self.config.combine if combine is None else combine)
         loss = None
         if labels is not None:

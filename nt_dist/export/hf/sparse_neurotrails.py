@@ -5,8 +5,10 @@ and where they are: ``NAME.bits``, a bit for every entry (the lowest of a byte f
 whichever is smaller. A matrix for which neither saves anything, and every vector, is there as it is, as ``NAME``.
 """
 
+import re
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,19 +42,17 @@ def unpack(parts: dict[str, torch.Tensor], shape: torch.Size) -> torch.Tensor:
     """Invert :func:`pack` for a weight of ``shape``.
 
     Raises:
-        ValueError: The parts are not those of such a weight.
+        KeyError, ValueError: The parts are not those of such a weight.
     """
     if "" in parts:
-        whole = parts[""]
-        if whole.shape != shape:
-            raise ValueError(f"has shape {list(whole.shape)}, must have {list(shape)}")
-        return whole
+        if parts[""].shape != shape:
+            raise ValueError(f"has shape {list(parts[''].shape)}, must have {list(shape)}")
+        return parts[""]
     size, values = shape.numel(), parts[".values"]
     if ".positions" in parts:
         positions = parts[".positions"].long()
     else:
-        bits = parts[".bits"][:, None] >> _BITS & 1
-        positions = bits.flatten().nonzero()[:, 0]
+        positions = (parts[".bits"][:, None] >> _BITS & 1).flatten().nonzero()[:, 0]
     if len(positions) != len(values) or (len(positions) and not 0 <= positions.min() <= positions.max() < size):
         raise ValueError(f"has {len(values)} values for {len(positions)} places of a matrix of {list(shape)}")
     return values.new_zeros(size).index_copy_(0, positions, values).view(shape)
@@ -65,11 +65,7 @@ def save_sparse(model: nn.Module, folder: Path) -> None:
 
 
 class SparseLinear(nn.Module):
-    """x · Wᵀ with W in compressed rows: what a step of one token reads is smaller than the dense matrix.
-
-    Args:
-        weight: W, dense [out, in].
-    """
+    """x · Wᵀ with W, given dense [out, in], in compressed rows: a step of one token reads less than the dense one."""
 
     def __init__(self, weight: torch.Tensor):
         super().__init__()
@@ -92,28 +88,6 @@ class SparseLinear(nn.Module):
         return product.unflatten(0, x.shape[:-1])
 
 
-class _Chooser:
-    """Measures, once for each size and density, whether compressed rows are faster than a dense matrix."""
-
-    def __init__(self, kernel: str, tokens: int):
-        if kernel not in KERNELS:
-            raise ValueError(f"kernel = {kernel!r} must be one of {', '.join(KERNELS)}")
-        self.kernel, self.tokens = kernel, tokens
-        self.known: dict[tuple, bool] = {}
-
-    def is_sparse(self, weight: torch.Tensor) -> bool:
-        """Say whether a matrix is to be held in compressed rows."""
-        if self.kernel != "fastest":
-            return self.kernel == "csr"
-        if weight.dtype != torch.float32:  # on CPUs there are no sparse products of bf16
-            return False
-        key = (weight.shape, round(10 * float(weight.count_nonzero()) / weight.numel()))
-        if key not in self.known:
-            x, sparse = torch.randn(self.tokens, weight.shape[1]), SparseLinear(weight)
-            self.known[key] = faster(lambda: sparse(x), lambda: F.linear(x, weight))
-        return self.known[key]
-
-
 def faster(one: Callable[[], object], other: Callable[[], object]) -> bool:
     """Say whether ``one`` takes less time than ``other``, by the best of a few turns each."""
     best = [float("inf")] * 2
@@ -123,6 +97,17 @@ def faster(one: Callable[[], object], other: Callable[[], object]) -> bool:
             work()
             best[place] = min(best[place], time.perf_counter() - start)
     return best[0] < best[1]
+
+
+def _rows_are_faster(weight: torch.Tensor, tokens: int, known: dict[tuple, bool]) -> bool:
+    """Measure a matrix in compressed rows against the dense one, once for each size and density."""
+    if weight.dtype != torch.float32:  # on CPUs there are no sparse products of bf16
+        return False
+    key = (weight.shape, round(10 * float(weight.count_nonzero()) / weight.numel()))
+    if key not in known:
+        x, sparse = torch.randn(tokens, weight.shape[1]), SparseLinear(weight)
+        known[key] = faster(lambda: sparse(x), lambda: F.linear(x, weight))
+    return known[key]
 
 
 @torch.no_grad()
@@ -136,25 +121,25 @@ def load_sparse(model: nn.Module, folder: Path, kernel: str = "fastest", tokens:
         tokens: In the passes that matter for "fastest": 1 for writing text, more for reading it.
 
     Raises:
-        ValueError: The file is not of this model.
+        ValueError: There is no such kernel, or the file is not of this model.
     """
-    stored: dict[str, dict[str, torch.Tensor]] = {}
-    names = dict(model.named_parameters())
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel = {kernel!r} must be one of {', '.join(KERNELS)}")
+    names, stored = dict(model.named_parameters()), defaultdict(dict)
     for key, tensor in load_file(Path(folder) / FILE).items():
-        name = next((key[: -len(part)] for part in (".values", ".bits", ".positions") if key.endswith(part)), key)
-        stored.setdefault(name, {})[key[len(name) :]] = tensor
-    if stored.keys() != names.keys():
-        differing = sorted(stored.keys() ^ names.keys())
+        name = re.sub(r"\.(values|bits|positions)$", "", key)
+        stored[name][key[len(name) :]] = tensor
+    if differing := sorted(stored.keys() ^ names.keys()):
         raise ValueError(f"{FILE} is of another model: {', '.join(differing[:3])} is in one of them only")
-    choose = _Chooser(kernel, tokens)
+    known = {}
     for name, parameter in names.items():
         try:
             weight = unpack(stored.pop(name), parameter.shape)
         except (KeyError, ValueError) as error:
             raise ValueError(f"{FILE}: {name}: {error}") from None
         path = name.rpartition(".")[0]
-        module = model.get_submodule(path)
-        if isinstance(module, nn.Linear) and weight.count_nonzero() < weight.numel() and choose.is_sparse(weight):
+        is_sparse = isinstance(model.get_submodule(path), nn.Linear) and weight.count_nonzero() < weight.numel()
+        if is_sparse and (kernel == "csr" or (kernel == "fastest" and _rows_are_faster(weight, tokens, known))):
             model.set_submodule(path, SparseLinear(weight))
         else:
-            module.weight = nn.Parameter(weight, requires_grad=False)
+            model.get_submodule(path).weight = nn.Parameter(weight, requires_grad=False)
