@@ -14,7 +14,7 @@ from torch import nn
 from nt_dist.checkpoint.fragments import FragmentReader
 from nt_dist.checkpoint.manifest import FragmentEntry, Manifest, WeightEntry
 from nt_dist.config import Config
-from nt_dist.config.compare import differences
+from nt_dist.config.settings import differences
 from nt_dist.errors import CheckpointError
 from nt_dist.model.trails import weights_of
 from nt_dist.sparsity.spec import flat_index

@@ -1,37 +1,129 @@
-"""Joins the TOML with a DeepSpeed JSON: fills in "auto", names contradictions, refuses what is unknown or untested."""
+"""Joins the TOML with a DeepSpeed JSON: fills in "auto", names contradictions, refuses what is unknown or untested.
 
-from collections.abc import Collection, Mapping
-from typing import Any
+DeepSpeed ignores unknown keys at the top level without a word, so that a misspelling trains something else. Below
+``zero_optimization`` it refuses them itself, but only after the seconds that importing torch takes. The keys are those
+of DeepSpeed 0.19.8's ``runtime/config.py``, ``runtime/zero/config.py`` and ``runtime/precision_config.py``.
+"""
 
-from nt_dist.config.deepspeed_keys import ALLOWED, AT_LEAST_ONE, CHOICES, ONLY, REFUSED
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from nt_dist.config.keys import Rule, at_least
 from nt_dist.config.names import hint, nearest
+from nt_dist.config.rules import BATCH_KEYS
 from nt_dist.config.settings import Config
-from nt_dist.config.values import convert, describe, plain
+from nt_dist.config.values import checked, plain
 
 AUTO = "auto"
-_IN = " (DeepSpeed JSON)"
-BUILT_IN: dict[str, Any] = {"zero_optimization": {"stage": AUTO}}
-"""What is used without a JSON."""
-
+_STAGE, _BUCKET = "zero_optimization.stage", "zero_optimization.reduce_bucket_size"
+_ACCUMULATED = "data_types.grad_accum_dtype"
 _LEAST_BUCKET = 1 << 22  # elements: a small model's gradients travel in one message
-_BATCH_KEYS = {"train.batch_size", "train.micro_batch_size", "parallel.tensor", "parallel.pipe", "parallel.trail"}
-_KNOWN = [
-    *REFUSED,
-    *(
-        dotted
-        for name, kind in ALLOWED.items()
-        for dotted in ([name, *(f"{name}.{inner}" for inner in kind)] if isinstance(kind, dict) else [name])
-    ),
-]
+_IN = " (DeepSpeed JSON)"
+
+_UNTESTED = "it has not been tested together with topology updates"
+_ONE_STEP = "a step would not be the same at every data degree"
+_CHECKPOINTS = "checkpoints are nt_dist's own: set run.save_every, run.keep"
+_OFFLOAD = f"offload: {_UNTESTED}"
+_MOE = f"mixture of experts: {_UNTESTED}"
+_TABLE: dict[str, dict[Any, str]] = {
+    "": {
+        int: "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps steps_per_print",
+        float: "gradient_clipping gradient_predivide_factor",
+        bool: "wall_clock_breakdown memory_breakdown dump_state disable_python_gc zero_allow_untested_optimizer "
+        "managed_gradient_accumulation prescale_gradients disable_allgather",
+        str: "communication_data_type gradient_allreduce_op",
+        Literal["debug", "info", "warning", "error", "critical"]: "log_level",
+        "the optimizer is nt_dist's AdamW: set train.lr, train.betas, train.adam_eps, train.weight_decay": "optimizer",
+        "the schedule is nt_dist's: set train.lr, train.warmup_steps, train.min_lr_ratio": "scheduler",
+        "training is in fp32 or bf16: set train.precision": "fp16 amp torch_autocast",
+        'it is an old name: write "bf16"': "bfloat16",
+        "it is nt_dist's own: set train.activation_checkpointing": "activation_checkpointing",
+        "stages are nt_dist's own: set parallel.pipe": "pipeline",
+        "tensor parallelism is nt_dist's own: set parallel.tensor": "tensor_parallel autotp_size",
+        f"sequence parallelism: {_UNTESTED}": "sequence_parallel_size seq_parallel_communication_data_type",
+        _MOE: "expert_parallel moe use_data_before_expert_parallelism",
+        _OFFLOAD: "zero_force_ds_cpu_optimizer aio",
+        "the order of samples is a function of train.seed and the sample's number alone": "data_efficiency "
+        "curriculum_learning dataloader_drop_last",
+        _UNTESTED: "progressive_layer_drop autotuning sparse_attention sparse_gradients hybrid_engine compile "
+        "graph_harvesting",
+        "metrics.jsonl and TensorBoard in run.dir are nt_dist's own": "tensorboard wandb csv_monitor comet",
+        "nt_dist reports FLOP/s itself, dense-equivalent and sparse-effective": "flops_profiler",
+        "nt_dist reports tokens per second itself": "timers",
+        "any number of ranks continues from nt_dist's checkpoints": "elasticity",
+        f"compression: {_UNTESTED}": "compression_training quantize_training weight_quantization eigenvalue",
+        "the TOML has it: model.vocab_size": "vocabulary_size",
+        _CHECKPOINTS: "checkpoint nebula datastates_ckpt",
+    },
+    "bf16": {
+        bool: "enabled check_grad_overflow immediate_grad_update bf16_master_weights_and_grads bf16_optimizer_states",
+    },
+    "data_types": {
+        str: "grad_accum_dtype",
+        "the TOML has it: train.precision": "param_dtype",
+        "buffers (index, rotary tables) keep their own types": "buffer_dtype keep_in_fp32_modules",
+    },
+    "comms_logger": {bool: "enabled verbose prof_all debug", tuple[str, ...]: "prof_ops"},
+    "zero_optimization": {
+        int: "stage reduce_bucket_size allgather_bucket_size sub_group_size stage3_prefetch_bucket_size "
+        "stage3_param_persistence_threshold stage3_model_persistence_threshold stage3_max_live_parameters "
+        "stage3_max_reuse_distance",
+        bool: "contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce allgather_partitions overlap_comm "
+        "compute_grad_norm round_robin_gradients parameter_alignment ignore_unused_parameters "
+        "stage3_gather_16bit_weights_on_model_save stage3_allgather_sequential log_trace_cache_warnings "
+        "enable_sanity_checks",
+        _MOE: "leaf_module",
+        _OFFLOAD: "offload_param offload_optimizer cpu_offload cpu_offload_param cpu_offload_use_pin_memory",
+        _UNTESTED: "legacy_stage1 override_module_apply stage3_module_granularity_threshold "
+        "stage3_use_all_reduce_for_fetch_params",
+        _CHECKPOINTS: "elastic_checkpoint load_from_fp32_weights pipeline_loading_checkpoint",
+        f"ZenFlow: {_UNTESTED}": "zenflow",
+        f"quantized ZeRO (ZeRO++): {_UNTESTED}": "zero_hpz_partition_size zero_quantized_weights "
+        "zero_quantized_nontrainable_weights zero_quantized_gradients zeropp_loco_param",
+        f"MiCS: {_UNTESTED}": "mics_shard_size mics_hierarchical_params_gather",
+        "nt_dist has its own matrix product": "memory_efficient_linear",
+        "the optimizer is nt_dist's AdamW": "save_muon_momentum_buffer_in_memory",
+    },
+}
+KEYS: dict[str, Any] = {
+    f"{section}.{name}" if section else name: what
+    for section, table in _TABLE.items()
+    for what, names in table.items()
+    for name in names.split()
+}
+"""Each key that DeepSpeed knows, or knew: the type that it may have in the JSON, or why it is refused."""
+
+ONLY: dict[str, tuple[Any, str]] = {
+    "communication_data_type": ("fp32", "gradients are summed in fp32"),
+    "gradient_allreduce_op": ("mean", "the loss is scaled for the mean over the data ranks"),
+    "managed_gradient_accumulation": (True, "train.batch_size decides when a step ends"),
+    "prescale_gradients": (False, _ONE_STEP),
+    "gradient_predivide_factor": (1.0, _ONE_STEP),
+    "disable_allgather": (False, "weights have to reach all ranks"),
+    "bf16.check_grad_overflow": (True, "a step on what is no number has to be skipped"),
+    "bf16.immediate_grad_update": (False, _UNTESTED),
+    "bf16.bf16_master_weights_and_grads": (False, "drop and regrow rank fp32 masters"),
+    "bf16.bf16_optimizer_states": (False, "moments are fp32"),
+    _ACCUMULATED: ("fp32", "gradients are accumulated in fp32"),
+    "zero_optimization.compute_grad_norm": (True, "the norm is clipped and logged"),
+    "zero_optimization.round_robin_gradients": (False, _UNTESTED),
+    "zero_optimization.parameter_alignment": (False, _UNTESTED),
+}
+"""Keys that may stand in the JSON with one value only, and the reason."""
+
+_NUMBERS = {
+    "steps_per_print": at_least(1),
+    _BUCKET: at_least(1),
+    _STAGE: Rule("must be 0, 1, 2 or 3", lambda stage: stage in (0, 1, 2, 3)),
+}
+"""What numbers must keep that must not only be at least 0."""
 
 
-def resolve(
-    given: Mapping[str, Any] | None, config: Config, wrong: Collection[str] = ()
-) -> tuple[dict[str, Any], list[str]]:
+def resolve(given: Any, config: Config, wrong: set[str]) -> tuple[dict[str, Any], list[str]]:
     """Make the configuration that DeepSpeed is started with.
 
     Args:
-        given: What the JSON holds, or None for the built-in one.
+        given: What the JSON holds, or None without one.
         config: The TOML's settings.
         wrong: Keys of the TOML whose values cannot be used; the JSON is not compared with them.
 
@@ -39,154 +131,101 @@ def resolve(
         The JSON with every "auto" filled in and what the TOML decides added, and one message for each problem. Where
         there are problems it is usable by other rules, not for training.
     """
-    if given is None:
-        given = BUILT_IN
-    if not isinstance(given, Mapping):
+    if given is not None and not isinstance(given, Mapping):
         return resolve(None, config, wrong)[0], ["the DeepSpeed JSON must be an object, { … }"]
-    problems: list[str] = []
-    resolved = _known_and_typed(given, "", ALLOWED, problems)
-    for dotted, (value, key) in _decided_by_toml(config, wrong).items():
-        _decide(resolved, dotted, value, None if key in wrong else key, problems)
-    _choose_stage(resolved.setdefault("zero_optimization", {}), config, wrong, problems)
-    for dotted, value in _fillings(config).items():
-        section, name = _place(resolved, dotted)
-        if section.get(name, AUTO if name == "reduce_bucket_size" else None) == AUTO:
-            section[name] = value
-    _check_only(resolved, problems)
-    problems += [f"{dotted} = 'auto': the TOML has no setting for it{_IN}" for dotted in _autos(resolved, "")]
+    values, problems = _typed(given or {})
+    decided = _decided_by_toml(config, wrong)
+    for dotted, (value, shown) in decided.items():
+        said = values.get(dotted, AUTO)
+        if said not in (AUTO, value) and value is not None and shown.partition(" = ")[0] not in wrong:
+            sides = f"{dotted} = {said} of the DeepSpeed JSON contradicts {shown} of the TOML"
+            problems.append(f'{sides}; write "auto" there')
+    lowest = 1 if config.train.precision == "bf16" else 0
+    if values.get(_STAGE, AUTO) == 0 < lowest:
+        problems.append(
+            "zero_optimization.stage = 0 of the DeepSpeed JSON contradicts train.precision = 'bf16' of the TOML: at "
+            'stage 0 DeepSpeed accumulates the gradients in bf16; use stage 1, 2 or 3, or write "auto" there'
+        )
+    fillings = {dotted: value for dotted, (value, _) in decided.items()} | _sizes(config)
+    fillings |= {_STAGE: lowest, _ACCUMULATED: "fp32"}
+    resolved: dict[str, Any] = {}
+    for dotted, said in {**dict.fromkeys([*decided, _STAGE, _BUCKET, _ACCUMULATED], AUTO), **values}.items():
+        value = fillings.get(dotted, AUTO) if said == AUTO else said
+        only, reason = ONLY.get(dotted, (value, ""))
+        if value == AUTO and reason:
+            continue  # that one value is DeepSpeed's default
+        if value == AUTO:
+            problems.append(f"{dotted} = 'auto': the TOML has no setting for it{_IN}")
+        elif value != only:
+            problems.append(f"{dotted} = {value!r} must be {only!r}: {reason}{_IN}")
+        section, _, name = dotted.rpartition(".")
+        (resolved.setdefault(section, {}) if section else resolved)[name] = value
     return resolved, problems
 
 
-def _known_and_typed(
-    given: Mapping[str, Any], prefix: str, allowed: Mapping[str, Any], problems: list[str]
-) -> dict[str, Any]:
-    """The entries that are known and of the right type; what is switched off and not ours is left out."""
-    kept: dict[str, Any] = {}
-    for name, value in given.items():
-        dotted = f"{prefix}{name}"
-        kind = allowed.get(name)
-        if dotted in REFUSED:
+def _typed(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The entries that are known and of the right type, and the problems; what is refused but off is neither."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for section, name, value in _entries(given):
+        dotted = f"{section}.{name}" if section else name
+        what = None if "." in name else KEYS.get(dotted)  # such a name only looks like one in a section
+        if isinstance(what, str):
             if not _is_off(value):
-                problems.append(f"{dotted} is refused: {REFUSED[dotted]}{_IN}")
-        elif kind is None:
-            problems.append(f"{dotted} is no setting of DeepSpeed's{hint(nearest(dotted, _KNOWN))}{_IN}")
-        elif isinstance(kind, Mapping):
-            if isinstance(value, Mapping):
-                kept[name] = _known_and_typed(value, f"{dotted}.", kind, problems)
-            else:
-                problems.append(f"{dotted} = {value!r} must be an object, {{ … }}{_IN}")
+                problems.append(f"{dotted} is refused: {what}")
+        elif what is None and dotted in _TABLE:
+            problems.append(f"{dotted} = {value!r} must be an object, {{ … }}")
+        elif what is None:
+            problems.append(f"{dotted} is no setting of DeepSpeed's{hint(nearest(dotted, [*KEYS, *_TABLE]))}")
         elif value == AUTO:
-            kept[name] = value
+            values[dotted] = value
         else:
-            _keep_typed(kept, name, dotted, value, kind, problems)
-    return kept
+            if what is int and isinstance(value, float) and value.is_integer():
+                value = int(value)  # DeepSpeed's own documents write 5e8
+            rule = _NUMBERS.get(dotted, at_least(0)) if what in (int, float) else None
+            try:
+                values[dotted] = plain(checked(dotted, value, what, rule))
+            except ValueError as problem:
+                problems.append(str(problem))
+    return values, [problem + _IN for problem in problems]
 
 
-def _keep_typed(kept: dict[str, Any], name: str, dotted: str, value: Any, kind: type, problems: list[str]) -> None:
-    if kind is int and isinstance(value, float) and value.is_integer():
-        value = int(value)  # DeepSpeed's own documents write 5e8
-    try:
-        converted = convert(value, kind)
-    except TypeError:
-        problems.append(f"{dotted} = {value!r} must be {describe(kind)}{_IN}")
-        return
-    low = 1 if dotted in AT_LEAST_ONE else 0
-    if kind in (int, float) and converted < low:
-        problems.append(f"{dotted} = {value!r} must be at least {low}{_IN}")
-    elif dotted in CHOICES and converted not in CHOICES[dotted]:
-        problems.append(f"{dotted} = {value!r} must be one of {', '.join(CHOICES[dotted])}{_IN}")
-    else:
-        kept[name] = plain(converted)
+def _entries(given: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Section ("" at the top level), name and value of each entry."""
+    for name, value in given.items():
+        if name and name in _TABLE and isinstance(value, Mapping):
+            yield from ((name, inner, each) for inner, each in value.items())
+        else:
+            yield "", name, value
 
 
 def _is_off(value: Any) -> bool:
     """Whether a refused feature is only mentioned: Hugging Face's examples name many that they switch off."""
     if isinstance(value, Mapping):
-        off = value.get("enabled", value.get("device", True))
-        return off in (False, "none", AUTO)
+        return value.get("enabled", value.get("device", True)) in (False, "none", AUTO)
     return value is None or value is False or (type(value) is int and value <= 1)  # a degree of 1
 
 
-def _decided_by_toml(config: Config, wrong: Collection[str]) -> dict[str, tuple[Any, str]]:
-    """What the TOML decides, by its place in the JSON: the value (None if it cannot), and the key that decides it."""
-    decided: dict[str, tuple[Any, str]] = {
-        "train_batch_size": (config.train.batch_size, "train.batch_size"),
-        "train_micro_batch_size_per_gpu": (config.train.micro_batch_size, "train.micro_batch_size"),
-        "gradient_clipping": (config.train.grad_clip, "train.grad_clip"),
-        "bf16.enabled": (config.train.precision == "bf16", "train.precision"),
-        "data_types.grad_accum_dtype": ("fp32", ""),
+def _decided_by_toml(config: Config, wrong: set[str]) -> dict[str, tuple[Any, str]]:
+    """What the TOML decides, by its key in the JSON: the value (None if it cannot), and how the TOML says it."""
+    train, micro = config.train, config.train.micro_batch_size
+    unit = micro * config.data_degree
+    divides = unit and train.batch_size % unit == 0  # else a rule of its own says what does not divide
+    steps = config.accumulation_steps if divides and not wrong.intersection(BATCH_KEYS) else None
+    return {
+        "train_batch_size": (train.batch_size, f"train.batch_size = {train.batch_size}"),
+        "train_micro_batch_size_per_gpu": (micro, f"train.micro_batch_size = {micro}"),
+        "gradient_accumulation_steps": (steps, f"train.batch_size / (train.micro_batch_size × data degree) = {steps}"),
+        "gradient_clipping": (train.grad_clip, f"train.grad_clip = {train.grad_clip}"),
+        "bf16.enabled": (train.precision == "bf16", f"train.precision = {train.precision!r}"),
     }
-    unit = config.train.micro_batch_size * config.data_degree
-    divides = unit and config.train.batch_size % unit == 0  # else a rule of its own says what does not divide
-    known = not _BATCH_KEYS & set(wrong)
-    decided["gradient_accumulation_steps"] = (
-        config.accumulation_steps if divides and known else None,
-        "train.batch_size / (train.micro_batch_size × data degree)",
-    )
-    return decided
 
 
-def _decide(resolved: dict[str, Any], dotted: str, value: Any, key: str | None, problems: list[str]) -> None:
-    """Write what the TOML decides; the JSON may leave it out, say "auto" or say the same."""
-    section, name = _place(resolved, dotted)
-    said = section.get(name, AUTO)
-    if said != AUTO and said != value and key and value is not None:
-        shown = f"train.precision = {'bf16' if value else 'fp32'!r}" if dotted == "bf16.enabled" else f"{key} = {value}"
-        problems.append(f'{dotted} = {said} of the DeepSpeed JSON contradicts {shown} of the TOML; write "auto" there')
-    if said == AUTO:
-        section[name] = value
-
-
-def _choose_stage(zero: dict[str, Any], config: Config, wrong: Collection[str], problems: list[str]) -> None:
-    """ZeRO 0 for fp32; for bf16 ZeRO 1, the lowest at which DeepSpeed accumulates its gradients in fp32."""
-    bf16 = config.train.precision == "bf16"
-    lowest = 1 if bf16 else 0
-    stage = zero.get("stage", AUTO)
-    if stage == AUTO:
-        stage = lowest
-    elif stage not in (0, 1, 2, 3):
-        problems.append(f"zero_optimization.stage = {stage} must be 0, 1, 2 or 3{_IN}")
-        stage = lowest
-    elif stage < lowest and "train.precision" not in wrong:
-        problems.append(
-            "zero_optimization.stage = 0 of the DeepSpeed JSON contradicts train.precision = 'bf16' of the TOML: at "
-            'stage 0 DeepSpeed accumulates the gradients in bf16; use stage 1, 2 or 3, or write "auto" there'
-        )
-    zero["stage"] = stage
-
-
-def _fillings(config: Config) -> dict[str, int]:
+def _sizes(config: Config) -> dict[str, int]:
     """Sizes that Hugging Face's integration fills in, by its rules, in elements."""
     hidden_size = config.family.hidden_size(config)
-    square = hidden_size**2
     return {
-        "zero_optimization.reduce_bucket_size": max(square, _LEAST_BUCKET),
-        "zero_optimization.stage3_prefetch_bucket_size": square * 9 // 10,
+        _BUCKET: max(hidden_size**2, _LEAST_BUCKET),
+        "zero_optimization.stage3_prefetch_bucket_size": hidden_size**2 * 9 // 10,
         "zero_optimization.stage3_param_persistence_threshold": 10 * hidden_size,
     }
-
-
-def _check_only(resolved: dict[str, Any], problems: list[str]) -> None:
-    for dotted, (value, reason) in ONLY.items():
-        section, name = _place(resolved, dotted)
-        if section.get(name, AUTO) == AUTO:
-            section.pop(name, None)
-        elif section[name] != value:
-            problems.append(f"{dotted} = {section[name]!r} must be {value!r}: {reason}{_IN}")
-
-
-def _place(resolved: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
-    """The section of the JSON in which a dotted key stands, and its name there."""
-    section, _, name = dotted.rpartition(".")
-    return (resolved.setdefault(section, {}) if section else resolved), name
-
-
-def _autos(resolved: Mapping[str, Any], prefix: str) -> list[str]:
-    """Every key that still says "auto"."""
-    found = []
-    for name, value in resolved.items():
-        if isinstance(value, Mapping):
-            found += _autos(value, f"{prefix}{name}.")
-        elif value == AUTO:
-            found.append(f"{prefix}{name}")
-    return found

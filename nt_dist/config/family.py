@@ -74,6 +74,7 @@ class LayerActivations:
     recomputed: int = 0
 
 
+@dataclass(frozen=True)
 class Family(ABC):
     """One model family; all objects of a class are equal."""
 
@@ -84,12 +85,6 @@ class Family(ABC):
     "data"."""
     rules: ClassVar[tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], ...]]
     """Rules over several settings: the keys that one reads, and what yields a message for each thing that is wrong."""
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other)
-
-    def __hash__(self) -> int:
-        return hash(type(self))
 
     # -- what the config asks, without torch -------------------------------------------------------------------------
 
@@ -102,7 +97,7 @@ class Family(ABC):
         """Sizes that ``parallel.tensor`` has to divide, by the key that sets each."""
 
     def ignored(self, config: Config) -> Iterator[str]:
-        """Messages on its own settings that were given and change nothing; see :func:`nt_dist.config.ignored.named`."""
+        """Messages on its own settings that were given and change nothing, as ``ignored.py`` makes them."""
         return iter(())
 
     def paths(self, config: Config) -> list[tuple[str, str]]:

@@ -2,12 +2,13 @@
 
 import textwrap
 from collections.abc import Iterable, Iterator
+from dataclasses import Field
 
 from nt_dist.config.family import Family
 from nt_dist.config.keys import keys_of
 from nt_dist.config.load import DEFAULT_CONFIG
-from nt_dist.config.settings import ORDER, SECTIONS, sections_of
-from nt_dist.config.values import plain, toml_value
+from nt_dist.config.settings import sections_of
+from nt_dist.config.values import toml_value
 
 _USAGE = f"""\
 usage: {{program}} [--config FILE.toml] [--ds_config FILE.json] [section.key=value …]
@@ -18,50 +19,41 @@ usage: {{program}} [--config FILE.toml] [--ds_config FILE.json] [section.key=val
 
 Settings, with their defaults. A run continues from its newest checkpoint; settings marked "identity" must then be the
 checkpoint's, those marked "schedule" too unless run.allow_schedule_change=true, the others are free."""
-_WIDTH = 120
 
 
 def help_text(families: Iterable[Family], program: str = "train.py") -> str:
     """The text of ``--help``: usage, then every setting by section with its default, mark, sentence and rule."""
-    parts = [_USAGE.format(program=program)]
-    for name, section, owners in _sections(families):
-        lines = [f"[{name}]{owners and f' of the family {owners}:'} {section.__doc__.splitlines()[0]}"]
+    text = _USAGE.format(program=program)
+    for name, owners, section in _sections(families):
+        text += f"\n\n[{name}]{owners and f' of the family {owners}:'} {section.__doc__.splitlines()[0]}"
         for entry, setting in keys_of(section).items():
-            lines.append(f"  {entry} = {toml_value(plain(setting.default))}  ({setting.metadata['mark']})")
-            lines += textwrap.wrap(_sentence(setting), _WIDTH, initial_indent="      ", subsequent_indent="      ")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+            text += f"\n  {entry} = {toml_value(setting.default)}  ({setting.metadata['mark']})\n"
+            text += textwrap.fill(_sentence(setting), 120, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return text
 
 
 def markdown_table(families: Iterable[Family]) -> str:
     """The settings as one Markdown table, for the README; those of a family's own name it."""
     rows = ["| Setting | Default | Mark | What it says |", "|---|---|---|---|"]
-    for name, section, owners in _sections(families):
+    for name, owners, section in _sections(families):
         for entry, setting in keys_of(section).items():
-            default = toml_value(plain(setting.default))
-            cells = (
-                f"`{name}.{entry}`{owners and f' ({owners})'}",
-                f"`{default}`",
-                setting.metadata["mark"],
-                _sentence(setting),
-            )
+            key, default = f"`{name}.{entry}`{owners and f' ({owners})'}", f"`{toml_value(setting.default)}`"
+            cells = (key, default, setting.metadata["mark"], _sentence(setting))
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 
 
-def _sentence(setting) -> str:
-    """What the setting says, and its rule where the sentence does not already list the choices."""
-    doc, rule = setting.metadata["doc"], setting.metadata["rule"]
-    if rule is None or (rule.choices and all(choice in doc for choice in rule.choices)):
-        return doc
-    return f"{doc} {rule.text.capitalize()}."
+def _sentence(setting: Field) -> str:
+    rule = setting.metadata["rule"]
+    return setting.metadata["doc"] + (f" {rule.text.capitalize()}." if rule else "")
 
 
-def _sections(families: Iterable[Family]) -> Iterator[tuple[str, type, str]]:
-    """Every section's name and class, and the names of the families that have it; empty for those of all."""
-    for name in ORDER:
+def _sections(families: Iterable[Family]) -> Iterator[tuple[str, str, type]]:
+    """Every section's name, the names of the families that have it (empty for those of all), and its class."""
+    families = list(families)
+    for name in sections_of(families[0]):
         owners: dict[type, list[str]] = {}
         for family in families:
             owners.setdefault(sections_of(family)[name], []).append(family.name)
         for section, found in owners.items():
-            yield name, section, "" if name in SECTIONS else ", ".join(found)
+            yield name, ", ".join(found) if name in families[0].sections else "", section

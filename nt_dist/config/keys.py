@@ -1,25 +1,22 @@
-"""What one setting is: a default, a sentence, a mark, and the rule its value alone must keep.
+"""What one setting is: a default, a mark, a sentence, and the rule that its value alone must keep.
 
 The marks say what a resume does with a setting that differs from the checkpoint's:
 ``identity`` must match, ``schedule`` needs ``run.allow_schedule_change``, ``free`` may change.
 """
 
 from collections.abc import Callable
-from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from dataclasses import Field, field, fields
+from functools import partial
+from typing import Any, NamedTuple
 
-IDENTITY = "identity"
-SCHEDULE = "schedule"
-FREE = "free"
+IDENTITY, SCHEDULE, FREE = "identity", "schedule", "free"
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """A condition on one value: ``text`` completes the sentence "section.key = value …"."""
 
     text: str
     holds: Callable[[Any], bool]
-    choices: tuple[str, ...] = ()
 
 
 def at_least(low: float) -> Rule:
@@ -32,32 +29,20 @@ def above(low: float) -> Rule:
     return Rule(f"must be above {low}", lambda value: value > low)
 
 
-def within(low: float, high: float) -> Rule:
-    """The value is in the closed interval [low, high]."""
-    return Rule(f"must be in [{low}, {high}]", lambda value: low <= value <= high)
+UNIT_INTERVAL = Rule("must be in [0, 1]", lambda value: 0 <= value <= 1)
+SHARE = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
+NOT_EMPTY = Rule("must not be empty", lambda value: value != "")
 
 
-def share() -> Rule:
-    """The value is in the half-open interval (0, 1]."""
-    return Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
+def _key(mark: str, default: Any, doc: str, rule: Rule | None = None) -> Any:
+    """Declare a setting of a section: ``doc`` is one sentence for ``--help`` and the README.
 
-
-def one_of(*choices: str) -> Rule:
-    """The value is one of these words."""
-    return Rule("must be one of " + ", ".join(choices), lambda value: value in choices, choices)
-
-
-def key(default: Any, mark: str, doc: str, rule: Rule | None = None) -> Any:
-    """Declare a setting of a section.
-
-    Args:
-        default: Its value where a config does not name it.
-        mark: IDENTITY, SCHEDULE or FREE.
-        doc: One sentence for ``--help`` and the README.
-        rule: What the value alone must keep; rules over several keys are in ``rules.py``.
+    Rules over several settings stand in ``rules.py``.
     """
-    assert mark in (IDENTITY, SCHEDULE, FREE)
     return field(default=default, metadata={"doc": doc, "mark": mark, "rule": rule})
+
+
+identity, schedule, free = (partial(_key, mark) for mark in (IDENTITY, SCHEDULE, FREE))
 
 
 def keys_of(section: Any) -> dict[str, Field]:
@@ -66,5 +51,5 @@ def keys_of(section: Any) -> dict[str, Field]:
 
 
 def reads(*keys: str) -> Callable[[Callable], tuple[tuple[str, ...], Callable]]:
-    """Make of a check over several settings the rule that a family lists: the keys that it reads, and itself."""
+    """Make a rule of a check over several settings: the keys that it reads, and itself."""
     return lambda check: (keys, check)

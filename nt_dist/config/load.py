@@ -7,8 +7,9 @@ import glob
 import json
 import os
 import tomllib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import Field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from nt_dist.config.family import Family
 from nt_dist.config.keys import keys_of
 from nt_dist.config.names import hint, nearest, nearest_key
 from nt_dist.config.settings import Config, sections_of
-from nt_dist.config.values import convert, parse_override
+from nt_dist.config.values import checked, parse_override
 from nt_dist.errors import ConfigError
 
 DEFAULT_CONFIG = "configs/quickstart.toml"
+_FLAGS = ("--config", "--ds_config", "--local_rank")
 
 
 def parse_command_line(argv: Sequence[str]) -> tuple[str, str | None, list[str]]:
@@ -38,29 +40,26 @@ def parse_command_line(argv: Sequence[str]) -> tuple[str, str | None, list[str]]
         ConfigError: For an unknown flag, a flag without its value, a word that is no override.
     """
     options: dict[str, str] = {}
-    flags = {"--config": "config", "--ds_config": "ds_config", "--ds-config": "ds_config"}
-    flags |= {"--local_rank": "local_rank", "--local-rank": "local_rank"}
     overrides, problems = [], []
     words = list(argv)
     while words:
         word = words.pop(0)
         flag, equals, value = word.partition("=")
-        if flag in flags:
-            if not equals:
-                if not words or words[0].startswith("--"):
-                    problems.append(f"{flag} needs a value")
-                    continue
-                value = words.pop(0)
-            options[flags[flag]] = value
+        option = f"--{flag[2:].replace('-', '_')}" if flag.startswith("--") else ""
+        if option in _FLAGS:
+            if not equals and (not words or words[0].startswith("--")):
+                problems.append(f"{flag} needs a value")
+            else:
+                options[option] = value if equals else words.pop(0)
         elif word.startswith("-"):
-            problems.append(f"{flag} is no option{hint(nearest(flag, [*flags, '--help']))}")
+            problems.append(f"{flag} is no option{hint(nearest(flag, [*_FLAGS, '--help']))}")
         elif not equals:
             problems.append(f"{word!r} is neither an option nor section.key=value")
         else:
             overrides.append(word)
     if problems:
         raise ConfigError(problems)
-    return options.get("config", DEFAULT_CONFIG), options.get("ds_config"), overrides
+    return options.get("--config", DEFAULT_CONFIG), options.get("--ds_config"), overrides
 
 
 def load_config(
@@ -85,25 +84,34 @@ def load_config(
         ConfigError: With every problem found.
     """
     problems: list[str] = []
-    sections = _read_toml(Path(path), problems)
-    _apply_overrides(families, sections, list(overrides), problems)
-    deepspeed = _read_json(Path(ds_config), problems) if isinstance(ds_config, str | Path) else ds_config
-    return build_config(families, sections, deepspeed, world_size, problems, check_paths)
+
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]  # DeepSpeed refuses a key that stands twice as well
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        problems.extend(f"{ds_config}: {name} stands there twice" for name in twice)
+        return dict(pairs)
+
+    sections = _read(path, "TOML", tomllib.loads, problems) or {}
+    _apply_overrides(families, sections, overrides, problems)
+    if isinstance(ds_config, str | Path):
+        parse = partial(json.loads, object_pairs_hook=without_repeats)
+        ds_config = _read(ds_config, "JSON", parse, problems)
+    return build_config(families, sections, ds_config, world_size, problems, check_paths)
 
 
 def build_config(
     families: Mapping[str, Family],
     sections: Mapping[str, Any],
-    deepspeed: Mapping[str, Any] | None,
-    world_size: int,
+    deepspeed: Mapping[str, Any] | None = None,
+    world_size: int = 1,
     problems: Iterable[str] = (),
     check_paths: bool = False,
 ) -> Config:
-    """Build and check a Config from plain values.
+    """Build and check a config from plain values, as a checkpoint keeps them.
 
     Args:
         families: All families by name, the default one first.
-        sections: Values by section and key.
+        sections: Values by section and key; what is left out has its default.
         deepspeed: A DeepSpeed configuration, or None for the built-in one.
         world_size: Ranks of the run.
         problems: What was found wrong before, to be reported together with what is found here.
@@ -115,9 +123,9 @@ def build_config(
     problems = list(problems)
     wrong: set[str] = set()  # keys whose values cannot be used: rules over them would only confuse
     family = _family_of(families, sections, problems)
-    known = sections_of(family)
     values = _typed_sections(families, family, sections, problems, wrong)
-    config = Config(family, **{name: known[name](**entries) for name, entries in values.items()}, world_size=world_size)
+    typed = {name: section(**values[name]) for name, section in sections_of(family).items()}
+    config = Config(family, **typed, deepspeed={}, world_size=world_size)
     resolved, found = deepspeed_json.resolve(deepspeed, config, wrong)
     config = replace(config, deepspeed=resolved)
     problems += rules.check(config, wrong) + found
@@ -126,6 +134,19 @@ def build_config(
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return config
+
+
+def _read(path: str | Path, form: str, parse: Callable[[str], Any], problems: list[str]) -> Any:
+    """What a file holds, or None where it cannot be read."""
+    try:
+        return parse(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        problems.append(f"{path}: is not a text file")
+    except OSError as error:
+        problems.append(f"{path}: {(error.strerror or str(error)).lower()}")
+    except (ValueError, RecursionError) as error:
+        problems.append(f"{path}: is not {form}: {error}")
+    return None
 
 
 def _family_of(families: Mapping[str, Family], sections: Mapping[str, Any], problems: list[str]) -> Family:
@@ -157,47 +178,8 @@ def _no_setting(families: Mapping[str, Family], family: Family, dotted: str) -> 
     return f"{dotted} is no setting{which}{hint(near)}"
 
 
-def _read_text(path: Path, problems: list[str]) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        problems.append(f"{path}: is not a text file")
-    except FileNotFoundError:
-        problems.append(f"{path}: no such file")
-    except (OSError, ValueError) as error:
-        problems.append(f"{path}: {getattr(error, 'strerror', None) or error}")
-    return None
-
-
-def _read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
-    text = _read_text(path, problems)
-    try:
-        return tomllib.loads(text or "")
-    except (ValueError, RecursionError) as error:
-        problems.append(f"{path}: is not TOML: {error}")
-        return {}
-
-
-def _read_json(path: Path, problems: list[str]) -> Any:
-    text = _read_text(path, problems)
-    if text is None:
-        return None
-    try:
-        return json.loads(text, object_pairs_hook=lambda pairs: _without_repeats(pairs, path, problems))
-    except (ValueError, RecursionError) as error:
-        problems.append(f"{path}: is not JSON: {error}")
-        return None
-
-
-def _without_repeats(pairs: list[tuple[str, Any]], path: Path, problems: list[str]) -> dict[str, Any]:
-    """An object of a JSON file, in which a key that stands twice is a problem: DeepSpeed refuses it as well."""
-    names = [name for name, _ in pairs]
-    problems += [f"{path}: {name} stands there twice" for name in dict.fromkeys(names) if names.count(name) > 1]
-    return dict(pairs)
-
-
 def _apply_overrides(
-    families: Mapping[str, Family], sections: dict[str, Any], overrides: Sequence[str], problems: list[str]
+    families: Mapping[str, Family], sections: dict[str, Any], overrides: Iterable[str], problems: list[str]
 ) -> None:
     """Write overrides into the sections; their types are checked with the file's."""
     pairs = [override.partition("=")[::2] for override in overrides]
@@ -237,27 +219,14 @@ def _typed_sections(
                     problems.append(_no_setting(families, family, dotted))
                     continue
                 try:
-                    typed[name][entry] = _checked(setting, dotted, value)
+                    typed[name][entry] = checked(dotted, value, setting.type, setting.metadata["rule"])
                 except ValueError as problem:
                     problems.append(str(problem))
                     wrong.add(dotted)
     return typed
 
 
-def _checked(setting: Field, dotted: str, value: Any) -> Any:
-    """The value in its key's type; raises ValueError with the message if it has another or breaks the key's rule."""
-    try:
-        converted = convert(value, setting.type)
-    except TypeError as error:
-        raise ValueError(f"{dotted} = {value!r} must be {error}") from error
-    rule = setting.metadata["rule"]
-    if rule and not rule.holds(converted):
-        asked = hint(nearest(converted, rule.choices)) if rule.choices else ""
-        raise ValueError(f"{dotted} = {value!r} {rule.text}{asked}")
-    return converted
-
-
-def missing_paths(config: Config, wrong: Collection[str] = ()) -> list[str]:
+def missing_paths(config: Config, wrong: set[str] = frozenset()) -> list[str]:
     """One message for each path or pattern of a config at which there is nothing; keys in ``wrong`` are left out."""
     named = [*config.family.paths(config), ("run.resume_from", config.run.resume_from)]
     return [

@@ -3,22 +3,18 @@
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
+SEARCHED = 100_000  # a mistyped number can be of any size, and its message must not take for ever
+
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name most like ``name``, or None when none resembles it."""
-    found = get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return found[0] if found else None
-
-
-SEARCHED = 100_000  # a mistyped number can be of any size, and its message must not take for ever
+    return next(iter(get_close_matches(name, list(valid), n=1, cutoff=0.5)), None)
 
 
 def nearest_key(dotted: str, valid: Iterable[str]) -> str | None:
     """The valid ``section.key`` most like ``dotted``: one with the same key elsewhere, or with the nearest spelling."""
-    valid = list(valid)
-    last = dotted.rpartition(".")[2]
-    elsewhere = [name for name in valid if name.rpartition(".")[2] == last]
-    return elsewhere[0] if elsewhere else nearest(dotted, valid)
+    valid, last = list(valid), dotted.rpartition(".")[2]
+    return next((name for name in valid if name.rpartition(".")[2] == last), None) or nearest(dotted, valid)
 
 
 def hint(found: str | None) -> str:
@@ -32,7 +28,7 @@ def nearest_numbers(start: int, holds: Callable[[int], bool]) -> str:
     The search above ends at four times ``start``, and both ways after SEARCHED numbers: a rule that nothing satisfies
     there has no near number.
     """
-    below = next((number for number in range(start - 1, max(start - SEARCHED, 1) - 1, -1) if holds(number)), None)
-    above = next((number for number in range(start + 1, min(4 * start, start + SEARCHED) + 1) if holds(number)), None)
-    found = [str(number) for number in (below, above) if number is not None]
-    return " or ".join(found) or "none"
+    below = range(start - 1, max(start - SEARCHED, 1) - 1, -1)
+    above = range(start + 1, min(4 * start, start + SEARCHED) + 1)
+    found = [next(filter(holds, numbers), None) for numbers in (below, above)]
+    return " or ".join(str(number) for number in found if number) or "none"

@@ -1,50 +1,21 @@
 """Rules over several settings of a config: each says which keys it reads and what is wrong with them.
 
-Rules on one value stand with the setting in ``settings.py``, those of the mesh in ``layouts.py``, those of the
-DeepSpeed JSON in ``deepspeed_json.py``.
+Rules on one value stand with the setting in ``settings.py``, a family's in its own, those of the DeepSpeed JSON in
+``deepspeed_json.py``.
 """
 
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import product
 
-from nt_dist.config import layouts
+from nt_dist.config.keys import reads
 from nt_dist.config.names import hint, nearest, nearest_numbers
-from nt_dist.config.settings import Config
-
-Check = Callable[[Config], Iterator[str]]
-_RULES: list[tuple[tuple[str, ...], Check]] = []
+from nt_dist.config.settings import Config, Parallel
 
 
-def check(config: Config, wrong: Collection[str]) -> list[str]:
-    """Check the rules over several settings.
-
-    Args:
-        config: Settings which are right each for itself, DeepSpeed JSON resolved.
-        wrong: Keys that are not and have their defaults here; rules that read them are left out.
-
-    Returns:
-        One message for each thing that is wrong.
-    """
-    mesh = ((*layouts.KEYS, *config.family.divided_by_tensor(config)), layouts.check)
-    return [
-        message
-        for keys, rule in (*_RULES, mesh, *config.family.rules)
-        if not set(wrong) & set(keys)
-        for message in rule(config)
-    ]
-
-
-def _reads(*keys: str) -> Callable[[Check], Check]:
-    """Register a rule that reads these keys."""
-
-    def register(rule: Check) -> Check:
-        _RULES.append((keys, rule))
-        return rule
-
-    return register
-
-
-@_reads("trails.layers", "trails.fork", "model.num_layers")
+@reads("trails.layers", "trails.fork", "model.num_layers")
 def _trails_fit(config: Config) -> Iterator[str]:
     if config.trails.fork == "blocks" and config.trails.layers > config.model.num_layers:
         yield (
@@ -53,17 +24,15 @@ def _trails_fit(config: Config) -> Iterator[str]:
         )
 
 
-@_reads("sparsity.exempt", "model.num_layers")
+@reads("sparsity.exempt", "model.num_layers")
 def _exempt_weights_exist(config: Config) -> Iterator[str]:
-    if not config.sparsity.exempt:
-        return
-    names = config.family.weight_names(config)
+    names = config.family.weight_names(config) if config.sparsity.exempt else []
     for pattern in config.sparsity.exempt:
         if not any(fnmatchcase(name, pattern) for name in names):
             yield f"sparsity.exempt: no weight is named {pattern!r}{hint(nearest(pattern, names))}"
 
 
-@_reads("sparsity.grow", "sparsity.new_moments")
+@reads("sparsity.grow", "sparsity.new_moments")
 def _moments_have_their_gradient(config: Config) -> Iterator[str]:
     if config.sparsity.grow == "random" and config.sparsity.new_moments == "gradient" and config.sparsity.update_every:
         yield (
@@ -72,7 +41,7 @@ def _moments_have_their_gradient(config: Config) -> Iterator[str]:
         )
 
 
-@_reads("train.optimizer", "sparsity.new_moments", "sparsity.update_every")
+@reads("train.optimizer", "sparsity.new_moments", "sparsity.update_every")
 def _a_second_moment_is_there(config: Config) -> Iterator[str]:
     if config.train.optimizer == "sgd" and config.sparsity.new_moments != "zero" and config.sparsity.update_every:
         yield (
@@ -81,13 +50,24 @@ def _a_second_moment_is_there(config: Config) -> Iterator[str]:
         )
 
 
-@_reads("train.optimizer", "train.momentum", "train.nesterov")
+@reads("train.optimizer", "train.momentum", "train.nesterov")
 def _nesterov_has_momentum(config: Config) -> Iterator[str]:
     if config.train.optimizer == "sgd" and config.train.nesterov and config.train.momentum == 0:
         yield "train.nesterov = true needs train.momentum above 0"
 
 
-@_reads("train.batch_size", "train.micro_batch_size", "parallel.tensor", "parallel.pipe", "parallel.trail")
+@reads("train.steps", "train.warmup_steps")
+def _warmup_fits(config: Config) -> Iterator[str]:
+    if config.train.warmup_steps > config.train.steps:
+        yield f"train.warmup_steps = {config.train.warmup_steps} must be at most train.steps = {config.train.steps}"
+
+
+_DEGREES = ("parallel.tensor", "parallel.pipe", "parallel.trail")
+BATCH_KEYS = ("train.batch_size", "train.micro_batch_size", *_DEGREES)
+"""What the number of micro-batches in a step follows from."""
+
+
+@reads(*BATCH_KEYS)
 def _batch_divides(config: Config) -> Iterator[str]:
     if config.world_size % config.model_degree:
         return  # there is no data degree; the layout's own rule says so
@@ -107,7 +87,104 @@ def _batch_divides(config: Config) -> Iterator[str]:
     yield message
 
 
-@_reads("train.steps", "train.warmup_steps")
-def _warmup_fits(config: Config) -> Iterator[str]:
-    if config.train.warmup_steps > config.train.steps:
-        yield f"train.warmup_steps = {config.train.warmup_steps} must be at most train.steps = {config.train.steps}"
+_MESH_KEYS = (
+    *_DEGREES,
+    "parallel.trunk",
+    "model.num_layers",
+    "sparsity.topology_shards",
+    "trails.count",
+    "trails.fork",
+    "train.micro_batch_size",
+    "train.precision",
+)
+
+
+def _mesh_fits(config: Config) -> Iterator[str]:
+    """Say what is wrong with the layout and, where there is one, the nearest that works."""
+    broken = list(_broken_by_mesh(config))
+    yield from broken
+    near = nearest_layout(config) if broken else None
+    if near:
+        data = config.world_size // (near.tensor * near.pipe * near.trail)
+        yield (
+            f"the nearest layout that works on {config.world_size} ranks: parallel.tensor = {near.tensor}, "
+            f"parallel.pipe = {near.pipe}, parallel.trail = {near.trail} (data degree {data})"
+        )
+
+
+def nearest_layout(config: Config) -> Parallel | None:
+    """The layout of as many ranks that keeps all rules and changes the degrees by the smallest factors, if any does."""
+    wanted, ranks = config.parallel, config.world_size
+
+    def distance(layout: Parallel) -> float:
+        pairs = ((layout.tensor, wanted.tensor), (layout.pipe, wanted.pipe), (layout.trail, wanted.trail))
+        return sum(abs(math.log(new / old)) for new, old in pairs)
+
+    layouts = (
+        replace(wanted, tensor=tensor, pipe=pipe, trail=trail)
+        for tensor, pipe, trail in product([number for number in range(1, ranks + 1) if ranks % number == 0], repeat=3)
+        if ranks % (tensor * pipe * trail) == 0
+    )
+    working = [layout for layout in layouts if is_possible(replace(config, parallel=layout))]
+    return min(working, key=distance, default=None)
+
+
+def is_possible(config: Config) -> bool:
+    """Say whether the model, the batch and the ZeRO stage can be dealt out to the ranks as the degrees say."""
+    batch, unit = config.train.batch_size, config.train.micro_batch_size * config.data_degree
+    return batch % unit == 0 and not any(_broken_by_mesh(config))
+
+
+def _broken_by_mesh(config: Config) -> Iterator[str]:
+    degrees, num_layers = config.parallel, config.model.num_layers
+    if config.world_size % config.model_degree:
+        yield (
+            f"parallel.tensor × pipe × trail = {degrees.tensor} × {degrees.pipe} × {degrees.trail} must divide "
+            f"the number of ranks, {config.world_size}"
+        )
+    shards = {"sparsity.topology_shards": config.sparsity.topology_shards}
+    for name, size in (config.family.divided_by_tensor(config) | shards).items():
+        if size % degrees.tensor:
+            yield f"parallel.tensor = {degrees.tensor} must divide {name} = {size}"
+    if config.trails.count % degrees.trail:
+        yield f"parallel.trail = {degrees.trail} must divide trails.count = {config.trails.count}"
+    if config.splits_trunk and config.train.micro_batch_size % degrees.trail:
+        size = config.train.micro_batch_size
+        near = nearest_numbers(size, lambda size: size % degrees.trail == 0)
+        yield (
+            f"parallel.trunk = 'split' deals a micro-batch out to the trail ranks: parallel.trail = {degrees.trail} "
+            f"must divide train.micro_batch_size = {size}; nearest: {near}"
+        )
+    if degrees.pipe > num_layers:
+        yield f"parallel.pipe = {degrees.pipe} must be at most model.num_layers = {num_layers}"
+    if degrees.pipe > 1 and config.zero_stage > 1:
+        yield (
+            f"parallel.pipe = {degrees.pipe} allows ZeRO stages 0 and 1 (a limit of DeepSpeed), not "
+            f"zero_optimization.stage = {config.zero_stage} of the DeepSpeed JSON"
+        )
+
+
+_RULES = (
+    _trails_fit,
+    _exempt_weights_exist,
+    _moments_have_their_gradient,
+    _a_second_moment_is_there,
+    _nesterov_has_momentum,
+    _warmup_fits,
+    _batch_divides,
+)
+
+
+def check(config: Config, wrong: set[str]) -> list[str]:
+    """Check the rules over several settings.
+
+    Args:
+        config: Settings which are right each for itself, DeepSpeed JSON resolved.
+        wrong: Keys that are not and have their defaults here; rules that read them are left out.
+
+    Returns:
+        One message for each thing that is wrong.
+    """
+    mesh = ((*_MESH_KEYS, *config.family.divided_by_tensor(config)), _mesh_fits)
+    rules = (*_RULES, mesh, *config.family.rules)
+    return [message for keys, rule in rules if not wrong.intersection(keys) for message in rule(config)]

@@ -33,7 +33,7 @@ class Llama(Family):
 
     def ignored(self, config):
         """See :meth:`Family.ignored`."""
-        return text.ignored(config)
+        return text.ignored_settings(config)
 
     def paths(self, config):
         """See :meth:`Family.paths`."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nt_dist.config.keys import IDENTITY, above, at_least, key, reads
+from nt_dist.config.keys import above, at_least, identity, reads
 from nt_dist.config.names import nearest_numbers
 from nt_dist.config.settings import Config
 from nt_dist.text import settings as text
@@ -13,18 +13,16 @@ from nt_dist.text import settings as text
 class Model:
     """The LLaMA that each trail is, from its embedding to its output matrix."""
 
-    family: str = key("llama", IDENTITY, "Kind of network.")
-    hidden_size: int = key(128, IDENTITY, "Width of the hidden states.", at_least(1))
-    ffn_size: int = key(352, IDENTITY, "Width inside the SwiGLU of a block.", at_least(1))
-    num_layers: int = key(
-        6, IDENTITY, "Blocks on the way from the embedding to one output, trunk and trail.", at_least(1)
-    )
-    num_attention_heads: int = key(4, IDENTITY, "Attention heads of a block.", at_least(1))
-    num_kv_heads: int = key(0, IDENTITY, "Key and value heads of a block; 0: as many as attention heads.", at_least(0))
-    vocab_size: int = key(2048, IDENTITY, "Pieces of the tokenizer.", at_least(2))
-    max_seq_len: int = key(128, IDENTITY, "Tokens of a sequence.", at_least(1))
-    norm_eps: float = key(1e-6, IDENTITY, "Added to the mean square in RMSNorm.", above(0))
-    rope_theta: float = key(10000.0, IDENTITY, "Base of the rotary position embedding.", above(0))
+    family: str = identity("llama", "Kind of network.")
+    hidden_size: int = identity(128, "Width of the hidden states.", at_least(1))
+    ffn_size: int = identity(352, "Width inside the SwiGLU of a block.", at_least(1))
+    num_layers: int = identity(6, "Blocks on the way from the embedding to one output, trunk and trail.", at_least(1))
+    num_attention_heads: int = identity(4, "Attention heads of a block.", at_least(1))
+    num_kv_heads: int = identity(0, "Key and value heads of a block; 0: as many as attention heads.", at_least(0))
+    vocab_size: int = identity(2048, "Pieces of the tokenizer.", at_least(2))
+    max_seq_len: int = identity(128, "Tokens of a sequence.", at_least(1))
+    norm_eps: float = identity(1e-6, "Added to the mean square in RMSNorm.", above(0))
+    rope_theta: float = identity(10000.0, "Base of the rotary position embedding.", above(0))
 
     @property
     def key_value_heads(self) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from nt_dist.config import Config
-from nt_dist.config.layouts import is_possible
+from nt_dist.config.rules import is_possible
 from nt_dist.config.settings import Parallel
 from nt_dist.planning.gpus import NODE, RESERVED, Gpu
 from nt_dist.planning.memory import RankMemory, fullest_stage

@@ -2,54 +2,40 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-from nt_dist.config.ignored import named
-from nt_dist.config.keys import FREE, SCHEDULE, Rule, at_least, key, one_of, reads
+from nt_dist.config.ignored import ignored
+from nt_dist.config.keys import NOT_EMPTY, Rule, at_least, free, reads, schedule
 from nt_dist.config.settings import Config
 
 _VALIDATION = Rule(
     "must be a path, or a share of the documents in (0, 1)",
     lambda value: value != "" if isinstance(value, str) else 0 < value < 1,
 )
-_NOT_EMPTY = Rule("must not be empty", lambda value: value != "")
 
 
 @dataclass(frozen=True)
 class Data:
     """The corpus and how it becomes sequences of tokens."""
 
-    source: str = key(
-        "stdlib",
-        SCHEDULE,
-        "stdlib (the running Python's own library), text, jsonl or parquet files, or hf (Hugging Face datasets).",
-        one_of("stdlib", "text", "jsonl", "parquet", "hf"),
+    source: Literal["stdlib", "text", "jsonl", "parquet", "hf"] = schedule(
+        "stdlib", "stdlib (this Python's own library), text, jsonl or parquet files, or hf (Hugging Face datasets)."
     )
-    path: str | tuple[str, ...] = key(
-        "", FREE, "Files, folders or patterns, one or a list; for hf the name of the dataset."
+    path: str | tuple[str, ...] = free("", "Files, folders or patterns, one or a list; for hf the name of the dataset.")
+    subset: str = schedule("", "For hf: the configuration of the dataset.")
+    text_key: str = schedule("text", "For jsonl, parquet and hf: the field that holds the text.", NOT_EMPTY)
+    validation: str | float = free(
+        0.02, "Path of the validation texts (for hf: name of a split), or a share of the documents.", _VALIDATION
     )
-    subset: str = key("", SCHEDULE, "For hf: the configuration of the dataset.")
-    text_key: str = key("text", SCHEDULE, "For jsonl, parquet and hf: the field that holds the text.", _NOT_EMPTY)
-    validation: str | float = key(
-        0.02,
-        FREE,
-        "Path of the validation texts (for hf: the name of a split), or a share of the documents.",
-        _VALIDATION,
+    tokenizer: str = free(
+        "auto", 'A sentencepiece .model, or "auto": trained on the corpus at model.vocab_size and kept.', NOT_EMPTY
     )
-    tokenizer: str = key(
-        "auto",
-        FREE,
-        'A sentencepiece .model, or "auto": trained on the corpus at model.vocab_size and kept.',
-        _NOT_EMPTY,
+    layout: Literal["packed", "rows"] = schedule(
+        "packed", "packed (documents one after the other, cut into windows) or rows (one document a row, padded)."
     )
-    layout: str = key(
-        "packed",
-        SCHEDULE,
-        "packed (documents one after the other, cut into windows) or rows (one document a row, padded).",
-        one_of("packed", "rows"),
-    )
-    num_workers: int = key(2, FREE, "Processes that tokenize and threads that load.", at_least(0))
-    prepared: str = key("", FREE, "Folder of the prepared files; empty: the folder data in run.dir.")
-    max_documents: int = key(0, SCHEDULE, "Read only so many documents; 0: all.", at_least(0))
+    num_workers: int = free(2, "Processes that tokenize and threads that load.", at_least(0))
+    prepared: str = free("", "Folder of the prepared files; empty: the folder data in run.dir.")
+    max_documents: int = schedule(0, "Read only so many documents; 0: all.", at_least(0))
 
 
 @reads("data.source", "data.path")
@@ -67,16 +53,15 @@ def _source_has_a_path(config: Config) -> Iterator[str]:
 RULES = (_source_has_a_path,)
 
 
-def ignored(config: Config) -> Iterator[str]:
+def ignored_settings(config: Config) -> Iterator[str]:
     """See :meth:`nt_dist.config.family.Family.ignored`."""
-    data = config.data
-    because = f"data.source = {data.source!r}"
-    if data.source == "stdlib":
-        yield from named(config, "data", ("path", "subset"), because)
-    elif data.source != "hf":
-        yield from named(config, "data", ("subset",), because)
-    if data.source == "text" or (data.source == "stdlib" and not isinstance(data.validation, str)):
-        yield from named(config, "data", ("text_key",), because)
+    source, because = config.data.source, f"data.source = {config.data.source!r}"
+    if source == "stdlib":
+        yield from ignored(config, because, "data.path")
+    if source != "hf":
+        yield from ignored(config, because, "data.subset")
+    if source == "text" or (source == "stdlib" and not isinstance(config.data.validation, str)):
+        yield from ignored(config, because, "data.text_key")
 
 
 def paths(config: Config) -> list[tuple[str, str]]:

@@ -2,9 +2,11 @@
 
 import pytest
 
-from nt_dist.config.deepspeed_keys import ALLOWED, ONLY, REFUSED
+from nt_dist.config.deepspeed_json import _TABLE, KEYS, ONLY
 from nt_dist.errors import ConfigError
 from nt_dist.families import make_config
+
+REFUSED = {dotted: reason for dotted, reason in KEYS.items() if isinstance(reason, str)}
 
 
 def resolved(json, world_size=1, **train):
@@ -183,17 +185,22 @@ def test_the_tables_know_every_key_of_this_deepspeed():
 
     zero = {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()}
     renamed = {"stage3_gather_fp16_weights_on_model_save"}  # a deprecated spelling, for which the new one is asked
-    refused = {dotted.partition(".")[2] for dotted in REFUSED if dotted.startswith("zero_optimization.")}
-    assert set(ALLOWED["zero_optimization"]) <= zero
-    assert zero - renamed <= set(ALLOWED["zero_optimization"]) | refused
-    assert set(ALLOWED["bf16"]) == set(DeepSpeedBF16Config.model_fields)
+    assert _below("zero_optimization") - _below("zero_optimization", REFUSED) <= zero
+    assert zero - renamed <= _below("zero_optimization")
+    assert _below("bf16") == set(DeepSpeedBF16Config.model_fields)
     removed = {*_REMOVED_TOP_LEVEL_CONFIG_KEYS, *(f"zero_optimization.{key}" for key in _REMOVED_ZERO_CONFIG_KEYS)}
     assert removed <= set(REFUSED)
 
 
+def _below(section, keys=KEYS):
+    return {dotted.removeprefix(f"{section}.") for dotted in keys if dotted.startswith(f"{section}.")}
+
+
 def test_no_key_is_both_allowed_and_refused():
-    allowed = set(ALLOWED) | {
-        f"{name}.{inner}" for name, kind in ALLOWED.items() if isinstance(kind, dict) for inner in kind
-    }
-    assert not allowed & set(REFUSED)
-    assert set(ONLY) <= allowed
+    assert len(KEYS) == sum(len(names.split()) for table in _TABLE.values() for names in table.values())
+    assert set(ONLY) <= set(KEYS) - set(REFUSED)
+
+
+def test_a_dot_in_a_name_leads_into_no_section():
+    (found,) = problems_of({"zero_optimization.stage": 2})
+    assert found.startswith("zero_optimization.stage is no setting of DeepSpeed's")

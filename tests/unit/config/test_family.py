@@ -7,7 +7,7 @@ import pytest
 from nt_dist.config import load
 from nt_dist.config.family import Family
 from nt_dist.config.help import help_text, markdown_table
-from nt_dist.config.keys import FREE, IDENTITY, at_least, key
+from nt_dist.config.keys import at_least, free, identity
 from nt_dist.errors import ConfigError
 from nt_dist.families import FAMILIES
 
@@ -16,16 +16,16 @@ from nt_dist.families import FAMILIES
 class Network:
     """A network of images."""
 
-    family: str = key("tiny", IDENTITY, "Kind of network.")
-    num_layers: int = key(8, IDENTITY, "Blocks.", at_least(1))
-    channels: int = key(16, IDENTITY, "Channels.", at_least(1))
+    family: str = identity("tiny", "Kind of network.")
+    num_layers: int = identity(8, "Blocks.", at_least(1))
+    channels: int = identity(16, "Channels.", at_least(1))
 
 
 @dataclass(frozen=True)
 class Images:
     """The images."""
 
-    folder: str = key("", FREE, "Where they are.")
+    folder: str = free("", "Where they are.")
 
 
 class Tiny(Family):

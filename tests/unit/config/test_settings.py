@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import replace
+from typing import Literal, get_args, get_origin
 
 import pytest
 
@@ -24,6 +25,8 @@ def test_every_key_has_a_usable_default_a_sentence_and_a_mark(name, entry):
     rule = setting.metadata["rule"]
     assert rule is None or rule.holds(setting.default)
     assert setting.metadata["doc"].endswith(".")
+    if get_origin(setting.type) is Literal:  # --help names the choices in the sentence alone
+        assert all(choice in setting.metadata["doc"] for choice in get_args(setting.type))
     assert setting.metadata["mark"] in (IDENTITY, SCHEDULE, FREE)
 
 
@@ -149,7 +152,7 @@ def test_overrides_of_no_type_are_refused(text, kind):
 def test_no_torch():
     """A mistake in a config ends before the seconds that torch takes."""
     code = (
-        "import sys, nt_dist.command_line, nt_dist.config, nt_dist.config.compare, nt_dist.config.help, "
+        "import sys, nt_dist.command_line, nt_dist.config, nt_dist.config.help, "
         "nt_dist.config.ignored, nt_dist.families; nt_dist.families.make_config({}); "
         "sys.exit(' '.join({'torch', 'deepspeed', 'numpy'} & set(sys.modules)) or 0)"
     )
