@@ -10,17 +10,18 @@ from nt_dist.errors import NTDistError, RunError
 
 
 @contextlib.contextmanager
-def replacing(path: Path, error: type[NTDistError] = RunError) -> Iterator[BinaryIO]:
+def replacing(path: Path, error: type[NTDistError] = RunError, make_folder: bool = True) -> Iterator[BinaryIO]:
     """Open a file that takes the place of ``path`` by one rename, and is on the disk, when the context ends.
 
-    Its folder is made where there is none. When the context fails, ``path`` stays as it was.
+    Its folder is made where there is none, or else must be there. When the context fails, ``path`` stays as it was.
 
     Raises:
         NTDistError: It cannot be written; of the kind ``error``.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             yield file
             file.flush()

@@ -21,17 +21,17 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return
+    from nt_dist.text.communicator import open_communicator
     from nt_dist.text.corpus import open_data
     from nt_dist.text.prepare import prepare_data
-    from nt_dist.text.workers import find_crew
 
-    with find_crew() as crew:
-        logging.basicConfig(level=logging.INFO if crew.rank == 0 else logging.WARNING, format="%(message)s")
+    with open_communicator() as communicator:
+        logging.basicConfig(level=logging.INFO if communicator.rank == 0 else logging.WARNING, format="%(message)s")
         path, ds_config, overrides = parse_command_line(sys.argv[1:])
         config = load_config(path, overrides, ds_config)
-        folder = prepare_data(config, crew)
-        crew.on_first(lambda: open_data(config, exchange=lambda work: str(folder)))
-        if crew.rank == 0:
+        folder = prepare_data(config, communicator)
+        communicator.on_first(lambda: open_data(config, exchange=lambda work: str(folder)))
+        if communicator.rank == 0:
             print(folder)
 
 

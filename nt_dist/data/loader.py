@@ -8,6 +8,7 @@ Steps that would read numbers which were left out begin behind them.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,43 +19,29 @@ from nt_dist.data.samples import Samples
 _STEPS_AHEAD = 2
 
 
+@dataclass(frozen=True)
 class StepLoader:
-    """The steps of one data rank, without end: each a list of micro-batches.
+    """The steps of one data rank, without end: each a list of micro-batches."""
 
-    Args:
-        samples: The training samples.
-        seed: ``train.seed``, which decides the order.
-        batch_size: Sequences in a global step.
-        micro_batch_size: Sequences in a micro-batch; times the data degree it divides batch_size.
-        data_rank: This rank's place on the data axis.
-        data_degree: Ranks on the data axis.
-        start: First global sample number: the samples consumed so far.
-        num_workers: Threads that read ahead; 0 reads when asked.
-        left_out: Ranges [first, end) of sample numbers, sorted, that no step reads.
-    """
+    samples: Samples
+    seed: int
+    """``train.seed``, which decides the order."""
+    batch_size: int
+    """Samples of a global step."""
+    micro_batch_size: int
+    """Samples of a micro-batch; times the data degree it divides batch_size."""
+    data_rank: int = 0
+    data_degree: int = 1
+    start: int = 0
+    """First global sample number: the samples consumed so far."""
+    num_workers: int = 0
+    """Threads that read ahead; 0 reads when asked."""
+    left_out: Sequence[tuple[int, int]] = ()
+    """Ranges [first, end) of sample numbers, sorted, that no step reads."""
 
-    def __init__(
-        self,
-        samples: Samples,
-        seed: int,
-        batch_size: int,
-        micro_batch_size: int,
-        data_rank: int = 0,
-        data_degree: int = 1,
-        start: int = 0,
-        num_workers: int = 0,
-        left_out: Sequence[tuple[int, int]] = (),
-    ):
-        assert batch_size % (micro_batch_size * data_degree) == 0 and 0 <= data_rank < data_degree
-        self.samples = samples
-        self.seed = seed
-        self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
-        self.data_rank = data_rank
-        self.data_degree = data_degree
-        self.start = start
-        self.num_workers = num_workers
-        self.left_out = tuple(left_out)
+    def __post_init__(self) -> None:
+        assert self.batch_size % (self.micro_batch_size * self.data_degree) == 0
+        assert 0 <= self.data_rank < self.data_degree
 
     def step(self, first: int) -> list[Batch]:
         """The micro-batches of the step whose first global sample number is ``first``."""
@@ -91,46 +78,34 @@ class StepLoader:
             first += self.batch_size
 
 
+@dataclass(frozen=True)
 class EvaluationBatches:
     """The first samples in their own order, as batches of one shape; every rank has equally many.
 
     Batch b of rank r of D holds the samples [(b·D + r)·B, (b·D + r)·B + B); what lies past the last one has weight 0.
-
-    Args:
-        samples: The validation samples.
-        micro_batch_size: B.
-        num_samples: How many of the first samples to use; 0, or more than there are: all.
-        data_rank: This rank's place on the data axis.
-        data_degree: D.
     """
 
-    def __init__(
-        self, samples: Samples, micro_batch_size: int, num_samples: int = 0, data_rank: int = 0, data_degree: int = 1
-    ):
-        assert 0 <= data_rank < data_degree
-        self.samples = samples
-        self.micro_batch_size = micro_batch_size
-        self.num_samples = min(num_samples or len(samples), len(samples))
-        self.data_rank = data_rank
-        self.data_degree = data_degree
+    samples: Samples
+    micro_batch_size: int
+    """B. It and the data degree do not change what is evaluated."""
+    num_samples: int
+    """How many of the first samples to use, ``run.eval_batches * train.batch_size``; 0, or more than there are: all."""
+    data_rank: int = 0
+    data_degree: int = 1
+    """D."""
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.data_rank < self.data_degree
+
+    @property
+    def _end(self) -> int:
+        return min(self.num_samples or len(self.samples), len(self.samples))
 
     def __len__(self) -> int:
-        return -(-self.num_samples // (self.micro_batch_size * self.data_degree))
+        return -(-self._end // (self.micro_batch_size * self.data_degree))
 
     def __getitem__(self, number: int) -> Batch:
         if not 0 <= number < len(self):
             raise IndexError(number)
         first = (number * self.data_degree + self.data_rank) * self.micro_batch_size
-        indices = range(first, min(first + self.micro_batch_size, self.num_samples))
-        return collate(self.samples, list(indices), self.micro_batch_size)
-
-
-def evaluation_batches(
-    samples: Samples, micro_batch_size: int, *, num_samples: int, data_rank: int = 0, data_degree: int = 1
-) -> EvaluationBatches:
-    """The batches of one evaluation on one data rank, read when asked for; see ``EvaluationBatches``.
-
-    ``num_samples`` is ``run.eval_batches * train.batch_size`` (0: all), so that micro-batch size and data degree do
-    not change what is evaluated.
-    """
-    return EvaluationBatches(samples, micro_batch_size, num_samples, data_rank, data_degree)
+        return collate(self.samples, range(first, min(first + self.micro_batch_size, self._end)), self.micro_batch_size)

@@ -39,11 +39,6 @@ def samples_at(seed: int, num_samples: int, numbers: np.ndarray) -> np.ndarray:
     return places.astype(np.int64)
 
 
-def sample_at(seed: int, num_samples: int, number: int) -> int:
-    """Which sample stands at one place of the endless sequence; see ``samples_at``."""
-    return int(samples_at(seed, num_samples, np.array([number]))[0])
-
-
 def first_of_step(start: int, size: int, left_out: Sequence[tuple[int, int]]) -> int:
     """Where the next step begins: the first number from ``start`` on whose ``size`` samples are none of those left out.
 

@@ -16,7 +16,7 @@ from nt_dist.checkpoint.find import find, verify
 from nt_dist.checkpoint.folder import locate
 from nt_dist.config import Config
 from nt_dist.config.family import Family
-from nt_dist.data.loader import evaluation_batches
+from nt_dist.data.loader import EvaluationBatches
 from nt_dist.errors import CheckpointError, DataError, RunError
 from nt_dist.evaluation.evaluate import evaluate, evaluate_fully
 from nt_dist.evaluation.report import evaluation_table, full_tables
@@ -168,7 +168,7 @@ def corruption(shift: str) -> tuple[str, float] | None:
 
 
 def _batches(samples: Sequence, num_samples: int, mesh: Mesh, config: Config) -> Iterable:
-    return evaluation_batches(
+    return EvaluationBatches(
         samples,
         config.train.micro_batch_size,
         num_samples=num_samples,

@@ -1,7 +1,7 @@
 """What training and evaluation open: the prepared texts as samples, prepared first where they are not there."""
 
+import contextlib
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 from nt_dist.config import Config
 from nt_dist.errors import DataError
 from nt_dist.text.indexed import IndexedTokens
-from nt_dist.text.prepare import FORMAT, RECORD, TOKENIZER, find_tokenizer, prepare_data, prepare_streams
-from nt_dist.text.samples import TextSamples, make_samples
+from nt_dist.text.prepare import FORMAT, RECORD, TOKENIZER, Record, find_tokenizer, prepare_data, prepare_streams
+from nt_dist.text.samples import LAYOUTS, TextSamples
 from nt_dist.text.sources import open_files, open_source
 from nt_dist.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -51,7 +51,6 @@ def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambd
 
     Raises:
         DataError: If something cannot be read, written or used, or prepared files are damaged.
-        ConfigError: For a data.path that its source cannot have.
     """
     folder = Path(exchange(lambda: str(prepare_data(config).resolve())))
     record, tokenizer = _open_folder(config, folder)
@@ -60,7 +59,7 @@ def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambd
         for name, samples in (("training", train), ("validation", validation)):
             counts = len(samples), samples.indexed.num_documents, samples.indexed.num_tokens
             _logger.info("%s: %s samples of %s documents, %s tokens", name, *(f"{count:,}" for count in counts))
-    return OpenData(train, validation, tokenizer, _digest(record))
+    return OpenData(train, validation, tokenizer, record.digest)
 
 
 def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work()) -> tuple[TextSamples, Tokenizer]:
@@ -78,8 +77,7 @@ def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work
     def prepare() -> str:
         kind = config.data.source if config.data.source in ("text", "jsonl", "parquet") else None
         texts = open_files("data", path, kind, config.data.text_key)
-        given = config.data.tokenizer != "auto"
-        tokenizer = find_tokenizer(config, texts if given else open_source(config.data))
+        tokenizer = find_tokenizer(config, open_source(config.data) if config.data.tokenizer == "auto" else texts)
         return str(prepare_streams(config, {"validation": texts}, None, tokenizer).resolve())
 
     folder = Path(exchange(prepare))
@@ -102,17 +100,21 @@ def run_tokenizer(
     Raises:
         DataError: It is not there, or the one that is given is another one.
     """
-    prepared = [path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}"))]
-    own = [path for path in prepared if _digest_at(path) == data_digest]
-    known = [identity.get("tokenizer_sha256"), *(json.loads(path.read_bytes())["tokenizer_sha256"] for path in own)]
+    vocab_size, where = config.model.vocab_size, ", ".join(map(str, folders))
+    own = {}
+    for path in (path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}"))):
+        with contextlib.suppress(OSError, ValueError):  # not whole
+            record = Record.model_validate_json(path.read_bytes())
+            own |= {path: record} if record.digest == data_digest else {}
+    known = [identity.get("tokenizer_sha256"), *(record.tokenizer_sha256 for record in own.values())]
     sha256 = next((each for each in known if isinstance(each, str)), None)  # older checkpoints have none
     if sha256 is None:
         raise DataError(
-            f"the run's prepared texts are in none of {', '.join(map(str, folders))}, and without them its "
-            "tokenizer cannot be told from another; give their folder with --prepared"
+            f"the run's prepared texts are in none of {where}, and without them its tokenizer cannot be told from "
+            "another; give their folder with --prepared"
         )
     if given is not None:
-        tokenizer = load_tokenizer(given, config.model.vocab_size, "--tokenizer")
+        tokenizer = load_tokenizer(given, vocab_size, "--tokenizer")
         if tokenizer.sha256 != sha256:
             raise DataError(f"--tokenizer {given}: SHA-256 {tokenizer.sha256} is not that of the run's own, {sha256}")
         return tokenizer
@@ -121,57 +123,38 @@ def run_tokenizer(
     places += [Path(config.data.tokenizer).expanduser()] if config.data.tokenizer != "auto" else []
     for place in places:
         if place.is_file() and hashlib.sha256(place.read_bytes()).hexdigest() == sha256:
-            return load_tokenizer(place, config.model.vocab_size)
+            return load_tokenizer(place, vocab_size)
     raise DataError(
-        f"the run's tokenizer (SHA-256 {sha256}) is neither in {', '.join(map(str, folders))} nor at "
-        f"data.tokenizer = {config.data.tokenizer!r}; give it with --tokenizer FILE"
+        f"the run's tokenizer (SHA-256 {sha256}) is neither in {where} nor at data.tokenizer = "
+        f"{config.data.tokenizer!r}; give it with --tokenizer FILE"
     )
 
 
-def _digest_at(path: Path) -> str | None:
-    """The digest of the training texts that a record is about; None if it is no whole record of some."""
-    try:
-        return _digest(json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _open_folder(config: Config, folder: Path) -> tuple[dict[str, Any], Tokenizer]:
+def _open_folder(config: Config, folder: Path) -> tuple[Record, Tokenizer]:
     """The record of a prepared folder and its tokenizer, checked."""
     path = folder / RECORD
     try:
-        record = json.loads(path.read_bytes())
-        form, files, sha256 = record["format"], record["files"], record["tokenizer_sha256"]
-        sizes = {name: entry["size"] for name, entry in files.items()}
-        [entry["sha256"] for entry in files.values()]
+        record = Record.model_validate_json(path.read_bytes())
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read: {error.strerror}; is it on a disk that every rank sees? (data.prepared)"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: is damaged; {_REMEDY}") from error
-    if form != FORMAT:
-        raise DataError(f"{path}: has format {form}, this version reads {FORMAT}; {_REMEDY}")
-    for name, size in sizes.items():
+    if record.format != FORMAT:
+        raise DataError(f"{path}: has format {record.format}, this version reads {FORMAT}; {_REMEDY}")
+    for name, entry in record.files.items():
         actual = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if actual != size:
+        if actual != entry.size:
             found = "is missing" if actual is None else f"has {actual} bytes"
-            raise DataError(f"{folder / name}: {found}, must have {size} by {RECORD}; {_REMEDY}")
+            raise DataError(f"{folder / name}: {found}, must have {entry.size} by {RECORD}; {_REMEDY}")
     tokenizer = load_tokenizer(folder / TOKENIZER, config.model.vocab_size)
-    if tokenizer.sha256 != sha256:
+    if tokenizer.sha256 != record.tokenizer_sha256:
         raise DataError(f"{folder / TOKENIZER}: is not the one the texts were prepared with; {_REMEDY}")
     return record, tokenizer
 
 
-def _samples(config: Config, folder: Path, record: dict[str, Any], name: str) -> TextSamples:
-    if f"{name}.bin" not in record["files"]:
+def _samples(config: Config, folder: Path, record: Record, name: str) -> TextSamples:
+    if f"{name}.bin" not in record.files:
         raise DataError(f"{folder / RECORD}: lists no {name}.bin; {_REMEDY}")
-    model = config.model
-    return make_samples(config.data.layout, IndexedTokens(folder / name), model.max_seq_len, model.vocab_size)
-
-
-def _digest(record: dict[str, Any]) -> str:
-    """One hash for what training reads."""
-    files = record["files"]
-    parts = files["train.bin"]["sha256"], files["train.idx"]["sha256"], record["tokenizer_sha256"]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return LAYOUTS[config.data.layout](IndexedTokens(folder / name), config.model.max_seq_len, config.model.vocab_size)

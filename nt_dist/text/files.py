@@ -3,24 +3,38 @@
 import bz2
 import codecs
 import glob
-import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from nt_dist.errors import DataError
 
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18  # bytes of a file; deflate makes at most a thousand times as many of them
+
+
+def _zstandard_decompressor() -> Any:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise DataError("reading .zst files needs the package zstandard (pip install zstandard)") from error
+    return zstandard.ZstdDecompressor().decompressobj()
+
+
+_DECOMPRESSORS = {
+    ".gz": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),  # 16: with gzip's header and checksum
+    ".bz2": bz2.BZ2Decompressor,
+    ".xz": lzma.LZMADecompressor,
+    ".zst": _zstandard_decompressor,
+}
+"""What reads one frame: an object with ``decompress(data)``, ``eof`` and ``unused_data``."""
 
 
 def plain_suffix(path: Path) -> str:
     """The suffix that tells a file's format, past that of its compression: ".jsonl" of "a.jsonl.gz"."""
-    return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix.lower()
+    return (path.with_suffix("") if path.suffix in _DECOMPRESSORS else path).suffix.lower()
 
 
 def expand(key: str, patterns: tuple[str, ...], suffixes: tuple[str, ...]) -> list[Path]:
@@ -39,13 +53,11 @@ def expand(key: str, patterns: tuple[str, ...], suffixes: tuple[str, ...]) -> li
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            inside = sorted(entry for entry in path.rglob("*") if not _is_hidden(entry.relative_to(path)))
-            files = [entry for entry in inside if not suffixes or plain_suffix(entry) in suffixes]
+            files = [file for file in sorted(path.rglob("*")) if not suffixes or plain_suffix(file) in suffixes]
+            files = [file for file in files if not any(name[0] == "." for name in file.relative_to(path).parts)]
             lacks = f"the folder holds no file{' ending in ' + ', '.join(suffixes) if suffixes else ''}"
         elif path.exists():
-            files, lacks = [path], ""
-            if not path.is_file():
-                raise DataError(f"{key} = {pattern!r}: must be a file, a folder or a pattern of files")
+            files, lacks = [path], "must be a file, a folder or a pattern of files"
         else:
             files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
             lacks = "no file matches" if glob.has_magic(pattern) else "no such file or folder"
@@ -56,116 +68,71 @@ def expand(key: str, patterns: tuple[str, ...], suffixes: tuple[str, ...]) -> li
     return list(dict.fromkeys(found))
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-@contextmanager
-def open_file(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
-    """Open a file, decompressed by its suffix.
-
-    Yields:
-        The stream, and a function that tells how many of the file's own bytes have been read.
+def read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
+    """The contents of a file, decompressed by its suffix, each block with the file's own bytes read so far.
 
     Raises:
-        DataError: If it cannot be opened, or is damaged or cut short; also while it is read in the ``with``.
+        DataError: If it cannot be read, is damaged or cut short, or is binary: holds a NUL byte, which no text does.
     """
     try:
-        with open(path, "rb") as raw, _decompressed(path, raw) as stream:
-            yield stream, raw.tell
-    except EOFError as error:
-        raise DataError(f"{path}: the compressed file is truncated") from error
-    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, _ZstandardError) as error:
-        raise DataError(f"{path}: is no {path.suffix} file, or is damaged: {error}") from error
+        with open(path, "rb") as file:
+            blocks: Iterable[bytes] = iter(lambda: file.read(_BLOCK), b"")
+            for block in _decompress(path, blocks) if path.suffix in _DECOMPRESSORS else blocks:
+                if b"\0" in block:
+                    raise DataError(f"{path}: holds a NUL byte: it is binary, not text")
+                yield block, file.tell()
     except OSError as error:
-        if error.strerror is None:  # how bz2 says that the data is wrong
-            raise DataError(f"{path}: is no {path.suffix} file, or is damaged: {error}") from error
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _decompressed(path: Path, raw: BinaryIO) -> BinaryIO:
-    match path.suffix:
-        case ".gz":
-            return gzip.GzipFile(fileobj=raw)
-        case ".bz2":
-            return bz2.BZ2File(raw)
-        case ".xz":
-            return lzma.LZMAFile(raw)
-        case ".zst":
-            return io.BufferedReader(_ZstandardFile(path, raw), _BLOCK)
-    return raw
+def _decompress(path: Path, blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The contents of frames that follow each other, as tools that append leave them; zeros between them are padding.
 
-
-class _ZstandardError(Exception):
-    """Wrong bytes in a .zst file."""
-
-
-class _ZstandardFile(io.RawIOBase):
-    """A .zst file of one or more frames; the package's own reader takes a truncated file for a whole one."""
-
-    def __init__(self, path: Path, raw: BinaryIO):
-        try:
-            import zstandard
-        except ImportError as error:
-            raise DataError(
-                f"{path}: reading .zst files needs the package zstandard (pip install zstandard)"
-            ) from error
-        self._raw = raw
-        self._error = zstandard.ZstdError
-        self._new = zstandard.ZstdDecompressor().decompressobj
-        self._frame = self._new()
-        self._fed = False  # whether the present frame has begun
-        self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        while not self._ready:
-            data = self._raw.read(_BLOCK)
-            if not data:
-                if self._fed:
-                    raise EOFError
-                return 0
-            self._ready = b"".join(self._frames(data))
-        count = min(len(buffer), len(self._ready))
-        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
-        return count
-
-    def _frames(self, data: bytes) -> Iterator[bytes]:
-        while data:
+    By frames, because the readers of whole files take a truncated one for a whole one (zstandard's), or what follows
+    a frame for nothing (bz2's and lzma's).
+    """
+    frame = None
+    for data in blocks:
+        while data := data if frame else data.lstrip(b"\0"):
             try:
-                yield self._frame.decompress(data)
-            except self._error as error:
-                raise _ZstandardError(str(error)) from error
-            self._fed = not self._frame.eof
-            data = self._frame.unused_data
-            if self._frame.eof:
-                self._frame = self._new()
+                frame = frame or _DECOMPRESSORS[path.suffix]()
+                yield frame.decompress(data)
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from error
+            except Exception as error:  # each library has its own, zstandard's with no class in common
+                raise DataError(f"{path}: is no {path.suffix} file, or is damaged: {error}") from error
+            data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame:
+        raise DataError(f"{path}: the compressed file is truncated")
+
+
+def read_lines(path: Path) -> Iterator[tuple[bytes, int]]:
+    """The lines of a file, each with its line end and the file's bytes read so far.
+
+    Raises:
+        DataError: As ``read_blocks`` does.
+    """
+    line: list[bytes] = []  # joined at its end only: a line of many blocks is not copied with each of them
+    position = 0
+    for block, position in read_blocks(path):
+        for part in io.BytesIO(block):
+            line.append(part)
+            if part.endswith(b"\n"):
+                yield b"".join(line), position
+                line = []
+    yield b"".join(line), position
 
 
 def read_text(path: Path) -> Iterator[tuple[str, int]]:
     """The text of a UTF-8 file, line ends as they are, in blocks, each with the file's bytes read so far.
 
     Raises:
-        DataError: If the file is binary (holds a NUL byte or is not UTF-8) or cannot be read.
+        DataError: As ``read_blocks`` does, or if it is not UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    with open_file(path) as (stream, position):
-        while data := stream.read(_BLOCK):
-            refuse_binary(path, data)
-            yield _decode(path, decoder, data, final=False), position()
-        yield _decode(path, decoder, b"", final=True), position()
-
-
-def refuse_binary(path: Path, data: bytes) -> None:
-    """Raise DataError if there is a NUL byte, which no text holds."""
-    if b"\0" in data:
-        raise DataError(f"{path}: holds a NUL byte: it is binary, not text")
-
-
-def _decode(path: Path, decoder: codecs.IncrementalDecoder, data: bytes, final: bool) -> str:
     try:
-        return decoder.decode(data, final)
+        for block, position in read_blocks(path):
+            yield decoder.decode(block), position
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text: {error.reason}") from error

@@ -3,7 +3,7 @@
     <folder>/tokenizer-<key>.model     of data.tokenizer = "auto"
     <folder>/<key>/                    prepared data, renamed to this name when whole:
         train.bin train.idx validation.bin validation.idx tokenizer.model prepared.json
-    <folder>/<key>.partial/            parts on the way there
+    <folder>/<key>.partial/            chunks on the way there
 
 A key is a hash of all that decides the contents, so data of other texts or another tokenizer is other data, never data
 to be overwritten; sequence length, layout and everything about training do not matter to it.
@@ -18,26 +18,55 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from nt_dist.config import Config
 from nt_dist.errors import DataError
 from nt_dist.files import sync_folder, write_whole
 from nt_dist.progress import ProgressBar
-from nt_dist.text.chunks import Chunk, cut_into_chunks, part_size, read_part, tokenize
-from nt_dist.text.indexed import IndexedWriter
+from nt_dist.text.chunks import chunk_size, cut_into_chunks, read_chunk, read_hashes, tokenize
+from nt_dist.text.communicator import Communicator
+from nt_dist.text.indexed import write_indexed
 from nt_dist.text.sources import Source, open_source
 from nt_dist.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from nt_dist.text.workers import Crew
 
 FORMAT = 1
 RECORD = "prepared.json"
 TOKENIZER = "tokenizer.model"
 _WHOLE = "whole"
+_ALONE = Communicator()
 _logger = logging.getLogger(__name__)
+
+
+class FileEntry(BaseModel):
+    """A prepared file."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+class Record(BaseModel):
+    """What prepared.json holds."""
+
+    format: int
+    vocab_size: int
+    tokenizer_sha256: str
+    documents: dict[str, int]
+    tokens: dict[str, int]
+    files: dict[str, FileEntry]
+
+    @property
+    def digest(self) -> str:
+        """One hash for what training reads."""
+        read = [self.files[name].sha256 for name in ("train.bin", "train.idx") if name in self.files]
+        parts = [*read, self.tokenizer_sha256]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def prepared_folder(config: Config) -> Path:
@@ -45,42 +74,34 @@ def prepared_folder(config: Config) -> Path:
     return Path(config.data.prepared).expanduser() if config.data.prepared else Path(config.run.dir) / "data"
 
 
-def prepare_data(config: Config, crew: Crew | None = None) -> Path:
+def prepare_data(config: Config, communicator: Communicator = _ALONE) -> Path:
     """Prepare the tokenizer and the texts of training and validation, as far as they are not there yet.
 
     Args:
         config: The settings.
-        crew: The processes that share the work; all call this. They must see the same files.
+        communicator: The processes that share the work; all call this. They must see the same files.
 
     Returns:
         The folder that holds them.
 
     Raises:
         DataError: For input that cannot be used, or files that cannot be written.
-        ConfigError: For a data.path that its source cannot have.
     """
-    data, crew = config.data, crew or Crew()
-    by_path = isinstance(data.validation, str)
-
-    def open_streams() -> dict[str, Source]:
-        train = open_source(data)
-        return {"train": train, "validation": open_source(data, "validation")} if by_path else {"train": train}
-
-    streams = crew.agree(open_streams)
-    tokenizer = find_tokenizer(config, streams["train"], crew)
-    return prepare_streams(config, streams, None if by_path else data.validation, tokenizer, crew)
+    data = config.data
+    fraction = None if isinstance(data.validation, str) else data.validation
+    names = ("train", "validation") if fraction is None else ("train",)
+    streams = communicator.agree(lambda: {name: open_source(data, name) for name in names})
+    tokenizer = find_tokenizer(config, streams["train"], communicator)
+    return prepare_streams(config, streams, fraction, tokenizer, communicator)
 
 
-def find_tokenizer(config: Config, source: Source, crew: Crew | None = None) -> Tokenizer:
+def find_tokenizer(config: Config, source: Source, communicator: Communicator = _ALONE) -> Tokenizer:
     """The tokenizer of ``data.tokenizer``; an "auto" one is trained on the source when it is not there yet.
 
     Raises:
         DataError: If it cannot be used, or not be trained or written.
     """
-    data, vocab_size, crew = config.data, config.model.vocab_size, crew or Crew()
-    if data.tokenizer != "auto":
-        return crew.agree(lambda: load_tokenizer(data.tokenizer, vocab_size))
-    folder = prepared_folder(config)
+    data, vocab_size, folder = config.data, config.model.vocab_size, prepared_folder(config)
 
     def train() -> Path:
         key = _key(["tokenizer", FORMAT, source.identity, vocab_size, data.max_documents])
@@ -93,95 +114,79 @@ def find_tokenizer(config: Config, source: Source, crew: Crew | None = None) -> 
                     write_whole(path, train_tokenizer(source, vocab_size, data.max_documents), DataError)
         return path
 
-    path = crew.on_first(train)
-    return crew.agree(lambda: load_tokenizer(path, vocab_size))
+    path = communicator.on_first(train) if data.tokenizer == "auto" else data.tokenizer
+    return communicator.agree(lambda: load_tokenizer(path, vocab_size))
 
 
 def prepare_streams(
-    config: Config, streams: dict[str, Source], fraction: float | None, tokenizer: Tokenizer, crew: Crew | None = None
+    config: Config,
+    streams: dict[str, Source],
+    fraction: float | None,
+    tokenizer: Tokenizer,
+    communicator: Communicator = _ALONE,
 ) -> Path:
-    """Prepare the texts of some streams, as far as they are not there yet.
+    """Prepare the texts of some streams, as far as they are not there yet; see :func:`prepare_data`.
 
     Args:
         config: The settings.
         streams: Texts by the name of the files to make; ``data.max_documents`` holds for "train".
         fraction: Share of the documents of "train" that becomes "validation"; None: none.
         tokenizer: Makes the tokens.
-        crew: The processes that share the work.
-
-    Returns:
-        The folder that holds the files.
-
-    Raises:
-        DataError: For input that cannot be used, or files that cannot be written.
+        communicator: The processes that share the work.
     """
-    crew = crew or Crew()
-    identities = crew.agree(lambda: {name: source.identity for name, source in streams.items()})
-    made_from = [FORMAT, identities, fraction, config.data.max_documents, tokenizer.sha256]
+    on_first = communicator.on_first
+    identities = communicator.agree(lambda: {name: source.identity for name, source in streams.items()})
     folder = prepared_folder(config)
-    final = folder / _key(made_from)
-    if crew.on_first(final.exists):
+    final = folder / _key([FORMAT, identities, fraction, config.data.max_documents, tokenizer.sha256])
+    if on_first(final.exists):
         return final
-    crew.on_first(lambda: _check(streams))
-    partial = final.with_suffix(".partial")
+    on_first(lambda: [source.check() for source in streams.values()])
+    parts = final.with_suffix(".partial")
     with ExitStack() as stack:
-        crew.on_first(lambda: stack.enter_context(_writing(folder)))
-        if crew.on_first(final.exists):  # another process may have made it while this one waited
+        on_first(lambda: stack.enter_context(_writing(folder)))
+        if on_first(final.exists):  # another process may have made it while this one waited
             return final
         try:
-            parts = {}
+            chunks = {}
             for name in reversed(streams):  # validation first: it is small, and as likely to be wrong
-                made = crew.agree(lambda name=name: _make_parts(config, name, streams[name], partial, tokenizer, crew))
-                parts[name] = sorted(itertools.chain.from_iterable(crew.gather(made)))
-            crew.on_first(lambda: _merge(partial, final, parts, fraction, tokenizer))
+                work = partial(_tokenize_stream, config, name, streams[name], parts, tokenizer, communicator)
+                made = communicator.agree(work)
+                chunks[name] = [parts / f"{chunk}.npz" for chunk in sorted(itertools.chain(*communicator.gather(made)))]
+            on_first(lambda: _join(parts, final, chunks, fraction, tokenizer))
         except DataError:
-            if crew.rank == 0:
-                shutil.rmtree(partial / _WHOLE, ignore_errors=True)
-                if not any(partial.glob("*.npz")):  # nothing to go on from
-                    shutil.rmtree(partial, ignore_errors=True)
+            if communicator.rank == 0:
+                shutil.rmtree(parts / _WHOLE, ignore_errors=True)
+                if not any(parts.glob("*.npz")):  # nothing to go on from
+                    shutil.rmtree(parts, ignore_errors=True)
             raise
     return final
 
 
-def _check(streams: dict[str, Source]) -> None:
-    for source in streams.values():
-        source.check()
-
-
-def _make_parts(
-    config: Config, name: str, source: Source, partial: Path, tokenizer: Tokenizer, crew: Crew
+def _tokenize_stream(
+    config: Config, name: str, source: Source, folder: Path, tokenizer: Tokenizer, communicator: Communicator
 ) -> list[str]:
-    """This rank's parts of a stream; returns their names."""
-    with _os_errors(partial):
-        partial.mkdir(parents=True, exist_ok=True)
+    """Make this rank's chunks of a stream; returns their names."""
+    with _os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     total = sum(unit.size for unit in source.units)
-    processes = config.data.num_workers if not total or total > part_size(source) else 0  # one part needs no helpers
-    chunks = cut_into_chunks(source, name, config.data.max_documents if name == "train" else 0, crew)
-    documents = characters = 0
-    title = f"preparing {name} texts" + (f" (rank {crew.rank})" if crew.size > 1 else "")
+    processes = config.data.num_workers if not total or total > chunk_size(source) else 0  # one chunk needs no helpers
+    chunks = cut_into_chunks(source, name, config.data.max_documents if name == "train" else 0, communicator)
+    names, documents, characters = [], 0, 0
+    title = f"preparing {name} texts" + (f" (rank {communicator.rank})" if communicator.size > 1 else "")
     with ProgressBar(total, title=title, counts=False) as progress:
-
-        def report(chunk: Chunk) -> None:
-            nonlocal documents, characters
+        for chunk in tokenize(chunks, folder, tokenizer, processes):
+            names.append(chunk.name)
             documents += len(chunk.texts)
             characters += sum(map(len, chunk.texts))
             progress.update(chunk.position, f"{documents:,} documents, {characters / 1e6:,.1f} M characters")
-
-        return tokenize(chunks, partial, tokenizer, processes, report)
+    return names
 
 
 def choose_validation(hashes: np.ndarray, fraction: float) -> np.ndarray:
     """Which documents are held out: the round(fraction * documents) with the smallest hashes, at least one.
 
     A choice by content: it does not change with the order of files, and copies of one text fall on the same side (but
-    for those at the very border).
-
-    Args:
-        hashes: Of all documents. [documents]
-        fraction: ``data.validation``.
-
-    Returns:
-        True for each document held out. [documents]
+    for those at the very border). True for each that is. [documents] -> [documents]
 
     Raises:
         DataError: If there are fewer than two documents.
@@ -197,52 +202,46 @@ def choose_validation(hashes: np.ndarray, fraction: float) -> np.ndarray:
     return held_out
 
 
-def _merge(
-    partial: Path, final: Path, parts: dict[str, list[str]], fraction: float | None, tokenizer: Tokenizer
+def _join(
+    parts: Path, final: Path, chunks: dict[str, list[Path]], fraction: float | None, tokenizer: Tokenizer
 ) -> None:
-    """Join parts into the prepared files and give their folder its name."""
-    whole = partial / _WHOLE
-    outputs = list(parts) if fraction is None else ["train", "validation"]
-    with _os_errors(final), ExitStack() as stack:
+    """Join the chunks of each stream into the prepared files and give their folder its name."""
+    whole, vocab_size = parts / _WHOLE, tokenizer.vocab_size
+    streams = {name: _documents(paths) for name, paths in chunks.items()}
+    if fraction is not None:
+        paths = chunks["train"]
+        held_out = choose_validation(np.concatenate([read_hashes(path) for path in paths] or [[]]), fraction)
+        streams = {"train": _documents(paths, ~held_out), "validation": _documents(paths, held_out)}
+    with _os_errors(final):
         shutil.rmtree(whole, ignore_errors=True)
         whole.mkdir()
-        writers = {name: IndexedWriter(whole / name, tokenizer.vocab_size) for name in outputs}
-        for writer in writers.values():
-            stack.callback(writer.abandon)
-        for stream, names in parts.items():
-            paths = [partial / f"{name}.npz" for name in names]
-            if fraction is None:
-                for path in paths:
-                    part = read_part(path)
-                    writers[stream].add(part.tokens, part.lengths)
-            else:
-                _split(paths, fraction, writers["train"], writers["validation"])
-        documents = {name: writer.num_documents for name, writer in writers.items()}
-        tokens = {name: writer.num_tokens for name, writer in writers.items()}
-        files = {}
-        for writer in writers.values():
-            files |= writer.close()
+        written = {name: write_indexed(whole / name, vocab_size, stream) for name, stream in streams.items()}
+        record = Record(
+            format=FORMAT,
+            vocab_size=vocab_size,
+            tokenizer_sha256=tokenizer.sha256,
+            documents={name: stream.documents for name, stream in written.items()},
+            tokens={name: stream.tokens for name, stream in written.items()},
+            files={name: entry for stream in written.values() for name, entry in stream.files.items()},
+        )
         write_whole(whole / TOKENIZER, tokenizer.data, DataError)
-        record = {"format": FORMAT, "vocab_size": tokenizer.vocab_size, "tokenizer_sha256": tokenizer.sha256}
-        record |= {"documents": documents, "tokens": tokens, "files": files}
-        write_whole(whole / RECORD, json.dumps(record, indent=1), DataError)
+        write_whole(whole / RECORD, record.model_dump_json(indent=1), DataError)
         os.rename(whole, final)
         sync_folder(final.parent)
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(parts, ignore_errors=True)
 
 
-def _split(paths: list[Path], fraction: float, train: IndexedWriter, validation: IndexedWriter) -> None:
-    """Share the documents of parts out between training and validation, each in their order."""
-    hashes = [read_part(path).hashes for path in paths]
-    held_out = choose_validation(np.concatenate(hashes) if hashes else np.zeros(0, dtype="<u8"), fraction)
+def _documents(paths: list[Path], kept: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The documents of chunks, or those that are kept: tokens and lengths, a chunk at a time. [documents of all]"""
     first = 0
     for path in paths:
-        part = read_part(path)
-        out = held_out[first : first + len(part.lengths)]  # [documents]
-        out_tokens = np.repeat(out, part.lengths)  # [tokens]
-        train.add(part.tokens[~out_tokens], part.lengths[~out])
-        validation.add(part.tokens[out_tokens], part.lengths[out])
-        first += len(part.lengths)
+        tokens, lengths, _ = read_chunk(path)
+        if kept is None:
+            yield tokens, lengths
+            continue
+        here = kept[first : first + len(lengths)]
+        first += len(lengths)
+        yield tokens[np.repeat(here, lengths)], lengths[here]
 
 
 def _key(value: Any) -> str:
@@ -262,7 +261,7 @@ def _writing(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             _logger.info("%s: another process is preparing data here; waiting for it", folder)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems have no locks; parts and renames are still whole
+        except OSError as error:  # some network file systems have no locks; chunks and renames are still whole
             _logger.warning(
                 "%s: cannot be locked (%s): start no second run here before this one", folder, error.strerror
             )

@@ -13,7 +13,7 @@ from nt_dist.text.indexed import IndexedTokens
 
 
 class TextSamples(ABC):
-    """Samples of text by number (:class:`nt_dist.data.batch.Samples`); see the two layouts below.
+    """Samples of text by number (:class:`nt_dist.data.samples.Samples`); see the two layouts below.
 
     Args:
         indexed: The prepared documents.
@@ -31,34 +31,38 @@ class TextSamples(ABC):
         """Samples there are."""
 
     @abstractmethod
-    def sample(self, index: int) -> Sample:
-        """Read one sample.
+    def _read(self, index: int) -> np.ndarray:
+        """Up to S + 1 tokens, the caller's own, int64."""
+
+    def tokens(self, index: int) -> np.ndarray:
+        """The real tokens of one sample, int64. [<= S + 1]
 
         Raises:
             DataError: If the file cannot be read or holds a token outside the vocabulary.
         """
-
-    def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.sample(index)
-
-    def blank(self) -> Sample:
-        """A sample of padding alone."""
-        return self._split(np.empty(0, dtype=np.int64))
-
-    def _split(self, tokens: np.ndarray) -> Sample:
-        """Shift up to S + 1 tokens against themselves, padding with tokens 0 of weight 0. [<= S + 1]"""
-        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
+        tokens = self._read(index)
+        if not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
             raise DataError(
                 f"{self.indexed.bin_path}: holds token {tokens.max()}, model.vocab_size is {self.vocab_size}; "
                 "the file is damaged: remove its folder and prepare again"
             )
-        real = max(len(tokens) - 1, 0)
+        return tokens
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._sample(self.tokens(index))
+
+    def blank(self) -> Sample:
+        """A sample of padding alone."""
+        return self._sample(np.empty(0, dtype=np.int64))
+
+    def _sample(self, tokens: np.ndarray) -> Sample:
+        """Shift tokens against themselves, padded with tokens 0 of weight 0. [<= S + 1]"""
         padded = np.zeros(self.sequence_length + 1, dtype=np.int64)
         padded[: len(tokens)] = tokens
         weights = np.zeros(self.sequence_length, dtype=np.float32)
-        weights[:real] = 1
+        weights[: max(len(tokens) - 1, 0)] = 1
         return Sample(padded[:-1], padded[1:], weights)
 
 
@@ -80,8 +84,8 @@ class PackedSamples(TextSamples):
     def __len__(self) -> int:
         return (self.indexed.num_tokens - 1) // self.sequence_length
 
-    def sample(self, index: int) -> Sample:
-        return self._split(self.indexed.tokens(index * self.sequence_length, self.sequence_length + 1))
+    def _read(self, index: int) -> np.ndarray:
+        return self.indexed.tokens(index * self.sequence_length, self.sequence_length + 1)
 
 
 class RowSamples(TextSamples):
@@ -90,11 +94,9 @@ class RowSamples(TextSamples):
     def __len__(self) -> int:
         return self.indexed.num_documents
 
-    def sample(self, index: int) -> Sample:
-        return self._split(self.indexed.document(index, self.sequence_length + 1))
+    def _read(self, index: int) -> np.ndarray:
+        return self.indexed.document(index, self.sequence_length + 1)
 
 
-def make_samples(layout: str, indexed: IndexedTokens, sequence_length: int, vocab_size: int) -> TextSamples:
-    """Samples in ``data.layout`` "packed" or "rows"."""
-    kind = {"packed": PackedSamples, "rows": RowSamples}[layout]
-    return kind(indexed, sequence_length, vocab_size)
+LAYOUTS = {"packed": PackedSamples, "rows": RowSamples}
+"""By ``data.layout``."""

@@ -4,6 +4,8 @@ A source is a list of units (files; for a streamed data set, its shards), each r
 random and nothing is kept between documents, so that preparing can stop and go on anywhere.
 """
 
+import codecs
+import itertools
 import json
 import os
 import sysconfig
@@ -12,16 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nt_dist.errors import ConfigError, DataError
-from nt_dist.text.files import expand, open_file, plain_suffix, read_text, refuse_binary
+from nt_dist.errors import DataError
+from nt_dist.text.files import expand, plain_suffix, read_lines, read_text
 from nt_dist.text.settings import Data
 
 # A lone text file, read as one document, would leave nothing to validate on. No document is longer than the second:
 # a tokenizer takes many times a text's size.
-_PIECE_OF_LONE_FILE = 1 << 16
+_DOCUMENT_OF_LONE_FILE = 1 << 16
 _LONGEST_DOCUMENT = 1 << 24
 _NO_TEXT_IN_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-_SUFFIXES = {"text": (), "jsonl": (".jsonl", ".json", ".ndjson"), "parquet": (".parquet",)}
 
 
 class Unit(NamedTuple):
@@ -45,16 +46,10 @@ class Source:
 
     most_sampled = 4096
     """Units that are opened, at most, where a sample of the texts will do."""
-
-    @property
-    def units(self) -> list[Unit]:
-        """Its parts, in order."""
-        raise NotImplementedError
-
-    @property
-    def identity(self) -> list[Any]:
-        """What must be the same for two readings to give the same documents; plain values."""
-        raise NotImplementedError
+    units: list[Unit]
+    """Its parts, in order."""
+    identity: list[Any]
+    """What must be the same for two readings to give the same documents; plain values."""
 
     def documents(self, unit: int) -> Iterator[Document]:
         """The texts of one unit, none of them blank.
@@ -88,35 +83,36 @@ class FileSource(Source):
 
     @cached_property
     def units(self) -> list[Unit]:
-        return [Unit(str(file), self._stat(file).st_size) for file in self.files]
+        return [Unit(str(file), _stat(file).st_size) for file in self.files]
 
     @cached_property
     def identity(self) -> list[Any]:
-        stats = [(file, self._stat(file)) for file in self.files]
-        return [
-            type(self).__name__,
-            self.text_key,
-            *((file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats),
-        ]
-
-    @staticmethod
-    def _stat(file: Path):
-        try:
-            return file.stat()
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+        stats = [(file.name, (stat := _stat(file)).st_size, stat.st_mtime_ns) for file in self.files]
+        return [type(self).__name__, self.text_key, *stats]
 
     def documents(self, unit: int) -> Iterator[Document]:
-        empty = True
+        is_empty = True
         for document in self._texts(self.files[unit]):
             if document.text.strip():
                 yield document
-                empty = False
-        if empty:
-            raise DataError(f"{self.files[unit]}: is empty: it holds no text")
+                is_empty = False
+        if is_empty:
+            raise _empty(self.files[unit])
 
     def _texts(self, file: Path) -> Iterator[Document]:
+        """Its texts, blank ones too."""
         raise NotImplementedError
+
+
+def _stat(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def _empty(file: Path) -> DataError:
+    return DataError(f"{file}: is empty: it holds no text")
 
 
 class TextSource(FileSource):
@@ -124,41 +120,37 @@ class TextSource(FileSource):
 
     @property
     def _longest(self) -> int:
-        return _PIECE_OF_LONE_FILE if len(self.files) == 1 else _LONGEST_DOCUMENT
+        return _DOCUMENT_OF_LONE_FILE if len(self.files) == 1 else _LONGEST_DOCUMENT
 
     def check(self) -> None:
         for file in self.files:
-            for text, _ in read_text(file):
-                if text.strip():
-                    break
-            else:
-                raise DataError(f"{file}: is empty: it holds no text")
+            if not any(text.strip() for text, _ in read_text(file)):
+                raise _empty(file)
 
     def _texts(self, file: Path) -> Iterator[Document]:
-        text, position = "", 0
-        for block, position in read_text(file):
+        text, read = "", 0
+        for block, read in read_text(file):
             text += block
             while len(text) > self._longest:
                 cut = text.rfind("\n", 0, self._longest) + 1 or self._longest
-                yield Document(text[:cut], position)
+                yield Document(text[:cut], read)
                 text = text[cut:]
-        yield Document(text, position)
+        yield Document(text, read)
 
 
 class StdlibSource(TextSource):
     """The Python source of the running interpreter's standard library, without its tests. A file is a document."""
 
+    _longest = _LONGEST_DOCUMENT
+
     def __init__(self) -> None:
-        self.root = Path(sysconfig.get_paths()["stdlib"])
-        files = []
-        for folder, inside, names in os.walk(self.root):
+        root, files = sysconfig.get_paths()["stdlib"], []
+        for folder, inside, names in os.walk(root):
             inside[:] = set(inside) - _NO_TEXT_IN_FOLDERS  # not entered: installed packages are many
             files += [Path(folder, name) for name in names if name.endswith(".py")]
         if not files:
-            raise DataError(f"data.source = 'stdlib': {self.root} holds no .py file; use data.source = 'text'")
+            raise DataError(f"data.source = 'stdlib': {root} holds no .py file; use data.source = 'text'")
         super().__init__(sorted(files), "")
-
-    _longest = _LONGEST_DOCUMENT
 
     def check(self) -> None:
         """Nothing: files that are no text are passed over."""
@@ -174,27 +166,23 @@ class JsonLinesSource(FileSource):
     """One JSON object a line, its text under ``data.text_key``; blank lines and blank texts are passed over."""
 
     def _texts(self, file: Path) -> Iterator[Document]:
-        with open_file(file) as (stream, position):
-            for number, line in enumerate(stream, start=1):
-                refuse_binary(file, line)
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    yield Document(
-                        _field(_parse(line, file, number), self.text_key, f"{file}, line {number}"), position()
-                    )
+        for number, (line, read) in enumerate(read_lines(file), start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if line.strip():
+                where = f"{file}, line {number}"
+                yield Document(_field(_parse(line, where), self.text_key, where), read)
 
 
-def _parse(line: bytes, file: Path, number: int) -> Any:
+def _parse(line: bytes, where: str) -> Any:
     try:
         return json.loads(line)
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}, line {number}: is not UTF-8 text: {error.reason}") from error
+        raise DataError(f"{where}: is not UTF-8 text: {error.reason}") from error
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{file}, line {number}: is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
-        ) from error
+        what = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+        raise DataError(f"{where}: is not JSON: {what}") from error
     except RecursionError as error:
-        raise DataError(f"{file}, line {number}: is not JSON that can be read: nested too deeply") from error
+        raise DataError(f"{where}: is not JSON that can be read: nested too deeply") from error
 
 
 def _field(record: Any, key: str, where: str) -> str:
@@ -215,22 +203,20 @@ class ParquetSource(FileSource):
         import pyarrow
         import pyarrow.parquet
 
-        self._stat(file)
+        size, key, done = _stat(file).st_size, self.text_key, 0
         try:
             # No threads of pyarrow's: they outlive the reading and can abort an interpreter on its way out.
             with pyarrow.parquet.ParquetFile(file, pre_buffer=False) as table:
                 columns = table.schema_arrow.names
-                if self.text_key not in columns:
-                    raise DataError(
-                        f"{file}: has no column data.text_key = {self.text_key!r}, only {', '.join(map(repr, columns))}"
-                    )
-                done, rows = 0, max(table.metadata.num_rows, 1)
-                for batch in table.iter_batches(1024, columns=[self.text_key], use_threads=False):
+                if key not in columns:
+                    only = ", ".join(map(repr, columns))
+                    raise DataError(f"{file}: has no column data.text_key = {key!r}, only {only}")
+                for batch in table.iter_batches(1024, columns=[key], use_threads=False):
                     done += len(batch)
                     for text in batch.column(0).to_pylist():
                         if text is not None and not isinstance(text, str):
-                            raise DataError(f"{file}: the column data.text_key = {self.text_key!r} must be text")
-                        yield Document(text or "", self._stat(file).st_size * done // rows)
+                            raise DataError(f"{file}: the column data.text_key = {key!r} must be text")
+                        yield Document(text or "", size * done // table.metadata.num_rows)
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{file}: is no Parquet file, or is damaged: {error}") from error
 
@@ -280,16 +266,15 @@ class HubSource(Source):
 
     def documents(self, unit: int) -> Iterator[Document]:
         rows = iter(self._dataset.shard(num_shards=len(self.units), index=unit))
-        number = 0
-        while True:
+        for number in itertools.count():
+            where = f"{self}, shard {unit}, row {number}"
             try:
-                row = next(rows, None)
-            except Exception as error:  # as above
-                raise DataError(f"{self}, shard {unit}, row {number}: {_one_line(error)}") from error
-            if row is None:
+                row = next(rows)
+            except StopIteration:
                 return
-            text = _field(row, self.text_key, f"{self}, shard {unit}, row {number}")
-            number += 1
+            except Exception as error:  # as above
+                raise DataError(f"{where}: {_one_line(error)}") from error
+            text = _field(row, self.text_key, where)
             if text.strip():
                 yield Document(text, 0)
 
@@ -302,30 +287,35 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
+_FILES = {
+    "text": (TextSource, ()),
+    "jsonl": (JsonLinesSource, (".jsonl", ".json", ".ndjson")),
+    "parquet": (ParquetSource, (".parquet",)),
+}
+"""Of each format its source, and what the names of files in a folder end with."""
+
+
 def open_source(data: Data, split: str = "train") -> Source:
     """The source of the training texts, or of ``data.validation`` where that is a path (for hf: a split).
 
     Validation files beside a source without a file format of its own (stdlib) are read by their suffix.
 
+    Args:
+        data: The settings.
+        split: "train" or "validation".
+
     Raises:
-        ConfigError: If data.path is empty where it must not be.
         DataError: If a path is missing.
     """
-    if split == "train":
-        if data.source == "stdlib":
+    is_train, kind = split == "train", data.source
+    if kind == "hf":
+        return HubSource(data.path, data.subset, "train" if is_train else data.validation, data.text_key)
+    if kind == "stdlib":
+        if is_train:
             return StdlibSource()
-        if not data.path:
-            raise ConfigError([f"data.path is empty: data.source = {data.source!r} needs one"])
-        if data.source == "hf":
-            if not isinstance(data.path, str):
-                raise ConfigError([f"data.path = {list(data.path)!r}: for data.source = 'hf' it must be one name"])
-            return HubSource(data.path, data.subset, "train", data.text_key)
-        return open_files("data.path", data.path, data.source, data.text_key)
-    assert isinstance(data.validation, str)
-    if data.source == "hf":
-        return HubSource(str(data.path), data.subset, data.validation, data.text_key)
-    kind = None if data.source == "stdlib" else data.source
-    return open_files("data.validation", data.validation, kind, data.text_key)
+        kind = None
+    key, path = ("data.path", data.path) if is_train else ("data.validation", data.validation)
+    return open_files(key, path, kind, data.text_key)
 
 
 def open_files(key: str, path: str | tuple[str, ...], kind: str | None, text_key: str) -> FileSource:
@@ -340,9 +330,8 @@ def open_files(key: str, path: str | tuple[str, ...], kind: str | None, text_key
     Raises:
         DataError: If one is missing or names no file.
     """
-    patterns = (path,) if isinstance(path, str) else tuple(path)
-    files = expand(key, patterns, _SUFFIXES[kind or "text"])
+    files = expand(key, (path,) if isinstance(path, str) else tuple(path), _FILES[kind or "text"][1])
     if kind is None:
         suffix = plain_suffix(files[0])
-        kind = next((kind for kind, suffixes in _SUFFIXES.items() if suffix in suffixes), "text")
-    return {"text": TextSource, "jsonl": JsonLinesSource, "parquet": ParquetSource}[kind](files, text_key)
+        kind = next((kind for kind, (_, suffixes) in _FILES.items() if suffix in suffixes), "text")
+    return _FILES[kind][0](files, text_key)

@@ -16,10 +16,8 @@ import sentencepiece
 from nt_dist.errors import DataError
 from nt_dist.text.sources import Source
 
-_CHARACTERS = 16_000_000
-"""Text that a tokenizer is trained on, at most: seconds of work, and enough for tens of thousands of pieces."""
-_LONGEST_LINE = 4000
-"""Characters; sentencepiece passes over lines longer than its max_sentence_length (bytes)."""
+_CHARACTERS = 16_000_000  # to train on, at most: seconds of work, and enough for tens of thousands of tokens
+_LONGEST_LINE = 4000  # characters; sentencepiece passes over lines longer than its max_sentence_length (bytes)
 _SETTINGS = {
     "model_type": "bpe",
     "byte_fallback": True,
@@ -46,7 +44,7 @@ class Tokenizer:
         name: Where they come from, for messages.
 
     Raises:
-        DataError: If it is none, or has no end-of-sentence piece.
+        DataError: If it is none, or has no end-of-sentence token.
     """
 
     def __init__(self, data: bytes, name: str):
@@ -61,11 +59,8 @@ class Tokenizer:
         except (RuntimeError, UnicodeDecodeError) as error:  # the latter where its own message holds wrong bytes
             raise DataError(f"{name}: is not a sentencepiece model") from error
         self.vocab_size: int = len(self._model)
-        """Pieces."""
-        self.bos: int | None = self._model.bos_id() if self._model.bos_id() >= 0 else None
-        """Token before each document; None where the model has none (T5's)."""
+        self.bos: int | None = self._model.bos_id() if self._model.bos_id() >= 0 else None  # None in T5's
         self.eos: int = self._model.eos_id()
-        """Token after each document."""
         if self.eos < 0:
             raise DataError(f"{name}: has no end-of-sentence piece, which must end each document")
 
@@ -83,15 +78,10 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer") -> Tokenizer:
-    """Read a .model file.
-
-    Args:
-        path: The file.
-        vocab_size: ``model.vocab_size``, which its size must equal.
-        key: What named the file, for messages.
+    """Read a .model file, which the setting ``key`` named.
 
     Raises:
-        DataError: If it cannot be read, is none, or has another size.
+        DataError: If it cannot be read, is none, or its size is not ``vocab_size``, that is ``model.vocab_size``.
     """
     try:
         data = Path(path).expanduser().read_bytes()
@@ -107,18 +97,18 @@ def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer
 
 
 def train_tokenizer(source: Source, vocab_size: int, max_documents: int = 0) -> bytes:
-    """Train a tokenizer on a source.
+    """Train a tokenizer on a source; of a large one, on the beginnings of units spread over it.
 
     Args:
-        source: The texts; of a large source, the beginnings of units spread over it.
-        vocab_size: Pieces, the 256 bytes and 3 control pieces included.
+        source: The texts.
+        vocab_size: Tokens, the 256 bytes and 3 control tokens included.
         max_documents: ``data.max_documents``.
 
     Returns:
         The bytes of a .model file.
 
     Raises:
-        DataError: If the source cannot be read, or has too little text for so many pieces.
+        DataError: If the source cannot be read, or has too little text for so many tokens.
     """
     writer = io.BytesIO()
     lines = list(_lines(source, max_documents))  # an error in reading must not cross sentencepiece
@@ -127,17 +117,15 @@ def train_tokenizer(source: Source, vocab_size: int, max_documents: int = 0) -> 
             sentence_iterator=iter(lines), model_writer=writer, vocab_size=vocab_size, **_SETTINGS
         )
     except RuntimeError as error:
-        raise DataError(f"model.vocab_size = {vocab_size}: {_reason(str(error))}") from error
+        message = str(error)
+        if limit := re.search(r"value <= (\d+)", message):
+            reason = f"the corpus has text for {limit[1]} pieces at most; use more text or a smaller vocabulary"
+        elif needed := re.search(r"required_chars\. \d+ vs (\d+)", message):
+            reason = f"must be at least {needed[1]}, the bytes and the characters of the corpus"
+        else:
+            reason = f"training a tokenizer failed: {' '.join(message.split())}"
+        raise DataError(f"model.vocab_size = {vocab_size}: {reason}") from error
     return writer.getvalue()
-
-
-def _reason(message: str) -> str:
-    """What sentencepiece's message means for the user."""
-    if limit := re.search(r"value <= (\d+)", message):
-        return f"the corpus has text for {limit[1]} pieces at most; use more text or a smaller vocabulary"
-    if needed := re.search(r"required_chars\. \d+ vs (\d+)", message):
-        return f"must be at least {needed[1]}, the bytes and the characters of the corpus"
-    return f"training a tokenizer failed: {' '.join(message.split())}"
 
 
 def _lines(source: Source, max_documents: int) -> Iterator[str]:
@@ -151,12 +139,11 @@ def _lines(source: Source, max_documents: int) -> Iterator[str]:
         for document in source.documents(unit):
             text = document.text[:share]
             for line in text.split("\n"):
-                for start in range(0, len(line), _LONGEST_LINE):
-                    yield line[start : start + _LONGEST_LINE]
+                yield from (line[start : start + _LONGEST_LINE] for start in range(0, len(line), _LONGEST_LINE))
             share -= len(text)
             left -= len(text)
             documents += 1
-            if share <= 0 or documents == max_documents:
+            if documents == max_documents:  # never so at 0, which means all
+                return
+            if share <= 0:
                 break
-        if documents == max_documents:  # never so at 0, which means all
-            return

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from nt_dist.data.samples import Sample
 from nt_dist.text.samples import TextSamples
 from nt_dist.text.tokenizer import Tokenizer
 
@@ -31,10 +30,9 @@ class Corrupted(TextSamples):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def sample(self, index: int) -> Sample:
-        whole = self.samples[index]
-        tokens = np.concatenate([whole.inputs[:1], whole.targets])[: int(whole.weights.sum()) + 1]
-        return self._split(self.corrupt(tokens, np.random.default_rng((_SEED, index)))[: len(tokens)])
+    def _read(self, index: int) -> np.ndarray:
+        tokens = self.samples.tokens(index)
+        return self.corrupt(tokens, np.random.default_rng((_SEED, index)))[: len(tokens)]
 
     def corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         """Return ``tokens``, a sample's n ≤ S + 1 real ones, with something wrong; what is beyond n is cut off."""

@@ -15,7 +15,7 @@ from nt_dist.checkpoint.find import find, verify
 from nt_dist.checkpoint.manifest import Progress, read_manifest
 from nt_dist.checkpoint.saving import Saver
 from nt_dist.config import Config
-from nt_dist.data.loader import StepLoader, evaluation_batches
+from nt_dist.data.loader import EvaluationBatches, StepLoader
 from nt_dist.data.order import first_of_step
 from nt_dist.engine.bad_steps import BadStep, BadSteps, StepVerdict, line_of
 from nt_dist.engine.engine import StepResult, build_engine, train_step
@@ -311,7 +311,7 @@ class Trainer:
         """
         config, axis, stops = self.config, self.mesh.data, []
         self.heartbeat.enter("evaluating")
-        batches = evaluation_batches(
+        batches = EvaluationBatches(
             self.data.validation,
             config.train.micro_batch_size,
             num_samples=config.run.eval_batches * config.train.batch_size,

@@ -19,8 +19,8 @@ from nt_dist.evaluation.topology import trail_overlap
 from nt_dist.families import make_config
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.mesh import init_mesh
-from nt_dist.text.indexed import IndexedTokens, IndexedWriter
-from nt_dist.text.samples import make_samples
+from nt_dist.text.indexed import IndexedTokens, write_indexed
+from nt_dist.text.samples import LAYOUTS
 from nt_dist.training.topology_updates import TopologyUpdater
 
 STEPS, BATCH, MICRO_BATCH, SEQUENCE = 7, 12, 6, 8  # two and three trail ranks can split a micro-batch
@@ -95,10 +95,9 @@ def rows_from(step: int, rank: int, degree: int) -> Iterator[list[Batch]]:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(2, 13, (5 * BATCH,), generator=generator)
     with tempfile.TemporaryDirectory() as folder:
-        writer = IndexedWriter(Path(folder) / "train", VOCABULARY)
-        writer.add(torch.randint(VOCABULARY, (int(lengths.sum()),), generator=generator).numpy(), lengths.numpy())
-        writer.close()
-        samples = make_samples("rows", IndexedTokens(Path(folder) / "train"), SEQUENCE, VOCABULARY)
+        tokens = torch.randint(VOCABULARY, (int(lengths.sum()),), generator=generator)
+        write_indexed(Path(folder) / "train", VOCABULARY, [(tokens.numpy(), lengths.numpy())])
+        samples = LAYOUTS["rows"](IndexedTokens(Path(folder) / "train"), SEQUENCE, VOCABULARY)
         yield from iter(StepLoader(samples, 0, BATCH, MICRO_BATCH, rank, degree, step * BATCH))
 
 

@@ -90,9 +90,9 @@ def _train_and_ask_while(rank, world_size, sections, where, number):
         ask()
         time.sleep(60)
 
-    batches, engine = loop.evaluation_batches, loop.build_engine
+    batches, engine = loop.EvaluationBatches, loop.build_engine
     patches = {
-        "evaluating": mock.patch.object(loop, "evaluation_batches", lambda *a, **n: Asking(batches(*a, **n))),
+        "evaluating": mock.patch.object(loop, "EvaluationBatches", lambda *a, **n: Asking(batches(*a, **n))),
         "building": mock.patch.object(loop, "build_engine", ask_and(engine)),
         "preparing": mock.patch.object(corpus, "prepare_data", prepare_for_long),
     }

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nt_dist.data.batch import Batch
-from nt_dist.data.loader import StepLoader, evaluation_batches
+from nt_dist.data.loader import EvaluationBatches, StepLoader
 from nt_dist.data.order import samples_at
 from nt_dist.data.samples import Sample
 from nt_dist.errors import DataError
@@ -98,7 +98,7 @@ def test_evaluation_covers_each_sample_once_on_equal_shapes(micro_batch_size, de
     samples = Numbered(23)
     wanted = min(num_samples or 23, 23)
     ranks = [
-        evaluation_batches(samples, micro_batch_size, num_samples=num_samples, data_rank=rank, data_degree=degree)
+        EvaluationBatches(samples, micro_batch_size, num_samples=num_samples, data_rank=rank, data_degree=degree)
         for rank in range(degree)
     ]
     assert len({len(batches) for batches in ranks}) == 1

@@ -1,4 +1,4 @@
-"""Parts: cut by the source alone, used again when they hold what they should, made by processes that leave no trace."""
+"""Chunks: cut by the source alone, used again when they hold what they should, made by processes that leave none."""
 
 import multiprocessing
 import os
@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from nt_dist.errors import DataError
-from nt_dist.text import chunks as parts
-from nt_dist.text.chunks import Chunk, cut_into_chunks, hash_texts, read_part, tokenize
+from nt_dist.text import chunks
+from nt_dist.text.chunks import Chunk, cut_into_chunks, hash_texts, read_chunk, tokenize
+from nt_dist.text.communicator import Communicator
 from nt_dist.text.sources import open_files
 from nt_dist.text.tokenizer import Tokenizer, train_tokenizer
-from nt_dist.text.workers import Crew
 from tests.unit.text.data_case import sentences, write_jsonl
 
 
@@ -27,8 +27,8 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    """Four files of 10 documents of about 440 characters, in parts of about 1,500 characters."""
-    monkeypatch.setattr(parts, "_SMALLEST", 1500)
+    """Four files of 10 documents of about 440 characters, in chunks of about 1,500 characters."""
+    monkeypatch.setattr(chunks, "_SMALLEST", 1500)
     for name in "abcd":
         write_jsonl(tmp_path / f"texts/{name}.jsonl", [sentences(10, f"{name}{i}") for i in range(10)])
     return open_files("data.path", str(tmp_path / "texts"), "jsonl", "text")
@@ -37,10 +37,10 @@ def source(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def folders(tmp_path):
     (tmp_path / "texts").mkdir()
-    (tmp_path / "parts").mkdir()
+    (tmp_path / "chunks").mkdir()
 
 
-class Rank(Crew):
+class Rank(Communicator):
     def __init__(self, rank, size):
         self.rank, self.size = rank, size
 
@@ -50,7 +50,7 @@ def all_texts(source):
 
 
 def test_chunks_hold_all_documents_in_the_order_of_their_names(source):
-    chunks = list(cut_into_chunks(source, "train", 0, Crew()))
+    chunks = list(cut_into_chunks(source, "train", 0, Communicator()))
     names = [chunk.name for chunk in chunks]
     assert names == sorted(names) and len(set(names)) == len(names)
     assert [text for chunk in chunks for text in chunk.texts] == all_texts(source)
@@ -61,7 +61,7 @@ def test_chunks_hold_all_documents_in_the_order_of_their_names(source):
 
 @pytest.mark.parametrize(("size", "max_documents"), [(2, 0), (3, 0), (2, 17), (7, 0)])
 def test_ranks_share_the_same_chunks(source, size, max_documents):
-    alone = {chunk.name: chunk.texts for chunk in cut_into_chunks(source, "train", max_documents, Crew())}
+    alone = {chunk.name: chunk.texts for chunk in cut_into_chunks(source, "train", max_documents, Communicator())}
     shared = [
         {chunk.name: chunk.texts for chunk in cut_into_chunks(source, "train", max_documents, Rank(rank, size))}
         for rank in range(size)
@@ -79,39 +79,39 @@ def test_ranks_with_enough_files_read_their_own_only(source):
         list(cut_into_chunks(source, "train", 0, Rank(1, 2)))
 
 
-def test_small_files_share_a_part(source, monkeypatch):
-    monkeypatch.setattr(parts, "_SMALLEST", 14_400)
-    assert len(list(cut_into_chunks(source, "train", 0, Crew()))) == 2
+def test_small_files_share_a_chunk(source, monkeypatch):
+    monkeypatch.setattr(chunks, "_SMALLEST", 14_400)
+    assert len(list(cut_into_chunks(source, "train", 0, Communicator()))) == 2
 
 
 @pytest.mark.parametrize("count", [1, 5, 10, 11, 40, 99])
 def test_max_documents_is_exact(source, count):
-    texts = [text for chunk in cut_into_chunks(source, "train", count, Crew()) for text in chunk.texts]
+    texts = [text for chunk in cut_into_chunks(source, "train", count, Communicator()) for text in chunk.texts]
     assert texts == all_texts(source)[:count]
 
 
 def make(source, folder, tokenizer, processes=0):
-    done = []
-    names = tokenize(cut_into_chunks(source, "train", 0, Crew()), folder, tokenizer, processes, done.append)
-    assert [chunk.name for chunk in done] == names
-    return names
+    wanted = list(cut_into_chunks(source, "train", 0, Communicator()))
+    done = list(tokenize(iter(wanted), folder, tokenizer, processes))
+    assert done == wanted
+    return [chunk.name for chunk in done]
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_parts_hold_their_documents_tokens(source, tmp_path, tokenizer, processes):
-    names = make(source, tmp_path / "parts", tokenizer, processes)
-    read = [read_part(tmp_path / "parts" / f"{name}.npz") for name in names]
+def test_chunks_hold_their_documents_tokens(source, tmp_path, tokenizer, processes):
+    names = make(source, tmp_path / "chunks", tokenizer, processes)
+    read = [read_chunk(tmp_path / "chunks" / f"{name}.npz") for name in names]
     documents = []
-    for part in read:
-        documents += [tokens.tolist() for tokens in np.split(part.tokens, np.cumsum(part.lengths)[:-1])]
+    for chunk in read:
+        documents += [tokens.tolist() for tokens in np.split(chunk.tokens, np.cumsum(chunk.lengths)[:-1])]
     assert documents == [tokenizer.document(text) for text in all_texts(source)]
-    assert np.array_equal(np.concatenate([part.hashes for part in read]), hash_texts(all_texts(source)))
-    assert sorted(os.listdir(tmp_path / "parts")) == [f"{name}.npz" for name in names]
+    assert np.array_equal(np.concatenate([chunk.hashes for chunk in read]), hash_texts(all_texts(source)))
+    assert sorted(os.listdir(tmp_path / "chunks")) == [f"{name}.npz" for name in names]
     assert not multiprocessing.active_children()
 
 
-def test_done_parts_are_used_again_and_damaged_or_other_ones_are_not(source, tmp_path, tokenizer):
-    folder = tmp_path / "parts"
+def test_done_chunks_are_used_again_and_damaged_or_other_ones_are_not(source, tmp_path, tokenizer):
+    folder = tmp_path / "chunks"
     names = make(source, folder, tokenizer)
     contents = {name: (folder / f"{name}.npz").read_bytes() for name in names}
     inodes = {name: (folder / f"{name}.npz").stat().st_ino for name in names}
@@ -124,31 +124,31 @@ def test_done_parts_are_used_again_and_damaged_or_other_ones_are_not(source, tmp
     assert make(source, folder, tokenizer) == names
     again = {name: (folder / f"{name}.npz").stat().st_ino for name in names}
     for place, name in enumerate(names):
-        part, kept = read_part(folder / f"{name}.npz"), again[name] == inodes[name]
-        assert np.array_equal(part.hashes, hash_texts(chunk_texts(source, place)))
+        chunk, kept = read_chunk(folder / f"{name}.npz"), again[name] == inodes[name]
+        assert np.array_equal(chunk.hashes, hash_texts(chunk_texts(source, place)))
         assert kept == (place not in (1, 2, 3, 5))
 
 
 def chunk_texts(source, place):
-    return list(cut_into_chunks(source, "train", 0, Crew()))[place].texts
+    return list(cut_into_chunks(source, "train", 0, Communicator()))[place].texts
 
 
-def test_a_damaged_part_is_named(source, tmp_path, tokenizer):
-    name = make(source, tmp_path / "parts", tokenizer)[0]
-    path = tmp_path / "parts" / f"{name}.npz"
+def test_a_damaged_chunk_is_named(source, tmp_path, tokenizer):
+    name = make(source, tmp_path / "chunks", tokenizer)[0]
+    path = tmp_path / "chunks" / f"{name}.npz"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=f"{name}.npz: cannot be read, or is damaged"):
-        read_part(path)
+        read_chunk(path)
 
 
-def test_a_part_that_cannot_be_written_is_named_and_leaves_nothing(source, tmp_path, tokenizer, monkeypatch):
+def test_a_chunk_that_cannot_be_written_is_named_and_leaves_nothing(source, tmp_path, tokenizer, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(parts.np, "savez", full)
+    monkeypatch.setattr(chunks.np, "savez", full)
     with pytest.raises(DataError, match=r"train-000000-000000.npz: cannot be written: No space left"):
-        make(source, tmp_path / "parts", tokenizer)
-    assert not os.listdir(tmp_path / "parts")
+        make(source, tmp_path / "chunks", tokenizer)
+    assert not os.listdir(tmp_path / "chunks")
 
 
 def test_an_error_of_a_worker_comes_through(source, tmp_path, tokenizer):
@@ -166,7 +166,7 @@ def test_a_worker_that_dies_is_an_error(tmp_path, tokenizer):
             yield Chunk(f"train-{number}", ["two"], 2)
 
     with pytest.raises(DataError, match=r"a process that tokenizes died at part train-\d .*data.num_workers"):
-        tokenize(chunks(), tmp_path / "parts", tokenizer, 1, lambda chunk: None)
+        list(tokenize(chunks(), tmp_path / "chunks", tokenizer, 1))
     assert not multiprocessing.active_children()
 
 
@@ -180,12 +180,12 @@ from nt_dist.text.tokenizer import load_tokenizer
 def chunks():
     for number in range(3):
         yield Chunk(f"train-{{number}}", ["one"], 1)
-    while not list(Path("{tmp_path}/parts").glob("*.npz")):
+    while not list(Path("{tmp_path}/chunks").glob("*.npz")):
         time.sleep(0.05)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     time.sleep(60)
     yield Chunk("late", ["x"], 1)
-tokenize(chunks(), Path("{tmp_path}/parts"), load_tokenizer("{tmp_path}/it.model", 330), 2, lambda chunk: None)
+list(tokenize(chunks(), Path("{tmp_path}/chunks"), load_tokenizer("{tmp_path}/it.model", 330), 2))
 """
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)

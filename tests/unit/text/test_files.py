@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from nt_dist.errors import DataError
-from nt_dist.text.files import expand, open_file, read_text
+from nt_dist.text.files import expand, read_lines, read_text
 from tests.unit.text.data_case import sentences
 
 TEXT = sentences(3000)  # far more than one block of any of the formats
@@ -89,13 +89,25 @@ def test_what_is_no_text_is_named(tmp_path, data, message):
         text_of(tmp_path / "a.txt")
 
 
-def test_the_position_ends_at_the_size(tmp_path):
-    path = tmp_path / "a.gz"
-    path.write_bytes(gzip.compress(TEXT.encode()))
-    with open_file(path) as (stream, position):
-        assert position() == 0
-        stream.read()
-        assert position() == path.stat().st_size
+@pytest.mark.parametrize("name", ["a.txt", "a.gz"])
+def test_lines_are_whole_and_the_position_ends_at_the_size(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("nt_dist.text.files._BLOCK", 1000)
+    path, text = tmp_path / name, "x" * 5000 + "\n\n" + TEXT + "no line end"
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    lines, positions = zip(*read_lines(path), strict=True)
+    assert [line.decode() for line in lines] == text.splitlines(keepends=True)
+    assert list(positions) == sorted(positions) and 0 < positions[0] < positions[-1] == path.stat().st_size
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_what_follows_a_whole_frame_is_read_or_named_and_zeros_are_padding(tmp_path, suffix):
+    path = tmp_path / f"a.txt{suffix}"
+    frame = COMPRESS[suffix](b"some text\n")
+    path.write_bytes(frame + bytes(1024) + frame + bytes(8))
+    assert text_of(path) == "some text\n" * 2
+    path.write_bytes(frame + b"something else")
+    with pytest.raises(DataError, match=rf"a.txt{suffix}: is no {suffix} file, or is damaged"):
+        text_of(path)
 
 
 def test_expand_takes_files_folders_and_patterns(tmp_path):

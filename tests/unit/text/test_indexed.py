@@ -1,25 +1,27 @@
 """The indexed dataset: megatron-core reads what we write, and damage is named."""
 
+import hashlib
 import os
 
 import numpy as np
 import pytest
 
 from nt_dist.errors import DataError
-from nt_dist.text.indexed import IndexedTokens, IndexedWriter
+from nt_dist.text.indexed import IndexedTokens, write_indexed
 
 DOCUMENTS = [[1, 5, 6, 2], [1, 7, 2], [1, 8, 9, 10, 11, 2]]
 
 
 def write(folder, documents=DOCUMENTS, vocab_size=300):
-    writer = IndexedWriter(folder / "train", vocab_size)
-    for group in (documents[:2], documents[2:]):
-        lengths = np.array([len(document) for document in group], dtype=np.int64)
-        writer.add(np.concatenate(group), lengths)
-    files = writer.close()
-    assert {name: entry["size"] for name, entry in files.items()} == {
-        name: (folder / name).stat().st_size for name in ("train.bin", "train.idx")
-    }
+    parts = [
+        (np.concatenate(group), np.array([len(document) for document in group], dtype=np.int64))
+        for group in (documents[:2], documents[2:])
+    ]
+    num_documents, num_tokens, files = write_indexed(folder / "train", vocab_size, parts)
+    assert (num_documents, num_tokens) == (len(documents), sum(map(len, documents)))
+    contents = {name: (folder / name).read_bytes() for name in ("train.bin", "train.idx")}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    assert files == {name: {"size": len(data), "sha256": hashes[name]} for name, data in contents.items()}
     return folder / "train"
 
 

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from nt_dist.errors import ConfigError, DataError
-from nt_dist.text import chunks as parts
-from nt_dist.text import prepare
+from nt_dist.text import chunks, prepare
+from nt_dist.text.communicator import Communicator
 from nt_dist.text.indexed import IndexedTokens
 from nt_dist.text.prepare import choose_validation, prepare_data
 from nt_dist.text.tokenizer import load_tokenizer
-from nt_dist.text.workers import MpiCrew
 from tests.unit.text.data_case import config_over, files_under, sentences, write_jsonl
 
 TEXTS = [sentences(8, seed) for seed in range(40)]
@@ -41,7 +40,7 @@ def test_a_share_of_the_documents_is_held_out(config):
     assert train == [text for text in TEXTS if text in train]
     assert validation == [text for text in TEXTS if text in validation]
     assert sorted(os.listdir(folder)) == WHOLE
-    assert len(files_under(folder.parent)) == len(WHOLE) + 1  # and the kept tokenizer: no part is left
+    assert len(files_under(folder.parent)) == len(WHOLE) + 1  # and the kept tokenizer: no chunk is left
     record = json.loads((folder / "prepared.json").read_text())
     assert record["documents"] == {"train": 36, "validation": 4}
     assert record["tokens"]["train"] == IndexedTokens(folder / "train").num_tokens
@@ -98,9 +97,9 @@ def test_sequence_length_and_layout_do_not_matter(config, tmp_path):
 
 
 def test_it_goes_on_where_it_stopped(config, monkeypatch):
-    """The disk fills up after two parts; the next start makes the others only, and the same files come out."""
-    monkeypatch.setattr(parts, "_SMALLEST", 3000)
-    write, written = parts.write_part, []
+    """The disk fills up after two chunks; the next start makes the others only, and the same files come out."""
+    monkeypatch.setattr(chunks, "_SMALLEST", 3000)
+    write, written = chunks.write_chunk, []
 
     def until_full(path, texts, tokenizer):
         if len(written) == 2:
@@ -108,7 +107,7 @@ def test_it_goes_on_where_it_stopped(config, monkeypatch):
         write(path, texts, tokenizer)
         written.append(path.name)
 
-    monkeypatch.setattr(parts, "write_part", until_full)
+    monkeypatch.setattr(chunks, "write_chunk", until_full)
     with pytest.raises(DataError, match="No space left"):
         prepare_data(config)
     folder = prepare.prepared_folder(config)
@@ -116,7 +115,7 @@ def test_it_goes_on_where_it_stopped(config, monkeypatch):
     assert len(kept) == 2 and all(".partial/train-" in name for name in kept)
 
     later = []
-    monkeypatch.setattr(parts, "write_part", lambda *part: (write(*part), later.append(part[0].name)))
+    monkeypatch.setattr(chunks, "write_chunk", lambda *chunk: (write(*chunk), later.append(chunk[0].name)))
     final = prepare_data(config)
     assert later and not set(later) & set(written)
     assert sorted(documents(final, "train") + documents(final, "validation")) == sorted(TEXTS)
@@ -134,7 +133,7 @@ def test_a_run_stopped_while_joining_leaves_nothing_under_the_final_name(config,
 
 def test_processes_give_the_same_files(config, tmp_path, monkeypatch):
     alone = prepare_data(config)
-    monkeypatch.setattr(parts, "_SMALLEST", 3000)
+    monkeypatch.setattr(chunks, "_SMALLEST", 3000)
     pool = config_over(tmp_path / "two", path=config.data.path, validation=0.1, num_workers=2)
     together = prepare_data(pool)
     for name in WHOLE:
@@ -217,7 +216,7 @@ def test_two_at_once_prepare_once(config, monkeypatch):
 
 
 def test_choose_validation_follows_the_content():
-    hashes = parts.hash_texts([f"text {number}" for number in range(1000)])
+    hashes = chunks.hash_texts([f"text {number}" for number in range(1000)])
     held_out = choose_validation(hashes, 0.02)
     assert held_out.sum() == 20
     order = np.random.default_rng(0).permutation(1000)
@@ -259,12 +258,12 @@ class Ranks:
 
 
 def on_ranks(size, work):
-    """Run work(crew) on every rank; gives results or exceptions."""
+    """Run work(communicator) on every rank; gives results or exceptions."""
     ranks, results = Ranks(size), [None] * size
 
     def run(rank):
         try:
-            results[rank] = work(MpiCrew(ranks.communicator(rank)))
+            results[rank] = work(Communicator(ranks.communicator(rank)))
         except Exception as error:
             results[rank] = error
 
@@ -278,12 +277,12 @@ def on_ranks(size, work):
 
 def test_mpi_ranks_give_the_same_files(config, tmp_path, monkeypatch):
     alone = prepare_data(config)
-    monkeypatch.setattr(parts, "_SMALLEST", 3000)
+    monkeypatch.setattr(chunks, "_SMALLEST", 3000)
     shared = config_over(tmp_path / "ranks", path=config.data.path, validation=0.1)
     made = []
-    write = parts.write_part
-    monkeypatch.setattr(parts, "write_part", lambda *part: (made.append(threading.get_ident()), write(*part)))
-    folders = on_ranks(3, lambda crew: prepare_data(shared, crew))
+    write = chunks.write_chunk
+    monkeypatch.setattr(chunks, "write_chunk", lambda *chunk: (made.append(threading.get_ident()), write(*chunk)))
+    folders = on_ranks(3, lambda communicator: prepare_data(shared, communicator))
     assert len(set(folders)) == 1 and len(set(made)) == 3
     for name in WHOLE:
         assert (alone / name).read_bytes() == (folders[0] / name).read_bytes(), name
@@ -292,16 +291,16 @@ def test_mpi_ranks_give_the_same_files(config, tmp_path, monkeypatch):
 def test_mpi_ranks_fail_together(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     path.write_text(path.read_text() + "{")
-    errors = on_ranks(2, lambda crew: prepare_data(config_over(tmp_path, path=str(path)), crew))
+    errors = on_ranks(2, lambda communicator: prepare_data(config_over(tmp_path, path=str(path)), communicator))
     assert [type(error) for error in errors] == [DataError] * 2
     assert all("a.jsonl, line 41: is not JSON" in str(error) for error in errors)
 
 
 def test_one_mpi_rank_that_fails_stops_the_others(config):
-    def work(crew):
-        if crew.rank == 1:
+    def work(communicator):
+        if communicator.rank == 1:
             raise DataError("n1: no such file")
         return "fine"
 
-    errors = on_ranks(3, lambda crew: crew.agree(lambda: work(crew)))
+    errors = on_ranks(3, lambda communicator: communicator.agree(lambda: work(communicator)))
     assert [str(error) for error in errors] == ["n1: no such file"] * 3

@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 
 from nt_dist.errors import DataError
-from nt_dist.text.indexed import IndexedTokens, IndexedWriter
-from nt_dist.text.samples import make_samples
+from nt_dist.text.indexed import IndexedTokens, write_indexed
+from nt_dist.text.samples import LAYOUTS
 
 
 def samples(folder, layout, documents, length, vocab_size=300):
-    writer = IndexedWriter(folder / "train", 300)
-    writer.add(np.concatenate(documents), np.array([len(document) for document in documents]))
-    writer.close()
-    return make_samples(layout, IndexedTokens(folder / "train"), length, vocab_size)
+    lengths = np.array([len(document) for document in documents])
+    write_indexed(folder / "train", 300, [(np.concatenate(documents), lengths)])
+    return LAYOUTS[layout](IndexedTokens(folder / "train"), length, vocab_size)
 
 
 def test_packed_windows_cover_the_stream_once(tmp_path):

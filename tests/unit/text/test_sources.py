@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from nt_dist.errors import ConfigError, DataError
+from nt_dist.errors import DataError
 from nt_dist.text.settings import Data
 from nt_dist.text.sources import HubSource, open_files, open_source
 from tests.unit.text.data_case import sentences, write_jsonl
@@ -142,13 +142,6 @@ def test_a_standard_library_without_source_says_so(tmp_path, monkeypatch):
 def test_validation_files_beside_the_standard_library_are_read_by_suffix(tmp_path):
     path = write_jsonl(tmp_path / "v.jsonl.gz", ["one"])
     assert texts(open_source(Data(validation=str(path)), "validation")) == ["one"]
-
-
-def test_a_source_without_its_path_is_a_config_error():
-    with pytest.raises(ConfigError, match="data.path is empty: data.source = 'jsonl' needs one"):
-        open_source(Data(source="jsonl"))
-    with pytest.raises(ConfigError, match="data.path = .*must be one name"):
-        open_source(Data(source="hf", path=("a", "b")))
 
 
 def test_identity_follows_the_files(tmp_path):

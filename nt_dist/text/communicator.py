@@ -10,15 +10,20 @@ from nt_dist.errors import NTDistError, RunError
 T = TypeVar("T")
 
 
-class Crew:
-    """One process, working alone."""
+class Communicator:
+    """The processes that share the preparing.
 
-    rank = 0
-    size = 1
+    Args:
+        world: mpi4py's COMM_WORLD; None: this process is alone.
+    """
 
-    def gather(self, value: Any) -> list[Any]:
+    def __init__(self, world: Any = None):
+        self._world = world
+        self.rank, self.size = (0, 1) if world is None else (world.Get_rank(), world.Get_size())
+
+    def gather(self, value: T) -> list[T]:
         """The value of every rank, in order, on every rank."""
-        return [value]
+        return [value] if self._world is None else self._world.allgather(value)
 
     def agree(self, work: Callable[[], T]) -> T:
         """Run ``work`` on every rank; where it fails on any, all raise.
@@ -26,14 +31,14 @@ class Crew:
         Raises:
             NTDistError: The error of the first rank that failed.
         """
-        error, result = None, None
+        result = error = None
         try:
             result = work()
         except NTDistError as caught:
             error = caught
-        failed = next((caught for caught in self.gather(error) if caught is not None), None)
-        if failed is not None:
-            raise failed
+        for failed in self.gather(error):
+            if failed is not None:
+                raise failed
         return result
 
     def on_first(self, work: Callable[[], T]) -> T:
@@ -41,25 +46,9 @@ class Crew:
         return self.gather(self.agree(lambda: work() if self.rank == 0 else None))[0]
 
 
-class MpiCrew(Crew):
-    """The ranks of an MPI job.
-
-    Args:
-        communicator: mpi4py's COMM_WORLD.
-    """
-
-    def __init__(self, communicator: Any):
-        self._communicator = communicator
-        self.rank = communicator.Get_rank()
-        self.size = communicator.Get_size()
-
-    def gather(self, value: Any) -> list[Any]:
-        return self._communicator.allgather(value)
-
-
 @contextmanager
-def find_crew() -> Iterator[Crew]:
-    """The crew this process was started in: all ranks under mpirun or srun, else itself alone.
+def open_communicator() -> Iterator[Communicator]:
+    """What this process was started in: all ranks under mpirun or srun, else itself alone.
 
     MPI is left in order on the way out, for the process may end without its exit handlers; a rank that fails alone
     takes the others down.
@@ -68,14 +57,14 @@ def find_crew() -> Iterator[Crew]:
         RunError: If it was started with several ranks and mpi4py is missing.
     """
     if max(int(os.environ.get(name, "1")) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")) == 1:
-        yield Crew()
+        yield Communicator()
         return
     try:
         from mpi4py import MPI
     except ImportError as error:
         raise RunError("preparing data with several MPI ranks needs the package mpi4py (extra [mpi])") from error
     try:
-        yield MpiCrew(MPI.COMM_WORLD)
+        yield Communicator(MPI.COMM_WORLD)
     except NTDistError:  # agreed upon: all ranks raise it
         MPI.Finalize()
         raise
