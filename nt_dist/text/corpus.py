@@ -105,7 +105,8 @@ def run_tokenizer(
     for path in (path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}"))):
         with contextlib.suppress(OSError, ValueError):  # not whole
             record = Record.model_validate_json(path.read_bytes())
-            own |= {path: record} if record.digest == data_digest else {}
+            if record.digest == data_digest:
+                own[path] = record
     known = [identity.get("tokenizer_sha256"), *(record.tokenizer_sha256 for record in own.values())]
     sha256 = next((each for each in known if isinstance(each, str)), None)  # older checkpoints have none
     if sha256 is None:
