@@ -1,13 +1,20 @@
 """The only place that names the model families."""
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
-from nt_dist.config import load
 from nt_dist.config.family import Family
+from nt_dist.config.load import load_config as load
+from nt_dist.config.settings import Config
 from nt_dist.llama.family import Llama
 
 DEFAULT = Llama()
 FAMILIES: dict[str, Family] = {family.name: family for family in (DEFAULT,)}
 
-load_config = partial(load.load_config, FAMILIES)
-make_config = partial(load.build_config, FAMILIES)
+load_config = partial(load, FAMILIES)
+
+
+def make_config(sections: Mapping[str, Any], deepspeed: Mapping[str, Any] | None = None, world_size: int = 1) -> Config:
+    """Build and check a config from plain values, as a checkpoint keeps them."""
+    return load_config(sections, (), deepspeed, world_size, check_paths=False)

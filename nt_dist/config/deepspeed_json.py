@@ -5,7 +5,7 @@ DeepSpeed ignores unknown keys at the top level without a word, so that a misspe
 of DeepSpeed 0.19.8's ``runtime/config.py``, ``runtime/zero/config.py`` and ``runtime/precision_config.py``.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from nt_dist.config.keys import Rule, at_least
@@ -133,7 +133,9 @@ def resolve(given: Any, config: Config, wrong: set[str]) -> tuple[dict[str, Any]
     """
     if given is not None and not isinstance(given, Mapping):
         return resolve(None, config, wrong)[0], ["the DeepSpeed JSON must be an object, { … }"]
-    values, problems = _typed(given or {})
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    _keep_typed(given or {}, "", values, problems)
     decided = _decided_by_toml(config, wrong)
     for dotted, (value, shown) in decided.items():
         said = values.get(dotted, AUTO)
@@ -153,7 +155,7 @@ def resolve(given: Any, config: Config, wrong: set[str]) -> tuple[dict[str, Any]
         value = fillings.get(dotted, AUTO) if said == AUTO else said
         only, reason = ONLY.get(dotted, (value, ""))
         if value == AUTO and reason:
-            continue  # that one value is DeepSpeed's default
+            continue  # as where it is not named
         if value == AUTO:
             problems.append(f"{dotted} = 'auto': the TOML has no setting for it{_IN}")
         elif value != only:
@@ -163,20 +165,21 @@ def resolve(given: Any, config: Config, wrong: set[str]) -> tuple[dict[str, Any]
     return resolved, problems
 
 
-def _typed(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The entries that are known and of the right type, and the problems; what is refused but off is neither."""
-    values: dict[str, Any] = {}
-    problems: list[str] = []
-    for section, name, value in _entries(given):
-        dotted = f"{section}.{name}" if section else name
+def _keep_typed(given: Mapping[str, Any], prefix: str, values: dict[str, Any], problems: list[str]) -> None:
+    """Keep the entries that are known and of the right type; what is refused but off is dropped."""
+    for name, value in given.items():
+        dotted = prefix + name
         what = None if "." in name else KEYS.get(dotted)  # such a name only looks like one in a section
         if isinstance(what, str):
             if not _is_off(value):
-                problems.append(f"{dotted} is refused: {what}")
+                problems.append(f"{dotted} is refused: {what}{_IN}")
         elif what is None and dotted in _TABLE:
-            problems.append(f"{dotted} = {value!r} must be an object, {{ … }}")
+            if isinstance(value, Mapping):
+                _keep_typed(value, f"{dotted}.", values, problems)
+            else:
+                problems.append(f"{dotted} = {value!r} must be an object, {{ … }}{_IN}")
         elif what is None:
-            problems.append(f"{dotted} is no setting of DeepSpeed's{hint(nearest(dotted, [*KEYS, *_TABLE]))}")
+            problems.append(f"{dotted} is no setting of DeepSpeed's{hint(nearest(dotted, [*KEYS, *_TABLE]))}{_IN}")
         elif value == AUTO:
             values[dotted] = value
         else:
@@ -186,17 +189,7 @@ def _typed(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             try:
                 values[dotted] = plain(checked(dotted, value, what, rule))
             except ValueError as problem:
-                problems.append(str(problem))
-    return values, [problem + _IN for problem in problems]
-
-
-def _entries(given: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Section ("" at the top level), name and value of each entry."""
-    for name, value in given.items():
-        if name and name in _TABLE and isinstance(value, Mapping):
-            yield from ((name, inner, each) for inner, each in value.items())
-        else:
-            yield "", name, value
+                problems.append(f"{problem}{_IN}")
 
 
 def _is_off(value: Any) -> bool:

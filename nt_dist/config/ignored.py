@@ -9,12 +9,8 @@ _UPDATE = (*_CHOICE, "sparsity.drop_fraction", "sparsity.drop_schedule", "sparsi
 _SPARSE = ("sparsity.distribution", "sparsity.storage", "sparsity.exempt", "sparsity.update_every")
 
 
-def warnings(config: Config) -> list[str]:
+def warnings(config: Config) -> Iterator[str]:
     """Name the settings that differ from their defaults and will be ignored, and what makes them so."""
-    return list(_warnings(config))
-
-
-def _warnings(config: Config) -> Iterator[str]:
     sparsity, trails, run, steps = config.sparsity, config.trails, config.run, config.train.steps
     if sparsity.density == 1:
         yield from ignored(config, "sparsity.density = 1.0", *_SPARSE, *_UPDATE)

@@ -7,7 +7,9 @@ import glob
 import json
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ from nt_dist.config import deepspeed_json, rules
 from nt_dist.config.family import Family
 from nt_dist.config.keys import keys_of
 from nt_dist.config.names import hint, nearest, nearest_key
-from nt_dist.config.settings import Config, sections_of
+from nt_dist.config.settings import Config, sections_of, settings_of
 from nt_dist.config.values import checked, parse_override
 from nt_dist.errors import ConfigError
 
@@ -64,7 +66,7 @@ def parse_command_line(argv: Sequence[str]) -> tuple[str, str | None, list[str]]
 
 def load_config(
     families: Mapping[str, Family],
-    path: str | Path,
+    source: str | Path | Mapping[str, Any],
     overrides: Iterable[str] = (),
     ds_config: str | Path | Mapping[str, Any] | None = None,
     world_size: int = 1,
@@ -74,7 +76,7 @@ def load_config(
 
     Args:
         families: All families by name, the default one first.
-        path: The TOML file.
+        source: A TOML file, or its contents; what is left out has its default.
         overrides: ``section.key=value`` each; they win over the file, the last one over the others.
         ds_config: A DeepSpeed JSON (a file, or its contents), or None for the built-in one.
         world_size: Ranks of the run.
@@ -84,49 +86,16 @@ def load_config(
         ConfigError: With every problem found.
     """
     problems: list[str] = []
-
-    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]  # DeepSpeed refuses a key that stands twice as well
-        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-        problems.extend(f"{ds_config}: {name} stands there twice" for name in twice)
-        return dict(pairs)
-
-    sections = _read(path, "TOML", tomllib.loads, problems) or {}
+    wrong: set[str] = set()  # keys whose values cannot be used: rules over them would only confuse
+    sections = deepcopy(source) if isinstance(source, Mapping) else _read(source, "TOML", tomllib.loads, problems) or {}
     _apply_overrides(families, sections, overrides, problems)
     if isinstance(ds_config, str | Path):
-        parse = partial(json.loads, object_pairs_hook=without_repeats)
-        ds_config = _read(ds_config, "JSON", parse, problems)
-    return build_config(families, sections, ds_config, world_size, problems, check_paths)
-
-
-def build_config(
-    families: Mapping[str, Family],
-    sections: Mapping[str, Any],
-    deepspeed: Mapping[str, Any] | None = None,
-    world_size: int = 1,
-    problems: Iterable[str] = (),
-    check_paths: bool = False,
-) -> Config:
-    """Build and check a config from plain values, as a checkpoint keeps them.
-
-    Args:
-        families: All families by name, the default one first.
-        sections: Values by section and key; what is left out has its default.
-        deepspeed: A DeepSpeed configuration, or None for the built-in one.
-        world_size: Ranks of the run.
-        problems: What was found wrong before, to be reported together with what is found here.
-        check_paths: Also check that the files it names are there.
-
-    Raises:
-        ConfigError: With every problem.
-    """
-    problems = list(problems)
-    wrong: set[str] = set()  # keys whose values cannot be used: rules over them would only confuse
+        ds_config = _read(ds_config, "JSON", partial(_parse_json, ds_config, problems), problems)
     family = _family_of(families, sections, problems)
     values = _typed_sections(families, family, sections, problems, wrong)
     typed = {name: section(**values[name]) for name, section in sections_of(family).items()}
     config = Config(family, **typed, deepspeed={}, world_size=world_size)
-    resolved, found = deepspeed_json.resolve(deepspeed, config, wrong)
+    resolved, found = deepspeed_json.resolve(ds_config, config, wrong)
     config = replace(config, deepspeed=resolved)
     problems += rules.check(config, wrong) + found
     if check_paths:
@@ -149,6 +118,17 @@ def _read(path: str | Path, form: str, parse: Callable[[str], Any], problems: li
     return None
 
 
+def _parse_json(path: str | Path, problems: list[str], text: str) -> Any:
+    """The contents of a JSON file; a key that stands twice in an object is a problem, as it is to DeepSpeed."""
+
+    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        count = Counter(name for name, _ in pairs)
+        problems.extend(f"{path}: {name} stands there twice" for name in count if count[name] > 1)
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=as_dict)
+
+
 def _family_of(families: Mapping[str, Family], sections: Mapping[str, Any], problems: list[str]) -> Family:
     """The family that ``model.family`` names, or the default one; the one most like it for a name that is none."""
     default, *_ = families
@@ -163,18 +143,14 @@ def _family_of(families: Mapping[str, Family], sections: Mapping[str, Any], prob
     return families[name]
 
 
-def _keys_in(family: Family) -> list[str]:
-    return [f"{name}.{entry}" for name, section in sections_of(family).items() for entry in keys_of(section)]
-
-
 def _no_setting(families: Mapping[str, Family], family: Family, dotted: str) -> str:
     """That a key is none of this family: which family has it, and which of this one's is nearest."""
     section, _, entry = dotted.partition(".")
     own = sections_of(family)
     near = nearest(entry, keys_of(own[section])) if section in own else None
-    near = f"{section}.{near}" if near else nearest_key(dotted, _keys_in(family))
-    owners = [name for name, other in families.items() if dotted in _keys_in(other)]
-    which = f" of model.family = {family.name!r} but of {' and '.join(map(repr, owners))}" if owners else ""
+    near = f"{section}.{near}" if near else nearest_key(dotted, settings_of(family))
+    owners = " and ".join(repr(name) for name, other in families.items() if dotted in settings_of(other))
+    which = f" of model.family = {family.name!r} but of {owners}" if owners else ""
     return f"{dotted} is no setting{which}{hint(near)}"
 
 
@@ -185,11 +161,11 @@ def _apply_overrides(
     pairs = [override.partition("=")[::2] for override in overrides]
     for dotted, text in sorted(pairs, key=lambda pair: pair[0] != "model.family"):  # decides which keys there are
         family = _family_of(families, sections, problems)
-        name, _, entry = dotted.partition(".")
-        setting = keys_of(sections_of(family)[name]).get(entry) if name in sections_of(family) else None
+        setting = settings_of(family).get(dotted)
         if setting is None:
             problems.append(_no_setting(families, family, dotted))
             continue
+        name, entry = dotted.split(".")
         try:
             value = parse_override(text, setting.type)
         except TypeError:
@@ -202,39 +178,39 @@ def _typed_sections(
     families: Mapping[str, Family], family: Family, sections: Mapping[str, Any], problems: list[str], wrong: set[str]
 ) -> dict[str, dict[str, Any]]:
     """The sections with every value in its key's type and keeping its key's rule; the others are left out."""
-    known = sections_of(family)
-    typed: dict[str, dict[str, Any]] = {name: {} for name in known}
+    settings = settings_of(family)
+    typed: dict[str, dict[str, Any]] = {name: {} for name in sections_of(family)}
     for name, entries in sections.items():
-        if name not in known and isinstance(entries, Mapping):
-            near = hint(nearest(name, known))
-            problems.append(f"[{name}] is no section{near}; sections are {', '.join(known)}")
-        elif name not in known:
-            problems.append(f"{name} stands outside a section{hint(nearest_key(name, _keys_in(family)))}")
+        if name not in typed and isinstance(entries, Mapping):
+            problems.append(f"[{name}] is no section{hint(nearest(name, typed))}; sections are {', '.join(typed)}")
+        elif name not in typed:
+            problems.append(f"{name} stands outside a section{hint(nearest_key(name, settings))}")
         elif not isinstance(entries, Mapping):
             problems.append(f"{name} = {entries!r} must be a section, [{name}], with keys under it")
         else:
-            for entry, value in entries.items():
-                dotted, setting = f"{name}.{entry}", keys_of(known[name]).get(entry)
-                if setting is None:
+            for dotted, value in {f"{name}.{entry}": value for entry, value in entries.items()}.items():
+                if dotted not in settings:
                     problems.append(_no_setting(families, family, dotted))
                     continue
+                setting = settings[dotted]
                 try:
-                    typed[name][entry] = checked(dotted, value, setting.type, setting.metadata["rule"])
+                    typed[name][setting.name] = checked(dotted, value, setting.type, setting.metadata["rule"])
                 except ValueError as problem:
                     problems.append(str(problem))
                     wrong.add(dotted)
     return typed
 
 
-def missing_paths(config: Config, wrong: set[str] = frozenset()) -> list[str]:
+def missing_paths(config: Config, wrong: Collection[str] = ()) -> list[str]:
     """One message for each path or pattern of a config at which there is nothing; keys in ``wrong`` are left out."""
+
+    def is_there(path: str) -> bool:
+        path = os.path.expanduser(path)
+        return os.path.exists(path) or bool(glob.glob(path, recursive=True))
+
     named = [*config.family.paths(config), ("run.resume_from", config.run.resume_from)]
     return [
         f"{key} = {path!r}: no such file or folder"
         for key, path in named
-        if path and key not in wrong and not _is_there(os.path.expanduser(path))
+        if path and key not in wrong and not is_there(path)
     ]
-
-
-def _is_there(path: str) -> bool:
-    return os.path.exists(path) or bool(glob.glob(path, recursive=True))

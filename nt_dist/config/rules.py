@@ -12,7 +12,7 @@ from itertools import product
 
 from nt_dist.config.keys import reads
 from nt_dist.config.names import hint, nearest, nearest_numbers
-from nt_dist.config.settings import Config, Parallel
+from nt_dist.config.settings import Config
 
 
 @reads("trails.layers", "trails.fork", "model.num_layers")
@@ -103,30 +103,31 @@ def _mesh_fits(config: Config) -> Iterator[str]:
     """Say what is wrong with the layout and, where there is one, the nearest that works."""
     broken = list(_broken_by_mesh(config))
     yield from broken
-    near = nearest_layout(config) if broken else None
+    near = _nearest_layout(config) if broken else None
     if near:
-        data = config.world_size // (near.tensor * near.pipe * near.trail)
         yield (
-            f"the nearest layout that works on {config.world_size} ranks: parallel.tensor = {near.tensor}, "
-            f"parallel.pipe = {near.pipe}, parallel.trail = {near.trail} (data degree {data})"
+            f"the nearest layout that works on {config.world_size} ranks: parallel.tensor = {near.parallel.tensor}, "
+            f"parallel.pipe = {near.parallel.pipe}, parallel.trail = {near.parallel.trail} "
+            f"(data degree {near.data_degree})"
         )
 
 
-def nearest_layout(config: Config) -> Parallel | None:
-    """The layout of as many ranks that keeps all rules and changes the degrees by the smallest factors, if any does."""
+def _nearest_layout(config: Config) -> Config | None:
+    """The config with degrees that keep all rules and are changed by the smallest factors, if there are any."""
     wanted, ranks = config.parallel, config.world_size
 
-    def distance(layout: Parallel) -> float:
-        pairs = ((layout.tensor, wanted.tensor), (layout.pipe, wanted.pipe), (layout.trail, wanted.trail))
-        return sum(abs(math.log(new / old)) for new, old in pairs)
+    def distance(near: Config) -> float:
+        degrees = near.parallel
+        factors = degrees.tensor / wanted.tensor, degrees.pipe / wanted.pipe, degrees.trail / wanted.trail
+        return sum(abs(math.log(factor)) for factor in factors)
 
+    divisors = [number for number in range(1, ranks + 1) if ranks % number == 0]
     layouts = (
-        replace(wanted, tensor=tensor, pipe=pipe, trail=trail)
-        for tensor, pipe, trail in product([number for number in range(1, ranks + 1) if ranks % number == 0], repeat=3)
+        replace(config, parallel=replace(wanted, tensor=tensor, pipe=pipe, trail=trail))
+        for tensor, pipe, trail in product(divisors, repeat=3)
         if ranks % (tensor * pipe * trail) == 0
     )
-    working = [layout for layout in layouts if is_possible(replace(config, parallel=layout))]
-    return min(working, key=distance, default=None)
+    return min(filter(is_possible, layouts), key=distance, default=None)
 
 
 def is_possible(config: Config) -> bool:
@@ -176,14 +177,9 @@ _RULES = (
 
 
 def check(config: Config, wrong: set[str]) -> list[str]:
-    """Check the rules over several settings.
+    """One message for each thing that is wrong with settings which are right each for itself.
 
-    Args:
-        config: Settings which are right each for itself, DeepSpeed JSON resolved.
-        wrong: Keys that are not and have their defaults here; rules that read them are left out.
-
-    Returns:
-        One message for each thing that is wrong.
+    Rules that read a key of ``wrong``, which is not right and has its default here, are left out.
     """
     mesh = ((*_MESH_KEYS, *config.family.divided_by_tensor(config)), _mesh_fits)
     rules = (*_RULES, mesh, *config.family.rules)

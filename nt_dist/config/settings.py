@@ -5,27 +5,17 @@ than one key, ``deepspeed_json.py`` joins it with a DeepSpeed JSON. This package
 refused before anything slow is loaded.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from typing import Any, Literal
 
-from nt_dist.config.keys import (
-    IDENTITY,
-    NOT_EMPTY,
-    SCHEDULE,
-    SHARE,
-    UNIT_INTERVAL,
-    Rule,
-    above,
-    at_least,
-    free,
-    identity,
-    keys_of,
-    schedule,
-)
+from nt_dist.config.keys import IDENTITY, NOT_EMPTY, SCHEDULE, Rule, above, at_least, free, identity, keys_of, schedule
 from nt_dist.config.values import plain, toml_value
 
 ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
+_FRACTION = Rule("must be in [0, 1]", lambda value: 0 <= value <= 1)
+_SHARE = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
 _BETAS = Rule("must be two numbers in [0, 1)", lambda value: all(0 <= beta < 1 for beta in value))
 _SEED = Rule("must be in [0, 2^63)", lambda value: 0 <= value < 2**63)
 _MOMENTUM = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
@@ -47,7 +37,7 @@ class Trails:
 class Sparsity:
     """How many weights are stored, where, and how their topology changes in training."""
 
-    density: float = identity(0.9, "Share of the weights that is stored; 1: dense.", SHARE)
+    density: float = identity(0.9, "Share of the weights that is stored; 1: dense.", _SHARE)
     distribution: Literal["erk", "er", "uniform"] = identity(
         "erk", "Density of each weight: erk or er (Erdős–Rényi, with or without kernel sizes) or uniform."
     )
@@ -66,21 +56,19 @@ class Sparsity:
     grow: Literal["gradient", "random"] = schedule(
         "gradient", "Weights regrown: gradient (where the dense gradient is largest) or random."
     )
-    drop_fraction: float = schedule(0.5, "Share of a shard's slots replaced in the first update.", SHARE)
+    drop_fraction: float = schedule(0.5, "Share of a shard's slots replaced in the first update.", _SHARE)
     drop_schedule: Literal["cosine", "linear", "constant"] = schedule(
         "cosine", "Course of the dropped share: cosine (to a hundredth), linear or constant."
     )
     update_every: int = schedule(50, "Steps between topology updates; 0: none (static sparse).", at_least(0))
-    stop_fraction: float = schedule(1.0, "Share of train.steps after which the topology stays as it is.", UNIT_INTERVAL)
+    stop_fraction: float = schedule(1.0, "Share of train.steps after which the topology stays as it is.", _FRACTION)
     new_moments: Literal["zero", "gradient", "mean"] = schedule(
         "zero", "AdamW's second moment of a new slot: zero, gradient (the regrowth gradient's) or mean (the shard's)."
     )
     regrow_from: Literal["all", "last_micro_batch"] = schedule(
         "all", "Micro-batches whose dense gradient says where to regrow: all, or last_micro_batch (takes less time)."
     )
-    exempt: tuple[str, ...] = identity(
-        (), 'Names of weights kept dense; * and ? stand for anything, as in "blocks.*.attention.*".'
-    )
+    exempt: tuple[str, ...] = identity((), 'Names of weights kept dense, * and ? in them, as in "blocks.*.mlp.*".')
 
 
 @dataclass(frozen=True)
@@ -92,7 +80,7 @@ class Train:
     micro_batch_size: int = free(16, "Sequences in one pass on one rank.", at_least(1))
     lr: float = schedule(2e-3, "Highest learning rate.", above(0))
     warmup_steps: int = schedule(100, "Steps of linear warm-up.", at_least(0))
-    min_lr_ratio: float = schedule(0.1, "Last learning rate, as a share of the highest; cosine.", UNIT_INTERVAL)
+    min_lr_ratio: float = schedule(0.1, "Last learning rate, as a share of the highest; cosine.", _FRACTION)
     optimizer: Literal["adamw", "sgd"] = schedule("adamw", "adamw, or sgd (stochastic gradient descent).")
     momentum: float = schedule(0.9, "SGD's momentum; 0: none.", _MOMENTUM)
     nesterov: bool = schedule(False, "Use Nesterov's momentum in SGD.")
@@ -108,9 +96,7 @@ class Train:
         "rollback (to the last checkpoint, going on without that step's samples); off (nothing is judged).",
     )
     spike_window: int = free(100, "Steps whose losses and norms are the recent spread.", at_least(8))
-    spike_sigma: float = free(
-        10.0, "Standard deviations (robust: by the median) above the median that make a spike.", above(0)
-    )
+    spike_sigma: float = free(10.0, "Robust standard deviations above the median that make a spike.", above(0))
     max_bad_steps: int = free(
         10, "Steps in a row that may be skipped or rolled back (no number, spike); one more ends the run.", at_least(0)
     )
@@ -147,22 +133,16 @@ class Run:
     dir: str = free("runs/default", "Folder of the run; one that holds a checkpoint is continued.", NOT_EMPTY)
     log_every: int = free(10, "Steps between lines of metrics.", at_least(1))
     eval_every: int = free(500, "Steps between evaluations; 0: at the end only.", at_least(0))
-    eval_batches: int = free(
-        20, "Batches of train.batch_size sequences in an evaluation; 0: all there are.", at_least(0)
-    )
+    eval_batches: int = free(20, "Batches of train.batch_size sequences in an evaluation; 0: all.", at_least(0))
     check_every: int = free(
         100, "Steps between checks of copies (weights, topologies, moments) and their numbers; 0: never.", at_least(0)
     )
     save_every: int = free(500, "Steps between checkpoints; 0: at the end only.", at_least(0))
     keep: int = free(2, "Newest checkpoints kept.", at_least(1))
     keep_every: int = free(0, "Keep also each checkpoint whose step is a multiple of this; 0: none.", at_least(0))
-    async_save: bool = free(
-        True, "Write checkpoints beside the training, from a copy in host memory; a run's last is waited for."
-    )
+    async_save: bool = free(True, "Write checkpoints beside the training, from host memory; a run waits for its last.")
     resume_from: str = free("", "Checkpoint to start from where run.dir has none; empty: from the beginning.")
-    stop_after: int = free(
-        0, "Save and leave after this step, with schedules as train.steps has them; 0: off.", at_least(0)
-    )
+    stop_after: int = free(0, "Save and leave after this step, in the schedules of train.steps; 0: off.", at_least(0))
     allow_schedule_change: bool = free(False, "Resume although schedule settings differ from the checkpoint's.")
     stall_timeout: float = free(
         45.0,
@@ -180,6 +160,12 @@ def sections_of(family: Any) -> dict[str, type]:
     shared = {"trails": Trails, "sparsity": Sparsity, "train": Train, "parallel": Parallel, "run": Run}
     order = ("model", "trails", "sparsity", "data", "train", "parallel", "run")
     return {name: (shared | family.sections)[name] for name in order}
+
+
+def settings_of(family: Any) -> dict[str, Field]:
+    """All settings of a family by section.key."""
+    sections = sections_of(family).items()
+    return {f"{name}.{entry}": setting for name, section in sections for entry, setting in keys_of(section).items()}
 
 
 @dataclass(frozen=True)
@@ -273,22 +259,21 @@ def differences(saved: Mapping[str, Mapping[str, Any]], now: Config) -> tuple[li
         One message for each ``identity`` setting that differs, and one for each ``schedule`` setting.
     """
     then, today = _unified(now.family, saved), _unified(now.family, now.to_dict())
-    found: dict[str, list[str]] = {IDENTITY: [], SCHEDULE: []}
-    for name, section in sections_of(now.family).items():
-        for entry, setting in keys_of(section).items():
-            old, new = then[name][entry], today[name][entry]
-            if setting.metadata["mark"] in found and old != new:
-                message = f"{name}.{entry} = {new!r} differs from the checkpoint's {old!r}"
-                found[setting.metadata["mark"]].append(message)
+    found: dict[str, list[str]] = defaultdict(list)
+    for dotted, setting in settings_of(now.family).items():
+        name, entry = dotted.split(".")
+        if today[name][entry] != then[name][entry]:
+            message = f"{dotted} = {today[name][entry]!r} differs from the checkpoint's {then[name][entry]!r}"
+            found[setting.metadata["mark"]].append(message)
     return found[IDENTITY], found[SCHEDULE]
 
 
 def _unified(family: Any, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The sections with defaults filled in and one spelling for what means the same."""
-    full = {}
-    for name, section in sections_of(family).items():
-        given = sections.get(name, {})
-        full[name] = {entry: given.get(entry, plain(key.default)) for entry, key in keys_of(section).items()}
+    full: dict[str, dict[str, Any]] = {name: {} for name in sections_of(family)}
+    for dotted, setting in settings_of(family).items():
+        name, entry = dotted.split(".")
+        full[name][entry] = sections.get(name, {}).get(entry, plain(setting.default))
     if full["trails"]["fork"] == "embedding":
         full["trails"]["layers"] = full["model"]["num_layers"]
     full["sparsity"]["exempt"] = sorted(full["sparsity"]["exempt"])

@@ -16,7 +16,7 @@ class Model:
     family: str = identity("llama", "Kind of network.")
     hidden_size: int = identity(128, "Width of the hidden states.", at_least(1))
     ffn_size: int = identity(352, "Width inside the SwiGLU of a block.", at_least(1))
-    num_layers: int = identity(6, "Blocks on the way from the embedding to one output, trunk and trail.", at_least(1))
+    num_layers: int = identity(6, "Blocks from the embedding to one output, trunk and trail.", at_least(1))
     num_attention_heads: int = identity(4, "Attention heads of a block.", at_least(1))
     num_kv_heads: int = identity(0, "Key and value heads of a block; 0: as many as attention heads.", at_least(0))
     vocab_size: int = identity(2048, "Pieces of the tokenizer.", at_least(2))

@@ -56,7 +56,8 @@ BOTH = {**FAMILIES, "tiny": Tiny()}
 
 
 def build(model, data=None, world_size=1, json=None, **sections):
-    return load.build_config(BOTH, {"model": model, "data": data or {}, **sections}, json, world_size)
+    contents = {"model": model, "data": data or {}, **sections}
+    return load.load_config(BOTH, contents, (), json, world_size, check_paths=False)
 
 
 def problems_of(call, *arguments, **options):

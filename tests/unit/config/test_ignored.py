@@ -7,8 +7,8 @@ from nt_dist.families import make_config
 
 
 def test_nothing_is_ignored_by_default():
-    assert warnings(make_config({})) == []
-    assert warnings(make_config({"sparsity": {"density": 1.0}})) == []
+    assert not list(warnings(make_config({})))
+    assert not list(warnings(make_config({"sparsity": {"density": 1.0}})))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,6 @@ def test_settings_that_count_are_not_named():
         "train": {"optimizer": "sgd", "momentum": 0.8, "nesterov": True},
         "run": {"stop_after": 10, "keep_every": 1000},
     }
-    assert warnings(make_config(sections)) == []
+    assert not list(warnings(make_config(sections)))
     beside_stdlib = {"text_key": "t", "validation": "x.jsonl"}
-    assert warnings(make_config({"data": beside_stdlib})) == []
+    assert not list(warnings(make_config({"data": beside_stdlib})))
