@@ -3,6 +3,7 @@
 Pure functions over what was reported; imports nothing outside the standard library.
 """
 
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -50,11 +51,6 @@ class View:
     threads: str = ""
 
     @property
-    def ended_well(self) -> bool:
-        """Whether it has left and is not missed."""
-        return self.gone and self.code == 0
-
-    @property
     def failed(self) -> bool:
         """Whether it has left and the others cannot go on."""
         return self.gone and self.code != 0
@@ -73,22 +69,34 @@ def is_lost(views: list[View], limits: Limits) -> bool:
     )
 
 
+def _sure_sign(view: View, limits: Limits) -> tuple[int, str] | None:
+    """The surest sign that a rank is at fault, whoever else stands still: its number (0: the surest) and its words.
+
+    A rank is perhaps late a little sooner than what it waits for is given up: half of a limit is a sign.
+    """
+    place = view.place()
+    signs = (
+        (view.failed, f" {'died without a word' if view.code is None else 'ended with an error'} in {place}"),
+        (view.stopped >= limits.stopped / 2, f" has been stopped (SIGSTOP) for {view.stopped:.0f} s in {place}"),
+        (
+            view.silent >= limits.silence / 2 and not view.unwatched,
+            f": nothing has been heard of its host for {view.silent:.0f} s; it was in {place}",
+        ),
+        (view.unwatched, f": its watcher is gone, and perhaps its host; it was in {place}"),
+    )
+    found = ((number, words) for number, (holds, words) in enumerate(signs) if holds)
+    return next(found, None) if view.failed or not view.gone else None
+
+
 def culprits(views: list[View], limits: Limits) -> list[View]:
     """Return the ranks that the others wait for, the surest signs first.
 
-    A dead, stopped or silent rank is at fault whoever else stands still, and perhaps is late a little sooner. Of ranks
-    that merely stand still (one's beat is overdue, the others' soon will be) it is those that do not wait for others
-    themselves, and of these the ones that have come least far.
+    Of ranks that merely stand still (one's beat is overdue, the others' soon will be) it is those that do not wait for
+    others themselves, and of these the ones that have come least far.
     """
-    by_sign = [
-        [view for view in views if view.failed],
-        [view for view in views if not view.gone and view.stopped >= limits.stopped / 2],
-        [view for view in views if not view.gone and not view.unwatched and view.silent >= limits.silence / 2],
-        [view for view in views if not view.gone and view.unwatched],
-    ]
-    sure = [view for found in by_sign for view in found]
+    sure = [(sign[0], view) for view in views if (sign := _sure_sign(view, limits))]
     if sure:
-        return sure
+        return [view for _, view in sorted(sure, key=lambda found: found[0])]
     idle = max((view.idle for view in views if view.late and not view.gone), default=0.0)
     still = [view for view in views if not view.gone and (view.late or view.idle >= idle / 2)]
     suspects = [view for view in still if view.threads and not waits(view.threads)] or still
@@ -98,26 +106,19 @@ def culprits(views: list[View], limits: Limits) -> list[View]:
 
 def describe(view: View, limits: Limits) -> str:
     """One line on a rank at fault."""
-    name = f"rank {view.rank} on {view.host}"
-    if view.failed:
-        how = "died without a word" if view.code is None else "ended with an error"
-        return f"{name} {how} in {view.place()}"
-    if view.stopped >= limits.stopped / 2:
-        return f"{name} has been stopped (SIGSTOP) for {view.stopped:.0f} s in {view.place()}"
-    if view.silent >= limits.silence / 2 and not view.unwatched:
-        return f"{name}: nothing has been heard of its host for {view.silent:.0f} s; it was in {view.place()}"
-    if view.unwatched:
-        return f"{name}: its watcher is gone, and perhaps its host; it was in {view.place()}"
-    return f"{name} has stood still for {view.idle:.0f} s in {view.place()}"
+    still = f" has stood still for {view.idle:.0f} s in {view.place()}"
+    _, how = _sure_sign(view, limits) or (None, still)
+    return f"rank {view.rank} on {view.host}{how}"
 
 
 def report(views: list[View], limits: Limits) -> str:
     """Return the job's last words: who is at fault and where its threads stand, then where the others stand."""
     guilty = culprits(views, limits)
-    lines = [f"error: {describe(view, limits)}" for view in guilty[:MAX_CULPRITS]]
-    if len(guilty) > MAX_CULPRITS:
-        lines.append(f"error: and {len(guilty) - MAX_CULPRITS} more ranks: {_numbers(guilty[MAX_CULPRITS:])}")
-    for view in guilty[:MAX_CULPRITS]:
+    named, more = guilty[:MAX_CULPRITS], guilty[MAX_CULPRITS:]
+    lines = [f"error: {describe(view, limits)}" for view in named]
+    if more:
+        lines.append(f"error: and {len(more)} more ranks: {_numbers(more)}")
+    for view in named:
         if view.threads:
             lines.append(f"where the threads of rank {view.rank} stand:")
             lines += [f"  {line}" for line in view.threads.splitlines()[:MAX_LINES]]
@@ -151,10 +152,7 @@ def innermost(threads: str) -> str:
 
 def _numbers(views: list[View]) -> str:
     """``0-3,5`` for the ranks of views."""
-    runs: list[list[int]] = []
-    for rank in sorted(view.rank for view in views):
-        if runs and runs[-1][-1] == rank - 1:
-            runs[-1][1:] = [rank]
-        else:
-            runs.append([rank])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[1]}" for run in runs)
+    ranks = sorted(view.rank for view in views)
+    groups = itertools.groupby(enumerate(ranks), key=lambda numbered: numbered[1] - numbered[0])
+    runs = [[rank for _, rank in group] for _, group in groups]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

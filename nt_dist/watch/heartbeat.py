@@ -33,23 +33,14 @@ NANO = 1_000_000_000
 
 
 class Sign(NamedTuple):
-    """What the memory holds; times are of the monotonic clock, in nanoseconds, which all processes of a host share.
-
-    Attributes:
-        beats: Beats so far.
-        at: When the last one was.
-        deadline: When the next one is due; 0: never.
-        phase: Number of the phase in PHASES.
-        step: The step.
-        left: 1 + the exit code of a rank that has left on its own; 0: it has not.
-    """
+    """What the memory holds; times are of the monotonic clock, in nanoseconds, which all processes of a host share."""
 
     beats: int
-    at: int
-    deadline: int
-    phase: int
+    at: int  # when the last beat was
+    deadline: int  # when the next one is due; 0: never
+    phase: int  # its number in PHASES
     step: int
-    left: int
+    left: int  # 1 + the exit code of a rank that has left on its own; 0: it has not
 
 
 def read_sign(memory: mmap.mmap) -> Sign:
@@ -84,21 +75,22 @@ class Heartbeat:
         self._beats = self._step = self._at = 0
         self._phase = "starting"
         self._exit_requested = False
-        self.enter("starting")
+        self.beat()
 
     def enter(self, phase: str, step: int | None = None) -> None:
         """Say that a phase begins (of step ``step``, where that changes); this is a beat."""
         now = time.monotonic_ns()
-        self._learn(now)
+        if self._beats:
+            self._longest[self._phase] = max(self._longest.get(self._phase, 0), now - self._at)
         self._phase = phase
         self._step = self._step if step is None else step
-        self._write(now)
+        self._beats, self._at = self._beats + 1, now
+        seconds = self.allowance()
+        self._write(deadline=0 if seconds is None else now + int(seconds * NANO))
 
     def beat(self) -> None:
         """Say that the phase gets on."""
-        now = time.monotonic_ns()
-        self._learn(now)
-        self._write(now)
+        self.enter(self._phase)
 
     def exit_requested(self) -> None:
         """Say that a signal has asked this rank to leave, which shortens a step's allowance; from any thread."""
@@ -111,9 +103,7 @@ class Heartbeat:
 
     def exited(self, code: int) -> None:
         """Say that this rank leaves on its own, with an exit code."""
-        if self._memory:
-            sign = (self._beats, self._at, 0, PHASES.index(self._phase), self._step, code + 1)
-            _FIELDS.pack_into(self._memory, 0, *sign)
+        self._write(left=code + 1)
 
     def allowance(self) -> float | None:
         """Seconds until the next beat must come; None: it need not."""
@@ -122,17 +112,10 @@ class Heartbeat:
         longest = self._longest.get(self._phase) if self._phase in STEADY else None
         if longest is None:  # or a first time, when kernels are compiled
             return self._phase_limit
-        seconds = max(self._stall, SLACK * longest / NANO)
-        return min(seconds, max(LEAVING, SLACK * longest / NANO)) if self._exit_requested else seconds
+        usual = SLACK * longest / NANO
+        return max(usual, min(self._stall, LEAVING) if self._exit_requested else self._stall)
 
-    def _learn(self, now: int) -> None:
-        if self._beats:
-            self._longest[self._phase] = max(self._longest.get(self._phase, 0), now - self._at)
-
-    def _write(self, now: int) -> None:
-        self._beats, self._at = self._beats + 1, now
-        if not self._memory:
-            return
-        seconds = self.allowance()
-        deadline = 0 if seconds is None else now + int(seconds * NANO)
-        _FIELDS.pack_into(self._memory, 0, self._beats, now, deadline, PHASES.index(self._phase), self._step, 0)
+    def _write(self, deadline: int = 0, left: int = 0) -> None:
+        if self._memory:
+            phase = PHASES.index(self._phase)
+            _FIELDS.pack_into(self._memory, 0, self._beats, self._at, deadline, phase, self._step, left)

@@ -9,6 +9,7 @@ that it starts within milliseconds and stays small.
 """
 
 import contextlib
+import functools
 import hmac
 import json
 import os
@@ -18,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from nt_dist.watch.diagnosis import Limits, View, describe, is_lost, report
@@ -39,11 +41,14 @@ class Link:
         self.connection = connection
         connection.setblocking(False)
         self.rank: int | None = None  # whose watcher is at the other end, once it has said so
+        self.selector: selectors.BaseSelector | None = None  # that waits for messages
         self._received = b""
         self.closed = False
 
     def send(self, **message: Any) -> None:
         """Send a message; one that cannot be sent closes the link."""
+        if self.closed:
+            return
         try:
             self.connection.settimeout(SEND_SECONDS)
             self.connection.sendall(json.dumps(message).encode() + b"\n")
@@ -75,6 +80,8 @@ class Link:
 
     def close(self) -> None:
         """Close the connection."""
+        if self.selector and not self.closed:
+            self.selector.unregister(self.connection)
         self.closed = True
         self.connection.close()
 
@@ -156,8 +163,7 @@ class Watcher:
         self.views[self.rank] = self.view
         self.links: dict[int, Link] = {}
         self.selector = selectors.DefaultSelector()
-        self.selector.register(control.connection, selectors.EVENT_READ, control)
-        self.server: socket.socket | None = None
+        self.listen_to(control, lambda message: self.connect(**message))
         self.heard = self.last_tick = time.monotonic()
         self.has_announced = False
         self.answered: set[int] = set()  # ranks that have said where they stand, or that they cannot
@@ -166,51 +172,46 @@ class Watcher:
     def run(self) -> None:
         """Watch until the rank has left, or has been ended."""
         if self.rank == 0:
-            if self.order["size"] > 1:
-                self.listen()
-            self.control.send(port=self.server.getsockname()[1] if self.server else 0)
+            self.control.send(port=self.open_port() if self.order["size"] > 1 else 0)
         while True:
-            for key, _ in self.selector.select(TICK / 10 if self.control.closed else TICK):
-                self.read(key.data)
+            self.attend(TICK / 10 if self.control.closed else TICK)
             now = time.monotonic()
             if now - self.last_tick >= TICK / 2 or self.control.closed:
                 self.tick(now)
 
     # -- messages --------------------------------------------------------------------------------------------------
 
-    def listen(self) -> None:
-        """Open the port to which the other watchers come, and say its number."""
+    def attend(self, seconds: float) -> None:
+        """Wait for messages and take those that have come."""
+        for key, _ in self.selector.select(seconds):
+            key.data()
+
+    def listen_to(self, link: Link, handle: Callable[[dict[str, Any]], None]) -> None:
+        """Have a link's messages handled as they come."""
+
+        def read() -> None:
+            for message in link.receive():
+                handle(message)
+
+        link.selector = self.selector
+        self.selector.register(link.connection, selectors.EVENT_READ, read)
+
+    def open_port(self) -> int:
+        """Open the port to which the other watchers come; return its number."""
         with contextlib.suppress(OSError, ValueError):  # thousands of ranks take as many descriptors
             hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         family, _, _, _, address = self.order["listen"]
-        self.server = socket.create_server(tuple(address[:2]), family=family, backlog=1024)
-        self.server.setblocking(False)
-        self.selector.register(self.server, selectors.EVENT_READ, None)
+        server = socket.create_server(tuple(address[:2]), family=family, backlog=1024)
+        server.setblocking(False)
 
-    def read(self, link: Link | None) -> None:
-        """Take what has come: a new connection (no link) or messages."""
-        if link is None:
+        def accept() -> None:
             with contextlib.suppress(OSError):
-                self.listen_to(Link(self.server.accept()[0]))
-            return
-        descriptor = link.connection.fileno()
-        for message in link.receive():
-            if link is self.control:
-                self.connect(**message)
-            elif self.rank == 0:
-                self.take(link, message)
-            else:
-                self.follow(message)
-        if link.closed:
-            with contextlib.suppress(KeyError, ValueError):
-                self.selector.unregister(descriptor)
+                link = Link(server.accept()[0])
+                self.listen_to(link, functools.partial(self.take, link))
 
-    def listen_to(self, link: Link) -> None:
-        """Have a link read; its descriptor's number may have been that of one that was closed."""
-        with contextlib.suppress(KeyError):
-            self.selector.unregister(link.connection)
-        self.selector.register(link.connection, selectors.EVENT_READ, link)
+        self.selector.register(server, selectors.EVENT_READ, accept)
+        return server.getsockname()[1]
 
     def connect(self, address: str, port: int) -> None:
         """Another rank: go to rank 0's watcher, and say so."""
@@ -222,7 +223,7 @@ class Watcher:
             return
         self.heard = time.monotonic()
         self.links[0] = link
-        self.listen_to(link)
+        self.listen_to(link, self.follow)
         link.send(secret=self.order["secret"], rank=self.rank, host=self.view.host)
         self.control.send(ready=True)
 
@@ -253,6 +254,11 @@ class Watcher:
             self.leave(kill=True)
         elif "done" in message:  # rank 0 has left well, and its watcher with it
             self.links.pop(0).close()
+
+    def tell_others(self, **message: Any) -> None:
+        """Rank 0: send a message to all other watchers."""
+        for link in self.links.values() if self.rank == 0 else ():
+            link.send(**message)
 
     # -- diagnosis -------------------------------------------------------------------------------------------------
 
@@ -289,7 +295,7 @@ class Watcher:
             view = self.views[rank]
             view.silent += since
             view.unwatched = link.closed and not view.gone
-        self.send_heard()
+        self.tell_others(heard=True)  # this host is there
         now, views = time.monotonic(), list(self.views.values())
         if any(view.failed for view in views):
             self.failed_at = self.failed_at or now
@@ -299,31 +305,21 @@ class Watcher:
             self.end(views)
         if self.view.gone:
             self.left_at = self.left_at or now
-            if not others or (self.view.ended_well and now - self.left_at > LINGER):
-                for link in self.links.values():
-                    link.send(done=True)
+            if not others or (not self.view.failed and now - self.left_at > LINGER):
+                self.tell_others(done=True)
                 self.leave()
-
-    def send_heard(self) -> None:
-        """Rank 0: show the others that this host is there."""
-        for link in self.links.values():
-            if not link.closed:
-                link.send(heard=True)
 
     def end(self, views: list[View]) -> None:
         """Ask all ranks where they stand, say who is at fault, end them all."""
-        for link in self.links.values() if self.rank == 0 else ():
-            link.send(dump=True)
+        self.tell_others(dump=True)
         self.view.threads = self.process.threads()
         until = time.monotonic() + DUMP_SECONDS
         while self.rank == 0 and time.monotonic() < until and not all(self.has_answered(view) for view in views):
-            for key, _ in self.selector.select(0.1):
-                self.read(key.data)
-            self.send_heard()
+            self.attend(0.1)
+            self.tell_others(heard=True)
         text = report(views, self.limits)
         say(text)
-        for link in self.links.values() if self.rank == 0 else ():
-            link.send(end=text.splitlines()[0].removeprefix("error: "))
+        self.tell_others(end=text.splitlines()[0].removeprefix("error: "))
         self.leave(kill=True)
 
     def has_answered(self, view: View) -> bool:
@@ -343,13 +339,10 @@ def main(arguments: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)  # they are for the rank, and this process goes when the rank has gone
     pid, shared, dump, control = map(int, arguments)
-    link = Link(socket.socket(fileno=control))
-    link.connection.setblocking(True)
-    order = json.loads(link.connection.makefile("rb", buffering=0).readline(MAX_LINE) or b"null")
-    link.connection.setblocking(False)
-    if order is None:  # the rank died at once
-        return
-    Watcher(RankProcess(pid, shared, dump), link, order).run()
+    connection = socket.socket(fileno=control)
+    order = json.loads(connection.makefile("rb", buffering=0).readline(MAX_LINE) or b"null")
+    if order:  # else the rank died at once
+        Watcher(RankProcess(pid, shared, dump), Link(connection), order).run()
 
 
 if __name__ == "__main__":

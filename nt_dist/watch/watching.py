@@ -50,8 +50,8 @@ def watched(mesh: "Mesh", config: Config) -> Iterator[Heartbeat]:
         yield Heartbeat()
         return
     with ExitStack() as stack:
-        main_host, secret = mesh.broadcast_object((socket.gethostname(), secrets.token_hex(16)))
-        heartbeat, control = _on_all(mesh, lambda: _start(stack, mesh, config, main_host, secret))
+        job = mesh.broadcast_object({"main_host": socket.gethostname(), "secret": secrets.token_hex(16)})
+        heartbeat, control = _on_all(mesh, lambda: _start(stack, mesh, config, job))
         replies = stack.enter_context(control.makefile("rb"))
         port = mesh.broadcast_object(_on_all(mesh, lambda: _reply(replies)["port"] if mesh.is_main else 0))
         if not mesh.is_main:
@@ -112,9 +112,7 @@ def _reply(replies: BinaryIO) -> dict[str, Any]:
     return json.loads(line)
 
 
-def _start(
-    stack: ExitStack, mesh: "Mesh", config: Config, main_host: str, secret: str
-) -> tuple[Heartbeat, socket.socket]:
+def _start(stack: ExitStack, mesh: "Mesh", config: Config, job: dict[str, str]) -> tuple[Heartbeat, socket.socket]:
     """Start the watcher; everything that is opened here is closed with the context."""
     shared = shared_file()
     stack.callback(os.close, shared)
@@ -128,16 +126,14 @@ def _start(
         "rank": mesh.rank,
         "size": mesh.world_size,
         "host": socket.gethostname(),
-        "main_host": main_host,
-        "secret": secret,
+        **job,
         "limits": Limits(*(min(limit, run.stall_timeout) for limit in (STOPPED, SILENCE, GRACE))),
         "listen": _own_address(_address()) if mesh.is_main else None,
     }
     with theirs:
         handed = [shared, dump.fileno(), theirs.fileno()]
-        arguments = [os.getpid(), *handed]
         process = subprocess.Popen(
-            [sys.executable, "-S", "-P", "-m", "nt_dist.watch.watcher", *map(str, arguments)],
+            [sys.executable, "-S", "-P", "-m", "nt_dist.watch.watcher", *map(str, (os.getpid(), *handed))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=handed,
