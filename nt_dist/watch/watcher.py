@@ -150,8 +150,8 @@ class Watcher:
 
     Args:
         process: The rank watched.
-        control: The link to it, over which it says whom to reach and, by its end, that it is dead.
-        order: What it said first: rank, size, host, limits, the address to listen on (rank 0 of several).
+        control: The link to it, which tells by its end that it is dead.
+        order: What it said: rank, size, host, limits, and where the watcher of rank 0 listens.
     """
 
     def __init__(self, process: RankProcess, control: Link, order: dict[str, Any]):
@@ -163,7 +163,7 @@ class Watcher:
         self.views[self.rank] = self.view
         self.links: dict[int, Link] = {}
         self.selector = selectors.DefaultSelector()
-        self.listen_to(control, lambda message: self.connect(**message))
+        self.listen_to(control, lambda message: None)
         self.heard = self.last_tick = time.monotonic()
         self.has_announced = False
         self.answered: set[int] = set()  # ranks that have said where they stand, or that they cannot
@@ -171,8 +171,6 @@ class Watcher:
 
     def run(self) -> None:
         """Watch until the rank has left, or has been ended."""
-        if self.rank == 0:
-            self.control.send(port=self.open_port() if self.order["size"] > 1 else 0)
         while True:
             self.attend(TICK / 10 if self.control.closed else TICK)
             now = time.monotonic()
@@ -196,13 +194,11 @@ class Watcher:
         link.selector = self.selector
         self.selector.register(link.connection, selectors.EVENT_READ, read)
 
-    def open_port(self) -> int:
-        """Open the port to which the other watchers come; return its number."""
+    def accept_from(self, server: socket.socket) -> None:
+        """Rank 0: let the other watchers come."""
         with contextlib.suppress(OSError, ValueError):  # thousands of ranks take as many descriptors
             hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        family, _, _, _, address = self.order["listen"]
-        server = socket.create_server(tuple(address[:2]), family=family, backlog=1024)
         server.setblocking(False)
 
         def accept() -> None:
@@ -211,21 +207,18 @@ class Watcher:
                 self.listen_to(link, functools.partial(self.take, link))
 
         self.selector.register(server, selectors.EVENT_READ, accept)
-        return server.getsockname()[1]
 
     def connect(self, address: str, port: int) -> None:
-        """Another rank: go to rank 0's watcher, and say so."""
+        """Another rank: go to rank 0's watcher."""
         try:
             link = Link(socket.create_connection((address, port), timeout=self.limits.silence))
         except OSError as problem:
             say(f"warning: rank {self.rank} on {self.view.host} is watched alone: {address}:{port}: {problem}")
-            self.control.send(ready=False)
             return
         self.heard = time.monotonic()
         self.links[0] = link
         self.listen_to(link, self.follow)
         link.send(secret=self.order["secret"], rank=self.rank, host=self.view.host)
-        self.control.send(ready=True)
 
     def take(self, link: Link, message: dict[str, Any]) -> None:
         """Rank 0: a message of another watcher, the first of which must know the secret."""
@@ -338,11 +331,18 @@ def main(arguments: list[str]) -> None:
     """Watch the parent process; see :func:`nt_dist.watch.watching.watched`, which starts this."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)  # they are for the rank, and this process goes when the rank has gone
-    pid, shared, dump, control = map(int, arguments)
+    pid, shared, dump, control, *server = map(int, arguments)
     connection = socket.socket(fileno=control)
     order = json.loads(connection.makefile("rb", buffering=0).readline(MAX_LINE) or b"null")
-    if order:  # else the rank died at once
-        Watcher(RankProcess(pid, shared, dump), Link(connection), order).run()
+    if order is None:  # the rank died at once
+        return
+    watcher = Watcher(RankProcess(pid, shared, dump), Link(connection), order)
+    if server:
+        watcher.accept_from(socket.socket(fileno=server[0]))
+    elif watcher.rank:
+        watcher.connect(order["address"], order["port"])
+    watcher.control.send(ready=True)
+    watcher.run()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nt_dist.config import Config
 from nt_dist.errors import RunError
@@ -33,6 +33,7 @@ T = TypeVar("T")
 LOOK_SECONDS = 0.5
 STOPPED, SILENCE, GRACE = 15.0, 30.0, 10.0
 """Seconds after which a stopped process, a silent host and a rank that outlives a dead one end the job, at most."""
+BACKLOG = 1024  # watchers that come at the same time
 FAILED = 1  # stands for the exit code that a rank with an error is about to leave with
 
 
@@ -50,21 +51,18 @@ def watched(mesh: "Mesh", config: Config) -> Iterator[Heartbeat]:
         yield Heartbeat()
         return
     with ExitStack() as stack:
-        job = mesh.broadcast_object({"main_host": socket.gethostname(), "secret": secrets.token_hex(16)})
-        heartbeat, control = _on_all(mesh, lambda: _start(stack, mesh, config, job))
-        replies = stack.enter_context(control.makefile("rb"))
-        port = mesh.broadcast_object(_on_all(mesh, lambda: _reply(replies)["port"] if mesh.is_main else 0))
-        if not mesh.is_main:
-            _tell(control, {"address": _address(), "port": port})
-        _on_all(mesh, lambda: mesh.is_main or _reply(replies)["ready"])
+        address = os.environ.get("MASTER_ADDR", LOOPBACK)  # where the ranks meet, and the watchers too
+        server = _on_all(mesh, lambda: _listen(address) if mesh.is_main and mesh.world_size > 1 else None)
+        job = {"main_host": socket.gethostname(), "secret": secrets.token_hex(16)}
+        job |= {"address": address, "port": server.getsockname()[1] if server else 0}
+        job = mesh.broadcast_object(job)
+        heartbeat = _on_all(mesh, lambda: _start(stack, mesh, config, job, server))
         code = FAILED
         try:
             yield heartbeat
             code = 0
         finally:
             heartbeat.exited(code)
-            replies.close()
-            control.close()
 
 
 def agree_patiently(mesh: "Mesh", work: Callable[[], T], heartbeat: Heartbeat) -> T:
@@ -101,18 +99,9 @@ def _on_all(mesh: "Mesh", work: Callable[[], T]) -> T:
     return agree(mesh, named)
 
 
-def _tell(control: socket.socket, message: dict[str, Any]) -> None:
-    control.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _reply(replies: BinaryIO) -> dict[str, Any]:
-    line = replies.readline()
-    if not line:
-        raise OSError("its watcher has died at once")
-    return json.loads(line)
-
-
-def _start(stack: ExitStack, mesh: "Mesh", config: Config, job: dict[str, str]) -> tuple[Heartbeat, socket.socket]:
+def _start(
+    stack: ExitStack, mesh: "Mesh", config: Config, job: dict[str, Any], server: socket.socket | None
+) -> Heartbeat:
     """Start the watcher; everything that is opened here is closed with the context."""
     shared = shared_file()
     stack.callback(os.close, shared)
@@ -120,18 +109,11 @@ def _start(stack: ExitStack, mesh: "Mesh", config: Config, job: dict[str, str]) 
     faulthandler.register(signal.SIGUSR2, file=dump, all_threads=True)
     stack.callback(faulthandler.unregister, signal.SIGUSR2)
     ours, theirs = socket.socketpair()
-    stack.enter_context(ours)
     run = config.run
-    order = {
-        "rank": mesh.rank,
-        "size": mesh.world_size,
-        "host": socket.gethostname(),
-        **job,
-        "limits": Limits(*(min(limit, run.stall_timeout) for limit in (STOPPED, SILENCE, GRACE))),
-        "listen": _own_address(_address()) if mesh.is_main else None,
-    }
-    with theirs:
-        handed = [shared, dump.fileno(), theirs.fileno()]
+    limits = Limits(*(min(limit, run.stall_timeout) for limit in (STOPPED, SILENCE, GRACE)))
+    order = {**job, "rank": mesh.rank, "size": mesh.world_size, "host": socket.gethostname(), "limits": limits}
+    with theirs, server or contextlib.nullcontext():
+        handed = [shared, dump.fileno(), theirs.fileno(), *([server.fileno()] if server else [])]
         process = subprocess.Popen(
             [sys.executable, "-S", "-P", "-m", "nt_dist.watch.watcher", *map(str, (os.getpid(), *handed))],
             stdin=subprocess.DEVNULL,
@@ -140,24 +122,20 @@ def _start(stack: ExitStack, mesh: "Mesh", config: Config, job: dict[str, str]) 
             env={"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         )
     stack.callback(_reap, process)
-    _tell(ours, order)
-    return Heartbeat(map_shared(shared), run.stall_timeout, run.phase_timeout), ours
+    stack.enter_context(ours)  # whose end tells the watcher that this rank has left
+    ours.sendall(json.dumps(order).encode() + b"\n")
+    if not ours.recv(64):
+        raise OSError("its watcher has died at once")
+    return Heartbeat(map_shared(shared), run.stall_timeout, run.phase_timeout)
 
 
-def _address() -> str:
-    """Where the ranks meet, and the watchers too: on one machine its loopback."""
-    return os.environ.get("MASTER_ADDR", LOOPBACK)
-
-
-def _own_address(address: str) -> tuple:
-    """What rank 0's watcher listens on, as getaddrinfo gives it: ``address`` if others can reach it there, else all."""
-    found = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
-    reachable = is_loopback(address) or not is_loopback(found[4][0])  # /etc/hosts may have the host's name there
-    with contextlib.suppress(OSError), socket.socket(found[0]) as probe:
-        probe.bind(found[4])
-        if reachable:
-            return found
-    return socket.getaddrinfo(None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE, family=found[0])[0]
+def _listen(address: str) -> socket.socket:
+    """Open rank 0's port, to which the other watchers come: at ``address`` if they can reach it there, else at all."""
+    family, _, _, _, where = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+    if is_loopback(address) or not is_loopback(where[0]):  # /etc/hosts may have the host's own name there
+        with contextlib.suppress(OSError):  # it is no address of this machine
+            return socket.create_server(where[:2], family=family, backlog=BACKLOG)
+    return socket.create_server(("", 0), family=family, backlog=BACKLOG)
 
 
 def _reap(process: subprocess.Popen) -> None:

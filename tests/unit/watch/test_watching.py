@@ -37,7 +37,8 @@ def test_rank_0_listens_where_the_others_come(monkeypatch, address, means, liste
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda host, *rest, **named: resolve(means if host == address else host, *rest, **named)
     )
-    assert watching._own_address(address)[4][0] == listens
+    with watching._listen(address) as server:
+        assert server.getsockname()[0] == listens
 
 
 @pytest.fixture
