@@ -10,7 +10,7 @@ import sys
 from nt_dist.command_line import run_main
 from nt_dist.config import parse_command_line
 from nt_dist.config.help import help_text
-from nt_dist.config.ignored import warnings
+from nt_dist.config.rules import warnings
 from nt_dist.families import FAMILIES, load_config
 from nt_dist.parallel import launcher
 

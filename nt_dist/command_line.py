@@ -25,10 +25,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
 
     The process is always left with ``os._exit``, on success as well: after a good run the threads of gloo and
     DeepSpeed can abort an interpreter that is being taken down ("terminate called without an active exception"), and
-    the exit code would then say that the run had failed.
-
-    Args:
-        main: The command; what it returns is the exit code, None being 0.
+    the exit code would then say that the run had failed. What ``main`` returns is the exit code, None being 0.
     """
     _leave(_exit_code(main))
 

@@ -120,12 +120,9 @@ _NUMBERS = {
 
 
 def resolve(given: Any, config: Config, wrong: set[str]) -> tuple[dict[str, Any], list[str]]:
-    """Make the configuration that DeepSpeed is started with.
+    """Make the configuration that DeepSpeed is started with of what the JSON holds, None without one.
 
-    Args:
-        given: What the JSON holds, or None without one.
-        config: The TOML's settings.
-        wrong: Keys of the TOML whose values cannot be used; the JSON is not compared with them.
+    The JSON is not compared with the keys of the TOML that are ``wrong``, whose values cannot be used.
 
     Returns:
         The JSON with every "auto" filled in and what the TOML decides added, and one message for each problem. Where

@@ -97,7 +97,7 @@ class Family(ABC):
         """Sizes that ``parallel.tensor`` has to divide, by the key that sets each."""
 
     def ignored(self, config: Config) -> Iterator[str]:
-        """Messages on its own settings that were given and change nothing, as ``ignored.py`` makes them."""
+        """Messages of :func:`nt_dist.config.rules.ignored` on its own settings that were given and change nothing."""
         return iter(())
 
     def paths(self, config: Config) -> list[tuple[str, str]]:
@@ -140,11 +140,7 @@ class Family(ABC):
 
     @abstractmethod
     def figures(self, means: Mapping[str, Any]) -> dict[str, Any]:
-        """An evaluation's figures under the names that metrics and JSON files have them under.
-
-        Args:
-            means: What :meth:`nt_dist.evaluation.metrics.EnsembleSums.means` returns.
-        """
+        """The figures of :meth:`nt_dist.evaluation.metrics.EnsembleSums.means`, under the names that files have."""
 
     @abstractmethod
     def headline(self, figures: Mapping[str, Any]) -> Headline:
@@ -161,14 +157,8 @@ class Family(ABC):
 
         ``train`` and ``validation`` are :class:`nt_dist.data.samples.Samples`; two runs with the same digest train on
         the same ones. The identity is a dictionary that checkpoints keep, beside the trainer's own figures.
-
-        Args:
-            config: The settings.
-            is_writer: Whether this rank reports what was opened.
-            exchange: Runs what one rank has to prepare, and gives its result, or raises its error, on all.
-
-        Raises:
-            NTDistError: They cannot be read.
+        ``exchange`` runs what one rank has to prepare, and gives its result, or raises its error, on all; the writer
+        reports what was opened. Raises NTDistError where something cannot be read.
         """
 
     @abstractmethod

@@ -32,14 +32,11 @@ def parse_command_line(argv: Sequence[str]) -> tuple[str, str | None, list[str]]
 
     DeepSpeed's injected ``--local_rank`` is accepted and dropped: ranks come from the environment.
 
-    Args:
-        argv: The arguments, without the program's name.
-
     Returns:
         The config's path, the DeepSpeed JSON's path or None, and the overrides as written.
 
     Raises:
-        ConfigError: For an unknown flag, a flag without its value, a word that is no override.
+        ConfigError: With every unknown flag, flag without its value and word that is no override.
     """
     options: dict[str, str] = {}
     overrides, problems = [], []

@@ -81,14 +81,7 @@ RULES = (*text.RULES, _heads_divide_hidden, _kv_heads_divide_heads, _shards_divi
 
 def weight_names(config: Config) -> list[str]:
     """Names of all weights of a model, as ``sparsity.exempt`` may name them."""
-    parts = {
-        "attention": ("norm", "query", "key", "value", "output"),
-        "mlp": ("norm", "gate", "up", "down"),
-    }
-    blocks = [
-        f"blocks.{block}.{module}.{weight}"
-        for block in range(config.model.num_layers)
-        for module, weights in parts.items()
-        for weight in weights
-    ]
+    attention = [f"attention.{name}" for name in ("norm", "query", "key", "value", "output")]
+    names = [*attention, "mlp.norm", "mlp.gate", "mlp.up", "mlp.down"]
+    blocks = [f"blocks.{block}.{name}" for block in range(config.model.num_layers) for name in names]
     return ["embedding", *blocks, "norm", "output"]

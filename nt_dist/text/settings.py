@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from nt_dist.config.ignored import ignored
 from nt_dist.config.keys import NOT_EMPTY, Rule, at_least, free, reads, schedule
+from nt_dist.config.rules import ignored
 from nt_dist.config.settings import Config
 
 _VALIDATION = Rule(

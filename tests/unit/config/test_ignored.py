@@ -2,7 +2,7 @@
 
 import pytest
 
-from nt_dist.config.ignored import warnings
+from nt_dist.config.rules import warnings
 from nt_dist.families import make_config
 
 

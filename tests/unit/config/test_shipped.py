@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nt_dist.config.ignored import warnings
+from nt_dist.config.rules import warnings
 from nt_dist.errors import ConfigError
 from nt_dist.families import load_config
 
