@@ -27,7 +27,12 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     DeepSpeed can abort an interpreter that is being taken down ("terminate called without an active exception"), and
     the exit code would then say that the run had failed. What ``main`` returns is the exit code, None being 0.
     """
-    _leave(_exit_code(main))
+    code = _exit_code(main)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe or stream: nobody is reading any more
+            stream.flush()
+    os._exit(code)
 
 
 def _exit_code(main: Callable[[], int | None]) -> int:
@@ -60,11 +65,3 @@ def _stdout_is_broken() -> bool:
         return any(event & select.POLLERR for _, event in poll.poll(0))
     except (OSError, ValueError):  # no file behind it
         return False
-
-
-def _leave(code: int) -> NoReturn:
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a closed pipe or stream: nobody is reading any more
-            stream.flush()
-    os._exit(code)

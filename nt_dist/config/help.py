@@ -11,7 +11,7 @@ from nt_dist.config.settings import sections_of
 from nt_dist.config.values import toml_value
 
 _USAGE = f"""\
-usage: {{program}} [--config FILE.toml] [--ds_config FILE.json] [section.key=value …]
+usage: train.py [--config FILE.toml] [--ds_config FILE.json] [section.key=value …]
 
   --config FILE.toml     settings; {DEFAULT_CONFIG} if not given
   --ds_config FILE.json  DeepSpeed's configuration; without it ZeRO 0 in fp32 and ZeRO 1 in bf16
@@ -21,9 +21,9 @@ Settings, with their defaults. A run continues from its newest checkpoint; setti
 checkpoint's, those marked "schedule" too unless run.allow_schedule_change=true, the others are free."""
 
 
-def help_text(families: Iterable[Family], program: str = "train.py") -> str:
+def help_text(families: Iterable[Family]) -> str:
     """The text of ``--help``: usage, then every setting by section with its default, mark, sentence and rule."""
-    text = _USAGE.format(program=program)
+    text = _USAGE
     for name, owners, section in _sections(families):
         text += f"\n\n[{name}]{owners and f' of the family {owners}:'} {section.__doc__.splitlines()[0]}"
         for entry, setting in keys_of(section).items():

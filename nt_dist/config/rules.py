@@ -87,18 +87,10 @@ def _batch_divides(config: Config) -> Iterator[str]:
     yield message
 
 
-_MESH_KEYS = (
-    *_DEGREES,
-    "parallel.trunk",
-    "model.num_layers",
-    "sparsity.topology_shards",
-    "trails.count",
-    "trails.fork",
-    "train.micro_batch_size",
-    "train.precision",
-)
+_DEALT_OUT = ("model.num_layers", "sparsity.topology_shards", "trails.count", "trails.fork", "train.micro_batch_size")
 
 
+@reads(*_DEGREES, *_DEALT_OUT, "parallel.trunk", "train.precision")
 def _mesh_fits(config: Config) -> Iterator[str]:
     """Say what is wrong with the layout and, where there is one, the nearest that works."""
     broken = list(_broken_by_mesh(config))
@@ -181,7 +173,8 @@ def check(config: Config, wrong: set[str]) -> list[str]:
 
     Rules that read a key of ``wrong``, which is not right and has its default here, are left out.
     """
-    mesh = ((*_MESH_KEYS, *config.family.divided_by_tensor(config)), _mesh_fits)
+    keys, mesh_fits = _mesh_fits
+    mesh = ((*keys, *config.family.divided_by_tensor(config)), mesh_fits)
     rules = (*_RULES, mesh, *config.family.rules)
     return [message for keys, rule in rules if not wrong.intersection(keys) for message in rule(config)]
 

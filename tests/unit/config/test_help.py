@@ -7,8 +7,8 @@ from nt_dist.families import DEFAULT, FAMILIES
 
 
 def test_help_lists_every_setting_with_default_and_mark():
-    text = help_text(FAMILIES.values(), "tools/x.py")
-    assert "usage: tools/x.py [--config" in text
+    text = help_text(FAMILIES.values())
+    assert "usage: train.py [--config" in text
     for name, section in sections_of(DEFAULT).items():
         assert f"[{name}] " in text
         for entry in keys_of(section):
