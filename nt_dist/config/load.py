@@ -8,8 +8,8 @@ import json
 import os
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -84,14 +84,29 @@ def load_config(
     """
     problems: list[str] = []
     wrong: set[str] = set()  # keys whose values cannot be used: rules over them would only confuse
-    sections = deepcopy(source) if isinstance(source, Mapping) else _read(source, "TOML", tomllib.loads, problems) or {}
-    _apply_overrides(families, sections, overrides, problems)
+    sections = source if isinstance(source, Mapping) else _read(source, "TOML", tomllib.loads, problems) or {}
+    words = dict(override.partition("=")[::2] for override in overrides)
+    family = _family_of(families, sections, words, problems)
+    typed: dict[str, dict[str, Any]] = {name: {} for name in sections_of(family)}
+    for dotted, value in _entries(family, sections, words, problems):
+        setting = settings_of(family).get(dotted)
+        if setting is None:
+            problems.append(_no_setting(families, family, dotted))
+            continue
+        if dotted in words:
+            with suppress(TypeError):  # else the word itself is said to be of the wrong type
+                value = parse_override(value, setting.type)
+        try:
+            typed[dotted.partition(".")[0]][setting.name] = checked(
+                dotted, value, setting.type, setting.metadata["rule"]
+            )
+        except ValueError as problem:
+            problems.append(str(problem))
+            wrong.add(dotted)
+    made = {name: section(**typed[name]) for name, section in sections_of(family).items()}
     if isinstance(ds_config, str | Path):
         ds_config = _read(ds_config, "JSON", partial(_parse_json, ds_config, problems), problems)
-    family = _family_of(families, sections, problems)
-    values = _typed_sections(families, family, sections, problems, wrong)
-    typed = {name: section(**values[name]) for name, section in sections_of(family).items()}
-    config = Config(family, **typed, deepspeed={}, world_size=world_size)
+    config = Config(family, **made, deepspeed={}, world_size=world_size)
     resolved, found = deepspeed_json.resolve(ds_config, config, wrong)
     config = replace(config, deepspeed=resolved)
     problems += rules.check(config, wrong) + found
@@ -126,11 +141,16 @@ def _parse_json(path: str | Path, problems: list[str], text: str) -> Any:
     return json.loads(text, object_pairs_hook=as_dict)
 
 
-def _family_of(families: Mapping[str, Family], sections: Mapping[str, Any], problems: list[str]) -> Family:
+def _family_of(
+    families: Mapping[str, Family], sections: Mapping[str, Any], words: Mapping[str, str], problems: list[str]
+) -> Family:
     """The family that ``model.family`` names, or the default one; the one most like it for a name that is none."""
     default, *_ = families
     model = sections.get("model")
     name = model.get("family", default) if isinstance(model, Mapping) else default
+    if "model.family" in words:
+        with suppress(TypeError):
+            name = parse_override(words["model.family"], str)
     if not isinstance(name, str):
         return families[default]  # its type is checked with the other keys'
     if name not in families:
@@ -138,6 +158,24 @@ def _family_of(families: Mapping[str, Family], sections: Mapping[str, Any], prob
         problems.append(f"model.family = {name!r} must be one of {', '.join(families)}{hint(near)}")
         name = near or default
     return families[name]
+
+
+def _entries(
+    family: Family, sections: Mapping[str, Any], words: Mapping[str, str], problems: list[str]
+) -> Iterator[tuple[str, Any]]:
+    """What is given for each section.key, the command line's words first; what is no section is a problem."""
+    yield from words.items()
+    known = sections_of(family)
+    for name, entries in sections.items():
+        if name not in known and isinstance(entries, Mapping):
+            problems.append(f"[{name}] is no section{hint(nearest(name, known))}; sections are {', '.join(known)}")
+        elif name not in known:
+            problems.append(f"{name} stands outside a section{hint(nearest_key(name, settings_of(family)))}")
+        elif not isinstance(entries, Mapping):
+            problems.append(f"{name} = {entries!r} must be a section, [{name}], with keys under it")
+        else:
+            keys = {f"{name}.{entry}": value for entry, value in entries.items()}
+            yield from ((dotted, value) for dotted, value in keys.items() if dotted not in words)
 
 
 def _no_setting(families: Mapping[str, Family], family: Family, dotted: str) -> str:
@@ -149,53 +187,6 @@ def _no_setting(families: Mapping[str, Family], family: Family, dotted: str) -> 
     owners = " and ".join(repr(name) for name, other in families.items() if dotted in settings_of(other))
     which = f" of model.family = {family.name!r} but of {owners}" if owners else ""
     return f"{dotted} is no setting{which}{hint(near)}"
-
-
-def _apply_overrides(
-    families: Mapping[str, Family], sections: dict[str, Any], overrides: Iterable[str], problems: list[str]
-) -> None:
-    """Write overrides into the sections; their types are checked with the file's."""
-    pairs = [override.partition("=")[::2] for override in overrides]
-    for dotted, text in sorted(pairs, key=lambda pair: pair[0] != "model.family"):  # decides which keys there are
-        family = _family_of(families, sections, problems)
-        setting = settings_of(family).get(dotted)
-        if setting is None:
-            problems.append(_no_setting(families, family, dotted))
-            continue
-        name, entry = dotted.split(".")
-        try:
-            value = parse_override(text, setting.type)
-        except TypeError:
-            value = text  # of the wrong type: reported with the key when the section is read
-        if isinstance(sections.setdefault(name, {}), dict):
-            sections[name][entry] = value
-
-
-def _typed_sections(
-    families: Mapping[str, Family], family: Family, sections: Mapping[str, Any], problems: list[str], wrong: set[str]
-) -> dict[str, dict[str, Any]]:
-    """The sections with every value in its key's type and keeping its key's rule; the others are left out."""
-    settings = settings_of(family)
-    typed: dict[str, dict[str, Any]] = {name: {} for name in sections_of(family)}
-    for name, entries in sections.items():
-        if name not in typed and isinstance(entries, Mapping):
-            problems.append(f"[{name}] is no section{hint(nearest(name, typed))}; sections are {', '.join(typed)}")
-        elif name not in typed:
-            problems.append(f"{name} stands outside a section{hint(nearest_key(name, settings))}")
-        elif not isinstance(entries, Mapping):
-            problems.append(f"{name} = {entries!r} must be a section, [{name}], with keys under it")
-        else:
-            for dotted, value in {f"{name}.{entry}": value for entry, value in entries.items()}.items():
-                if dotted not in settings:
-                    problems.append(_no_setting(families, family, dotted))
-                    continue
-                setting = settings[dotted]
-                try:
-                    typed[name][setting.name] = checked(dotted, value, setting.type, setting.metadata["rule"])
-                except ValueError as problem:
-                    problems.append(str(problem))
-                    wrong.add(dotted)
-    return typed
 
 
 def missing_paths(config: Config, wrong: Collection[str] = ()) -> list[str]:

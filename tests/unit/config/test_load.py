@@ -68,6 +68,7 @@ batch_size = 30
     found = problems_of(write(tmp_path, toml), ["run.dri=x", "train.lr=fast", "lr=2"], ds)
     assert found == [
         "run.dri is no setting; did you mean run.dir?",
+        "train.lr = 'fast' must be a number",
         "lr is no setting; did you mean train.lr?",
         "lr stands outside a section; did you mean train.lr?",
         "model.hiden_size is no setting; did you mean model.hidden_size?",
@@ -75,7 +76,6 @@ batch_size = 30
         "[trian] is no section; did you mean train?; sections are model, trails, sparsity, data, train, parallel, run",
         "sparsity.density = 1.5 must be in (0, 1]",
         "sparsity.drop = 'magnitud' must be one of soft_magnitude, magnitude, set; did you mean magnitude?",
-        "train.lr = 'fast' must be a number",
         "train.batch_size = 30 must be a multiple of train.micro_batch_size × data degree = 16 × 1; "
         "nearest: 16 or 32; or train.micro_batch_size = 15 or 30",
         "zero_optimization.stge is no setting of DeepSpeed's; did you mean zero_optimization.stage? (DeepSpeed JSON)",
