@@ -87,9 +87,10 @@ def load_config(
     sections = source if isinstance(source, Mapping) else _read(source, "TOML", tomllib.loads, problems) or {}
     words = dict(override.partition("=")[::2] for override in overrides)
     family = _family_of(families, sections, words, problems)
+    settings = settings_of(family)
     typed: dict[str, dict[str, Any]] = {name: {} for name in sections_of(family)}
     for dotted, value in _entries(family, sections, words, problems):
-        setting = settings_of(family).get(dotted)
+        setting = settings.get(dotted)
         if setting is None:
             problems.append(_no_setting(families, family, dotted))
             continue
@@ -97,9 +98,8 @@ def load_config(
             with suppress(TypeError):  # else the word itself is said to be of the wrong type
                 value = parse_override(value, setting.type)
         try:
-            typed[dotted.partition(".")[0]][setting.name] = checked(
-                dotted, value, setting.type, setting.metadata["rule"]
-            )
+            value = checked(dotted, value, setting.type, setting.metadata["rule"])
+            typed[dotted.partition(".")[0]][setting.name] = value
         except ValueError as problem:
             problems.append(str(problem))
             wrong.add(dotted)
