@@ -51,7 +51,7 @@ from nt_dist.errors import CheckpointError
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.weight import Weight
 
 __all__ = [
     "Progress",

@@ -18,7 +18,7 @@ from nt_dist.config.settings import differences
 from nt_dist.errors import CheckpointError
 from nt_dist.model.trails import weights_of
 from nt_dist.sparsity.spec import flat_index
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.weight import Weight
 
 
 class Slots(NamedTuple):

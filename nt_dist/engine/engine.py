@@ -25,7 +25,7 @@ from nt_dist.engine.step_guard import StepGuard
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.parallel.place import MeshPlace
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.weight import Weight
 
 
 @dataclass(frozen=True)

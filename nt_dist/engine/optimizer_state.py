@@ -26,7 +26,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
 from nt_dist.engine.optimizers import Clipped
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.weight import Weight
 
 State = dict[str, torch.Tensor]
 """What the optimizer knows of a weight: "value" and each moment by its name in torch (``config.train.moments``), fp32

@@ -1,6 +1,6 @@
 """How far the trails' topologies have grown apart, and how dense they really are.
 
-Reads weights (sparsity.storage.Weight) only through `spec`, `trails`, `shards` and `positions`, so it is the same for
+Reads weights (sparsity.weight.Weight) only through `spec`, `trails`, `shards` and `positions`, so it is the same for
 every storage. Figures are of the whole model, however it is cut.
 """
 

@@ -20,8 +20,8 @@ from nt_dist.model.trails import TrailsModel, build_model, weights_of
 from nt_dist.model.weights import real_shape
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.spec import WeightSpec, padding_mask
-from nt_dist.sparsity.storage import Rows, Weight
 from nt_dist.sparsity.streams import normal, stream_keys
+from nt_dist.sparsity.weight import Fragments, Weight
 from nt_dist.text.corpus import OpenData
 from nt_dist.training.loop import CHECKPOINTS
 
@@ -117,14 +117,16 @@ def fill(model: TrailsModel, foreign: Foreign, config: Config, noise: float = 0.
         dense[(slice(None), *map(slice, real_shape(spec)))] = torch.stack(tensors)
         is_noisy = noise and spec.in_trail and spec.role != "scale"
         deviations = noise * torch.stack([each.std() for each in tensors]) if is_noisy else None
-        for rows in weight.row_groups():
-            blocks = weight.row_blocks(dense, rows)  # [R, elements]
+        for fragments in weight.groups():
+            blocks = weight.blocks(dense, fragments)  # [R, elements]
             if deviations is not None:
-                blocks += _noise(spec, rows, config.train.seed) * deviations[[trail for trail, _ in rows], None]
-            positions = largest(spec, rows, blocks)
+                blocks += (
+                    _noise(spec, fragments, config.train.seed) * deviations[[trail for trail, _ in fragments], None]
+                )
+            positions = largest(spec, fragments, blocks)
             values = blocks.gather(1, positions)
-            weight.set_rows(rows, positions)
-            weight.write_rows(weight.values, rows, positions, values)
+            weight.set_active(fragments, positions)
+            weight.write(weight.values, fragments, positions, values)
             kept += int(values.count_nonzero())
             found += int(blocks.count_nonzero())
             lost = max(lost, float(blocks.abs().scatter_(1, positions, 0.0).max()))
@@ -138,29 +140,29 @@ def _read(foreign: Foreign, key: str) -> torch.Tensor:
     return tensor
 
 
-def _noise(spec: WeightSpec, rows: Rows, seed: int) -> torch.Tensor:
+def _noise(spec: WeightSpec, fragments: Fragments, seed: int) -> torch.Tensor:
     """Return standard normal numbers for shards of equal padding, 0 in it: fp32 [R, elements]."""
-    keys = stream_keys([(seed, "import noise", spec.name, *row) for row in rows])[:, None]
+    keys = stream_keys([(seed, "import noise", spec.name, *fragment) for fragment in fragments])[:, None]
     drawn = normal(keys, torch.arange(spec.shard_elements)).float()
-    padding = padding_mask(spec, rows[0][1])
+    padding = padding_mask(spec, fragments[0][1])
     return drawn if padding is None else drawn.masked_fill_(padding, 0.0)
 
 
-def largest(spec: WeightSpec, rows: Rows, blocks: torch.Tensor) -> torch.Tensor:
+def largest(spec: WeightSpec, fragments: Fragments, blocks: torch.Tensor) -> torch.Tensor:
     """Return where the largest magnitudes of shards of equal slots and padding are, the first of equal ones.
 
     Args:
         spec: The weight's.
-        rows: The shards.
+        fragments: The shards.
         blocks: Their entries, [R, elements].
 
     Returns:
         Positions, ascending, int64 [R, slots].
     """
     if not spec.is_sparse:
-        return torch.arange(spec.shard_elements).expand(len(rows), -1)
-    score, padding = blocks.abs(), padding_mask(spec, rows[0][1])
+        return torch.arange(spec.shard_elements).expand(len(fragments), -1)
+    score, padding = blocks.abs(), padding_mask(spec, fragments[0][1])
     if padding is not None:
         score[:, padding] = -1.0
     order = score.sort(dim=1, descending=True, stable=True).indices
-    return order[:, : spec.slots(rows[0][1])].sort(dim=1).values
+    return order[:, : spec.slots(fragments[0][1])].sort(dim=1).values

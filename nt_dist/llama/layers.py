@@ -13,9 +13,10 @@ from torch import nn
 
 from nt_dist.config.settings import Config
 from nt_dist.model.functions import rms_norm, rotate
+from nt_dist.model.layers import Linear, Lookup
 from nt_dist.model.place import Place
 from nt_dist.model.trails import MakeWeight, ResidualBlock
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.weight import Weight
 
 
 class Rotary:
@@ -55,7 +56,7 @@ class Norm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalize x [T, B, S, H]."""
-        return self.scale(x, lambda x, scale: rms_norm(x, scale, self.eps))
+        return self.scale(lambda scale, x: rms_norm(x, scale.dense()[:, None, None, :], self.eps), x)
 
 
 class Past(Protocol):
@@ -77,8 +78,8 @@ class Attention(nn.Module):
         super().__init__()
         self.place, self.head_size = place, config.model.head_size
         self.norm = Norm(make(f"{prefix}.norm"), config.model.norm_eps)
-        self.query, self.key, self.value = (make(f"{prefix}.{each}") for each in ("query", "key", "value"))
-        self.output = make(f"{prefix}.output")
+        self.query, self.key, self.value = (Linear(make(f"{prefix}.{each}")) for each in ("query", "key", "value"))
+        self.output = Linear(make(f"{prefix}.output"))
         self.rotary = Rotary(config.model.head_size, config.model.rope_theta)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
@@ -88,7 +89,7 @@ class Attention(nn.Module):
         """Attend within x [T, B, S, H] and, where there is a past, to it; x is added to it."""
         trails, batch = x.shape[:2]
         x = self.place.into_columns(self.norm(x))
-        query, key, value = (self._heads(weight(x)) for weight in (self.query, self.key, self.value))
+        query, key, value = (self._heads(matrix(x)) for matrix in (self.query, self.key, self.value))
         start = 0 if past is None else past.length
         query, key, seen = self.rotary(query, start), self.rotary(key, start), None
         if past is not None:
@@ -107,7 +108,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.place = place
         self.norm = Norm(make(f"{prefix}.norm"), config.model.norm_eps)
-        self.gate, self.up, self.down = (make(f"{prefix}.{each}") for each in ("gate", "up", "down"))
+        self.gate, self.up, self.down = (Linear(make(f"{prefix}.{each}")) for each in ("gate", "up", "down"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform x [T, B, S, H]."""
@@ -134,14 +135,13 @@ class Embedding(nn.Module):
 
     def __init__(self, make: MakeWeight, place: Place):
         super().__init__()
-        self.table, self.place = make("embedding"), place
+        self.table, self.place = Lookup(make("embedding")), place
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Look up tokens [B, S] → [T, B, S, H]; of the trunk's share of them, where the table is the trunk's."""
-        if not self.table.spec.in_trail:
+        if not self.table.weight.spec.in_trail:
             tokens = self.place.into_trunk(tokens)  # [b, S]
-        first_row = self.table.shards.start * self.table.spec.shard_length
-        return self.place.out_of_rows(self.table(tokens - first_row))
+        return self.place.out_of_rows(self.table(tokens))
 
 
 class Output(nn.Module):
@@ -150,7 +150,7 @@ class Output(nn.Module):
     def __init__(self, config: Config, make: MakeWeight, place: Place):
         super().__init__()
         self.norm = Norm(make("norm"), config.model.norm_eps)
-        self.matrix, self.place = make("output"), place
+        self.matrix, self.place = Linear(make("output")), place
         self.times = 2 if config.trails.final_norm_twice else 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -158,7 +158,8 @@ class Output(nn.Module):
         for _ in range(self.times):
             x = self.norm(x)
         logits = self.matrix(self.place.into_columns(x))
-        real = self.matrix.spec.valid - self.matrix.shards.start * self.matrix.spec.shard_length
+        weight = self.matrix.weight
+        real = weight.spec.valid - weight.shards.start * weight.spec.shard_length
         if real >= logits.shape[-1]:
             return logits
         padding = torch.arange(logits.shape[-1], device=logits.device) >= real

@@ -10,7 +10,8 @@ from nt_dist.config.settings import Config
 from nt_dist.model.place import Place
 from nt_dist.model.weights import choose_storages, statistic_specs, weight_specs
 from nt_dist.sparsity.statistic import Statistic
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.storages import STORAGES
+from nt_dist.sparsity.weight import Weight
 
 MakeWeight = Callable[[str], Weight | Statistic]  # from a full name
 MakeLayer = Callable[[], nn.Module]
@@ -51,7 +52,7 @@ def layer_makers(config: Config, place: Place, device: torch.device | str = "cpu
             spec = statistics[name]
             return Statistic(spec, place.trails(spec), place.shards(spec), device)
         spec = specs[name]
-        return Weight(spec, storages[name], place.trails(spec), place.shards(spec), device)
+        return STORAGES[storages[name]](spec, place.trails(spec), place.shards(spec), device)
 
     makers = config.family.layers(config, make, place)
     num_trails = len(place.trails(next(spec for spec in specs.values() if spec.in_trail)))

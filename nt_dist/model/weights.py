@@ -14,6 +14,7 @@ from types import MappingProxyType
 from nt_dist.config.settings import Config
 from nt_dist.sparsity.density import spread_density
 from nt_dist.sparsity.spec import WeightSpec
+from nt_dist.sparsity.storages import STORAGES
 
 
 def is_in_trail(config: Config, block: int) -> bool:
@@ -80,19 +81,13 @@ def bytes_per_parameter(config: Config) -> dict[str, float]:
     }
 
 
-INDEX_BYTES, MASK_BYTES = 4, 1  # of a compact slot, of a masked entry; not partitioned
-
-
 def choose_storages(config: Config) -> dict[str, str]:
     """Return each weight's storage: as ``sparsity.storage`` says, or for "auto" the one with fewer bytes on a rank."""
     per_value = sum(bytes_per_parameter(config).values())
+    sparse = [name for name in STORAGES if name != "dense"]
+    candidates = sparse if config.sparsity.storage == "auto" else [config.sparsity.storage]
 
-    def cheaper(spec: WeightSpec) -> str:
-        compact = spec.total_slots() * (per_value + INDEX_BYTES)
-        return "compact" if compact < math.prod(spec.shape) * (per_value + MASK_BYTES) else "masked"
+    def cheapest(spec: WeightSpec) -> str:
+        return min(candidates, key=lambda name: STORAGES[name].stored_bytes(spec, per_value))
 
-    chosen = config.sparsity.storage
-    return {
-        name: "dense" if not spec.is_sparse else cheaper(spec) if chosen == "auto" else chosen
-        for name, spec in weight_specs(config).items()
-    }
+    return {name: cheapest(spec) if spec.is_sparse else "dense" for name, spec in weight_specs(config).items()}

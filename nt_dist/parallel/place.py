@@ -19,7 +19,7 @@ from torch import nn
 from nt_dist.model.place import Place
 from nt_dist.model.trails import weights_of
 from nt_dist.sparsity.spec import WeightSpec
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.weight import Weight
 
 
 @dataclass(frozen=True)

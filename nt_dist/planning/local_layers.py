@@ -5,6 +5,7 @@ What one keeps for backward is its family's to say; with activation checkpointin
 """
 
 import itertools
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,8 +13,9 @@ from nt_dist.config import Config
 from nt_dist.config.family import LayerActivations
 from nt_dist.engine.stages import stage_bounds
 from nt_dist.model.trails import FORK, layer_names
-from nt_dist.model.weights import INDEX_BYTES, MASK_BYTES, choose_storages, weight_specs
+from nt_dist.model.weights import choose_storages, weight_specs
 from nt_dist.sparsity.spec import WeightSpec
+from nt_dist.sparsity.storages import STORAGES
 
 _LOSS_BYTES = 12  # of a trail and position, fp32: highest logit, sum of exponentials, target's logit
 
@@ -24,7 +26,7 @@ class Part:
 
     Attributes:
         spec: The weight.
-        storage: "dense", "compact" or "masked".
+        storage: Its name.
         trails: Trails held.
         shards: Topology shards held; the first ones, which have the fewest padded entries.
     """
@@ -47,12 +49,12 @@ class Part:
     @property
     def stored(self) -> int:
         """Values in the parameter."""
-        return self.slots if self.storage == "compact" else self.entries
+        return self.trails * math.prod(STORAGES[self.storage].value_shape(self.spec, range(self.shards)))
 
     @property
     def index_bytes(self) -> int:
         """Bytes that say where the active entries are."""
-        return self.stored * {"compact": INDEX_BYTES, "masked": MASK_BYTES, "dense": 0}[self.storage]
+        return self.stored * STORAGES[self.storage].index_bytes
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from nt_dist.config import Config
 from nt_dist.model.functions import AT_ONCE
 from nt_dist.planning.local_layers import LayerPart, Part, local_parts, received_bytes, stage_layers
 from nt_dist.planning.memory_plan import MemoryPlan, plan_memory
+from nt_dist.sparsity.storages import STORAGES
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,8 @@ def _products(layer: LayerPart, element: int) -> int:
 def _product(part: Part, element: int) -> int:
     if part.spec.uses == 0:
         return 0
-    if part.storage == "compact":
-        return element * (2 * part.entries + part.slots)
-    return (2 if part.storage == "masked" else 1) * element * part.entries
+    entry, slot = STORAGES[part.storage].copies
+    return element * (entry * part.entries + slot * part.slots)
 
 
 def fullest_stage(config: Config) -> tuple[int, RankMemory]:

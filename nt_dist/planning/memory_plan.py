@@ -25,12 +25,13 @@ from dataclasses import dataclass, replace
 from nt_dist.config import Config
 from nt_dist.model.weights import count_parameters
 from nt_dist.planning.local_layers import Part, local_parts, stage_layers
-from nt_dist.sparsity.storage import rows_at_once
+from nt_dist.sparsity.storages import STORAGES
+from nt_dist.sparsity.weight import fragments_at_once
 
 # What sparsity/update.py works with at once: bytes for each dense entry and each active slot of the shards at hand, at
 # its three hungriest moments (the last, only in the embedding, is drawing lots among entries of gradient 0: rows of
 # tokens that did not occur). Fitted to measurements of the default rules, within 6 %; a test repeats them.
-_UPDATE_BYTES = {"compact": ((4, 55), (14, 29), (38, 20)), "masked": ((4, 63), (14, 37), (38, 28))}
+_UPDATE_BYTES = ((4, 55), (14, 29), (38, 20))
 _ROW_PARALLEL_BYTES = 12  # a slot, for the first moment: places in matrices cut along their columns are reckoned with
 # DeepSpeed's defaults, in elements, where the JSON does not say.
 _BUCKET, _LIVE = 500_000_000, 1_000_000_000
@@ -139,13 +140,14 @@ def _update(config: Config, sparse: list[Part], device_type: str) -> int:
 
 
 def _working(part: Part, device_type: str) -> int:
-    share = min(1.0, rows_at_once(part.spec, device_type) / (part.trails * part.shards))
+    share = min(1.0, fragments_at_once(part.spec, device_type) / (part.trails * part.shards))
     entries, slots = share * part.entries, share * part.slots
-    (entry, slot), *others = _UPDATE_BYTES[part.storage]
+    (entry, slot), *others = _UPDATE_BYTES
     moments = [(entry, slot + (_ROW_PARALLEL_BYTES if part.spec.cut_axis else 0)), *others]
     if part.spec.role != "lookup":
         moments.pop()
-    return round(max(each * entries + other * slots for each, other in moments))
+    search = STORAGES[part.storage].search_bytes
+    return round(max(each * entries + (other + search) * slots for each, other in moments))
 
 
 def _buffers(config: Config, stored: int, copy: int) -> int:

@@ -22,6 +22,7 @@ from nt_dist.config import Config
 from nt_dist.planning.communication import Payload, sent_bytes, step_payload, update_payload_of
 from nt_dist.planning.gpus import COMPUTE_SHARE, LATENCY, LINK_SHARE, MEMORY_SHARE, NODE, Gpu
 from nt_dist.planning.local_layers import LayerPart, local_parts, stage_layers
+from nt_dist.sparsity.storages import STORAGES
 
 AXES = ("tensor", "trail", "data", "pipe")
 
@@ -113,11 +114,7 @@ def _matrix_bytes(layers: list[LayerPart], config: Config) -> int:
     element, total = config.element_bytes, 0
     passes = 3 if config.train.activation_checkpointing else 2  # in which the dense matrix is built
     for part in local_parts(layers):
-        if part.storage == "compact":
-            total += passes * (element * part.entries + (20 + 2 * element) * part.slots)
-            total += (4 + 2 * element) * part.slots
-        elif part.storage == "masked":
-            total += (2 * element + 1) * part.entries
+        total += STORAGES[part.storage].moved_bytes(part.entries, part.slots, element, passes)
     return total
 
 

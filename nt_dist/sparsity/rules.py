@@ -75,15 +75,15 @@ def choose_grown(
         int64 [R, count], positions in no particular order.
     """
 
-    def lots() -> torch.Tensor:
+    def draws() -> torch.Tensor:
         return uniform(keys, torch.arange(closed.shape[1], device=closed.device).expand(closed.shape[0], -1))
 
     if rule == "random":
-        return lots().masked_fill_(closed, -1.0).topk(count, dim=1, sorted=False).indices
+        return draws().masked_fill_(closed, -1.0).topk(count, dim=1, sorted=False).indices
     assert rule == "gradient", rule
     score = gradient.abs().float().masked_fill_(closed, -2.0)
     best = score.topk(count, dim=1, sorted=False)
     if count == 0 or bool((best.values > 0).all()):
         return best.indices
-    undecided = lots().float().clamp_(max=0.9999).sub_((~dropped).float()).sub_(1.0)  # in [-2, 0)
+    undecided = draws().float().clamp_(max=0.9999).sub_((~dropped).float()).sub_(1.0)  # in [-2, 0)
     return torch.where(score == 0, undecided, score * 2).topk(count, dim=1, sorted=False).indices

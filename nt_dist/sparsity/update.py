@@ -2,7 +2,7 @@
 
 Nothing here communicates: the dense gradient that comes in is the same on all ranks that hold a copy of the shards, so
 all of them compute the same new topology. A few shards at a time, so that the working memory is bounded and, on CPUs,
-stays in the caches. R shards of single trails (rows), k active slots and n entries in each; else as in storage.py.
+stays in the caches. R fragments, k active slots and n entries in each; else as in weight.py.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ import torch
 
 from nt_dist.sparsity.rules import choose_grown, choose_kept
 from nt_dist.sparsity.spec import padding_mask
-from nt_dist.sparsity.storage import Rows, Weight
 from nt_dist.sparsity.streams import stream_keys
+from nt_dist.sparsity.weight import Fragments, Weight
 
 SECOND_MOMENT = "exp_avg_sq"
 NEW_MOMENTS = ("zero", "gradient", "mean")
@@ -56,14 +56,14 @@ def update_topology(
         Number of slots with a new place, int64 [] (reading it waits for the device).
     """
     replaced = torch.zeros((), dtype=torch.int64, device=weight.values.device)
-    for rows in weight.row_groups():  # a function each: what it works with is gone before the next begins
-        replaced += _update_rows(weight, rows, state, gradient, rules, step, fraction)
+    for fragments in weight.groups():  # a function each: what it works with is gone before the next begins
+        replaced += _update_fragments(weight, fragments, state, gradient, rules, step, fraction)
     return replaced
 
 
-def _update_rows(
+def _update_fragments(
     weight: Weight,
-    rows: Rows,
+    fragments: Fragments,
     state: dict[str, torch.Tensor],
     gradient: torch.Tensor | None,
     rules: UpdateRules,
@@ -71,16 +71,17 @@ def _update_rows(
     fraction: float,
 ) -> torch.Tensor | int:
     """Do what :func:`update_topology` does for some shards of equal size."""
-    drop = round(fraction * weight.spec.slots(rows[0][1]))
+    drop = round(fraction * weight.spec.slots(fragments[0][1]))
     if drop == 0:
         return 0
-    old = weight.row_positions(rows)
-    scores = None if gradient is None else weight.row_blocks(gradient, rows)
-    new, source = _choose(weight, rows, old, weight.read_rows(state["value"], rows, old), scores, rules, step, drop)
+    old = weight.active(fragments)
+    values = weight.read(state["value"], fragments, old)
+    scores = None if gradient is None else weight.blocks(gradient, fragments)
+    new, source = _choose(weight, fragments, old, values, scores, rules, step, drop)
     is_new = source < 0
-    weight.set_rows(rows, new)
+    weight.set_active(fragments, new)
     for name, tensor in state.items():
-        entries = weight.read_rows(tensor, rows, old).gather(1, source.clamp(min=0))
+        entries = weight.read(tensor, fragments, old).gather(1, source.clamp(min=0))
         start = torch.zeros((), device=entries.device)
         if name == SECOND_MOMENT and rules.new_moments == "gradient":
             assert scores is not None, "new_moments = gradient needs the dense gradient"
@@ -88,13 +89,13 @@ def _update_rows(
         if name == SECOND_MOMENT and rules.new_moments == "mean":
             survivors = (~is_new).sum(1, keepdim=True).clamp(min=1)
             start = entries.masked_fill(is_new, 0.0).sum(1, keepdim=True) / survivors
-        weight.write_rows(tensor, rows, new, torch.where(is_new, start, entries))
+        weight.write(tensor, fragments, new, torch.where(is_new, start, entries))
     return is_new.sum()
 
 
 def _choose(
     weight: Weight,
-    rows: Rows,
+    fragments: Fragments,
     old: torch.Tensor,
     values: torch.Tensor,
     scores: torch.Tensor | None,
@@ -104,17 +105,17 @@ def _choose(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return new positions, ascending, and the old slot that each continues, or -1: int64 [R, k] both."""
     spec, device = weight.spec, old.device
-    num_rows, slots = old.shape
+    count, slots = old.shape
 
     def keys(purpose: str) -> torch.Tensor:
-        words = [(rules.seed, purpose, spec.name, trail, shard, step) for trail, shard in rows]
+        words = [(rules.seed, purpose, spec.name, trail, shard, step) for trail, shard in fragments]
         return stream_keys(words, device)[:, None]
 
     kept = choose_kept(rules.drop, values, slots - drop, keys("drop"), old, rules.temperature)
-    slot_at = torch.full((num_rows, spec.shard_elements), -1, dtype=torch.int32, device=device)
+    slot_at = torch.full((count, spec.shard_elements), -1, dtype=torch.int32, device=device)
     slot_at.scatter_(1, old, torch.arange(slots, dtype=torch.int32, device=device).expand_as(old))
     active = torch.zeros_like(slot_at, dtype=torch.bool).scatter_(1, old, kept)
-    padding = padding_mask(spec, rows[0][1], device)
+    padding = padding_mask(spec, fragments[0][1], device)
     closed = active if padding is None else active | padding
     dropped = (slot_at >= 0).logical_and_(~active)
     grown = choose_grown(rules.grow, scores, closed, dropped, drop, keys("grow"))

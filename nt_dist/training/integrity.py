@@ -21,7 +21,7 @@ import torch
 from nt_dist.engine.optimizer_state import OptimizerState
 from nt_dist.errors import CorruptionError
 from nt_dist.parallel.mesh import AXES, Mesh
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.weight import Weight
 
 BLOCK = 1 << 20  # entries summed at once, which bounds the working memory
 MASK = (1 << 48) - 1  # of a sum, so that those of 32,768 ranks can be added up in 64 bits

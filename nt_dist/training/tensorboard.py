@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from nt_dist.config.family import Headline
 from nt_dist.engine.bad_steps import COUNTED
 from nt_dist.evaluation.topology import Overlap
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.weight import Weight
 
 PICTURE_SIDE = 256  # pixels at most, a side
 _SECTIONS = {

@@ -24,8 +24,8 @@ from nt_dist.model.weights import weight_specs
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.schedule import drop_fraction_at, is_update_step
-from nt_dist.sparsity.storage import Weight
 from nt_dist.sparsity.update import UpdateRules, update_topology
+from nt_dist.sparsity.weight import Weight
 
 
 @dataclass(frozen=True)

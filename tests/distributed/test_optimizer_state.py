@@ -10,9 +10,10 @@ from nt_dist.engine.engine import build_engine
 from nt_dist.engine.optimizer_state import optimizer_state
 from nt_dist.engine.optimizers import parameter_groups
 from nt_dist.families import make_config
+from nt_dist.model.layers import Linear
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.sparsity.spec import WeightSpec
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.storages import STORAGES
 from nt_dist.testing import run_distributed
 from tests.distributed.tiny import OPTIMIZERS
 
@@ -39,7 +40,7 @@ class Toy(nn.Module):
             (WeightSpec("dense", (9, 5), 0, trails=1), "dense"),
             (WeightSpec("scale", (5,), 0, trails=1, init=None, role="scale"), "dense"),
         ]
-        self.weights = nn.ModuleList(Weight(spec, storage) for spec, storage in specs)
+        self.weights = nn.ModuleList(STORAGES[storage](spec) for spec, storage in specs)
         for weight in self.weights:
             weight.reset(seed=5)
 
@@ -47,8 +48,13 @@ class Toy(nn.Module):
         """Sum over weights of a weighted sum of their outputs for x [1, 1, N, 5]."""
         total = 0.0
         for number, weight in enumerate(self.weights):
-            total = total + (number + 1) * weight(x).float().sum()
+            product = weight(_scaled, x) if weight.spec.role == "scale" else Linear(weight)(x)
+            total = total + (number + 1) * product.float().sum()
         return total
+
+
+def _scaled(weight, x):
+    return x * weight.dense()[:, None, None, :]
 
 
 def _toy_config(precision, stage, world_size, optimizer="adamw"):

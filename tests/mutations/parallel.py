@@ -27,7 +27,7 @@ PARALLEL = [
     Mutation(
         "init streams with the trail's number on this rank",
         "words = (self.spec.name, trail, shard)",
-        "words = (self.spec.name, row, shard)",
+        "words = (self.spec.name, trail - self.trails.start, shard)",
         PARTS,
     ),
     Mutation(

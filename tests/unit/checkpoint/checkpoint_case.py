@@ -14,7 +14,7 @@ from nt_dist.families import make_config
 from nt_dist.model.weights import weight_specs
 from nt_dist.parallel.mesh import AXES
 from nt_dist.parallel.place import MeshPlace
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.storages import STORAGES
 
 CONFIG = make_config(
     {
@@ -107,7 +107,7 @@ def model_part(mesh, storage, config=CONFIG, seed=None):
         spec = weight_specs(config)[name]
         trails = part(spec.trails, mesh.trail.degree, mesh.trail.rank) if spec.trails > 1 else range(1)
         shards = part(spec.shards, mesh.tensor.degree, mesh.tensor.rank) if spec.shards > 1 else range(1)
-        weight = Weight(spec, storage if spec.is_sparse else "dense", trails, shards)
+        weight = STORAGES[storage if spec.is_sparse else "dense"](spec, trails, shards)
         model.append(weight)
         weight.reset(seed or 0)
     optimizer = PlainOptimizer(moments=config.train.moments)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nt_dist.sparsity.spec import WeightSpec, block_positions, flat_index, padding_mask
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.storages import MaskedWeight
 
 
 @pytest.mark.parametrize("shape,cut_axis", [((8, 6), 0), ((6, 8), 1), ((4, 8, 3, 3), 1), ((8, 4, 3), 0)])
@@ -13,11 +13,11 @@ def test_blocks_flat_places_and_positions_agree(shape, cut_axis, shards):
     spec = WeightSpec("w", shape, cut_axis, trails=2, shards=4, density=0.5)
     local = spec.local_shape(shards)
     dense = torch.arange(2 * torch.Size(local).numel()).view(2, *local)
-    weight = Weight(spec, "masked", shards=shards)
+    weight = MaskedWeight(spec, shards=shards)
     for number, shard in enumerate(shards):
         positions = torch.arange(spec.shard_elements)
         flat = flat_index(spec, shards, shard, positions)
-        blocks = weight.row_blocks(dense, [(0, shard), (1, shard)])
+        blocks = weight.blocks(dense, [(0, shard), (1, shard)])
         assert torch.equal(dense.flatten(1)[:, flat], blocks)
         assert torch.equal(block_positions(spec, shards, flat), positions)
         cut = dense.narrow(cut_axis + 1, number * spec.shard_length, spec.shard_length)

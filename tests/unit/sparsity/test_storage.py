@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nt_dist.model.layers import Linear, Lookup
 from nt_dist.sparsity.spec import WeightSpec
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.storages import STORAGES
 
 SPARSE = [
     WeightSpec("columns", (16, 12), 0, trails=3, shards=4, density=0.4),
@@ -18,7 +19,7 @@ IDS = [spec.name for spec in SPARSE]
 
 
 def made(spec, storage, trails=None, shards=None, seed=5):
-    weight = Weight(spec, storage, trails, shards)
+    weight = STORAGES[storage](spec, trails, shards)
     weight.reset(seed)
     return weight
 
@@ -87,7 +88,7 @@ def test_linear_is_the_dense_product_and_its_gradients(spec, storage, one_input)
     seed = torch.randn(spec.trails, 2, 5, out)
     grad_x, grad_dense = torch.autograd.grad(expected, (x, dense), seed)
     weight.collecting = True
-    result = weight(x)
+    result = Linear(weight)(x)
     got_x, got_values = torch.autograd.grad(result, (x, weight.values), seed)
     torch.testing.assert_close(result, expected)
     torch.testing.assert_close(got_x, grad_x)
@@ -122,7 +123,7 @@ def test_lookup(storage):
     spec = WeightSpec("embedding", (16, 6), 0, trails=2, shards=4, density=0.5, role="lookup")
     weight = made(spec, storage)
     numbers = torch.tensor([[0, 3, 15], [3, 3, 7]])
-    rows = weight(numbers)
+    rows = Lookup(weight)(numbers)
     dense = weight.build(weight.values)
     assert torch.equal(rows, dense[:, numbers])
     weight.collecting = True
@@ -136,7 +137,8 @@ def test_lookup_of_rows_held_elsewhere_gives_zeros():
     whole = made(spec, "compact")
     parts = [made(spec, "compact", shards=each) for each in (range(1), range(1, 4))]
     numbers = torch.tensor([[0, 3, 4, 15]])
-    assert torch.equal(parts[0](numbers) + parts[1](numbers - 4), whole(numbers))
+    rows = [Lookup(each)(numbers) for each in (*parts, whole)]
+    assert torch.equal(rows[0] + rows[1], rows[2])
 
 
 def test_collected_gradients_add_up_over_micro_batches_in_fp32():
@@ -144,7 +146,7 @@ def test_collected_gradients_add_up_over_micro_batches_in_fp32():
     weight.collecting = True
     x = torch.randn(3, 1, 4, 12, dtype=torch.bfloat16)
     for _ in range(2):
-        weight(x).sum().backward()
+        Linear(weight)(x).sum().backward()
     assert weight.dense_gradient.dtype == torch.float32
     once = x.float().sum((1, 2))[:, None].expand(3, 16, 12)
     torch.testing.assert_close(weight.dense_gradient, 2 * once, rtol=0.02, atol=0.02)
@@ -154,14 +156,14 @@ def test_collected_gradients_add_up_over_micro_batches_in_fp32():
 
 def test_nothing_is_collected_unasked():
     weight = made(SPARSE[0], "compact")
-    weight(torch.randn(3, 1, 4, 12)).sum().backward()
+    Linear(weight)(torch.randn(3, 1, 4, 12)).sum().backward()
     assert weight.dense_gradient is None
 
 
 def test_a_changed_index_changes_its_own_checksum_only():
     weight = made(SPARSE[0], "compact")
     before = weight.checksum()
-    start = weight.slot_start(2)
+    start = weight.slot_ranges()[2][1]
     free = set(range(8 * 12, 12 * 12)) - set(weight.index[1].tolist())
     weight.index[1, start] = min(free)
     changed = weight.checksum() != before

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from nt_dist.sparsity import storage
+from nt_dist.sparsity import weight as weights
 from nt_dist.sparsity.spec import WeightSpec
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.storages import STORAGES
 from nt_dist.sparsity.update import NEW_MOMENTS, UpdateRules, update_topology
 
 RULES = UpdateRules("soft_magnitude", 3.0, "gradient", "zero", seed=1)
@@ -21,7 +21,7 @@ SPECS = [
 
 def case(spec, kind, trails=None, shards=None):
     """Return a weight, its moments (which tell entries apart) and a dense gradient, all cut from the same whole."""
-    weight = Weight(spec, kind, trails, shards)
+    weight = STORAGES[kind](spec, trails, shards)
     weight.reset(7)
     whole = torch.randn(spec.trails, *spec.shape, generator=torch.Generator().manual_seed(3))
     length = spec.shard_length
@@ -80,10 +80,10 @@ def test_storages_agree(spec):
 def test_how_many_shards_are_worked_on_at_once_does_not_matter(spec, monkeypatch):
     results = []
     for entries in (1, 2 * spec.shard_elements, 1 << 20):
-        monkeypatch.setitem(storage._ENTRIES_AT_ONCE, "cpu", entries)
+        monkeypatch.setitem(weights._ENTRIES_AT_ONCE, "cpu", entries)
         weight, *rest = case(spec, "compact")
         run(weight, *rest)
-        results.append((weight.index.clone(), weight.checksum(), len(list(weight.row_groups()))))
+        results.append((weight.index.clone(), weight.checksum(), len(list(weight.groups()))))
     assert results[0][2] == spec.trails * spec.shards > results[1][2] > results[2][2]
     assert all(torch.equal(each[0], results[0][0]) and torch.equal(each[1], results[0][1]) for each in results)
 

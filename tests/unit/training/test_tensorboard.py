@@ -13,7 +13,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from nt_dist.evaluation.topology import Overlap
 from nt_dist.families import DEFAULT
 from nt_dist.sparsity.spec import WeightSpec
-from nt_dist.sparsity.storage import Weight
+from nt_dist.sparsity.storages import STORAGES, DenseWeight
 from nt_dist.training.tensorboard import PICTURE_SIDE, TensorBoard, draw_pictures, pictured_weight, topology_picture
 
 
@@ -56,7 +56,7 @@ def _curve(events, name):
 
 
 def _sparse(name="blocks.2.mlp.gate", trails=2, shape=(8, 6), storage="compact", in_trail=True):
-    weight = Weight(WeightSpec(name, shape, trails=trails, shards=2, density=0.5, in_trail=in_trail), storage)
+    weight = STORAGES[storage](WeightSpec(name, shape, trails=trails, shards=2, density=0.5, in_trail=in_trail))
     weight.reset(seed=0)
     return weight
 
@@ -168,7 +168,7 @@ def test_large_matrices_are_shrunk_to_their_local_density():
 
 
 def test_the_pictured_weight_is_a_sparse_matrix_of_the_trails():
-    dense = Weight(WeightSpec("norm", (8,), trails=2, init=None, role="scale", in_trail=True), "dense")
+    dense = DenseWeight(WeightSpec("norm", (8,), trails=2, init=None, role="scale", in_trail=True))
     trunk = _sparse("blocks.0.mlp.gate", trails=1, in_trail=False)
     trail = _sparse("blocks.2.mlp.gate")
     assert pictured_weight({"a": dense, "b": trunk, "c": trail}) is trail

@@ -1,0 +1,145 @@
+"""The storages of a weight: classes behind one interface, :class:`nt_dist.sparsity.weight.Weight`.
+
+- ``dense``: no topology; what density 1 means.
+- ``masked``: ``values`` is dense with zeros, and its gradient is multiplied by a mask.
+- ``compact``: ``values`` [T, slots] are the active entries, ``index`` their flat places; the dense tensor exists only
+  while a product needs it.
+"""
+
+import math
+
+import torch
+
+from nt_dist.sparsity.spec import block_positions, flat_index
+from nt_dist.sparsity.weight import Weight
+
+
+class _DenseShaped(Weight):
+    """``values`` has a place for every entry."""
+
+    @staticmethod
+    def value_shape(spec, shards):
+        """One trail's dense shape."""
+        return spec.local_shape(shards)
+
+    def build(self, values):
+        """The values themselves."""
+        return values.detach()
+
+    def read(self, tensor, fragments, positions):
+        """See :meth:`Weight.read`."""
+        return self.blocks(tensor, fragments).gather(1, positions)
+
+    def write(self, tensor, fragments, positions, slots):
+        """See :meth:`Weight.write`."""
+        for fragment, places, entries in zip(fragments, positions, slots, strict=True):
+            part = self.block(tensor, *fragment)
+            part.copy_(entries.new_zeros(self.spec.shard_elements).scatter_(0, places, entries).view(part.shape))
+
+
+class DenseWeight(_DenseShaped):
+    """All entries are active."""
+
+    name, index_bytes, copies = "dense", 0, (1, 0)
+
+    def __init__(self, spec, *args, **kwargs):
+        assert not spec.is_sparse, f"{spec.name}: density {spec.density}"
+        super().__init__(spec, *args, **kwargs)
+
+    def dense(self):
+        """The Parameter."""
+        return self.values
+
+    def gradient_of(self, dense, may_overwrite):
+        """All of it."""
+        return dense
+
+    def active(self, fragments):
+        """Every position."""
+        return torch.arange(self.spec.shard_elements, device=self.values.device).expand(len(fragments), -1)
+
+    def set_active(self, fragments, positions):
+        """There is nothing to set."""
+
+
+class MaskedWeight(_DenseShaped):
+    """Zeros where a bool ``mask`` [T, *local_shape] is False."""
+
+    name, index_bytes, search_bytes, copies = "masked", 1, 8, (2, 0)
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("mask", torch.empty(self.values.shape, dtype=torch.bool, device=self.values.device))
+
+    @staticmethod
+    def moved_bytes(entries, slots, element, builds):
+        """The gradient is read and written, the mask read."""
+        return (2 * element + 1) * entries
+
+    def gradient_of(self, dense, may_overwrite):
+        """0 where nothing is active."""
+        bits = self.mask.view(torch.uint8)  # a product with bool is several times slower on CPUs
+        return dense.mul_(bits) if may_overwrite else dense * bits
+
+    def active(self, fragments):
+        """Where the mask is True."""
+        return self.blocks(self.mask, fragments).nonzero()[:, 1].view(len(fragments), -1)
+
+    def set_active(self, fragments, positions):
+        """See :meth:`Weight.set_active`."""
+        self.write(self.mask, fragments, positions, torch.ones_like(positions, dtype=torch.bool))
+
+
+class CompactWeight(Weight):
+    """Active entries and their places, int32 ``index`` [T, slots]."""
+
+    name, index_bytes, copies = "compact", 4, (1, 1)
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("index", torch.empty(self.values.shape, dtype=torch.int32, device=self.values.device))
+
+    @staticmethod
+    def value_shape(spec, shards):
+        """The slots."""
+        return (spec.total_slots(shards),)
+
+    @staticmethod
+    def moved_bytes(entries, slots, element, builds):
+        """A build writes zeros, widens the index and scatters."""
+        return builds * (element * entries + (20 + 2 * element) * slots) + (4 + 2 * element) * slots
+
+    def build(self, values):
+        """See :meth:`Weight.build`."""
+        dense = values.new_zeros(len(self.trails), math.prod(self.local_shape))
+        for row, index, entries in zip(dense, self.index, values.detach(), strict=True):
+            row.scatter_(0, index.long(), entries)  # by int32 it is several times slower on CPUs
+        return dense.view(len(self.trails), *self.local_shape)
+
+    def gradient_of(self, dense, may_overwrite):
+        """Those of the slots."""
+        taken = dense.new_empty(self.index.shape)
+        for row, index, out in zip(dense.flatten(1), self.index, taken, strict=True):
+            torch.index_select(row, 0, index, out=out)
+        return taken
+
+    def active(self, fragments):
+        """See :meth:`Weight.active`."""
+        return block_positions(self.spec, self.shards, self.read(self.index, fragments, None).long())
+
+    def set_active(self, fragments, positions):
+        """See :meth:`Weight.set_active`."""
+        for (trail, shard), places in zip(fragments, positions, strict=True):
+            self.fragment(self.index, trail, shard).copy_(flat_index(self.spec, self.shards, shard, places))
+
+    def read(self, tensor, fragments, positions):
+        """A part of ``tensor``, wherever the positions are."""
+        return torch.stack([self.fragment(tensor, *fragment) for fragment in fragments])
+
+    def write(self, tensor, fragments, positions, slots):
+        """See :meth:`Weight.write`."""
+        for fragment, entries in zip(fragments, slots, strict=True):
+            self.fragment(tensor, *fragment).copy_(entries)
+
+
+STORAGES = {each.name: each for each in (DenseWeight, MaskedWeight, CompactWeight)}

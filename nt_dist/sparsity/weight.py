@@ -1,0 +1,292 @@
+"""A weight of the model, whatever way it is stored (docs/design.md §2).
+
+Only the active entries of a sparse weight count: its *slots*. What a storage has to say about them is the first part of
+:class:`Weight`; everything else follows from it. All storages train the same model.
+
+Shapes: T trails and S shards held by this rank, ``slots`` active entries of one trail over those shards (shard after
+shard, ascending within each), ``local_shape`` one trail's dense shape here. A *fragment* is one shard of one trail; R
+fragments of equally many slots are worked on together.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from nt_dist.sparsity.spec import WeightSpec, block_positions, flat_index, padding_mask
+from nt_dist.sparsity.streams import hash_positions, normal, stream_keys, uniform
+
+Fragments = list[tuple[int, int]]  # (trail, shard), both global numbers
+# Entries whose topology is worked on at once: on CPUs what stays in the caches, on GPUs what keeps one busy.
+_ENTRIES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}
+
+
+def fragments_at_once(spec: WeightSpec, device_type: str) -> int:
+    """Return how many fragments of ``spec`` have their topology worked on at once."""
+    return max(1, _ENTRIES_AT_ONCE.get(device_type, _ENTRIES_AT_ONCE["cuda"]) // spec.shard_elements)
+
+
+class Weight(nn.Module, ABC):
+    """One weight of the model, or the part of it that this rank holds; each storage is a subclass.
+
+    Args:
+        spec: What the weight is.
+        trails: Global numbers of the trails held here (all by default).
+        shards: Global numbers of the topology shards held here (all by default).
+        device: Where the tensors are made; :meth:`reset` fills them.
+        dtype: Type of the values.
+    """
+
+    def __init__(
+        self,
+        spec: WeightSpec,
+        trails: range | None = None,
+        shards: range | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        self.spec = spec
+        self.trails = range(spec.trails) if trails is None else trails
+        self.shards = range(spec.shards) if shards is None else shards
+        self.local_shape = spec.local_shape(self.shards)
+        self.collecting = False
+        self.dense_gradient: torch.Tensor | None = None
+        shape = (len(self.trails), *self.value_shape(spec, self.shards))
+        self.values = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+    # -- what a storage has to say -----------------------------------------------------------------------------------
+
+    name: ClassVar[str]
+    """As ``sparsity.storage`` gives it."""
+    index_bytes: ClassVar[int]
+    """Bytes for each value that say where the active entries are."""
+    search_bytes: ClassVar[int] = 0
+    """Bytes for each slot that :meth:`active` needs besides its result."""
+    copies: ClassVar[tuple[int, int]]
+    """Elements that exist while a backward product runs: for each dense entry, and for each slot."""
+
+    @staticmethod
+    def moved_bytes(entries: int, slots: int, element: int, builds: int) -> int:
+        """Return the bytes read and written to build the dense tensor so often and to take its gradient once."""
+        return 0
+
+    @staticmethod
+    @abstractmethod
+    def value_shape(spec: WeightSpec, shards: range) -> tuple[int, ...]:
+        """Shape of one trail's ``values``, of its gradient and of the optimizer's state."""
+
+    @abstractmethod
+    def build(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the dense tensor [T, *local_shape] of ``values``, without a gradient of its own."""
+
+    @abstractmethod
+    def gradient_of(self, dense: torch.Tensor, may_overwrite: bool) -> torch.Tensor:
+        """Return the gradient of ``values`` for that of the dense tensor, which it may take the place of if allowed."""
+
+    @abstractmethod
+    def active(self, fragments: Fragments) -> torch.Tensor:
+        """Return the active positions of R fragments, ascending: int64 [R, slots]."""
+
+    @abstractmethod
+    def set_active(self, fragments: Fragments, positions: torch.Tensor) -> None:
+        """Make ``positions`` [R, slots], ascending, the active ones; values are left alone."""
+
+    @abstractmethod
+    def read(self, tensor: torch.Tensor, fragments: Fragments, positions: torch.Tensor) -> torch.Tensor:
+        """Return the active entries [R, slots], at ``positions``, of a tensor shaped like ``values``."""
+
+    @abstractmethod
+    def write(self, tensor: torch.Tensor, fragments: Fragments, positions: torch.Tensor, slots: torch.Tensor) -> None:
+        """Put ``slots`` [R, slots] into a tensor shaped like ``values``; what else it has there becomes 0."""
+
+    # -- products ----------------------------------------------------------------------------------------------------
+
+    def forward(self, product: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+        """Return ``product(self, *inputs)``. ZeRO 3 has the values here only during this call and its backward pass."""
+        return product(self, *inputs)
+
+    def dense(self) -> torch.Tensor:
+        """Return the dense tensor [T, *local_shape], differentiable in ``values``; for any operation."""
+        return _Build.apply(self.values, self)
+
+    def take_gradient(self, dense: torch.Tensor, may_overwrite: bool = False) -> torch.Tensor:
+        """Turn a dense gradient [T, *local_shape] into that of ``values``; keep the dense one while collecting.
+
+        Args:
+            dense: The gradient.
+            may_overwrite: Whether nobody else needs ``dense``, so that the result may take its place.
+        """
+        if self.collecting:
+            if self.dense_gradient is None:
+                self.dense_gradient = dense.float() if dense.dtype != torch.float32 else dense.clone()
+            else:
+                self.dense_gradient += dense
+        return self.gradient_of(dense, may_overwrite)
+
+    def drop_gradient(self) -> None:
+        """Forget the collected dense gradient."""
+        self.dense_gradient = None
+
+    # -- sizes -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def stored_bytes(cls, spec: WeightSpec, per_value: float) -> float:
+        """Return what one trail costs a rank that holds all shards, where a value costs it ``per_value`` bytes."""
+        return math.prod(cls.value_shape(spec, range(spec.shards))) * (per_value + cls.index_bytes)
+
+    @property
+    def num_slots(self) -> int:
+        """Active entries of one trail held here."""
+        return self.spec.total_slots(self.shards)
+
+    @property
+    def dense_elements(self) -> int:
+        """Entries of the dense tensor, over the trails held here."""
+        return len(self.trails) * math.prod(self.local_shape)
+
+    @property
+    def active_elements(self) -> int:
+        """Active entries, over the trails held here."""
+        return len(self.trails) * self.num_slots
+
+    def slot_ranges(self) -> list[tuple[int, int, int]]:
+        """Return (shard, start, stop) of each local shard's slots."""
+        ranges, start = [], 0
+        for shard in self.shards:
+            ranges.append((shard, start, start + self.spec.slots(shard)))
+            start = ranges[-1][2]
+        return ranges
+
+    # -- initial state -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def reset(self, seed: int) -> None:
+        """Draw the initial topology and values from the streams of ``seed``."""
+        for trail in self.trails:
+            for shard in self.shards:
+                words = (self.spec.name, trail, shard)
+                positions = self._first_positions(seed, shard, words)
+                if self.spec.init is None:
+                    values = torch.ones(positions.shape, device=positions.device)
+                else:
+                    key = stream_keys([(seed, "init value", *words)], positions.device)
+                    values = (normal(key, positions) * self.spec.init).float()
+                self.set_active([(trail, shard)], positions[None])
+                self.write(self.values.data, [(trail, shard)], positions[None], values[None])
+
+    def _first_positions(self, seed: int, shard: int, words: tuple) -> torch.Tensor:
+        device = self.values.device
+        everywhere = torch.arange(self.spec.shard_elements, device=device)
+        if not self.spec.is_sparse:
+            return everywhere
+        score = uniform(stream_keys([(seed, "init topology", *words)], device), everywhere)
+        padding = padding_mask(self.spec, shard, device)
+        if padding is not None:
+            score[padding] = -1.0
+        return score.topk(self.spec.slots(shard)).indices.sort().values
+
+    # -- slots of all that is held here: what checkpoints read and write ---------------------------------------------
+
+    def _by_shard(self) -> Iterator[tuple[Fragments, slice]]:
+        """Yield the fragments of each shard, and where its slots lie among all."""
+        for shard, start, stop in self.slot_ranges():
+            yield [(trail, shard) for trail in self.trails], slice(start, stop)
+
+    def slot_positions(self) -> torch.Tensor:
+        """Return each slot's position in its own shard: int64 [T, slots]."""
+        return torch.cat([self.active(fragments) for fragments, _ in self._by_shard()], dim=1)
+
+    def slot_index(self) -> torch.Tensor:
+        """Return each slot's flat place in its trail's local dense tensor: int64 [T, slots]."""
+        parts = [(fragments[0][1], self.active(fragments)) for fragments, _ in self._by_shard()]
+        return torch.cat([flat_index(self.spec, self.shards, shard, each) for shard, each in parts], dim=1)
+
+    @torch.no_grad()
+    def set_index(self, index: torch.Tensor) -> None:
+        """Make the entries at ``index`` (integers [T, slots], in slot order) the active ones; values are left alone."""
+        positions = block_positions(self.spec, self.shards, index.long())
+        for fragments, where in self._by_shard():
+            self.set_active(fragments, positions[:, where])
+
+    def to_slots(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the active entries [T, slots] of a tensor shaped like ``values``."""
+        return self.all_to_slots([tensor])[0]
+
+    def all_to_slots(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return :meth:`to_slots` of each tensor; where the active entries are is found out once."""
+        parts: list[list[torch.Tensor]] = [[] for _ in tensors]
+        for fragments, _ in self._by_shard():
+            positions = self.active(fragments)
+            for part, tensor in zip(parts, tensors, strict=True):
+                part.append(self.read(tensor, fragments, positions))
+        return [torch.cat(part, dim=1) for part in parts]
+
+    def from_slots(self, slots: torch.Tensor) -> torch.Tensor:
+        """Return a tensor shaped like ``values`` with the active entries ``slots`` [T, slots], 0 elsewhere."""
+        tensor = slots.new_empty(len(self.trails), *self.value_shape(self.spec, self.shards))
+        for fragments, where in self._by_shard():
+            self.write(tensor, fragments, self.active(fragments), slots[:, where])
+        return tensor
+
+    # -- fragments ---------------------------------------------------------------------------------------------------
+
+    def positions(self, trail: int, shard: int) -> torch.Tensor:
+        """Return the active positions of one fragment, ascending: int32 [slots(shard)]."""
+        return self.active([(trail, shard)])[0].int()
+
+    def fragment(self, slots: torch.Tensor, trail: int, shard: int) -> torch.Tensor:
+        """Return one fragment's part [slots(shard)] of ``slots`` [T, slots], as a view."""
+        start = self.spec.total_slots(range(self.shards.start, shard))
+        return slots[trail - self.trails.start, start : start + self.spec.slots(shard)]
+
+    def block(self, dense: torch.Tensor, trail: int, shard: int) -> torch.Tensor:
+        """Return one fragment's part of a dense tensor [T, *local_shape], as a view."""
+        length = self.spec.shard_length
+        return dense[trail - self.trails.start].narrow(self.spec.cut_axis, (shard - self.shards.start) * length, length)
+
+    def blocks(self, dense: torch.Tensor, fragments: Fragments) -> torch.Tensor:
+        """Return fragments of a dense tensor [T, *local_shape], flattened: [R, shard_elements]."""
+        return torch.stack([self.block(dense, *fragment).reshape(-1) for fragment in fragments])
+
+    def groups(self) -> Iterator[Fragments]:
+        """Yield all fragments held here: those of equal slots and padding together, some at a time."""
+        alike: dict[tuple[int, int], Fragments] = defaultdict(list)
+        for shard in self.shards:
+            alike[self.spec.slots(shard), self.spec.real_length(shard)] += [(trail, shard) for trail in self.trails]
+        count = fragments_at_once(self.spec, self.values.device.type)
+        for fragments in alike.values():
+            yield from (fragments[start : start + count] for start in range(0, len(fragments), count))
+
+    @torch.no_grad()
+    def checksum(self) -> torch.Tensor:
+        """Return one checksum of the topology per trail and shard: int64 [T, S]; 0 for a dense weight."""
+        sums = torch.zeros(len(self.trails), len(self.shards), dtype=torch.int64, device=self.values.device)
+        if self.spec.is_sparse:
+            key = torch.zeros(1, dtype=torch.int64, device=self.values.device)
+            for fragments in self.groups():
+                hashes = hash_positions(key, self.active(fragments)).sum(1)
+                for (trail, shard), each in zip(fragments, hashes, strict=True):
+                    sums[trail - self.trails.start, shard - self.shards.start] = each
+        return sums
+
+    def extra_repr(self) -> str:
+        """Say what is stored, for ``print(model)``."""
+        return f"{self.spec.name} {tuple(self.values.shape)}, {self.name}, density {self.spec.density:.3f}"
+
+
+class _Build(torch.autograd.Function):
+    """The dense tensor from the stored values; backward keeps the gradients of active entries only."""
+
+    @staticmethod
+    def forward(ctx, values, weight):
+        ctx.weight = weight
+        return weight.build(values)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.weight.take_gradient(gradient), None
