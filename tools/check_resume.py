@@ -52,19 +52,19 @@ def main() -> int:
 
 
 def check(folder: Path, training: tuple[str, str | None, list[str]], ranks: int, half: int) -> int:
-    """Check one config, print the verdict and return the exit code."""
+    """Check one config, print what was found and return the exit code."""
     from nt_dist.training.resume_check import check_resume, training_command
 
     script = Path(__file__).resolve().parents[1] / "train.py"
-    verdict = check_resume(training_command(script, *training), folder, ranks, half)
-    print(f"killed at step {verdict.killed_at}, resumed from step {half}, compared up to step {verdict.steps}")
-    state = verdict.state
+    found = check_resume(training_command(script, *training), folder, ranks, half)
+    print(f"killed at step {found.killed_at}, resumed from step {half}, compared up to step {found.steps}")
+    state = found.state
     differing = [name for name, each in state.weights.items() if not each.is_none]
-    _show("lines of metrics", verdict.lines)
+    _show("lines of metrics", found.lines)
     _show("weights, moments and topologies", [f"{name} differs" for name in differing])
     _show("step, schedule and order of samples", state.state)
-    print("the resumed run is " + ("the uninterrupted one" if verdict.is_same else "NOT the uninterrupted one"))
-    return 0 if verdict.is_same else 1
+    print("the resumed run is " + ("the uninterrupted one" if found.is_same else "NOT the uninterrupted one"))
+    return 0 if found.is_same else 1
 
 
 def _show(what: str, problems: list[str]) -> None:

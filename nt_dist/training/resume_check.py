@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,15 @@ from nt_dist.checkpoint.folder import checkpoints, delete, name_of
 from nt_dist.checkpoint.inspect import Comparison, compare
 from nt_dist.errors import RunError
 from nt_dist.parallel.launcher import LOOPBACK
+from nt_dist.training.loop import CHECKPOINTS
 from nt_dist.training.metrics_log import MEASURED, METRICS, read_metrics
 
-CHECKPOINTS = "checkpoints"
 POLL_SECONDS = 0.02
 LOG_LINES = 20
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ResumeCheck:
     """How the resumed run compares with the uninterrupted one.
 
     Attributes:
@@ -50,7 +50,7 @@ class Verdict:
         return not self.lines and self.state.is_same_state
 
 
-def check_resume(command: Sequence[str], folder: Path, ranks: int, half: int) -> Verdict:
+def check_resume(command: Sequence[str], folder: Path, ranks: int, half: int) -> ResumeCheck:
     """Run twice, once killed and resumed, and compare.
 
     Args:
@@ -65,20 +65,22 @@ def check_resume(command: Sequence[str], folder: Path, ranks: int, half: int) ->
     settings = (f"run.save_every={half}", "run.log_every=1", "run.eval_every=0", "run.keep=1000")
     stop = f"run.stop_after={2 * half}"
     whole, broken = folder / "whole", folder / "broken"
-    started = {each: [*command, f"run.dir={each}", *settings] for each in (whole, broken)}
-    with _started([*started[whole], stop], folder / "whole.log", ranks) as processes:
-        _wait(processes, folder / "whole.log")
-    with _started(started[broken], folder / "killed.log", ranks) as processes:  # it would go on as long as it can
-        killed_at = _wait_for(half + max(1, half // 2), broken, half, processes, folder / "killed.log")
+
+    def started(run: Path, name: str, *more: str) -> AbstractContextManager["_Ranks"]:
+        return _started([*command, f"run.dir={run}", *settings, *more], folder / f"{name}.log", ranks)
+
+    with started(whole, "whole", stop) as running:
+        running.wait()
+    with started(broken, "killed") as running:  # it would go on as long as it can
+        killed_at = running.wait_for(half + max(1, half // 2), broken, half)
     for later in checkpoints(broken / CHECKPOINTS):  # as if the kill had come at once
         if later.step > half:
             delete(later)
-    with _started([*started[broken], stop], folder / "resumed.log", ranks) as processes:
-        _wait(processes, folder / "resumed.log")
+    with started(broken, "resumed", stop) as running:
+        running.wait()
     last = Path(CHECKPOINTS) / name_of(2 * half)
     lines = differing_lines(*(read_metrics(each / METRICS) for each in (whole, broken)))
-    state = compare(whole / last, broken / last)
-    return Verdict(2 * half, killed_at, lines, state)
+    return ResumeCheck(2 * half, killed_at, lines, compare(whole / last, broken / last))
 
 
 def differing_lines(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[str]:
@@ -93,58 +95,56 @@ def differing_lines(expected: list[dict[str, Any]], found: list[dict[str, Any]])
     return problems
 
 
+@dataclass(frozen=True)
+class _Ranks:
+    """The processes of a run, and what they say."""
+
+    processes: list[subprocess.Popen]
+    log: Path
+
+    def wait(self) -> None:
+        """Wait until all have ended well."""
+        for process in self.processes:
+            if process.wait() != 0:
+                raise self._failed(f"a rank left with exit code {process.returncode}")
+
+    def wait_for(self, step: int, run: Path, saved: int) -> int:
+        """Wait until ``step`` is logged and the checkpoint of step ``saved`` is there; return the last step logged."""
+        while True:
+            ended = any(process.poll() is not None for process in self.processes)
+            logged = max((record["step"] for record in read_metrics(run / METRICS)), default=0)
+            if ended:
+                raise self._failed(f"it ended at step {logged} before it could be killed; give it more train.steps")
+            if logged >= step and (run / CHECKPOINTS / name_of(saved)).is_dir():
+                return logged
+            time.sleep(POLL_SECONDS)
+
+    def _failed(self, what: str) -> RunError:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+        return RunError("\n".join([f"{self.log.stem}: {what}; {self.log} ends with", *lines]))
+
+
 @contextmanager
-def _started(command: Sequence[str], log: Path, ranks: int) -> Iterator[list[subprocess.Popen]]:
+def _started(command: Sequence[str], log: Path, ranks: int) -> Iterator[_Ranks]:
     """Start a run's ranks, each at the head of a process group of its own; none outlives the context."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
+    with socket.create_server((LOOPBACK, 0)) as probe:
         port = probe.getsockname()[1]
     meeting = {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-    processes: list[subprocess.Popen] = []
+    running = _Ranks([], log)
     try:
         with log.open("wb") as output:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
             for rank in range(ranks):
                 environment = {**os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                processes.append(
-                    subprocess.Popen(
-                        command,
-                        env=environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                )
-        yield processes
+                process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
+                running.processes.append(process)
+        yield running
     finally:
-        for process in processes:
+        for process in running.processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-        for process in processes:
+        for process in running.processes:
             process.wait()
-
-
-def _wait(processes: list[subprocess.Popen], log: Path) -> None:
-    for process in processes:
-        if process.wait() != 0:
-            raise _failed(f"a rank left with exit code {process.returncode}", log)
-
-
-def _wait_for(step: int, run: Path, saved: int, processes: list[subprocess.Popen], log: Path) -> int:
-    """Wait until ``step`` is logged and the checkpoint of step ``saved`` is there; return the last step logged."""
-    while True:
-        ended = any(process.poll() is not None for process in processes)
-        logged = max((record["step"] for record in read_metrics(run / METRICS)), default=0)
-        if ended:
-            raise _failed(f"it ended at step {logged} before it could be killed; give it more train.steps", log)
-        if logged >= step and (run / CHECKPOINTS / name_of(saved)).is_dir():
-            return logged
-        time.sleep(POLL_SECONDS)
-
-
-def _failed(what: str, log: Path) -> RunError:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
-    return RunError("\n".join([f"{log.stem}: {what}; {log} ends with", *lines]))
 
 
 def training_command(script: Path, config: str, ds_config: str | None, overrides: Sequence[str]) -> list[str]:

@@ -53,9 +53,9 @@ def watched(mesh: "Mesh", config: Config) -> Iterator[Heartbeat]:
     with ExitStack() as stack:
         address = os.environ.get("MASTER_ADDR", LOOPBACK)  # where the ranks meet, and the watchers too
         server = _on_all(mesh, lambda: _listen(address) if mesh.is_main and mesh.world_size > 1 else None)
-        job = {"main_host": socket.gethostname(), "secret": secrets.token_hex(16)}
-        job |= {"address": address, "port": server.getsockname()[1] if server else 0}
-        job = mesh.broadcast_object(job)
+        port = server.getsockname()[1] if server else 0
+        job = {"main_host": socket.gethostname(), "secret": secrets.token_hex(16), "port": port}
+        job = {**mesh.broadcast_object(job), "address": address}
         heartbeat = _on_all(mesh, lambda: _start(stack, mesh, config, job, server))
         code = FAILED
         try:
