@@ -38,8 +38,7 @@ def show_layouts(config: Config, gpus: int, name: str, top: int) -> int:
     from dataclasses import replace
 
     from nt_dist.planning.gpus import GPUS, RESERVED  # takes seconds: torch
-    from nt_dist.planning.layouts import plan_layouts
-    from nt_dist.planning.table import layouts_table
+    from nt_dist.planning.layouts import layouts_table, plan_layouts
 
     plans, looked_at = plan_layouts(replace(config, world_size=gpus), GPUS[name])
     print(_model_line(config))

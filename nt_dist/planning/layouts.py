@@ -1,31 +1,23 @@
-"""All layouts of a config on a number of GPUs, those that fit, and the best of them."""
+"""All layouts of a config on a number of GPUs, those that fit, the best of them first, as a table too."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from nt_dist.config import Config
 from nt_dist.config.rules import is_possible
-from nt_dist.config.settings import Parallel
 from nt_dist.planning.gpus import NODE, RESERVED, Gpu
 from nt_dist.planning.memory import RankMemory, fullest_stage
+from nt_dist.planning.memory_plan import at_stages
 from nt_dist.planning.timing import StepTime, step_time
-
-STAGES = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
 class LayoutPlan:
-    """One layout and what it costs.
+    """One layout and what it costs."""
 
-    Attributes:
-        config: The config in this layout.
-        memory: Of the fullest rank.
-        time: Of a step.
-    """
-
-    config: Config
-    memory: RankMemory
-    time: StepTime
+    config: Config  # in this layout
+    memory: RankMemory  # of the fullest rank
+    time: StepTime  # of a step
 
     @property
     def tokens_per_second(self) -> float:
@@ -56,19 +48,13 @@ def plan_layouts(config: Config, gpu: Gpu) -> tuple[list[LayoutPlan], int]:
 def layouts(config: Config) -> Iterator[Config]:
     """Yield ``config`` in every layout that its rules allow."""
     world, model = config.world_size, config.model
-    lowest = 1 if config.train.precision == "bf16" else 0
     for tensor in _divisors(min(world, NODE), world):
         for trail in _divisors(min(config.trails.count, NODE // tensor), config.trails.count):
             for pipe in _divisors(min(model.num_layers, world), world):
                 if world % (tensor * trail * pipe) == 0:
                     degrees = replace(config.parallel, tensor=tensor, pipe=pipe, trail=trail)
-                    for stage in STAGES[lowest:]:
-                        yield from _micro_batches(_at(config, degrees, stage))
-
-
-def _at(config: Config, degrees: Parallel, stage: int) -> Config:
-    zero = {**config.deepspeed["zero_optimization"], "stage": stage}
-    return replace(config, parallel=degrees, deepspeed={**config.deepspeed, "zero_optimization": zero})
+                    for each in at_stages(replace(config, parallel=degrees)):
+                        yield from _micro_batches(each)
 
 
 def _micro_batches(config: Config) -> Iterator[Config]:
@@ -82,3 +68,41 @@ def _micro_batches(config: Config) -> Iterator[Config]:
 
 def _divisors(highest: int, number: int) -> list[int]:
     return [each for each in range(1, highest + 1) if number % each == 0]
+
+
+def layouts_table(plans: Sequence[LayoutPlan]) -> str:
+    """The layouts as Markdown, one a row: degrees; memory of the fullest rank; what a rank sends in a step; time."""
+    rows = [_columns(plan) for plan in plans]
+    lines = [_row([name for name, _ in rows[0]]), "|" + "---|" * len(rows[0])]
+    return "\n".join([*lines, *(_row([cell for _, cell in row]) for row in rows)])
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _columns(plan: LayoutPlan) -> list[tuple[str, str]]:
+    config, memory, time = plan.config, plan.memory, plan.time
+    degrees, state, sent = config.parallel, memory.state, time.sent
+    counts = [
+        ("tensor", degrees.tensor),
+        ("pipe", degrees.pipe),
+        ("trail", degrees.trail),
+        ("data", config.data_degree),
+        ("ZeRO", config.zero_stage),
+        ("micro-batch", config.train.micro_batch_size),
+    ]
+    kinds = ("weights", "index", "gradients", "masters", "moments", "buffers")
+    sizes = [(kind, getattr(state, kind)) for kind in kinds]
+    sizes += [("activations", memory.activations), ("logits", memory.logits)]
+    sizes += [("update", state.update), ("peak (GiB)", memory.peak)]
+    moved = [("sent over tensor", sent["tensor"]), ("trail", sent["trail"]), ("data", sent["data"])]
+    moved += [("pipe (MiB a step)", sent["pipe"]), ("in an update", time.update_sent)]
+    return [
+        *((name, str(count)) for name, count in counts),
+        *((name, f"{size / 2**30:.2f}") for name, size in sizes),
+        *((name, f"{each / 2**20:,.0f}") for name, each in moved),
+        ("bubble", f"{time.bubble:.0%}"),
+        ("step (s)", f"{time.total:.3g}"),
+        ("tokens/s", f"{plan.tokens_per_second:,.0f}"),
+    ]

@@ -31,26 +31,18 @@ from nt_dist.sparsity.storages import STORAGES
 class RankMemory:
     """Bytes of the first rank of one pipeline stage, the fullest of the stage.
 
-    Attributes:
-        state: Weights, masters, gradients, moments, index, the update and DeepSpeed's buffers.
-        activations: Kept for backward, over the micro-batches in flight.
-        logits: The most that the loss takes.
-        work: The most that products and blocks computed again take, and logits held meanwhile.
-        exchange: What the pipeline's engine holds of what travels between stages, and of earlier logits; what the
-            collectives at the fork of a split trunk hold, taken as two states so that the whole agrees with counts.
-        hidden_gradients: Two of the widest hidden state.
-        dense_gradients: Collected for a topology update.
-        collects_over: Micro-batches whose dense gradients add up.
+    ``exchange`` is what the pipeline's engine holds of what travels between stages, and of earlier logits, and what the
+    collectives at the fork of a split trunk hold, taken as two states so that the whole agrees with counts.
     """
 
     state: MemoryPlan
-    activations: int
-    logits: int
-    work: int
+    activations: int  # kept for backward, over the micro-batches in flight
+    logits: int  # the most that the loss takes
+    work: int  # the most that products and blocks computed again take, and logits held meanwhile
     exchange: int
-    hidden_gradients: int
-    dense_gradients: int
-    collects_over: int
+    hidden_gradients: int  # two of the widest hidden state
+    dense_gradients: int  # collected for a topology update
+    collects_over: int  # micro-batches whose dense gradients add up
 
     @property
     def ordinary(self) -> int:

@@ -12,13 +12,13 @@ in DeepSpeed 0.19.8 by tools/benchmark.py memory):
     index       compact: 4 n (int32); masked: e (one byte an entry); on every rank
     update      between the backward pass of a topology update and its end: 4 e for every sparse weight's dense
                 gradient, given back weight by weight, 4 n each for copies of the master and moments of the weight at
-                hand,
-                and what the update of a few of its shards at a time works with
+                hand, and what the update of a few of its shards at a time works with
     buffers     DeepSpeed's bucket of gradients (reduce_bucket_size; the bf16 optimizer of stage 1 has none), and at
                 stage 3 with D > 1 the weights it keeps gathered (at most stage3_max_live_parameters)
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -39,16 +39,9 @@ _BUCKET, _LIVE = 500_000_000, 1_000_000_000
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on one rank; what each is, is said above.
-
-    Attributes:
-        stage: ZeRO stage.
-        ranks: Data ranks.
-        storages: How many weights have each storage.
-    """
+    """Bytes on one rank at a ZeRO stage; what each is, is said above. ``storages``: how many weights have each."""
 
     stage: int
-    ranks: int
     storages: dict[str, int]
     weights: int
     masters: int
@@ -67,38 +60,37 @@ class MemoryPlan:
 
 
 def plan_memory(config: Config, pipe_stage: int = 0, device_type: str = "cuda") -> MemoryPlan:
-    """The bytes of one rank at `config`'s layout, ZeRO stage and precision.
+    """The bytes of one rank, the first of the tensor and of the trail axis, at `config`'s layout, stage and precision.
 
-    Args:
-        config: The config.
-        pipe_stage: Of the pipeline; the rank is the first of the tensor and of the trail axis.
-        device_type: "cuda" or "cpu": of how many shards at a time an update works on.
+    ``device_type``, "cuda" or "cpu", says of how many shards at a time an update works on.
     """
     parts, stage, ranks = local_parts(stage_layers(config)[pipe_stage]), config.zero_stage, config.data_degree
-    low = config.train.precision == "bf16"
-    stored = sum(part.stored for part in parts)
-    names = sorted(part.storage for part in parts)
-    copy = 2 if low else 4
+    stored, copy = sum(part.stored for part in parts), config.element_bytes
+    copied = 4 if stage == 0 and ranks > 1 else 2 if stage == 1 and copy == 2 else 0
     return MemoryPlan(
         stage,
-        ranks,
-        {name: names.count(name) for name in dict.fromkeys(names)},
+        dict(Counter(sorted(part.storage for part in parts))),
         weights=_share(copy * stored, ranks if stage == 3 else 1),
         masters=_share(4 * stored, ranks) if stage else 0,
-        gradients=_gradients(stored, stage, ranks, low),
+        gradients=_share(4 * stored, ranks if stage >= 2 else 1) + copied * stored,
         moments=_share(4 * len(config.train.moments) * stored, ranks if stage else 1),
         index=sum(part.index_bytes for part in parts),
         update=_update(config, [part for part in parts if part.spec.is_sparse], device_type),
-        buffers=_buffers(config, stored, copy),
+        buffers=_buffers(config, stored),
     )
 
 
-def plan_stages(config: Config) -> list[MemoryPlan]:
-    """The plans of `config` at every ZeRO stage it may have (bf16 begins at 1)."""
-    lowest = 1 if config.train.precision == "bf16" else 0
+def at_stages(config: Config) -> list[Config]:
+    """`config` at every ZeRO stage it may have (bf16 begins at 1)."""
     zero = config.deepspeed["zero_optimization"]
-    stages = [{**config.deepspeed, "zero_optimization": {**zero, "stage": stage}} for stage in range(lowest, 4)]
-    return [plan_memory(replace(config, deepspeed=each)) for each in stages]
+    stages = range(1 if config.train.precision == "bf16" else 0, 4)
+    sections = [{**config.deepspeed, "zero_optimization": {**zero, "stage": stage}} for stage in stages]
+    return [replace(config, deepspeed=each) for each in sections]
+
+
+def plan_stages(config: Config) -> list[MemoryPlan]:
+    """The plans of `config` at every ZeRO stage it may have."""
+    return [plan_memory(each) for each in at_stages(config)]
 
 
 def plan_table(config: Config, plans: Iterable[MemoryPlan]) -> str:
@@ -109,20 +101,15 @@ def plan_table(config: Config, plans: Iterable[MemoryPlan]) -> str:
         "|---|" + "---|" * (len(MemoryPlan.KINDS) + 3),
     ]
     for plan in plans:
-        cells = [f"{getattr(plan, kind) / 2**20:,.1f}" for kind in MemoryPlan.KINDS]
+        sizes = [*(getattr(plan, kind) for kind in MemoryPlan.KINDS), plan.total]
+        cells = " | ".join(f"{size / 2**20:,.1f}" for size in sizes)
         storages = ", ".join(f"{count} {name}" for name, count in plan.storages.items())
-        total = f"{plan.total / 2**20:,.1f} | {plan.total / stored:.1f}"
-        lines.append(f"| {plan.stage} | {' | '.join(cells)} | {total} | {storages} |")
+        lines.append(f"| {plan.stage} | {cells} | {plan.total / stored:.1f} | {storages} |")
     return "\n".join(lines)
 
 
 def _share(total: int, ranks: int) -> int:
     return math.ceil(total / ranks)
-
-
-def _gradients(stored: int, stage: int, ranks: int, low: bool) -> int:
-    extra = 4 * stored if stage == 0 and ranks > 1 else 2 * stored if low and stage == 1 else 0
-    return _share(4 * stored, ranks if stage >= 2 else 1) + extra
 
 
 def _update(config: Config, sparse: list[Part], device_type: str) -> int:
@@ -150,9 +137,9 @@ def _working(part: Part, device_type: str) -> int:
     return round(max(each * entries + (other + search) * slots for each, other in moments))
 
 
-def _buffers(config: Config, stored: int, copy: int) -> int:
-    zero, stage = config.deepspeed["zero_optimization"], config.zero_stage
-    if stage == 0 or (stage == 1 and config.train.precision == "bf16"):
+def _buffers(config: Config, stored: int) -> int:
+    zero, stage, copy = config.deepspeed["zero_optimization"], config.zero_stage, config.element_bytes
+    if stage == 0 or (stage == 1 and copy == 2):
         return 0
     buckets = 2 if zero.get("overlap_comm") and stage < 3 else 1
     # gradients travel in fp32, but are cast for it after the bucket below stage 3

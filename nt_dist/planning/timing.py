@@ -29,31 +29,18 @@ AXES = ("tensor", "trail", "data", "pipe")
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step and what they are made of, and the bytes that a rank sends.
+    """Seconds of one step of the slowest stage and what they are made of, and the bytes that a rank of it sends."""
 
-    Attributes:
-        products: Matrix products of the slowest stage, over all micro-batches.
-        matrices: Building dense matrices and gathering gradients there.
-        exchange: Over the tensor, trail and pipe axes there.
-        waiting: What the pipeline's bubble adds.
-        data: Over the data axis.
-        optimizer: Adam.
-        update: The share of a topology update that falls on each step, its exchange only.
-        sent: Bytes sent by a rank of that stage in an ordinary step, by axis.
-        update_sent: Bytes sent by a rank in an update.
-        bubble: Share of the pipeline's time in which a stage waits.
-    """
-
-    products: float
-    matrices: float
-    exchange: float
-    waiting: float
-    data: float
+    products: float  # of matrices, over all micro-batches
+    matrices: float  # building dense ones and gathering their gradients
+    exchange: float  # over the tensor, trail and pipe axes
+    waiting: float  # what the pipeline's bubble adds
+    data: float  # over the data axis
     optimizer: float
-    update: float
-    sent: dict[str, float]
-    update_sent: float
-    bubble: float
+    update: float  # the share of a topology update that falls on each step, its exchange only
+    sent: dict[str, float]  # bytes in an ordinary step, by axis
+    update_sent: float  # bytes in an update
+    bubble: float  # share of the pipeline's time in which a stage waits
 
     @property
     def total(self) -> float:
@@ -64,8 +51,8 @@ class StepTime:
 
 def step_time(config: Config, gpu: Gpu) -> StepTime:
     """Estimate the time of a step in the layout of ``config``."""
-    stages = range(config.parallel.pipe)
-    return max((_stage_time(config, gpu, stage) for stage in stages), key=lambda time: time.total)
+    times = (_stage_time(config, gpu, stage) for stage in range(config.parallel.pipe))
+    return max(times, key=lambda time: time.total)
 
 
 def _stage_time(config: Config, gpu: Gpu, stage: int) -> StepTime:
@@ -78,12 +65,12 @@ def _stage_time(config: Config, gpu: Gpu, stage: int) -> StepTime:
     products = steps * passes * forward / (gpu.rate[config.train.precision] * COMPUTE_SHARE)
     memory_rate = gpu.bandwidth * MEMORY_SHARE
     matrices = steps * _matrix_bytes(layers, config) / memory_rate
-    inner = {key: each for key, each in payload.items() if key[0] != "data"}
-    outer = {key: each for key, each in payload.items() if key[0] == "data"}
-    exchange = _seconds(config, gpu, inner, steps * 4 * len(layers))
+    data = {key: payload.pop(key) for key in list(payload) if key[0] == "data"}
+    exchange = _seconds(config, gpu, payload, steps * 4 * len(layers))
     stepped = sum(part.stored for part in parts) / (config.data_degree if config.zero_stage else 1)
+    calls = 2 * len(parts) * steps if config.zero_stage == 3 else 4  # one for each weight and pass, or a few buckets
     sent = dict.fromkeys(AXES, 0.0)
-    for (axis, operation), each in payload.items():
+    for (axis, operation), each in {**payload, **data}.items():
         sent[axis] += sent_bytes(operation, each, ranks[axis])
     every = config.sparsity.update_every
     return StepTime(
@@ -91,7 +78,7 @@ def _stage_time(config: Config, gpu: Gpu, stage: int) -> StepTime:
         matrices,
         exchange,
         waiting=(products + matrices + exchange) * (pipe - 1) / steps,
-        data=_seconds(config, gpu, outer, _data_calls(config, len(parts))),
+        data=_seconds(config, gpu, data, calls),
         optimizer=(12 + 8 * len(config.train.moments) + config.element_bytes) * stepped / memory_rate,
         update=_seconds(config, gpu, update, len(parts)) / every if every else 0.0,
         sent=sent,
@@ -103,11 +90,6 @@ def _stage_time(config: Config, gpu: Gpu, stage: int) -> StepTime:
 def _ranks(config: Config) -> dict[str, int]:
     degrees = config.parallel
     return {"tensor": degrees.tensor, "trail": degrees.trail, "data": config.data_degree, "pipe": degrees.pipe}
-
-
-def _data_calls(config: Config, weights: int) -> int:
-    """Collectives over the data axis in a step: at stage 3 one for each weight and pass, else a few buckets."""
-    return 2 * weights * config.accumulation_steps if config.zero_stage == 3 else 4
 
 
 def _matrix_bytes(layers: list[LayerPart], config: Config) -> int:

@@ -24,11 +24,11 @@ from nt_dist.engine.pipeline import build_mesh_model
 from nt_dist.engine.step_guard import StepGuard
 from nt_dist.errors import CheckpointError
 from nt_dist.evaluation.evaluate import evaluate
-from nt_dist.evaluation.topology import density, trail_overlap
+from nt_dist.evaluation.topology import trail_overlap
 from nt_dist.messages import LOGGER, BarHandler, start_logging
 from nt_dist.model.flops import token_flops
 from nt_dist.model.trails import weights_of
-from nt_dist.model.weights import count_parameters, weight_specs
+from nt_dist.model.weights import count_parameters
 from nt_dist.parallel import launcher
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.handshake import check_alike
@@ -99,12 +99,7 @@ def is_due(step: int, every: int, end: int) -> bool:
 class Trainer:
     """One run between its first and its last step; every rank has one.
 
-    Args:
-        config: The resolved config.
-        mesh: The ranks.
-        found: A checkpoint, verified, to continue from, or None.
-        handler: Where this rank's messages go.
-        exit_request: Whether it is to leave.
+    ``found`` is a checkpoint, verified, to continue from, or None; messages go through ``handler``.
 
     Raises:
         ExitRequested: A signal came while data was prepared.
@@ -136,7 +131,7 @@ class Trainer:
         self.checksum = self.topology.check("loading" if found else "the start")
         self.say_what_is_trained()
         self.batches = self.read_batches()
-        self.flops, self.density = token_flops(config), density(weight_specs(config).values())
+        self.flops = token_flops(config)
         self.seconds, self.timed_tokens = 0.0, 0  # since the last logged step
         self.handler = handler
         self.reporter = self.make_reporter()
@@ -152,18 +147,11 @@ class Trainer:
 
     def say_what_is_trained(self) -> None:
         """Logs the size of the model and what it runs on."""
-        parameters, trails = count_parameters(self.config), self.config.trails
-        LOGGER.info(
-            "model: %s weights stored of %s, %d trails of %d blocks; %d ranks on %s, ZeRO %d, %s",
-            f"{parameters['stored']:,}",
-            f"{parameters['dense']:,}",
-            trails.count,
-            self.config.model.num_layers - self.config.trunk_layers,
-            self.mesh.world_size,
-            self.mesh.device.type,
-            self.config.zero_stage,
-            self.config.train.precision,
-        )
+        config, parameters = self.config, count_parameters(self.config)
+        model = f"{parameters['stored']:,} weights stored of {parameters['dense']:,}"
+        trails = f"{config.trails.count} trails of {config.model.num_layers - config.trunk_layers} blocks"
+        ranks = f"{self.mesh.world_size} ranks on {self.mesh.device.type}"
+        LOGGER.info("model: %s, %s; %s, ZeRO %d, %s", model, trails, ranks, config.zero_stage, config.train.precision)
 
     def run(self) -> int:
         """Trains up to the last step, or until a signal asks to leave; returns the exit code."""
@@ -172,7 +160,8 @@ class Trainer:
         if self.step == steps and not self.evaluate():
             return LEFT_EARLY
         first = self.step + 1
-        for step in self.steps_up_to(last):
+        while self.step < last:
+            step = self.step + 1
             self.heartbeat.enter("compiling" if step == first else "stepping", step)
             began = time.perf_counter()
             result = self.train_one(step)
@@ -199,11 +188,6 @@ class Trainer:
                 return LEFT_EARLY
         self.heartbeat.enter("ending")
         return 0
-
-    def steps_up_to(self, last: int) -> Iterator[int]:
-        """The step after the one that the run stands at, whatever that is by then, until it stands at ``last``."""
-        while self.step < last:
-            yield self.step + 1
 
     def train_one(self, step: int) -> StepResult:
         """One optimizer step, and the topology update that follows it where one is due.
@@ -293,7 +277,7 @@ class Trainer:
             "flops_per_second_dense_equivalent": pace * self.flops.training_dense,
             "flops_per_second_sparse_effective": pace * self.flops.training_sparse,
             "memory": int(memory),
-            "density": self.density,
+            "density": self.topology.density,
             "drop_fraction": self.drop_fraction,
             "regrown": self.regrown,
             "topology_checksum": self.checksum,
@@ -314,7 +298,7 @@ class Trainer:
         batches = EvaluationBatches(
             self.data.validation,
             config.train.micro_batch_size,
-            num_samples=config.run.eval_batches * config.train.batch_size,
+            config.run.eval_batches * config.train.batch_size,
             data_rank=axis.rank,
             data_degree=axis.degree,
         )
@@ -342,19 +326,17 @@ class Trainer:
         Raises:
             CheckpointError: It is not one of a run with this config and data; on every rank.
         """
-        digest = self.data.digest
         arguments = (found, self.config, self.mesh, self.model, self.optimizer_state)
-        progress = checkpoint.load(*arguments, data_digest=digest, verified=True)
+        progress = checkpoint.load(*arguments, data_digest=self.data.digest, verified=True)
         self.saver.latest = found
         self.step, self.consumed_samples, extra = progress.step, progress.consumed_samples, progress.extra
         for name in ("tokens", "regrown", "drop_fraction"):
             if not isinstance(extra.get(name), int | float):
                 raise CheckpointError(f"{found}: the manifest's progress.extra.{name} must be a number")
             setattr(self, name, extra[name])
-        bad_steps, guard = extra.get("bad_steps", {}), extra.get("guard", {})  # older checkpoints have none
         try:
-            self.bad_steps.restore(bad_steps)
-            self.guard.restore(guard)
+            self.bad_steps.restore(extra.get("bad_steps", {}))  # older checkpoints have none
+            self.guard.restore(extra.get("guard", {}))
         except (AttributeError, TypeError, ValueError) as problem:
             raise CheckpointError(f"{found}: the manifest's progress.extra has no account of bad steps") from problem
         LOGGER.info("continuing from %s, step %d of %d", found, self.step, self.config.train.steps)

@@ -1,6 +1,4 @@
-"""Topology updates of a whole model between optimizer steps, and the check that replicas agree.
-
-See docs/design.md §3, §4.
+"""Topology updates of a whole model between optimizer steps, and the check that replicas agree (docs/design.md §3, §4).
 
 What to drop and to regrow is decided in sparsity/update.py, the same on every rank that holds a copy of a shard; here
 are the parts that need ranks and an optimizer: dense gradients summed over the ranks, masters and moments read and
@@ -36,43 +34,38 @@ class UpdateReport:
         replaced: Slots that have a new place, over the sparse weights of the whole model.
         regrown: Their share of these weights' slots.
         drop_fraction: Share that was dropped; some of it regrows where it was.
-        density: Active over all entries of the model's matrices; an update does not change it.
     """
 
     replaced: int
     regrown: float
     drop_fraction: float
-    density: float
 
 
 class TopologyUpdater:
     """Rewires the sparse weights of a model while it trains.
 
-    Args:
-        config: The config.
-        mesh: The mesh.
-        model: The model given to the engine.
-        optimizer_state: The engine's, created.
-        engine: The engine.
+    Attributes:
+        sparse: The sparse weights held here, by name.
+        density: Active over all entries of the whole model's matrices; an update does not change it.
     """
 
     def __init__(self, config: Config, mesh: Mesh, model: nn.Module, optimizer_state: OptimizerState, engine: Any):
         self.config, self.mesh, self.place = config, mesh, mesh.place
         self.optimizer_state, self.engine = optimizer_state, engine
-        self.weights = weights_of(model)
-        self.sparse = {name: weight for name, weight in self.weights.items() if weight.spec.is_sparse}
-        self.specs = weight_specs(config)  # of the whole model
+        self.sparse = {name: weight for name, weight in weights_of(model).items() if weight.spec.is_sparse}
+        specs = weight_specs(config).values()
+        self.density = density(specs)
+        self._slots = sum(spec.trails * spec.total_slots() for spec in specs if spec.is_sparse)  # of the whole model
         settings = config.sparsity
         self.rules = UpdateRules(
             settings.drop, settings.temperature, settings.grow, settings.new_moments, config.train.seed
         )
-        self.needs_gradient = settings.grow == "gradient" or settings.new_moments == "gradient"
+        self.needs_gradient = "gradient" in (settings.grow, settings.new_moments)
 
     def updates_at(self, step: int) -> bool:
         """Say whether the topology changes after optimizer step ``step`` (from 1)."""
         settings, steps = self.config.sparsity, self.config.train.steps
-        has_sparse = any(spec.is_sparse for spec in self.specs.values())
-        return has_sparse and is_update_step(step, settings.update_every, steps, settings.stop_fraction)
+        return self._slots > 0 and is_update_step(step, settings.update_every, steps, settings.stop_fraction)
 
     def collects_at(self, step: int) -> bool:
         """Say whether step ``step`` has to keep the dense gradients (``collect`` of train_step)."""
@@ -93,8 +86,7 @@ class TopologyUpdater:
             if self.place.owns(weight):
                 replaced += count
         replaced = int(self.mesh.all_reduce(replaced, MODEL_AXES))
-        slots = sum(spec.trails * spec.total_slots() for spec in self.specs.values() if spec.is_sparse)
-        return UpdateReport(replaced, replaced / slots, fraction, density(self.specs.values()))
+        return UpdateReport(replaced, replaced / self._slots, fraction)
 
     def skip(self) -> None:
         """Forget the dense gradients of a step that was not applied: its update is skipped as well."""
@@ -142,8 +134,8 @@ class TopologyUpdater:
             TopologyError: On all ranks, with the first weight that differs and both checksums.
         """
         table = {name: weight.checksum() for name, weight in self.sparse.items()}
-        lowest, highest = self._over_replicas(table, "min"), self._over_replicas(table, "max")
-        agree(self.mesh, lambda: self._compare(lowest, highest, when))
+        extremes = self._over_replicas(table)
+        agree(self.mesh, lambda: self._compare(extremes, when))
         owned = [name for name, weight in self.sparse.items() if self.place.owns(weight)]
         words = (
             f"{name}/{trail}/{shard}/{checksum}".encode()
@@ -157,29 +149,33 @@ class TopologyUpdater:
         high, low = self.mesh.all_reduce(torch.tensor(halves, device=self.mesh.device), MODEL_AXES).tolist()
         return f"{((high << 32) + low) % (1 << 64):016x}"
 
-    def _over_replicas(self, table: dict[str, torch.Tensor], op: str) -> dict[str, torch.Tensor]:
-        """Reduce checksums [trails, shards] over the ranks that hold copies: all weights with the same ones at once."""
+    def _over_replicas(self, table: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the highest and the lowest checksum, [2, trails, shards], over the ranks that hold copies.
+
+        All weights with the same such ranks go at once.
+        """
         by_axes: dict[tuple[str, ...], list[str]] = {}
         for name, weight in self.sparse.items():
             by_axes.setdefault(self.place.replica_axes(weight), []).append(name)
-        reduced = {}
+        extremes = {}
         for axes, names in by_axes.items():
             flat = torch.cat([table[name].flatten() for name in names])
-            parts = self.mesh.all_reduce(flat, ("data", *axes), op).split([table[name].numel() for name in names])
-            reduced |= {name: part.view_as(table[name]) for name, part in zip(names, parts, strict=True)}
-        return reduced
+            highest, lowest = self.mesh.all_reduce(torch.stack([flat, ~flat]), ("data", *axes), "max")
+            both = torch.stack([highest, ~lowest]).split([table[name].numel() for name in names], dim=1)
+            extremes |= {name: part.view(2, *table[name].shape) for name, part in zip(names, both, strict=True)}
+        return extremes
 
-    def _compare(self, lowest: dict[str, torch.Tensor], highest: dict[str, torch.Tensor], when: str) -> None:
+    def _compare(self, extremes: dict[str, torch.Tensor], when: str) -> None:
         differs = [
             (name, row, column)
             for name in self.sparse
-            for row, column in (lowest[name] != highest[name]).nonzero().tolist()
+            for row, column in (extremes[name][0] != extremes[name][1]).nonzero().tolist()
         ]
         if not differs:
             return
         name, row, column = differs[0]
         trail, shard = self.sparse[name].trails[row], self.sparse[name].shards[column]
-        low, high = (int(each[name][row, column]) % (1 << 64) for each in (lowest, highest))
+        high, low = (each % (1 << 64) for each in extremes[name][:, row, column].tolist())
         others = f", and {len(differs) - 1} more of trail and shard" if len(differs) > 1 else ""
         raise TopologyError(
             f"{name}: the topologies of its replicas differ after {when}: checksums {low:016x} and {high:016x} "

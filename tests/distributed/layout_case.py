@@ -150,7 +150,7 @@ class Run:
             record.norms.append(result.grad_norm)
             if self.updater.updates_at(step):
                 report = self.updater.update(step)
-                record.updates.append((report.replaced, report.regrown, report.density))
+                record.updates.append((report.replaced, report.regrown, self.updater.density))
                 record.checksums.append(self.updater.check(f"the update at step {step}"))
         self.step = last
         return self

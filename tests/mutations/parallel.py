@@ -226,8 +226,8 @@ PARALLEL = [
     # Topologies.
     Mutation(
         "topologies of replicas are not compared over the trail axis",
-        'parts = self.mesh.all_reduce(flat, ("data", *axes), op)',
-        'parts = self.mesh.all_reduce(flat, ("data",), op)',
+        'self.mesh.all_reduce(torch.stack([flat, ~flat]), ("data", *axes), "max")',
+        'self.mesh.all_reduce(torch.stack([flat, ~flat]), ("data",), "max")',
         COMPARED,
     ),
 ]

@@ -183,7 +183,7 @@ def _checksums(rank, world_size):
     found.append(bench.topology.check("a step"))
     bench.step_before_update()
     bench.update()
-    collected = [weight.dense_gradient for weight in bench.topology.weights.values()]
+    collected = [weight.dense_gradient for weight in bench.topology.sparse.values()]
     return [*found, bench.topology.check("the update")], collected
 
 

@@ -11,9 +11,8 @@ from nt_dist.config.settings import Parallel
 from nt_dist.families import make_config
 from nt_dist.model.flops import token_flops
 from nt_dist.planning.gpus import COMPUTE_SHARE, GPUS, LINK_SHARE, RESERVED
-from nt_dist.planning.layouts import layouts, plan_layouts
+from nt_dist.planning.layouts import layouts, layouts_table, plan_layouts
 from nt_dist.planning.local_layers import layer_parts
-from nt_dist.planning.table import layouts_table
 from nt_dist.planning.timing import step_time
 
 ROOT = Path(__file__).parents[3]
