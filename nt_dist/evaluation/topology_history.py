@@ -4,8 +4,13 @@ Positions are read from the files, shard by shard, so this needs no model and no
 """
 
 import logging
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import reduce
+from itertools import chain, pairwise
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -22,27 +27,19 @@ from nt_dist.sparsity.spec import WeightSpec
 _LOGGER = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Counts:
-    """Active entries of a weight, or of several, summed over trails and shards.
+    """Active entries of a weight's shard, or of several.
 
     Attributes:
         common: Entries that two trails both have at the end [T, T]; on the diagonal the slots of one.
-        entries: Of the dense matrices, padding left out.
-        slots: Active at the end.
-        ever: Active in any of the checkpoints.
+        ever: Active in any of the checkpoints, over all trails.
         moved: Active in one checkpoint and not in the next [checkpoints - 1].
     """
 
     common: np.ndarray
-    entries: float
-    slots: float
-    ever: float
+    ever: int
     moved: np.ndarray
-
-    @classmethod
-    def nothing(cls, trails: int, checkpoints: int) -> "_Counts":
-        return cls(np.zeros((trails, trails)), 0.0, 0.0, 0.0, np.zeros(checkpoints - 1))
 
     def __add__(self, other: "_Counts") -> "_Counts":
         return _Counts(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
@@ -73,26 +70,31 @@ def topology_figures(path: Path, mesh: Mesh, specs: dict[str, WeightSpec]) -> di
         return None
     history = agree(mesh, lambda: _history(path), CheckpointError, only_main=True)
     mine = agree(mesh, lambda: _count(history, sparse, mesh.rank, mesh.world_size), CheckpointError)
-    shares = mesh.gather_objects(mine)
-    nothing = {name: _Counts.nothing(spec.trails, len(history)) for name, spec in sparse.items()}
-    counts = {name: sum((share[name] for share in shares), nothing[name]) for name in sparse}
+    by_shard = defaultdict(list)
+    for name, each in chain(*mesh.gather_objects(mine)):
+        by_shard[name].append(each)
+    counts = {name: reduce(add, by_shard[name]) for name in sparse}
     steps = [found.step for found in history]
-    forked = {name: spec for name, spec in sparse.items() if spec.trails > 1}
-    overlaps = {name: _overlap(spec, counts[name]) for name, spec in forked.items()}
-    alike = sum(overlaps.values(), Overlap(0, 0, 0, 0))
+    forked = [name for name, spec in sparse.items() if spec.trails > 1]
+    overlaps = {}
+    for name in forked:
+        common = float(np.triu(counts[name].common, 1).sum())
+        overlaps[name] = overlap_of(sparse[name], range(sparse[name].shards), common)
+    alike = sum(overlaps.values(), Overlap())
+    weights = {
+        name: {
+            "overlap": overlaps[name].jaccard if name in overlaps else None,
+            **_shares([spec], [counts[name]], steps),
+        }
+        for name, spec in sparse.items()
+    }
     return {
         "checkpoints": steps,
         "overlap": alike.jaccard if forked else None,
         "overlap_chance": alike.chance if forked else None,
         "overlap_matrix": _jaccard(sum(counts[name].common for name in forked)).tolist() if forked else None,
-        **_shares(list(counts.values()), steps),
-        "weights": {
-            name: {
-                "overlap": overlaps[name].jaccard if name in overlaps else None,
-                **_shares([each], steps),
-            }
-            for name, each in counts.items()
-        },
+        **_shares(sparse.values(), counts.values(), steps),
+        "weights": weights,
     }
 
 
@@ -118,40 +120,25 @@ def _described(found: Found) -> dict:
     return {name: entry.description() for name, entry in found.manifest.weights.items()}
 
 
-def _count(history: list[Found], specs: dict[str, WeightSpec], rank: int, ranks: int) -> dict[str, _Counts]:
-    """This rank's share of the shards, counted."""
-    counts = {name: _Counts.nothing(spec.trails, len(history)) for name, spec in specs.items()}
+def _count(history: list[Found], specs: dict[str, WeightSpec], rank: int, ranks: int) -> list[tuple[str, _Counts]]:
+    """Counts this rank's share of the shards, each under its weight's name."""
     shards = [(name, shard) for name, spec in specs.items() for shard in range(spec.shards)]
     with ExitStack() as stack:
         readers = [stack.enter_context(FragmentReader(found.path, found.manifest)) for found in history]
-        for name, shard in shards[rank::ranks]:
-            counts[name] += _count_shard(readers, specs[name], shard)
-    return counts
+        return [(name, _count_shard(readers, specs[name], shard)) for name, shard in shards[rank::ranks]]
 
 
 def _count_shard(readers: list[FragmentReader], spec: WeightSpec, shard: int) -> _Counts:
-    counts = _Counts.nothing(spec.trails, len(readers))
-    active = np.zeros((spec.trails, spec.shard_elements), dtype=bool)
-    ever = active.copy()
-    for number, reader in enumerate(readers):
+    active = ever = np.zeros((spec.trails, spec.shard_elements), dtype=bool)
+    moved = []
+    for reader in readers:
         before, active = active, np.zeros_like(active)
         for trail in range(spec.trails):
             active[trail, reader.read(spec.name, trail, shard, ())["positions"]] = True
-        ever |= active
-        if number:
-            counts.moved[number - 1] = np.count_nonzero(before & ~active)
-    for one in range(spec.trails):
-        for other in range(spec.trails):
-            counts.common[one, other] = np.count_nonzero(active[one] & active[other])
-    counts.entries = float(spec.trails * real_elements(spec, shard))
-    counts.slots, counts.ever = float(np.count_nonzero(active)), float(np.count_nonzero(ever))
-    return counts
-
-
-def _overlap(spec: WeightSpec, counts: _Counts) -> Overlap:
-    """Overlap over the pairs of trails; what they have in common, known of the whole weight, is dealt out evenly."""
-    common = np.triu(counts.common, 1).sum() / spec.shards
-    return sum((overlap_of(spec, shard, common) for shard in range(spec.shards)), Overlap(0, 0, 0, 0))
+        ever = ever | active
+        moved.append(np.count_nonzero(before & ~active))
+    common = [[np.count_nonzero(one & other) for other in active] for one in active]
+    return _Counts(np.array(common), np.count_nonzero(ever), np.array(moved[1:], dtype=int))
 
 
 def _jaccard(common: np.ndarray) -> np.ndarray:
@@ -160,11 +147,13 @@ def _jaccard(common: np.ndarray) -> np.ndarray:
     return common / (sizes[:, None] + sizes - common)
 
 
-def _shares(counts: list[_Counts], steps: list[int]) -> dict:
-    entries, slots, ever = (sum(getattr(each, name) for each in counts) for name in ("entries", "slots", "ever"))
+def _shares(specs: Iterable[WeightSpec], counts: Collection[_Counts], steps: list[int]) -> dict:
+    """Density, share ever active and churn of several weights."""
+    entries = sum(spec.trails * real_elements(spec) for spec in specs)
+    slots, ever = float(sum(each.common.trace() for each in counts)), sum(each.ever for each in counts)
     moved = sum(each.moved for each in counts).tolist()
     churn = [
         {"from": before, "to": after, "share": count / slots}
-        for before, after, count in zip(steps, steps[1:], moved, strict=False)
+        for (before, after), count in zip(pairwise(steps), moved, strict=True)
     ]
     return {"density": slots / entries, "ever_active": ever / entries, "churn": churn}

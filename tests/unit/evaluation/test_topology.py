@@ -1,12 +1,15 @@
 """Overlap and density of topologies, on topologies whose answer is known."""
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nt_dist.evaluation.topology import density, trail_overlap
 from nt_dist.sparsity.spec import WeightSpec
+
+ALONE = SimpleNamespace(device="cpu", all_reduce=lambda tensor, axis_names: tensor)
 
 
 @dataclass
@@ -36,15 +39,15 @@ def _weight(*by_trail, **spec):
 
 def test_overlap_of_three_trails_is_counted_over_pairs():
     # pairs: (0,1) share 2, 3; (0,2) share 3; (1,2) share 3, 4 -> 5 common, 3 * 8 - 5 = 19 in either
-    overlap = trail_overlap([_weight([0, 1, 2, 3], [2, 3, 4, 5], [3, 4, 6, 7])])
-    assert (overlap.common, overlap.union) == (5, 19)
+    overlap = trail_overlap([_weight([0, 1, 2, 3], [2, 3, 4, 5], [3, 4, 6, 7])], ALONE)
+    assert (overlap.common, overlap.slots - overlap.common) == (5, 19)
     assert overlap.jaccard == pytest.approx(5 / 19)
     assert overlap.chance == pytest.approx(0.8 / (8 - 0.8))  # 4 slots of 20
 
 
 def test_equal_topologies_overlap_fully_and_disjoint_ones_not_at_all():
-    assert trail_overlap([_weight([1, 2, 3, 4], [1, 2, 3, 4])]).jaccard == 1
-    assert trail_overlap([_weight([1, 2, 3, 4], [5, 6, 7, 8])]).jaccard == 0
+    assert trail_overlap([_weight([1, 2, 3, 4], [1, 2, 3, 4])], ALONE).jaccard == 1
+    assert trail_overlap([_weight([1, 2, 3, 4], [5, 6, 7, 8])], ALONE).jaccard == 0
 
 
 def test_chance_is_what_random_topologies_have():
@@ -55,7 +58,7 @@ def test_chance_is_what_random_topologies_have():
         for trail in range(4)
         for shard in range(2)
     }
-    overlap = trail_overlap([Held(spec, topology)])
+    overlap = trail_overlap([Held(spec, topology)], ALONE)
     assert overlap.jaccard == pytest.approx(overlap.chance, rel=0.02)
     assert overlap.chance == pytest.approx(0.3 / (2 - 0.3))
 
@@ -67,8 +70,8 @@ def test_weights_are_summed_and_trunk_and_dense_ones_left_out():
     )
     trunk = _weight([1, 2, 3, 4])
     dense = Held(WeightSpec("d", (4, 5), trails=2))
-    assert trail_overlap([one, other, trunk, dense]).jaccard == pytest.approx(4 / 12)
-    assert trail_overlap([trunk, dense]) is None
+    assert trail_overlap([one, other, trunk, dense], ALONE).jaccard == pytest.approx(4 / 12)
+    assert trail_overlap([trunk, dense], ALONE) is None
 
 
 def test_density_leaves_padding_and_norms_out():
