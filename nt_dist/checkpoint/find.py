@@ -51,6 +51,26 @@ def find(folder: Path | str, resume_from: str = "", mesh: Mesh | None = None) ->
     return None
 
 
+def find_asked(path: Path, mesh: Mesh | None = None) -> Path:
+    """Return the checkpoint that a command's ``--checkpoint`` means, every hash in it checked; collective with a mesh.
+
+    Args:
+        path: A checkpoint, a folder of checkpoints or a run's folder (then its newest whole checkpoint).
+        mesh: As for :func:`find`.
+
+    Raises:
+        CheckpointError: There is none, parts of it are missing or damaged, or it has another format version.
+    """
+    is_one, place = on_main(mesh, lambda: checkpoint_folder.locate(path))
+    if is_one:
+        verify(place, mesh)
+        return place
+    found = find(place, mesh=mesh)
+    if found is None:
+        raise CheckpointError(f"--checkpoint {path}: there is no checkpoint in it")
+    return found
+
+
 def _start(own: Path, resume_from: str) -> tuple[Path, bool]:
     """Return the checkpoint (and True) or the folder of checkpoints (and False) to look at."""
     if not resume_from:

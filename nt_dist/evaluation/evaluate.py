@@ -1,6 +1,7 @@
-"""One evaluation of a model on a fixed number of batches, token-weighted and the same on any number of data ranks."""
+"""One evaluation of a model on a fixed number of batches, the same on any number of data ranks."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -8,6 +9,8 @@ import torch
 from nt_dist.errors import DataError
 from nt_dist.evaluation.full import FullSums
 from nt_dist.evaluation.metrics import EnsembleSums
+
+T = TypeVar("T")
 
 
 def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
@@ -17,10 +20,10 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
     because under ZeRO 3 a forward pass gathers weights.
 
     Args:
-        model: tokens [B, S] -> logits [T, B, S, V], of the trails and classes that this rank holds, or None on all
+        model: inputs [B, ...] -> logits [T, B, S, V], of the trails and classes that this rank holds, or None on all
             stages of a pipeline but the last; a TrailsModel, a PipelineModel, or the module inside a DeepSpeed engine.
             Its training mode is restored.
-        batches: Have tokens [B, S], targets [B, S] and weights [B, S] (data.loader.Batch).
+        batches: data.batch.Batch each.
         mesh: parallel.mesh.Mesh; its device is the model's, its `data` ranks hold different batches.
         config: The Config of the model (trails.count).
 
@@ -33,7 +36,7 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
     sums = EnsembleSums(config.trails.count, mesh.device, mesh.place)
     _stream(model, batches, mesh, sums)
     sums.reduce(_over(mesh))
-    return _named(lambda: config.family.figures(sums.means()), config)
+    return _from_data(config, lambda: config.family.figures(sums.means()))
 
 
 def evaluate_fully(
@@ -50,8 +53,8 @@ def evaluate_fully(
             both. None: no temperatures.
 
     Returns:
-        What FullSums.result documents, and the scores of the sequences (see shift.SequenceScores), which
-        shift.detection compares with those of another text; both equal on all ranks.
+        What FullSums.result documents, and the scores of the samples (see shift.SequenceScores), which shift.detection
+        compares with those of other data; both equal on all ranks.
 
     Raises:
         DataError: The batches, or those of the second part, hold no real token.
@@ -59,14 +62,13 @@ def evaluate_fully(
     sums = FullSums(config.trails.count, mesh.device, mesh.place, with_temperatures=then is not None)
     _stream(model, batches, mesh, sums)
     if then is not None:
-        _named(lambda: sums.fit_temperatures(_over(mesh)), config)
+        _from_data(config, lambda: sums.fit_temperatures(_over(mesh)))
         _stream(model, then, mesh, sums)
     sums.reduce(_over(mesh))
-    return _named(lambda: sums.result(config.family), config), sums.scores.gather(mesh)
+    return _from_data(config, lambda: sums.result(config.family)), sums.scores.gather(mesh)
 
 
 def _stream(model: torch.nn.Module, batches: Iterable, mesh, sums) -> None:
-    """Adds all batches to `sums`; the model's training mode is restored."""
     was_training = model.training
     model.eval()
     try:
@@ -81,12 +83,12 @@ def _stream(model: torch.nn.Module, batches: Iterable, mesh, sums) -> None:
         model.train(was_training)
 
 
-def _over(mesh):
+def _over(mesh) -> Callable[[torch.Tensor], object]:
     """The sum over all ranks that saw other tokens, in place."""
     return lambda tensor: mesh.all_reduce(tensor, ("pipe", "data"))
 
 
-def _named(work, config):
+def _from_data(config, work: Callable[[], T]) -> T:
     """Does `work`, whose ValueError is the data's fault."""
     try:
         return work()

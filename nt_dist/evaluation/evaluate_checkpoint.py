@@ -5,21 +5,22 @@ Ranks are data ranks, whatever layout trained the model: each holds all of it, a
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.utils.data import Subset
 
 from nt_dist.checkpoint import checkpoint
-from nt_dist.checkpoint.find import find, verify
-from nt_dist.checkpoint.folder import locate
+from nt_dist.checkpoint.find import find_asked
 from nt_dist.config import Config
 from nt_dist.config.family import Family
 from nt_dist.data.loader import EvaluationBatches
+from nt_dist.data.samples import Samples
 from nt_dist.errors import CheckpointError, DataError, RunError
 from nt_dist.evaluation.evaluate import evaluate, evaluate_fully
-from nt_dist.evaluation.report import evaluation_table, full_tables
+from nt_dist.evaluation.report import evaluation_table
 from nt_dist.evaluation.shift import detection
 from nt_dist.evaluation.topology_history import topology_figures
 from nt_dist.families import FAMILIES, load_config, make_config
@@ -62,8 +63,7 @@ class CheckpointEvaluation:
             "checkpoint": f"{self.checkpoint}, step {self.step}",
             "data": self.data,
         }
-        table = evaluation_table(self.family, self.figures, facts)
-        return f"{table}\n\n{full_tables(self.family, self.figures)}" if "calibration" in self.figures else table
+        return evaluation_table(self.family, self.figures, facts)
 
     def write_json(self, path: Path) -> None:
         """Writes everything to a file, which is whole or not there.
@@ -81,10 +81,11 @@ def check_json(path: Path) -> None:
     Raises:
         RunError: It is a folder, or its folder is not there or not writable.
     """
+    folder = path.absolute().parent
     if path.is_dir():
         raise RunError(f"--json {path}: is a folder")
-    if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise RunError(f"--json {path}: {path.absolute().parent} must be a folder that can be written to")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise RunError(f"--json {path}: {folder} must be a folder that can be written to")
 
 
 def join(world_size: int) -> Mesh:
@@ -105,33 +106,32 @@ def evaluate_checkpoint(
     Args:
         path: A checkpoint, a folder of checkpoints or a run's folder (then its newest whole checkpoint).
         mesh: From `join`.
-        data: Other texts to evaluate on (file, folder or pattern), with the run's tokenizer and layout; None: the
-            run's own validation texts.
-        overrides: ``section.key=value`` over the checkpoint's settings: ``run.eval_batches=0`` takes all texts.
+        data: Other data to evaluate on (file, folder or pattern), read as the run's own; None: the run's own
+            validation samples.
+        overrides: ``section.key=value`` over the checkpoint's settings: ``run.eval_batches=0`` takes all samples.
         full: Whether to take all figures of evaluation/full.py.
-        shift: Another text to tell from this one by the ensemble's uncertainty: its path, or what `corruption`
-            reads; implies ``full``.
+        shift: Other data to tell from this by the ensemble's uncertainty: its path, or what `corruption` reads;
+            implies ``full``.
 
     Raises:
         NTDistError: Checkpoint, settings or data cannot be used; on all ranks.
     """
     corrupted = None if shift is None else corruption(shift)
-    path = _locate(path, mesh)
+    path = find_asked(path, mesh)
     config, num_samples = agree(mesh, lambda: _config(path, overrides, mesh.world_size), CheckpointError)
     model = build_model(config, mesh.place, mesh.device)
 
     def exchange(work):
         return agree_patiently(mesh, work, Heartbeat())  # preparing data takes as long as it takes
 
-    family, digest = config.family, None
+    family, digest, against = config.family, None, None
     if data is None:
         opened = family.open_data(config, mesh.is_main, exchange)
         if not any(override.startswith("data.") for override in overrides):
             digest = opened.digest  # other data by oversight: its tokenizer, and so the perplexity, would be another
     else:
         opened = family.open_other_data(config, data, exchange)
-    against = None
-    if corrupted:
+    if corrupted and corrupted[0] in family.corruptions:
         against = family.corrupted(opened, *corrupted)
     elif shift is not None:
         against = shift, family.open_other_data(config, shift, exchange).validation
@@ -144,19 +144,20 @@ def evaluate_checkpoint(
     else:
         figures = evaluate(model, _batches(opened.validation, num_samples, mesh, config), mesh, config)
     described = data or f"validation of data.source = {config.data.source!r}"
-    return CheckpointEvaluation(str(path), progress.step, described, count_parameters(config), config.family, figures)
+    return CheckpointEvaluation(str(path), progress.step, described, count_parameters(config), family, figures)
 
 
 def corruption(shift: str) -> tuple[str, float] | None:
-    """Which corruption is meant by ``corrupt`` or ``misspell``, perhaps with ``:SHARE``; None if ``shift`` is a path.
+    """Which corruption is meant by a family's name of one, perhaps with ``:SHARE``; None if ``shift`` is a path.
 
     Raises:
         RunError: It is empty, or the share is no number in (0, 1].
     """
+    kinds = [kind for family in FAMILIES.values() for kind in family.corruptions]
     if not shift.strip():
-        raise RunError(f"--shift {shift!r}: must be a path, or corrupt or misspell, perhaps with :SHARE")
+        raise RunError(f"--shift {shift!r}: must be a path, or {' or '.join(kinds)}, perhaps with :SHARE")
     kind, colon, number = shift.partition(":")
-    if not any(kind in family.corruptions for family in FAMILIES.values()):
+    if kind not in kinds:
         return None
     try:
         share = float(number) if colon else _SHARE
@@ -167,36 +168,26 @@ def corruption(shift: str) -> tuple[str, float] | None:
     return kind, share
 
 
-def _batches(samples: Sequence, num_samples: int, mesh: Mesh, config: Config) -> Iterable:
-    return EvaluationBatches(
-        samples,
-        config.train.micro_batch_size,
-        num_samples=num_samples,
-        data_rank=mesh.data.rank,
-        data_degree=mesh.data.degree,
-    )
-
-
 def all_figures(
     model: torch.nn.Module,
-    samples: Sequence,
+    samples: Samples,
     num_samples: int,
     mesh: Mesh,
     config: Config,
-    shift: tuple[str, Sequence] | None = None,
+    shift: tuple[str, Samples] | None = None,
 ) -> dict:
-    """What evaluation/full.py documents, but for the topology; `shift` is described and read. Collective.
+    """What evaluation/full.py documents, but for the topology. Collective.
 
     Args:
         model: As evaluation.evaluate.evaluate takes it.
-        samples: The texts.
+        samples: What it is evaluated on.
         num_samples: How many of the first samples to use; 0: all.
         mesh: From `join`.
         config: The model's settings, for these ranks.
-        shift: What another text is called, and the text.
+        shift: What other samples are called, and these.
 
     Raises:
-        DataError: There is too little text.
+        DataError: There are too few samples.
     """
     parts = [EverySecond(samples, num_samples, first) for first in (0, 1)]
     if not len(parts[1]):
@@ -206,49 +197,30 @@ def all_figures(
     fit, measure = (_batches(part, 0, mesh, config) for part in parts)
     figures, scores = evaluate_fully(model, fit, mesh, config, measure)
     if shift:
-        against, texts = shift
-        others, other_scores = evaluate_fully(model, _batches(texts, num_samples, mesh, config), mesh, config)
+        against, others = shift
+        other_figures, other_scores = evaluate_fully(model, _batches(others, num_samples, mesh, config), mesh, config)
         figures["shift"] = {
             "against": against,
             "sequences": {"unshifted": len(scores), "shifted": len(other_scores)},
             **detection(scores, other_scores),
-            "eval": others,
+            "eval": other_figures,
         }
     return figures
 
 
-class EverySecond:
-    """Every second one of the first samples, otherwise as they are.
+class EverySecond(Subset):
+    """The samples 0, 2, 4, … (``first`` 0) or 1, 3, 5, … (1) of the first ``num_samples`` (0: of all)."""
 
-    Args:
-        samples: The samples.
-        num_samples: How many of the first are looked at; 0, or more than there are: all.
-        first: 0 for the samples 0, 2, 4, …, 1 for 1, 3, 5, …
-    """
+    def __init__(self, samples: Samples, num_samples: int, first: int):
+        super().__init__(samples, range(first, min(num_samples or len(samples), len(samples)), 2))
 
-    def __init__(self, samples: Sequence, num_samples: int, first: int):
-        self.samples = samples
-        self.numbers = range(first, min(num_samples or len(samples), len(samples)), 2)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int):
-        return self.samples[self.numbers[index]]
-
-    def __getattr__(self, name: str):
-        return getattr(self.samples, name)
+    def blank(self):
+        """See :class:`Samples`."""
+        return self.dataset.blank()
 
 
-def _locate(path: Path, mesh: Mesh) -> Path:
-    is_one, path = agree(mesh, lambda: locate(path), CheckpointError, only_main=True)
-    if is_one:
-        verify(path, mesh)
-        return path
-    found = find(path, mesh=mesh)
-    if found is None:
-        raise CheckpointError(f"--checkpoint {path}: there is no checkpoint in it")
-    return found
+def _batches(samples: Samples, num_samples: int, mesh: Mesh, config: Config) -> EvaluationBatches:
+    return EvaluationBatches(samples, config.train.micro_batch_size, num_samples, mesh.data.rank, mesh.data.degree)
 
 
 def _config(path: Path, overrides: Sequence[str], world_size: int) -> tuple[Config, int]:

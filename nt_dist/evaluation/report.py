@@ -3,15 +3,15 @@
 import math
 from collections.abc import Iterable, Mapping
 
-from nt_dist.config.family import Family
+from nt_dist.config.family import Family, Headline
 
 
 def evaluation_table(family: Family, figures: Mapping, facts: Mapping[str, str] | None = None) -> str:
-    """Lays out what `evaluate` returned, ending with what the ensemble gained.
+    """Lays out what `evaluate` returned, ending with what the ensemble gained; below it the other figures of full.py.
 
     Args:
         family: Whose model it is.
-        figures: See the family's `figures`.
+        figures: See the family's `figures`, or full.py.
         facts: More lines to show below, name to text (parameters, checkpoint, ...).
     """
     headline = family.headline(figures)
@@ -27,44 +27,39 @@ def evaluation_table(family: Family, figures: Mapping, facts: Mapping[str, str] 
         parts = ["mean of the trails", "mean of probabilities"]
         difference = " - ".join(parts if headline.lower_is_better else parts[::-1])
         notes["ensemble gain"] = f"{headline.gain:.2f} {headline.name} ({difference})"
-        notes["disagreement"] = (
-            f"{figures['disagreement']:.1%} of {headline.samples} (two trails' likeliest {headline.samples} differ)"
-        )
-    lines = _table("", (headline.name, "against a trail"), rows)
-    rule = lines[1]
+        notes["disagreement"] = f"{figures['disagreement']:.1%} of {headline.samples} (two trails' answers differ)"
+    title, rule, *lines = _table("", (headline.name, "against a trail"), rows)
     if several:
-        lines.insert(2 + len(headline.trails), rule)
-    return "\n".join([*lines, rule, *_aligned({**notes, **(facts or {})})])
+        lines.insert(len(headline.trails), rule)
+    table = "\n".join([title, rule, *lines, rule, *_aligned({**notes, **(facts or {})})])
+    return f"{table}\n\n{full_tables(family, figures)}" if "calibration" in figures else table
 
 
 def full_tables(family: Family, figures: Mapping) -> str:
-    """Lays out calibration, diversity, topology and shift, to stand below those of :func:`evaluation_table`.
-
-    Args:
-        family: Whose model it is.
-        figures: See full.py; topology and shift may be missing or None.
-    """
-    scores = figures["calibration"]
+    """Lays out calibration, diversity, topology and shift; topology and shift may be missing or None."""
+    headline, scores = family.headline(figures), figures["calibration"]
     parts = {"nll": figures["nll"], "accuracy": figures["accuracy"]}
     parts |= {"ECE": scores["ece"], "adaptive ECE": scores["adaptive_ece"], "Brier": scores["brier"]}
-    blocks = [_table("calibration", parts, _by_name(parts))]
+    blocks = [_by_predictor("calibration", parts)]
     if scaling := scores.get("temperature"):
-        blocks.append(_temperature(scaling))
-    if len(figures["nll"]["trails"]) > 1:
+        blocks.append(_temperature(scaling, headline.samples))
+    if len(headline.trails) > 1:
         blocks.append(_diversity(figures["diversity"]))
-    if figures.get("topology"):
-        blocks.append(_topology(figures["topology"]))
-    if figures.get("shift"):
-        blocks.append(_shift(family, figures["shift"]))
+    if topology := figures.get("topology"):
+        blocks.append(_topology(topology))
+    if shift := figures.get("shift"):
+        blocks.append(_shift(shift, family.headline(shift["eval"])))
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def _temperature(scaling: Mapping) -> list[str]:
+def _temperature(scaling: Mapping, samples: str) -> list[str]:
     parts = {"temperature": scaling["value"]}
     for label, figure in (("nll", "nll"), ("ECE", "ece"), ("Brier", "brier")):
         parts |= {f"{label} {when}": scaling[when][figure] for when in ("before", "after")}
-    title = f"temperature scaling, fitted on {scaling['fit_tokens']:,.0f} tokens, measured on {scaling['tokens']:,.0f}"
-    return [title, *_table("", parts, _by_name(parts))]
+    title = (
+        f"temperature scaling, fitted on {scaling['fit_tokens']:,.0f} {samples}, measured on {scaling['tokens']:,.0f}"
+    )
+    return [title, *_by_predictor("", parts)]
 
 
 def _diversity(diversity: Mapping) -> list[str]:
@@ -75,7 +70,7 @@ def _diversity(diversity: Mapping) -> list[str]:
         "  of the trails": f"{diversity['entropy_members']:.4f} nats, their mean (aleatoric)",
         "  mutual information": f"{diversity['mutual_information']:.4f} nats, the difference (epistemic)",
     }
-    return ["diversity", "-" * len("diversity"), *_aligned(lines)]
+    return _aligned(lines, "diversity")
 
 
 def _topology(topology: Mapping) -> list[str]:
@@ -89,32 +84,30 @@ def _topology(topology: Mapping) -> list[str]:
         lines["overlap"] = f"{topology['overlap']:.3f} of two trails' topologies (Jaccard; {chance:.3f} by chance)"
     for churn in topology["churn"]:
         lines[f"churn {churn['from']} to {churn['to']}"] = f"{churn['share']:.1%} of the slots moved"
-    title = f"topology, checkpoints of steps {', '.join(map(str, steps))}"
-    return [title, "-" * len(title), *_aligned(lines)]
+    return _aligned(lines, f"topology, checkpoints of steps {', '.join(map(str, steps))}")
 
 
-def _shift(family: Family, shift: Mapping) -> list[str]:
-    headline, sequences = family.headline(shift["eval"]), shift["sequences"]
+def _shift(shift: Mapping, headline: Headline) -> list[str]:
+    sequences, measures = shift["sequences"], ("auroc", "aupr", "fpr95")
     rows = [
-        [score.replace("_", " "), *(f"{shift[measure][score]:.4f}" for measure in ("auroc", "aupr", "fpr95"))]
-        for score in shift["auroc"]
+        [score.replace("_", " "), *(f"{shift[measure][score]:.4f}" for measure in measures)] for score in shift["auroc"]
     ]
     return [
         f"shift: {shift['against']}",
         f"{sequences['unshifted']:,} sequences and {sequences['shifted']:,} shifted ones, on which the ensemble's "
         f"{headline.name} is {headline.text(headline.prob)}, its ECE {shift['eval']['calibration']['ece']['prob']:.4f}",
-        *_table("told by", ("AUROC", "AUPR", "FPR95"), rows),
+        *_table("told by", map(str.upper, measures), rows),
     ]
 
 
-def _by_name(parts: Mapping[str, Mapping]) -> list[list[str]]:
-    """Rows of a name and a figure of each part, for the trails and, where there are several, the ensembles."""
+def _by_predictor(corner: str, parts: Mapping[str, Mapping]) -> list[str]:
+    """A table of figures with a column each, for the trails and, where there are several, the ensembles."""
     trails = zip(*(part["trails"] for part in parts.values()), strict=True)
-    rows = {f"trail {number}": list(values) for number, values in enumerate(trails, 1)}
+    rows = {f"trail {number}": values for number, values in enumerate(trails, 1)}
     if len(rows) > 1:
         for name, key in (("logits", "logit"), ("probabilities", "prob")):
             rows[f"mean of {name}"] = [part[key] for part in parts.values()]
-    return [[name, *(f"{each:.4f}" for each in values)] for name, values in rows.items()]
+    return _table(corner, parts, [[name, *(f"{each:.4f}" for each in values)] for name, values in rows.items()])
 
 
 def _table(corner: str, columns: Iterable[str], rows: list[list[str]]) -> list[str]:
@@ -122,14 +115,14 @@ def _table(corner: str, columns: Iterable[str], rows: list[list[str]]) -> list[s
     lines = [[corner, *columns], *rows]
     first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
     text = [
-        "  ".join(
-            [f"{name:<{first}}", *(f"{each:>{width}}" for each, width in zip(rest, others, strict=True))]
-        ).rstrip()
+        "  ".join([name.ljust(first), *(each.rjust(width) for each, width in zip(rest, others, strict=True))]).rstrip()
         for name, *rest in lines
     ]
     return [text[0], "-" * max(map(len, text)), *text[1:]]
 
 
-def _aligned(notes: Mapping[str, str]) -> list[str]:
+def _aligned(notes: Mapping[str, str], title: str = "") -> list[str]:
+    """Names and texts in two columns, perhaps below a title."""
     width = max(map(len, notes)) + 1
-    return [f"{name + ':':<{width}} {text}" for name, text in notes.items()]
+    heading = [title, "-" * len(title)] if title else []
+    return heading + [f"{name + ':':<{width}} {text}" for name, text in notes.items()]

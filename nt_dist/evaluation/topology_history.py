@@ -106,10 +106,8 @@ def _history(path: Path) -> list[Found]:
     earlier = [each for each in checkpoint_folder.checkpoints(path.parent) if each.step < last.step]
     history = []
     for each in sorted(earlier, key=lambda found: found.step):
-        if not each.problem and _described(each) != _described(last):
-            _LOGGER.warning("checkpoint %s is left out of the topology's history: another model", each.path.name)
-        elif each.problem:
-            problem = each.problem.replace("\n", "; ")
+        problem = each.problem.replace("\n", "; ") or ("another model" if _described(each) != _described(last) else "")
+        if problem:
             _LOGGER.warning("checkpoint %s is left out of the topology's history: %s", each.path.name, problem)
         else:
             history.append(each)

@@ -22,7 +22,7 @@ from nt_dist.export.hf.sparse_neurotrails import save_sparse
 from nt_dist.export.names import ENSEMBLE, LLAMA, Layout, sizes
 from nt_dist.export.tokenizer import write_tokenizer
 from nt_dist.inference import Ensemble
-from nt_dist.inference.ensemble import LOGIT, PROB
+from nt_dist.inference.ensemble import LOGIT, PROB, combine
 from nt_dist.model.trails import TrailsModel, weights_of
 from nt_dist.model.weights import real_shape
 
@@ -171,7 +171,7 @@ def compare(model: PreTrainedModel, ensemble: Ensemble, trail: int | None) -> fl
         answer = model(tokens, output_trail_logits=True)
         pairs = [(answer.trail_logits, logits)]
         for how in (PROB, LOGIT):
-            pairs.append((model(tokens, combine=how).logits.log_softmax(-1), ensemble.combine(logits, how)))
+            pairs.append((model(tokens, combine=how).logits.log_softmax(-1), combine(logits, how)))
     else:
         answer = model(tokens)
         pairs = [(answer.logits, logits[trail])]

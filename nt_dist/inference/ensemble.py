@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 
-from nt_dist.checkpoint.find import find, verify
-from nt_dist.checkpoint.folder import locate
+from nt_dist.checkpoint.find import find_asked
 from nt_dist.checkpoint.manifest import Manifest, read_manifest
 from nt_dist.checkpoint.weights import load_values
 from nt_dist.config import Config
-from nt_dist.errors import CheckpointError, ConfigError
+from nt_dist.errors import ConfigError
 from nt_dist.evaluation.predictions import mean_of_probs
 from nt_dist.families import make_config
 from nt_dist.llama.cache import Cache, step
@@ -44,11 +43,6 @@ class Ensemble:
     manifest: Manifest
 
     @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return next(self.model.parameters()).device
-
-    @property
     def num_trails(self) -> int:
         """T."""
         return self.config.trails.count
@@ -67,27 +61,19 @@ class Ensemble:
             cache: Of the tokens before these, in the same order of sequences; these join it. None: there are none, and
                 nothing is kept.
         """
-        tokens = tokens.to(self.device)
+        tokens = tokens.to(next(self.model.parameters()).device)
         logits = self.model(tokens) if cache is None else step(self.model, tokens, cache)
         return logits[..., : self.config.model.vocab_size]
 
-    def new_cache(self, padding: torch.Tensor | None = None) -> Cache:
-        """Return an empty cache; ``padding`` [B] counts tokens at the left of each sequence that nothing may see."""
-        return Cache(padding)
-
-    def combine(self, logits: torch.Tensor, how: str | int = PROB) -> torch.Tensor:
-        """Return log-probabilities, fp32 [..., V], of logits [T, ..., V].
-
-        Args:
-            logits: As :meth:`logits` gives them.
-            how: "prob" for the mean of the trails' probabilities (Lakshminarayanan et al., arXiv 1612.01474, §2.4),
-                "logit" for the softmax of the mean of their logits (arXiv 2505.17909), or one trail's number, from 0.
-        """
-        return combine(logits, how)
-
 
 def combine(logits: torch.Tensor, how: str | int = PROB) -> torch.Tensor:
-    """See :meth:`Ensemble.combine`."""
+    """Return log-probabilities, fp32 [..., V], of logits [T, ..., V].
+
+    Args:
+        logits: As :meth:`Ensemble.logits` gives them.
+        how: "prob" for the mean of the trails' probabilities (Lakshminarayanan et al., arXiv 1612.01474, §2.4), "logit"
+            for the softmax of the mean of their logits (arXiv 2505.17909), or one trail's number, from 0.
+    """
     if how == PROB:
         return mean_of_probs(logits.float().log_softmax(-1))
     if how == LOGIT:
@@ -97,7 +83,7 @@ def combine(logits: torch.Tensor, how: str | int = PROB) -> torch.Tensor:
 
 
 def parse_combination(text: str, num_trails: int, key: str = "combine") -> str | int:
-    """Read what :meth:`Ensemble.combine` takes from a command line, where trails are counted from 1.
+    """Read what :func:`combine` takes from a command line, where trails are counted from 1.
 
     Args:
         text: "prob", "logit" or a trail's number.
@@ -114,7 +100,7 @@ def parse_combination(text: str, num_trails: int, key: str = "combine") -> str |
     raise ConfigError([f"{key} = {text!r} must be 'prob', 'logit' or a trail's number from 1 to {num_trails}"])
 
 
-def parse_device(text: str, key: str = "--device") -> torch.device:
+def parse_device(text: str) -> torch.device:
     """Read the name of a device that there is.
 
     Raises:
@@ -123,25 +109,7 @@ def parse_device(text: str, key: str = "--device") -> torch.device:
     try:
         return torch.empty(0, device=text).device
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
-        raise ConfigError([f"{key} {text!r} cannot be used: {str(error).splitlines()[0]}"]) from None
-
-
-def find_checkpoint(path: Path) -> tuple[Path, Manifest]:
-    """Return a checkpoint with every hash checked, and its manifest.
-
-    Args:
-        path: A checkpoint, a folder of checkpoints or a run's folder (then its newest whole checkpoint).
-
-    Raises:
-        CheckpointError: There is none, parts of it are missing or damaged, or it has another format version.
-    """
-    is_one, place = locate(path)
-    if is_one:
-        return place, verify(place)
-    found = find(place)
-    if found is None:
-        raise CheckpointError(f"--checkpoint {path}: there is no checkpoint in it")
-    return found, read_manifest(found)
+        raise ConfigError([f"--device {text!r} cannot be used: {str(error).splitlines()[0]}"]) from None
 
 
 def load_ensemble(
@@ -166,32 +134,23 @@ def load_ensemble(
         DataError: The tokenizer is not the run's, or is not there.
         ConfigError: The checkpoint's settings are no config.
     """
-    path, manifest = find_checkpoint(Path(checkpoint))
-    config = inference_config(manifest)
+    path = find_asked(Path(checkpoint))
+    manifest = read_manifest(path)
+    config = _config(manifest)
     folders = [prepared] if prepared else list(dict.fromkeys([prepared_folder(config), path.parent.parent / "data"]))
     tokens = run_tokenizer(config, manifest.progress.data_digest, manifest.progress.extra, folders, tokenizer)
-    model = load_model(path, manifest, config, device).to(dtype)
-    return Ensemble(model, config, tokens, path, manifest)
+    model = build_model(config, device="meta").to_empty(device=device).eval().requires_grad_(False)
+    load_values(path, manifest, model)
+    return Ensemble(model.to(dtype), config, tokens, path, manifest)
 
 
-def inference_config(manifest: Manifest) -> Config:
-    """Return the settings that a checkpoint was written with, for one rank that does not train.
+def _config(manifest: Manifest) -> Config:
+    """The settings that a checkpoint was written with, for one rank that does not train.
 
-    Matrices are then held dense: built from values and index anew, they would cost a step of one token more than its
+    Matrices are held dense: built from values and index anew, they would cost a step of one token more than its
     products.
-
-    Raises:
-        ConfigError: With every setting that cannot be.
     """
-    sections = {name: dict(values) for name, values in manifest.config.items()}
-    sections["parallel"] = {}
+    sections = {name: dict(values) for name, values in manifest.config.items()} | {"parallel": {}}
     sections.setdefault("sparsity", {})["storage"] = "masked"
     sections.setdefault("train", {})["precision"] = "fp32"  # the values are; bf16 would ask for ZeRO
     return make_config(sections)
-
-
-def load_model(path: Path, manifest: Manifest, config: Config, device: torch.device | str = "cpu") -> TrailsModel:
-    """Build the model of a checkpoint that was verified and load its weights, in fp32; see :func:`load_ensemble`."""
-    model = build_model(config, device="meta").to_empty(device=device).eval().requires_grad_(False)
-    load_values(path, manifest, model)
-    return model

@@ -11,7 +11,8 @@ import torch
 
 from nt_dist.errors import ConfigError
 from nt_dist.evaluation.predictions import predictions
-from nt_dist.inference.ensemble import PROB, Ensemble
+from nt_dist.inference.ensemble import PROB, Ensemble, combine
+from nt_dist.llama.cache import Cache
 from nt_dist.model.place import Place
 from nt_dist.text.tokenizer import Tokenizer
 
@@ -70,9 +71,9 @@ def uncertainty(logits: torch.Tensor, kind: str) -> float:
         kind: "entropy" of the mean of the trails' probabilities, or "mutual_information": that entropy less the mean of
             the trails' own entropies, which is 0 where all trails predict the same.
     """
-    none, one = logits.new_zeros(1, 1, dtype=torch.int64), logits.new_ones(1, 1)  # the figures need no target
-    (found,) = predictions(logits[:, None, None], none, one, len(logits), Place())
-    return float({"mutual_information": found.mutual_information, "entropy": found.entropy[-1]}[kind])
+    no_target, one = logits.new_zeros(1, 1, dtype=torch.int64), logits.new_ones(1, 1)
+    (found,) = predictions(logits[:, None, None], no_target, one, len(logits), Place())
+    return float(found.mutual_information if kind == "mutual_information" else found.entropy[-1])
 
 
 def generate(
@@ -93,18 +94,18 @@ def generate(
         prompt: A document's beginning; may be empty.
         max_tokens: At most so many.
         sampling: How to choose.
-        how: The trails' combination, as Ensemble.combine takes it.
+        how: The trails' combination, as ensemble.combine takes it.
         kind: Of uncertainty, "mutual_information" or "entropy"; "none" costs nothing, and pieces have 0.
     """
     tokenizer, generator = ensemble.tokenizer, torch.Generator().manual_seed(sampling.seed)
     first = tokenizer.eos if tokenizer.bos is None else tokenizer.bos  # without a BOS, documents follow an EOS
     tokens = [first, *tokenizer.encode(prompt)]
-    cache, waiting, decoder, highest = ensemble.new_cache(), tokens, StreamDecoder(tokenizer, tokens[1:]), 0.0
+    cache, waiting, decoder, highest = Cache(), tokens, StreamDecoder(tokenizer, tokens[1:]), 0.0
     for _ in range(max_tokens):
         if cache.length + len(waiting) > ensemble.max_length:
-            cache, waiting = ensemble.new_cache(), tokens[-max(ensemble.max_length // 2, 1) :]
+            cache, waiting = Cache(), tokens[-max(ensemble.max_length // 2, 1) :]
         logits = ensemble.logits(torch.tensor([waiting]), cache)[:, 0, -1]  # [T, V]
-        token = sampling.choose(ensemble.combine(logits, how), generator)
+        token = sampling.choose(combine(logits, how), generator)
         if token == tokenizer.eos:
             break
         tokens.append(token)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,6 +78,17 @@ def _evaluate(rank, world_size, path, data=None, overrides=(), **options):
 
 def _evaluate_fully(rank, world_size, path, shift, overrides=()):
     return _evaluate(rank, world_size, path, overrides=overrides, full=True, shift=shift)
+
+
+def _evaluate_beside_pictures(rank, world_size, path, shift):
+    """As if there were a family that can blur."""
+    from nt_dist.families import FAMILIES
+
+    FAMILIES["pictures"] = SimpleNamespace(corruptions={"blur": "{} of each picture"})
+    try:
+        return _evaluate_fully(rank, world_size, path, shift)
+    finally:
+        del FAMILIES["pictures"]
 
 
 def _run(folder, precision):
@@ -203,6 +215,13 @@ def test_bad_shifts_and_too_little_text_are_refused(run):
         with pytest.raises(RankError, match=message) as raised:
             run_distributed(_evaluate_fully, 1, folder / "run", shift, overrides)
         assert isinstance(raised.value.error, error)
+
+
+def test_another_familys_corruption_is_no_corruption_of_texts(run):
+    folder, _ = run
+    with pytest.raises(RankError, match=r"blur:0\.3") as raised:
+        run_distributed(_evaluate_beside_pictures, 1, folder / "run", "blur:0.3")
+    assert isinstance(raised.value.error, DataError)
 
 
 def test_what_cannot_be_evaluated_is_refused_on_every_rank(run, tmp_path):

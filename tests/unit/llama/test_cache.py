@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nt_dist.inference.ensemble import Ensemble
+from nt_dist.llama.cache import Cache
 from nt_dist.model.trails import build_model, weights_of
 from tests.unit.model.tiny import tiny
 
@@ -22,7 +23,7 @@ def ensemble(**sections):
 @pytest.mark.parametrize("fork", ["blocks", "embedding"])
 def test_steps_equal_one_pass(fork):
     model = ensemble(trails={"fork": fork})
-    whole, cache = model.logits(TOKENS), model.new_cache()
+    whole, cache = model.logits(TOKENS), Cache()
     pieces = [model.logits(part, cache) for part in TOKENS.split([5, 1, 1, 7, 1, 64, 1], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=2), whole, rtol=1e-5, atol=1e-5)
     assert cache.length == 80
@@ -36,7 +37,7 @@ def test_padding_at_the_left_is_seen_by_nothing():
     padding = torch.tensor([3, 0])
     padded = TOKENS[:, :12].clone()
     padded[0, :3] = 7
-    cache = model.new_cache(padding)
+    cache = Cache(padding)
     pieces = torch.cat([model.logits(part, cache) for part in padded.split([6, 1, 3, 1, 1], dim=1)], dim=2)
     alone, other = model.logits(padded[:1, 3:]), model.logits(padded[1:])
     torch.testing.assert_close(pieces[:, :1, 3:], alone, rtol=1e-5, atol=1e-5)  # rotary positions are relative
