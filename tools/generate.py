@@ -35,8 +35,7 @@ def main() -> int:
 
     from nt_dist.inference import load_ensemble  # takes seconds: torch
     from nt_dist.inference.ensemble import parse_combination, parse_device
-    from nt_dist.inference.generate import Sampling, generate
-    from nt_dist.inference.terminal import write
+    from nt_dist.inference.generate import Sampling, generate, write
 
     if arguments.max_tokens < 1:
         raise ConfigError([f"--max_tokens {arguments.max_tokens} must be at least 1"])

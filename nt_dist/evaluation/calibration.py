@@ -1,9 +1,9 @@
-"""Do probabilities mean what they say? Calibration, as streaming sums and one histogram.
+"""Do probabilities mean what they say, and the temperatures that make them do so; P predictors, N tokens.
 
-Confidence is the highest probability, an answer is right if its class is the target (top-label calibration). Shapes: P
-predictors (see predictions.py), N tokens. Of each bin of confidences there are sums over its tokens: of ones, of the
-confidences, of the right answers, of the negative log-likelihoods and of the Brier scores.
+Confidence is the highest probability, an answer is right if its class is the target (top-label calibration).
 """
+
+import math
 
 import numpy as np
 import torch
@@ -14,15 +14,12 @@ BINS = 15
 """Bins of the calibration errors and of the reliability diagram, as in Guo et al., arXiv 1706.04599."""
 FINE_BINS = 1000 * BINS
 """Bins of the histogram of confidences that is kept: what equal-mass bins are cut from, to 1 / FINE_BINS."""
+GRID = tuple(2 ** (step / 2) for step in range(-4, 5))
+"""Inverse temperatures at which the likelihood is taken: 1/4 … 4, each √2 times the last."""
 
 
 class CalibrationSums(Sums):
-    """Streaming sums [P, FINE_BINS, 5], whatever the number of tokens.
-
-    Args:
-        num_predictors: P.
-        device: Where the sums live; the predictions must be there too.
-    """
+    """Of the tokens in each fine bin of confidences: sums of ones, confidences, right answers, nll and Brier scores."""
 
     def __init__(self, num_predictors: int, device: torch.device | str = "cpu"):
         super().__init__(num_predictors, FINE_BINS, 5, device=device)
@@ -63,8 +60,15 @@ class CalibrationSums(Sums):
         }
 
     def reliability(self) -> list[dict[str, list]]:
-        """What each predictor's reliability diagram draws; see :func:`reliability`."""
-        return [reliability(equal_width(each)) for each in self.sums.cpu().numpy()]
+        """What each predictor's diagram draws: of each bin its tokens, mean confidence and accuracy (None if empty)."""
+        diagrams = []
+        for bins in map(equal_width, self.sums.cpu().numpy()):
+            count, *sums = bins.T[:3].tolist()
+            means = [
+                [each / some if some else None for each, some in zip(column, count, strict=True)] for column in sums
+            ]
+            diagrams.append({"count": count, "confidence": means[0], "accuracy": means[1]})
+        return diagrams
 
 
 def equal_width(histogram: np.ndarray) -> np.ndarray:
@@ -92,8 +96,58 @@ def calibration_error(bins: np.ndarray) -> float:
     return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / bins[:, 0].sum())
 
 
-def reliability(bins: np.ndarray) -> dict[str, list]:
-    """Of each bin its tokens, mean confidence and accuracy (None in an empty one)."""
-    count, *sums = bins.T[:3].tolist()
-    means = [[each / some if some else None for each, some in zip(column, count, strict=True)] for column in sums]
-    return {"count": count, "confidence": means[0], "accuracy": means[1]}
+class TemperatureFit(Sums):
+    """Temperature scaling (Guo et al., section 4.2): p ∝ exp(z / τ) with the τ > 0 of least NLL on held-out tokens.
+
+    A trail's z are its logits, so are the mean of logits'; those of the mean of probabilities are its logarithms (the
+    ensemble is scaled after it is pooled, as Rahaman and Thiery, arXiv 2007.08792, advise).
+
+    The NLL is convex in β = 1 / τ. It and its slope are summed in one pass at the points of GRID; the minimum lies
+    where the slope changes sign, and is taken as that of the cubic in log β through both ends (Hermite's), which is
+    right to about three digits. Where the slope keeps its sign the temperature is the end of the grid, 1/4 or 4.
+    """
+
+    def __init__(self, num_predictors: int, device: torch.device | str = "cpu"):
+        super().__init__(len(GRID), 3, num_predictors, device=device)  # NLL, its slope in log β, tokens
+
+    def add(self, predictions: Predictions) -> None:
+        """Adds a chunk of tokens."""
+        log_probs = predictions.log_probs
+        for number, inverse in enumerate(GRID):
+            scaled = log_probs * inverse  # [P, N, V]
+            normaliser = predictions.place.log_sum_exp(scaled)  # [P, N]
+            expected = predictions.over_classes(scaled.sub_(normaliser[..., None]).exp_(), log_probs)
+            nll = normaliser + inverse * predictions.nll
+            slope = inverse * (expected + predictions.nll)  # d/d log β = β d/dβ
+            self.sums[number] += predictions.total(nll, slope, torch.ones_like(nll))
+
+    def temperatures(self) -> list[float]:
+        """The temperatures [P].
+
+        Raises:
+            ValueError: No token was added.
+        """
+        tokens = self.sums[0, 2, 0]
+        if tokens <= 0:
+            raise ValueError("a temperature needs at least one real token (of weight > 0) to be fitted on")
+        values, slopes, _ = (self.sums / tokens).permute(1, 2, 0).tolist()
+        return [1 / _lowest(*each) for each in zip(values, slopes, strict=True)]
+
+
+def _lowest(values: list[float], slopes: list[float]) -> float:
+    """The inverse temperature between GRID's ends at which a function with one minimum has it."""
+    above = next((number for number, slope in enumerate(slopes) if slope >= 0), len(GRID))
+    if above in (0, len(GRID)):
+        return GRID[0] if above == 0 else GRID[-1]
+    (y0, y1), (d0, d1) = values[above - 1 : above + 1], slopes[above - 1 : above + 1]
+    width = math.log(GRID[above] / GRID[above - 1])
+    d0, d1 = d0 * width, d1 * width
+
+    def slope(t: float) -> float:
+        return 6 * (t * t - t) * (y0 - y1) + (3 * t * t - 4 * t + 1) * d0 + (3 * t * t - 2 * t) * d1
+
+    low, high = 0.0, 1.0  # slope(0) = d0 < 0 <= d1 = slope(1)
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    return GRID[above - 1] * (GRID[above] / GRID[above - 1]) ** high

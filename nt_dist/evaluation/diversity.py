@@ -12,12 +12,7 @@ from nt_dist.evaluation.predictions import Predictions, Sums
 
 
 class DiversitySums(Sums):
-    """Sums of the divergences of each pair of trails and of the uncertainties.
-
-    Args:
-        num_trails: T.
-        device: Where the sums live; the predictions must be there too.
-    """
+    """Sums of the divergences of each pair of trails and of the uncertainties."""
 
     def __init__(self, num_trails: int, device: torch.device | str = "cpu"):
         super().__init__(3 * num_trails**2 + 4, device=device)
@@ -31,7 +26,11 @@ class DiversitySums(Sums):
         self.scores += predictions.total(total, members, predictions.mutual_information, torch.ones_like(total))
         answers = predictions.highest[1]
         for one, other in combinations(range(len(trails)), 2):
-            there, back, js = divergences(predictions, one, other)
+            p, log_p = predictions.probs[one], predictions.log_probs[one]
+            q, log_q = predictions.probs[other], predictions.log_probs[other]
+            difference, mean = log_p - log_q, torch.logaddexp(log_p, log_q) - math.log(2)
+            partial = [p * difference, q * -difference, (p * (log_p - mean) + q * (log_q - mean)) / 2]
+            there, back, js = predictions.place.sum_over_classes(torch.stack([each.sum(-1) for each in partial]))
             differs = answers[one] != answers[other]
             self.pairs[:, one, other] += predictions.total(there, js, differs)
             self.pairs[:, other, one] += predictions.total(back, js, differs)
@@ -57,14 +56,3 @@ class DiversitySums(Sums):
         figures |= {"kl_mean": kl_mean, "js_mean": js_mean}
         names = ("entropy_mean", "entropy_members", "mutual_information")
         return figures | {name: score / tokens for name, score in zip(names, scores, strict=True)}
-
-
-def divergences(predictions: Predictions, one: int, other: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """KL(one || other), KL(other || one) and the JS divergence of two trails, in nats, each [N]."""
-    log_p, log_q = predictions.log_probs[one], predictions.log_probs[other]
-    p, q = predictions.probs[one], predictions.probs[other]
-    difference = log_p - log_q
-    mean = torch.logaddexp(log_p, log_q) - math.log(2)
-    partial = [p * difference, q * -difference, (p * (log_p - mean) + q * (log_q - mean)) / 2]
-    there, back, js = predictions.place.sum_over_classes(torch.stack([each.sum(-1) for each in partial]))
-    return there, back, js

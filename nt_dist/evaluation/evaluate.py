@@ -35,7 +35,7 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
     """
     sums = EnsembleSums(config.trails.count, mesh.device, mesh.place)
     _stream(model, batches, mesh, sums)
-    sums.reduce(_over(mesh))
+    sums.reduce(mesh)
     return _from_data(config, lambda: config.family.figures(sums.means()))
 
 
@@ -45,26 +45,19 @@ def evaluate_fully(
     """Runs the model once over batches for all figures there are; otherwise as `evaluate`.
 
     Args:
-        model: As for `evaluate`.
-        batches: As for `evaluate`.
-        mesh: As for `evaluate`.
-        config: As for `evaluate`.
         then: More batches: temperatures are fitted on `batches` and measured on these, and all other figures are of
             both. None: no temperatures.
 
     Returns:
         What FullSums.result documents, and the scores of the samples (see shift.SequenceScores), which shift.detection
         compares with those of other data; both equal on all ranks.
-
-    Raises:
-        DataError: The batches, or those of the second part, hold no real token.
     """
     sums = FullSums(config.trails.count, mesh.device, mesh.place, with_temperatures=then is not None)
     _stream(model, batches, mesh, sums)
     if then is not None:
-        _from_data(config, lambda: sums.fit_temperatures(_over(mesh)))
+        _from_data(config, lambda: sums.fit_temperatures(mesh))
         _stream(model, then, mesh, sums)
-    sums.reduce(_over(mesh))
+    sums.reduce(mesh)
     return _from_data(config, lambda: sums.result(config.family)), sums.scores.gather(mesh)
 
 
@@ -81,11 +74,6 @@ def _stream(model: torch.nn.Module, batches: Iterable, mesh, sums) -> None:
                 del logits  # or two batches' logits would be alive at once
     finally:
         model.train(was_training)
-
-
-def _over(mesh) -> Callable[[torch.Tensor], object]:
-    """The sum over all ranks that saw other tokens, in place."""
-    return lambda tensor: mesh.all_reduce(tensor, ("pipe", "data"))
 
 
 def _from_data(config, work: Callable[[], T]) -> T:

@@ -15,14 +15,13 @@ from torch.utils.data import Subset
 from nt_dist.checkpoint import checkpoint
 from nt_dist.checkpoint.find import find_asked
 from nt_dist.config import Config
-from nt_dist.config.family import Family
 from nt_dist.data.loader import EvaluationBatches
 from nt_dist.data.samples import Samples
 from nt_dist.errors import CheckpointError, DataError, RunError
 from nt_dist.evaluation.evaluate import evaluate, evaluate_fully
 from nt_dist.evaluation.report import evaluation_table
 from nt_dist.evaluation.shift import detection
-from nt_dist.evaluation.topology_history import topology_figures
+from nt_dist.evaluation.topology import topology_figures
 from nt_dist.families import FAMILIES, load_config, make_config
 from nt_dist.files import write_whole
 from nt_dist.model.trails import build_model
@@ -38,32 +37,25 @@ _ONE_COPY = [f"parallel.{axis}=1" for axis in ("tensor", "pipe", "trail")]
 
 @dataclass(frozen=True)
 class CheckpointEvaluation:
-    """What was evaluated, and how it did.
-
-    Attributes:
-        checkpoint: The checkpoint's folder.
-        step: The step at which it was saved.
-        data: What it was evaluated on, for people.
-        parameters: Stored and dense counts.
-        family: Whose model it is.
-        figures: See the family's `figures`; evaluation/full.py has the keys of a full one.
-    """
+    """What was evaluated, and how it did."""
 
     checkpoint: str
     step: int
     data: str
-    parameters: dict[str, int]
-    family: Family
+    """What it was evaluated on, for people."""
+    config: Config
     figures: dict
+    """See the family's `figures`; evaluation/full.py has the keys of a full one."""
 
     def table(self) -> str:
         """The figures for a terminal."""
+        parameters = count_parameters(self.config)
         facts = {
-            "weights": f"{self.parameters['stored']:,} stored of {self.parameters['dense']:,}",
+            "weights": f"{parameters['stored']:,} stored of {parameters['dense']:,}",
             "checkpoint": f"{self.checkpoint}, step {self.step}",
             "data": self.data,
         }
-        return evaluation_table(self.family, self.figures, facts)
+        return evaluation_table(self.config.family, self.figures, facts)
 
     def write_json(self, path: Path) -> None:
         """Writes everything to a file, which is whole or not there.
@@ -144,7 +136,7 @@ def evaluate_checkpoint(
     else:
         figures = evaluate(model, _batches(opened.validation, num_samples, mesh, config), mesh, config)
     described = data or f"validation of data.source = {config.data.source!r}"
-    return CheckpointEvaluation(str(path), progress.step, described, count_parameters(config), family, figures)
+    return CheckpointEvaluation(str(path), progress.step, described, config, figures)
 
 
 def corruption(shift: str) -> tuple[str, float] | None:
@@ -169,31 +161,18 @@ def corruption(shift: str) -> tuple[str, float] | None:
 
 
 def all_figures(
-    model: torch.nn.Module,
-    samples: Samples,
-    num_samples: int,
-    mesh: Mesh,
-    config: Config,
-    shift: tuple[str, Samples] | None = None,
+    model: torch.nn.Module, samples: Samples, num_samples: int, mesh: Mesh, config: Config, shift=None
 ) -> dict:
-    """What evaluation/full.py documents, but for the topology. Collective.
+    """What evaluation/full.py documents, but for the topology, of the first samples (0: of all). Collective.
 
-    Args:
-        model: As evaluation.evaluate.evaluate takes it.
-        samples: What it is evaluated on.
-        num_samples: How many of the first samples to use; 0: all.
-        mesh: From `join`.
-        config: The model's settings, for these ranks.
-        shift: What other samples are called, and these.
+    ``shift`` is what other samples are called, and these; model, mesh and config are as `evaluate` takes them.
 
     Raises:
         DataError: There are too few samples.
     """
     parts = [EverySecond(samples, num_samples, first) for first in (0, 1)]
     if not len(parts[1]):
-        raise DataError(
-            "--full and --shift need two sequences, to fit temperatures on one and measure them on the other"
-        )
+        raise DataError("--full and --shift need two sequences, to fit temperatures on one and measure on the other")
     fit, measure = (_batches(part, 0, mesh, config) for part in parts)
     figures, scores = evaluate_fully(model, fit, mesh, config, measure)
     if shift:

@@ -33,12 +33,11 @@ Beside them the evaluation of a checkpoint (evaluation/evaluate_checkpoint.py) p
 import torch
 
 from nt_dist.config.family import Family
-from nt_dist.evaluation.calibration import BINS, CalibrationSums
+from nt_dist.evaluation.calibration import BINS, CalibrationSums, TemperatureFit
 from nt_dist.evaluation.diversity import DiversitySums
 from nt_dist.evaluation.metrics import EnsembleSums
 from nt_dist.evaluation.predictions import predictions
 from nt_dist.evaluation.shift import SequenceScores
-from nt_dist.evaluation.temperature import TemperatureFit
 from nt_dist.model.place import Place
 
 
@@ -46,12 +45,7 @@ class FullSums:
     """Streaming sums of all figures over tokens; their memory does not grow with the data, but for SequenceScores.
 
     Temperatures need two parts of the data: those added before `fit_temperatures` and those after it.
-
-    Args:
-        num_trails: T.
-        device: Where the sums live; the logits must be there too.
-        place: Which trails and classes are held here.
-        with_temperatures: Whether `fit_temperatures` will be called.
+    ``with_temperatures`` says that it will be called; the other arguments are EnsembleSums'.
     """
 
     def __init__(
@@ -82,20 +76,20 @@ class FullSums:
             elif self.fit:
                 self.fit.add(chunk)
 
-    def fit_temperatures(self, all_reduce) -> None:
+    def fit_temperatures(self, mesh) -> None:
         """Ends the part of the data on which temperatures are fitted; what is added from now on measures them.
 
         Raises:
             ValueError: That part has no real token.
         """
-        self.fit.reduce(all_reduce)
+        self.fit.reduce(mesh)
         self.temperatures = self.fit.temperatures()
         self.calibration, self.fitted_on = self.fitted_on, self.calibration
 
-    def reduce(self, all_reduce) -> None:
-        """Adds up the sums of all ranks that saw other tokens, by calls of `all_reduce` (a sum in place)."""
+    def reduce(self, mesh) -> None:
+        """Adds up the sums of all ranks that saw other tokens."""
         for sums in (self.ensemble, self.diversity, self.calibration, self.fitted_on, self.tempered):
-            sums.reduce(all_reduce)
+            sums.reduce(mesh)
 
     def result(self, family: Family) -> dict:
         """The figures of all tokens added so far; the keys are in this module's docstring.

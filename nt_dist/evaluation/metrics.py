@@ -1,7 +1,6 @@
 """Losses and disagreement of an ensemble: the figures of an evaluation during training.
 
-Shapes: T trails, B samples, S positions (one where a sample has one answer), N tokens, V classes (padded ones are -inf
-and count for nothing).
+Shapes: T trails, B samples, S positions, N tokens, V classes (padded ones are -inf and count for nothing).
 """
 
 import torch
@@ -14,13 +13,12 @@ CHUNK_TOKENS = 1024
 
 
 class EnsembleSums(Sums):
-    """Sums of the losses, the disagreement and the weights.
+    """Sums of the losses, the disagreement and the weights; the same on all ranks that hold parts of one model.
 
     Args:
-        num_trails: T.
-        device: Where the sums live; the logits must be there too.
-        place: Which trails and classes are held here; figures are of all of them, and the sums the same on all ranks
-            that hold parts of one model.
+        num_trails: T, of the whole model.
+        device: Where the logits are.
+        place: Which trails and classes are held here; figures are of all of them.
     """
 
     def __init__(self, num_trails: int, device: torch.device | str = "cpu", place: Place | None = None):
@@ -31,15 +29,16 @@ class EnsembleSums(Sums):
 
     def add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         """Adds one batch, as :func:`real_tokens` takes it."""
-        for some, targets_of, weights_of, _ in real_tokens(logits, targets, weights, CHUNK_TOKENS):
-            self._add(some.float(), targets_of, weights_of)
+        for chunk in real_tokens(logits, targets, weights, CHUNK_TOKENS):
+            self._add(*chunk)
 
-    def _add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
+    def _add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, _rows: torch.Tensor) -> None:
+        logits = logits.float()
         nll = self.place.all_trails(self._losses(logits, targets))  # [T, N]
         assert len(nll) == self.num_trails, f"{len(nll)} trails in place of {self.num_trails}"
-        by_logit = self._losses(self.place.mean_of_trails(logits)[None], targets)  # [1, N]
+        (by_logit,) = self._losses(self.place.mean_of_trails(logits)[None], targets)
         answers = self.place.all_trails(self.place.most_likely(logits))  # [T, N]
-        ensemble = torch.stack([-mean_of_probs(-nll), by_logit[0], disagreement(answers), torch.ones_like(weights)])
+        ensemble = torch.stack([-mean_of_probs(-nll), by_logit, disagreement(answers), torch.ones_like(weights)])
         self.sums += (torch.cat([nll, ensemble]).double() * weights).sum(1)
 
     def _losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -51,7 +50,7 @@ class EnsembleSums(Sums):
 
         Returns:
             nll: mean negative log-likelihood in nats, {"trails": [T], "prob", "logit"}: of each trail, of the mean of
-                their probabilities, of the softmax of the mean of their logits (see predictions.py).
+                their probabilities, of the softmax of the mean of their logits.
             disagreement: share of samples on which two trails' most likely classes differ, mean over pairs
                 (Fort et al., arXiv 1912.02757, section 4, not normalised); 0 with one trail.
             count: sum of the weights.

@@ -1,4 +1,4 @@
-"""What the trails and their ensembles predict for a chunk of real tokens: the common ground of all full figures.
+"""What the trails and their ensembles predict for a chunk of real tokens: the common ground of all figures.
 
 Shapes: T trails, N tokens (one a sample where a sample has one answer), V classes (those held here, where they are cut
 over ranks), P = T + 2 predictors: the trails, then the mean of their probabilities (Lakshminarayanan et al., arXiv
@@ -6,7 +6,7 @@ over ranks), P = T + 2 predictors: the trails, then the mean of their probabilit
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -21,40 +21,33 @@ _LOG_ZERO = -1e30
 
 
 class Sums:
-    """Sums over tokens in float64, from which figures are made at the end.
+    """Sums over tokens in float64, from which figures are made at the end; ``shape`` is theirs.
 
     Averages are never averaged, so batch size, ragged last batches and the number of ranks do not change a figure.
-
-    Args:
-        shape: Of the sums.
-        device: Where they live; what is added must be there too.
     """
 
     def __init__(self, *shape: int, device: torch.device | str):
         self.sums = torch.zeros(shape, dtype=torch.float64, device=device)
 
-    def reduce(self, all_reduce: Callable[[torch.Tensor], object]) -> None:
-        """Adds up the sums of all ranks that saw other tokens, by one call of `all_reduce` (a sum in place)."""
-        all_reduce(self.sums)
+    def reduce(self, mesh) -> None:
+        """Adds up the sums of all ranks that saw other tokens; those of a pipeline's earlier stages saw none."""
+        mesh.all_reduce(self.sums, ("pipe", "data"))
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Distributions over the classes, one a predictor and token.
-
-    Attributes:
-        log_probs: Normalised log-probabilities, fp32 [P, N, V], all finite.
-        targets: The right classes, [N].
-        weights: Of the tokens, float64 [N], all above 0.
-        rows: The row of the batch in which each token stands, [N].
-        place: Which classes are held here.
-    """
+    """Distributions over the classes, one a predictor and token."""
 
     log_probs: torch.Tensor
+    """Normalised, fp32 [P, N, V], all finite."""
     targets: torch.Tensor
+    """The right classes [N]."""
     weights: torch.Tensor
+    """Of the tokens, float64 [N], all above 0."""
     rows: torch.Tensor
+    """The row of the batch in which each token stands [N]."""
     place: Place
+    """Which classes are held here."""
 
     @cached_property
     def probs(self) -> torch.Tensor:
@@ -109,7 +102,7 @@ def real_tokens(
     """Cut a batch into chunks of so many real tokens.
 
     Args:
-        logits: [T, B, S, V], any floating type: the trails and classes held here.
+        logits: [T, B, S, V], any floating type: the trails and classes held here; S positions of a sample.
         targets: [B, S], the class each position has to predict.
         weights: [B, S], 1 for a real token, 0 for padding (whose logits and targets are not looked at).
         at_once: Tokens in a chunk.
@@ -128,15 +121,7 @@ def real_tokens(
 def predictions(
     logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, num_trails: int, place: Place
 ) -> Iterator[Predictions]:
-    """Cut a batch into chunks; a collective of the ranks that hold parts of the model.
-
-    Args:
-        logits: As for :func:`real_tokens`.
-        targets: As for it.
-        weights: As for it.
-        num_trails: T, of the whole model.
-        place: Which trails and classes are held here.
-    """
+    """Cut a batch, as :func:`real_tokens` takes it; a collective of the ranks that hold parts of the T trails."""
     at_once = max(1, CHUNK_ENTRIES // ((num_trails + 2) * logits.shape[-1]))
     for some, *tokens in real_tokens(logits, targets, weights, at_once):
         trails = place.all_trails(some).float()

@@ -45,10 +45,8 @@ class SequenceScores:
 
 
 def detection(unshifted: np.ndarray, shifted: np.ndarray) -> dict[str, dict[str, float]]:
-    """How well each of SCORES tells shifted samples from unshifted ones, given the scores [samples, 3] of both.
-
-    Returns:
-        auroc, aupr and fpr95, each with a figure for each of SCORES.
+    """How well each of SCORES tells shifted samples from unshifted ones, given the scores [samples, 3] of both: auroc,
+    aupr and fpr95, each with a figure for each of SCORES.
     """
     curves = {score: threshold_curve(unshifted[:, column], shifted[:, column]) for column, score in enumerate(SCORES)}
     return {
@@ -58,14 +56,9 @@ def detection(unshifted: np.ndarray, shifted: np.ndarray) -> dict[str, dict[str,
 
 
 def threshold_curve(negative: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many of each class are flagged as the threshold falls: one point a distinct score, so that ties stay ties.
+    """False and true positives, from 0 to n and p, as the threshold falls through the scores [n] and [p].
 
-    Args:
-        negative: Scores [n].
-        positive: Scores [p].
-
-    Returns:
-        False and true positives, each beginning with 0 and ending with n and p.
+    There is one point a distinct score, so that ties stay ties.
     """
     thresholds = np.unique(np.concatenate([negative, positive]))[::-1]
     false, true = (len(each) - np.searchsorted(np.sort(each), thresholds) for each in (negative, positive))

@@ -26,18 +26,12 @@ PROB, LOGIT = "prob", "logit"
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The trails of a checkpoint and the tokenizer that they were trained with.
-
-    Attributes:
-        model: All of it, in evaluation mode, without gradients.
-        config: The settings that it was trained with.
-        tokenizer: The run's.
-        checkpoint: The checkpoint's folder.
-        manifest: What the checkpoint says about itself: step, consumed samples, who wrote it.
-    """
+    """The trails of a checkpoint and the tokenizer that they were trained with."""
 
     model: TrailsModel
+    """All of it, in evaluation mode, without gradients."""
     config: Config
+    """The settings that it was trained with, but on one device."""
     tokenizer: Tokenizer
     checkpoint: Path
     manifest: Manifest
@@ -56,10 +50,7 @@ class Ensemble:
     def logits(self, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
         """Return the trails' logits [T, B, S, V], in the model's own type, for tokens [B, S].
 
-        Args:
-            tokens: Piece numbers.
-            cache: Of the tokens before these, in the same order of sequences; these join it. None: there are none, and
-                nothing is kept.
+        ``cache`` has the tokens before these, in the same order of sequences; these join it. None: there are none.
         """
         tokens = tokens.to(next(self.model.parameters()).device)
         logits = self.model(tokens) if cache is None else step(self.model, tokens, cache)
@@ -69,10 +60,8 @@ class Ensemble:
 def combine(logits: torch.Tensor, how: str | int = PROB) -> torch.Tensor:
     """Return log-probabilities, fp32 [..., V], of logits [T, ..., V].
 
-    Args:
-        logits: As :meth:`Ensemble.logits` gives them.
-        how: "prob" for the mean of the trails' probabilities (Lakshminarayanan et al., arXiv 1612.01474, §2.4), "logit"
-            for the softmax of the mean of their logits (arXiv 2505.17909), or one trail's number, from 0.
+    ``how`` is "prob" for the mean of the trails' probabilities (Lakshminarayanan et al., arXiv 1612.01474, §2.4),
+    "logit" for the softmax of the mean of their logits (arXiv 2505.17909), or one trail's number, from 0.
     """
     if how == PROB:
         return mean_of_probs(logits.float().log_softmax(-1))
@@ -83,15 +72,10 @@ def combine(logits: torch.Tensor, how: str | int = PROB) -> torch.Tensor:
 
 
 def parse_combination(text: str, num_trails: int, key: str = "combine") -> str | int:
-    """Read what :func:`combine` takes from a command line, where trails are counted from 1.
-
-    Args:
-        text: "prob", "logit" or a trail's number.
-        num_trails: T.
-        key: What the user calls it, for the message.
+    """Read what :func:`combine` takes from a command line, where it is called ``key`` and trails are counted from 1.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: It is neither of them.
     """
     if text in (PROB, LOGIT):
         return text

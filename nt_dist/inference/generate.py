@@ -1,11 +1,13 @@
-"""Text written by an ensemble, a token at a time.
+"""Text written by an ensemble, a token at a time, coloured by uncertainty on a terminal.
 
 V pieces, T trails. Nucleus sampling: Holtzman et al., arXiv 1904.09751, §3.1. Uncertainty: Malinin and Gales, arXiv
 2002.07650, §2: the entropy of the averaged prediction, and the part of it that is the trails' disagreement.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TextIO
 
 import torch
 
@@ -16,33 +18,31 @@ from nt_dist.llama.cache import Cache
 from nt_dist.model.place import Place
 from nt_dist.text.tokenizer import Tokenizer
 
+_SCALE = (40, 76, 112, 148, 184, 220, 214, 208, 202, 196)  # of the 256 colours, from green over yellow to red
+_RESET = "\x1b[0m"
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen.
-
-    Attributes:
-        temperature: Divides the log-probabilities; 0 takes the most likely token.
-        top_p: The smallest set of the most likely tokens with at least this probability is drawn from; 1: all.
-        seed: Of all draws.
 
     Raises:
         ConfigError: With everything that is out of its range.
     """
 
     temperature: float = 1.0
+    """Divides the log-probabilities; 0 takes the most likely token."""
     top_p: float = 1.0
+    """The smallest set of the most likely tokens with at least this probability is drawn from; 1: all."""
     seed: int = 0
 
     def __post_init__(self):
-        problems = []
-        if not 0 <= self.temperature < float("inf"):
-            problems.append(f"--temperature {self.temperature:g} must be at least 0")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"--top_p {self.top_p:g} must be in (0, 1]")
-        if not 0 <= self.seed < 2**63:
-            problems.append(f"--seed {self.seed} must be in [0, 2^63)")
-        if problems:
+        rules = {
+            f"--temperature {self.temperature:g} must be at least 0": 0 <= self.temperature < math.inf,
+            f"--top_p {self.top_p:g} must be in (0, 1]": 0 < self.top_p <= 1,
+            f"--seed {self.seed} must be in [0, 2^63)": 0 <= self.seed < 2**63,
+        }
+        if problems := [rule for rule, holds in rules.items() if not holds]:
             raise ConfigError(problems)
 
     def choose(self, log_probs: torch.Tensor, generator: torch.Generator) -> int:
@@ -64,12 +64,10 @@ class Piece:
 
 
 def uncertainty(logits: torch.Tensor, kind: str) -> float:
-    """Return how unsure an ensemble is of the next token, in nats.
+    """Return how unsure an ensemble is of the next token, in nats, given the trails' logits [T, V].
 
-    Args:
-        logits: The trails', [T, V].
-        kind: "entropy" of the mean of the trails' probabilities, or "mutual_information": that entropy less the mean of
-            the trails' own entropies, which is 0 where all trails predict the same.
+    That is the "entropy" of the mean of the trails' probabilities, or the "mutual_information": that entropy less the
+    mean of the trails' own entropies, which is 0 where all trails predict the same.
     """
     no_target, one = logits.new_zeros(1, 1, dtype=torch.int64), logits.new_ones(1, 1)
     (found,) = predictions(logits[:, None, None], no_target, one, len(logits), Place())
@@ -77,25 +75,15 @@ def uncertainty(logits: torch.Tensor, kind: str) -> float:
 
 
 def generate(
-    ensemble: Ensemble,
-    prompt: str,
-    max_tokens: int,
-    sampling: Sampling,
-    how: str | int = PROB,
-    kind: str = "none",
+    ensemble: Ensemble, prompt: str, max_tokens: int, sampling: Sampling, how: str | int = PROB, kind: str = "none"
 ) -> Iterator[Piece]:
-    """Yield the text that follows ``prompt`` as it is written, up to the end of a document.
+    """Yield the text that follows ``prompt`` as it is written, up to ``max_tokens`` or the end of a document.
 
     A prompt, and a text that grows, longer than the sequences that were trained on go on from their last half: the
     others are forgotten.
 
-    Args:
-        ensemble: The model.
-        prompt: A document's beginning; may be empty.
-        max_tokens: At most so many.
-        sampling: How to choose.
-        how: The trails' combination, as ensemble.combine takes it.
-        kind: Of uncertainty, "mutual_information" or "entropy"; "none" costs nothing, and pieces have 0.
+    ``how`` is the trails' combination, as ensemble.combine takes it; ``kind`` that of the uncertainty, as
+    :func:`uncertainty` takes it, or "none", which costs nothing: pieces have 0.
     """
     tokenizer, generator = ensemble.tokenizer, torch.Generator().manual_seed(sampling.seed)
     first = tokenizer.eos if tokenizer.bos is None else tokenizer.bos  # without a BOS, documents follow an EOS
@@ -122,9 +110,7 @@ def generate(
 class StreamDecoder:
     """The text of tokens as they come, in whole characters: the bytes of one may be several tokens.
 
-    Args:
-        tokenizer: Decodes.
-        before: Tokens whose text is known; whether a piece begins with a space can depend on there being some.
+    The text of the tokens ``before`` is known; whether a piece begins with a space can depend on there being some.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: list[int]):
@@ -148,3 +134,26 @@ class StreamDecoder:
     def rest(self) -> str:
         """Return what :meth:`add` holds back, broken characters as U+FFFD."""
         return self._tokenizer.decode(self._tokens)[self._known :]
+
+
+def colour(uncertainty: float, most: float) -> str:
+    """Return the escape sequence for an uncertainty between 0 and ``most``."""
+    step = int(len(_SCALE) * min(max(uncertainty / most, 0.0), 1.0))
+    return f"\x1b[38;5;{_SCALE[min(step, len(_SCALE) - 1)]}m"
+
+
+def write(pieces: Iterable[Piece], prompt: str, out: TextIO, kind: str, most: float) -> None:
+    """Write a prompt and the pieces that follow it, each as soon as it is there.
+
+    On a terminal they are coloured, wholly red at an uncertainty of ``most`` nats; elsewhere each piece is a line: its
+    uncertainty, a tabulator, and its text as a Python string. Plain text everywhere if ``kind`` is "none".
+    """
+    if kind != "none" and not out.isatty():
+        for piece in pieces:
+            print(f"{piece.uncertainty:.4f}\t{piece.text!r}", file=out, flush=True)
+        return
+    print(prompt, end="", file=out, flush=True)
+    for piece in pieces:
+        text = piece.text if kind == "none" else f"{colour(piece.uncertainty, most)}{piece.text}{_RESET}"
+        print(text, end="", file=out, flush=True)
+    print(file=out, flush=True)

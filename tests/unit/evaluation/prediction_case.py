@@ -1,11 +1,26 @@
 """Random trails, and what another way of computing makes of them, for the tests of the full figures."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 
 from nt_dist.evaluation import predictions as module
 from nt_dist.model.place import Place
 
+
+def mesh_beside(*other):
+    """A mesh whose other rank has these sums; none for a mesh of one rank."""
+
+    def all_reduce(tensor, axis_names, op="sum"):
+        for sums in other:
+            tensor += sums
+        return tensor
+
+    return SimpleNamespace(device="cpu", data=SimpleNamespace(rank=0, degree=1), all_reduce=all_reduce)
+
+
+ALONE = mesh_beside()
 TRAILS, BATCH, SEQUENCE, VOCABULARY = 3, 6, 9, 11
 
 

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from nt_dist.evaluation.calibration import BINS, FINE_BINS, CalibrationSums, equal_mass
-from tests.unit.evaluation.prediction_case import TRAILS, chunks_of, expected_probs, random_case
+from tests.unit.evaluation.prediction_case import TRAILS, chunks_of, expected_probs, mesh_beside, random_case
 
 
 def _sums(case, monkeypatch, **kwargs):
@@ -84,7 +84,7 @@ def test_chunks_padding_and_ranks_change_nothing(monkeypatch):
         part[:, ~real] = math.nan
         parts.append(_sums((part, torch.where(real, targets[rows], -100), weights[rows]), monkeypatch, tokens=2))
     summed = parts[0] + parts[1]
-    parts[0].reduce(lambda tensor: tensor.add_(parts[1].sums))
+    parts[0].reduce(mesh_beside(parts[1].sums))
     for name, values in whole.result().items():
         assert summed.result()[name] == pytest.approx(values, rel=1e-6), name
         assert parts[0].result()[name] == pytest.approx(values, rel=1e-6), name

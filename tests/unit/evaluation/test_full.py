@@ -6,20 +6,16 @@ import torch
 from nt_dist.evaluation.full import FullSums
 from nt_dist.evaluation.metrics import EnsembleSums
 from nt_dist.llama.family import Llama
-from tests.unit.evaluation.prediction_case import TRAILS, random_case
-
-
-def _nothing(tensor):
-    return tensor
+from tests.unit.evaluation.prediction_case import ALONE, TRAILS, random_case
 
 
 def test_two_parts_are_one_text_and_temperatures_are_measured_on_the_second():
     one, other = random_case(0, batch=8), random_case(1, batch=5)
     both = FullSums(TRAILS, with_temperatures=True)
     both.add(*one)
-    both.fit_temperatures(_nothing)
+    both.fit_temperatures(ALONE)
     both.add(*other)
-    both.reduce(_nothing)
+    both.reduce(ALONE)
     plain, second, first = EnsembleSums(TRAILS), FullSums(TRAILS), FullSums(TRAILS)
     for case in (one, other):
         plain.add(*case)
@@ -50,10 +46,10 @@ def test_a_part_without_a_token_is_an_error():
     nothing = FullSums(TRAILS, with_temperatures=True)
     nothing.add(*padding)
     with pytest.raises(ValueError, match="to be fitted on"):
-        nothing.fit_temperatures(_nothing)
+        nothing.fit_temperatures(ALONE)
     half = FullSums(TRAILS, with_temperatures=True)
     half.add(*case)
-    half.fit_temperatures(_nothing)
+    half.fit_temperatures(ALONE)
     half.add(*padding)
     with pytest.raises(ValueError, match="to be measured on"):
         half.result(Llama())
@@ -76,8 +72,8 @@ def test_a_classifier_has_one_position_and_the_same_figures():
         as_positions.add(logits, targets, weights)
         as_samples.add(logits.flatten(1, 2)[:, :, None], targets.flatten()[:, None], weights.flatten()[:, None])
         if not as_samples.temperatures:
-            as_positions.fit_temperatures(_nothing)
-            as_samples.fit_temperatures(_nothing)
+            as_positions.fit_temperatures(ALONE)
+            as_samples.fit_temperatures(ALONE)
     assert as_samples.result(Llama()) == as_positions.result(Llama())
     by_sequence, by_sample = (torch.cat(sums.scores._batches) for sums in (as_positions, as_samples))
     assert (by_sample[:, -1] > 0).tolist() == (weights.flatten() > 0).tolist() * 2

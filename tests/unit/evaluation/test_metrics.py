@@ -9,6 +9,7 @@ import torch
 from nt_dist.evaluation import metrics
 from nt_dist.evaluation.metrics import EnsembleSums, disagreement
 from nt_dist.llama.family import Llama, perplexity
+from tests.unit.evaluation.prediction_case import mesh_beside
 
 TRAILS, BATCH, SEQUENCE, VOCABULARY = 3, 4, 7, 11
 
@@ -75,7 +76,7 @@ def test_batches_and_ranks_do_not_change_the_figures():
     parts = [EnsembleSums(TRAILS), EnsembleSums(TRAILS)]
     parts[0].add(logits[:, :1], targets[:1], weights[:1])  # uneven: a mean of means would differ
     parts[1].add(logits[:, 1:], targets[1:], weights[1:])
-    parts[0].reduce(lambda tensor: tensor.add_(parts[1].sums))
+    parts[0].reduce(mesh_beside(parts[1].sums))
     result = _figures(parts[0])
     for key, value in _figures(whole).items():
         assert result[key] == pytest.approx(value, rel=1e-9), key

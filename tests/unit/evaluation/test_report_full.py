@@ -3,7 +3,7 @@
 from nt_dist.evaluation.full import FullSums
 from nt_dist.evaluation.report import full_tables
 from nt_dist.llama.family import Llama
-from tests.unit.evaluation.prediction_case import TRAILS, random_case
+from tests.unit.evaluation.prediction_case import ALONE, TRAILS, random_case
 
 TOPOLOGY = {
     "checkpoints": [100, 200],
@@ -20,7 +20,7 @@ def _figures(trails):
     for seed in (0, 1):
         sums.add(*random_case(seed, trails=trails))
         if not seed:
-            sums.fit_temperatures(lambda tensor: tensor)
+            sums.fit_temperatures(ALONE)
     return sums.result(Llama())
 
 

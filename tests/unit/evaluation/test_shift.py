@@ -9,9 +9,7 @@ from scipy.stats import entropy, mannwhitneyu
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from nt_dist.evaluation.shift import SCORES, SequenceScores, aupr, auroc, detection, fpr95, threshold_curve
-from tests.unit.evaluation.prediction_case import TRAILS, chunks_of, expected_probs, random_case
-
-ALONE = SimpleNamespace(data=SimpleNamespace(rank=0, degree=1), all_reduce=lambda tensor, axis_names, op="sum": tensor)
+from tests.unit.evaluation.prediction_case import ALONE, TRAILS, chunks_of, expected_probs, random_case
 
 
 @pytest.mark.parametrize("ties", [False, True])

@@ -6,9 +6,8 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from nt_dist.evaluation.calibration import CalibrationSums
-from nt_dist.evaluation.temperature import TemperatureFit
-from tests.unit.evaluation.prediction_case import chunks_of, expected_probs, random_case
+from nt_dist.evaluation.calibration import CalibrationSums, TemperatureFit
+from tests.unit.evaluation.prediction_case import chunks_of, expected_probs, mesh_beside, random_case
 
 
 def _fitted(case, monkeypatch, tokens=7):
@@ -51,7 +50,7 @@ def test_ranks_and_padding_change_nothing(monkeypatch):
     one, other = (
         _fitted((logits[:, rows], targets[rows], weights[rows]), monkeypatch) for rows in (slice(5), slice(5, None))
     )
-    one.reduce(lambda tensor: tensor.add_(other.sums))
+    one.reduce(mesh_beside(other.sums))
     assert one.temperatures() == pytest.approx(whole.temperatures(), rel=1e-6)
 
 

@@ -1,15 +1,13 @@
 """Overlap and density of topologies, on topologies whose answer is known."""
 
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nt_dist.evaluation.topology import density, trail_overlap
 from nt_dist.sparsity.spec import WeightSpec
-
-ALONE = SimpleNamespace(device="cpu", all_reduce=lambda tensor, axis_names: tensor)
+from tests.unit.evaluation.prediction_case import ALONE
 
 
 @dataclass

@@ -7,7 +7,7 @@ import pytest
 
 from nt_dist.checkpoint.checkpoint import save
 from nt_dist.errors import CheckpointError
-from nt_dist.evaluation.topology_history import topology_figures
+from nt_dist.evaluation.topology import topology_figures
 from nt_dist.model.weights import weight_specs
 from tests.unit.checkpoint.checkpoint_case import CONFIG, PROGRESS, model_part, on_one_rank, on_ranks, with_run
 

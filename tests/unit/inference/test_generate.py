@@ -11,8 +11,7 @@ import torch
 
 from nt_dist.errors import ConfigError
 from nt_dist.inference import load_ensemble
-from nt_dist.inference.generate import Piece, Sampling, StreamDecoder, generate, uncertainty
-from nt_dist.inference.terminal import colour, write
+from nt_dist.inference.generate import Piece, Sampling, StreamDecoder, colour, generate, uncertainty, write
 from nt_dist.text.tokenizer import Tokenizer
 
 from .trained_run import write_run

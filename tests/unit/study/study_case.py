@@ -5,6 +5,7 @@ import torch
 from nt_dist.evaluation.full import FullSums
 from nt_dist.families import DEFAULT
 from nt_dist.study.results import Result
+from tests.unit.evaluation.prediction_case import ALONE
 
 
 def figures(num_trails, seed=0, bias=2.0):
@@ -17,7 +18,7 @@ def figures(num_trails, seed=0, bias=2.0):
         logits += bias * torch.nn.functional.one_hot(targets, 12)
         sums.add(logits, targets, torch.ones(4, 6))
         if part == 0:
-            sums.fit_temperatures(lambda tensor: tensor)
+            sums.fit_temperatures(ALONE)
     topology = None
     if num_trails > 1:
         weights = {
