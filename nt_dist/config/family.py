@@ -140,7 +140,7 @@ class Family(ABC):
 
     @abstractmethod
     def figures(self, means: Mapping[str, Any]) -> dict[str, Any]:
-        """The figures of :meth:`nt_dist.evaluation.metrics.EnsembleSums.means`, under the names that files have."""
+        """The figures of :meth:`nt_dist.evaluation.evaluate.EnsembleSums.means`, under the names that files have."""
 
     @abstractmethod
     def headline(self, figures: Mapping[str, Any]) -> Headline:

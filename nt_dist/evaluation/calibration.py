@@ -141,13 +141,7 @@ def _lowest(values: list[float], slopes: list[float]) -> float:
         return GRID[0] if above == 0 else GRID[-1]
     (y0, y1), (d0, d1) = values[above - 1 : above + 1], slopes[above - 1 : above + 1]
     width = math.log(GRID[above] / GRID[above - 1])
-    d0, d1 = d0 * width, d1 * width
-
-    def slope(t: float) -> float:
-        return 6 * (t * t - t) * (y0 - y1) + (3 * t * t - 4 * t + 1) * d0 + (3 * t * t - 2 * t) * d1
-
-    low, high = 0.0, 1.0  # slope(0) = d0 < 0 <= d1 = slope(1)
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return GRID[above - 1] * (GRID[above] / GRID[above - 1]) ** high
+    # the cubic's slope in t = 0 .. 1 is at² + bt + c, and c < 0 <= a + b + c: one root, by the formula that is stable
+    a, b, c = 6 * (y0 - y1) + 3 * width * (d0 + d1), -6 * (y0 - y1) - width * (4 * d0 + 2 * d1), width * d0
+    q = -(b + math.copysign(math.sqrt(max(b * b - 4 * a * c, 0.0)), b)) / 2
+    return GRID[above - 1] * (GRID[above] / GRID[above - 1]) ** (q / a if b < 0 else c / q)

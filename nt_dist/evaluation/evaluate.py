@@ -1,16 +1,18 @@
-"""One evaluation of a model on a fixed number of batches, the same on any number of data ranks."""
+"""One evaluation of a model on a fixed number of batches, the same on any number of data ranks.
+
+Shapes: T trails, B samples, S positions, N tokens, V classes (padded ones are -inf and count for nothing).
+"""
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
 
-import numpy as np
 import torch
 
 from nt_dist.errors import DataError
-from nt_dist.evaluation.full import FullSums
-from nt_dist.evaluation.metrics import EnsembleSums
+from nt_dist.evaluation.predictions import Sums, mean_of_probs, real_tokens
+from nt_dist.model.place import Place
 
-T = TypeVar("T")
+# Tokens whose logits are held in fp32 at once: bounds memory at [T, 1024, V] whatever the batch.
+CHUNK_TOKENS = 1024
 
 
 def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
@@ -34,34 +36,13 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
         DataError: the batches hold no real token.
     """
     sums = EnsembleSums(config.trails.count, mesh.device, mesh.place)
-    _stream(model, batches, mesh, sums)
+    stream(model, batches, mesh, sums)
     sums.reduce(mesh)
-    return _from_data(config, lambda: config.family.figures(sums.means()))
+    return from_data(config, lambda: config.family.figures(sums.means()))
 
 
-def evaluate_fully(
-    model: torch.nn.Module, batches: Iterable, mesh, config, then: Iterable | None = None
-) -> tuple[dict, np.ndarray]:
-    """Runs the model once over batches for all figures there are; otherwise as `evaluate`.
-
-    Args:
-        then: More batches: temperatures are fitted on `batches` and measured on these, and all other figures are of
-            both. None: no temperatures.
-
-    Returns:
-        What FullSums.result documents, and the scores of the samples (see shift.SequenceScores), which shift.detection
-        compares with those of other data; both equal on all ranks.
-    """
-    sums = FullSums(config.trails.count, mesh.device, mesh.place, with_temperatures=then is not None)
-    _stream(model, batches, mesh, sums)
-    if then is not None:
-        _from_data(config, lambda: sums.fit_temperatures(mesh))
-        _stream(model, then, mesh, sums)
-    sums.reduce(mesh)
-    return _from_data(config, lambda: sums.result(config.family)), sums.scores.gather(mesh)
-
-
-def _stream(model: torch.nn.Module, batches: Iterable, mesh, sums) -> None:
+def stream(model: torch.nn.Module, batches: Iterable, mesh, sums) -> None:
+    """Adds all batches to `sums`; the model's training mode is restored."""
     was_training = model.training
     model.eval()
     try:
@@ -76,9 +57,70 @@ def _stream(model: torch.nn.Module, batches: Iterable, mesh, sums) -> None:
         model.train(was_training)
 
 
-def _from_data(config, work: Callable[[], T]) -> T:
+def from_data(config, work: Callable):
     """Does `work`, whose ValueError is the data's fault."""
     try:
         return work()
     except ValueError as problem:
         raise DataError(f"data.validation = {config.data.validation!r}: {problem}") from None
+
+
+class EnsembleSums(Sums):
+    """Sums of the losses, the disagreement and the weights.
+
+    ``place`` says which trails and classes are held here: the sums are of all, and the same on all ranks that hold
+    parts of one model.
+    """
+
+    def __init__(self, num_trails: int, device: torch.device | str = "cpu", place: Place | None = None):
+        assert num_trails >= 1
+        # nll of each trail [T], nll of the mean probability, nll of the mean logit, disagreement, tokens
+        super().__init__(num_trails + 4, device=device)
+        self.num_trails, self.place = num_trails, place or Place()
+
+    def add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
+        """Adds one batch, as :func:`real_tokens` takes it."""
+        for chunk in real_tokens(logits, targets, weights, CHUNK_TOKENS):
+            self._add(*chunk)
+
+    def _add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, _rows: torch.Tensor) -> None:
+        logits = logits.float()
+        nll = self.place.all_trails(self._losses(logits, targets))  # [T, N]
+        assert len(nll) == self.num_trails, f"{len(nll)} trails in place of {self.num_trails}"
+        (by_logit,) = self._losses(self.place.mean_of_trails(logits)[None], targets)
+        answers = self.place.all_trails(self.place.most_likely(logits))  # [T, N]
+        ensemble = torch.stack([-mean_of_probs(-nll), by_logit, disagreement(answers), torch.ones_like(weights)])
+        self.sums += (torch.cat([nll, ensemble]).double() * weights).sum(1)
+
+    def _losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Losses [T, N] of logits [T, N, V]."""
+        return self.place.token_losses(logits[:, None], targets[None])[:, 0]
+
+    def means(self) -> dict:
+        """The figures of all samples added so far, for :meth:`nt_dist.config.family.Family.figures` to name.
+
+        Returns:
+            nll: mean negative log-likelihood in nats, {"trails": [T], "prob", "logit"}: of each trail, of the mean of
+                their probabilities, of the softmax of the mean of their logits.
+            disagreement: share of samples on which two trails' most likely classes differ, mean over pairs
+                (Fort et al., arXiv 1912.02757, section 4, not normalised); 0 with one trail.
+            count: sum of the weights.
+
+        Raises:
+            ValueError: no real sample was added.
+        """
+        *figures, count = self.sums.tolist()
+        if count <= 0:
+            raise ValueError("an evaluation needs at least one real token (of weight > 0)")
+        *trails, by_prob, by_logit, differing = (each / count for each in figures)
+        return {
+            "nll": {"trails": trails, "prob": by_prob, "logit": by_logit},
+            "disagreement": differing,
+            "count": int(count) if count == int(count) else count,
+        }
+
+
+def disagreement(answers: torch.Tensor) -> torch.Tensor:
+    """Share of the pairs of trails that answer differently: float64 [N] in 0 .. 1, 0 with one trail; answers [T, N]."""
+    trails = len(answers)
+    return (answers[:, None] != answers).sum((0, 1)).double() / max(1, trails * (trails - 1))

@@ -18,7 +18,8 @@ from nt_dist.config import Config
 from nt_dist.data.loader import EvaluationBatches
 from nt_dist.data.samples import Samples
 from nt_dist.errors import CheckpointError, DataError, RunError
-from nt_dist.evaluation.evaluate import evaluate, evaluate_fully
+from nt_dist.evaluation.evaluate import evaluate
+from nt_dist.evaluation.full import evaluate_fully
 from nt_dist.evaluation.report import evaluation_table
 from nt_dist.evaluation.shift import detection
 from nt_dist.evaluation.topology import topology_figures
@@ -58,11 +59,7 @@ class CheckpointEvaluation:
         return evaluation_table(self.config.family, self.figures, facts)
 
     def write_json(self, path: Path) -> None:
-        """Writes everything to a file, which is whole or not there.
-
-        Raises:
-            RunError: It cannot be written.
-        """
+        """Writes everything to a file, which is whole or not there; a RunError if it cannot be written."""
         content = {"checkpoint": self.checkpoint, "step": self.step, "data": self.data, "eval": self.figures}
         write_whole(path, json.dumps(content, indent=2) + "\n")
 

@@ -30,15 +30,40 @@ Beside them the evaluation of a checkpoint (evaluation/evaluate_checkpoint.py) p
                     temperature and shift, on the shifted text
 """
 
+from collections.abc import Iterable
+
+import numpy as np
 import torch
 
 from nt_dist.config.family import Family
 from nt_dist.evaluation.calibration import BINS, CalibrationSums, TemperatureFit
 from nt_dist.evaluation.diversity import DiversitySums
-from nt_dist.evaluation.metrics import EnsembleSums
+from nt_dist.evaluation.evaluate import EnsembleSums, from_data, stream
 from nt_dist.evaluation.predictions import predictions
 from nt_dist.evaluation.shift import SequenceScores
 from nt_dist.model.place import Place
+
+
+def evaluate_fully(
+    model: torch.nn.Module, batches: Iterable, mesh, config, then: Iterable | None = None
+) -> tuple[dict, np.ndarray]:
+    """Runs the model once over batches for all figures there are; otherwise as `evaluate`.
+
+    Args:
+        then: More batches: temperatures are fitted on `batches` and measured on these, and all other figures are of
+            both. None: no temperatures.
+
+    Returns:
+        What FullSums.result documents, and the scores of the samples (see shift.SequenceScores), which shift.detection
+        compares with those of other data; both equal on all ranks.
+    """
+    sums = FullSums(config.trails.count, mesh.device, mesh.place, with_temperatures=then is not None)
+    stream(model, batches, mesh, sums)
+    if then is not None:
+        from_data(config, lambda: sums.fit_temperatures(mesh))
+        stream(model, then, mesh, sums)
+    sums.reduce(mesh)
+    return from_data(config, lambda: sums.result(config.family)), sums.scores.gather(mesh)
 
 
 class FullSums:
@@ -49,11 +74,7 @@ class FullSums:
     """
 
     def __init__(
-        self,
-        num_trails: int,
-        device: torch.device | str = "cpu",
-        place: Place | None = None,
-        with_temperatures: bool = False,
+        self, num_trails: int, device: torch.device | str = "cpu", place: Place | None = None, with_temperatures=False
     ):
         self.num_trails, self.place = num_trails, place or Place()
         self.ensemble = EnsembleSums(num_trails, device, place)

@@ -9,10 +9,7 @@ from nt_dist.config.family import Family, Headline
 def evaluation_table(family: Family, figures: Mapping, facts: Mapping[str, str] | None = None) -> str:
     """Lays out what `evaluate` returned, ending with what the ensemble gained; below it the other figures of full.py.
 
-    Args:
-        family: Whose model it is.
-        figures: See the family's `figures`, or full.py.
-        facts: More lines to show below, name to text (parameters, checkpoint, ...).
+    ``facts`` are more lines to show, name to text (parameters, checkpoint, ...).
     """
     headline = family.headline(figures)
     several = len(headline.trails) > 1

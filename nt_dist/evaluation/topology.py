@@ -119,12 +119,8 @@ def topology_figures(path: Path, mesh: Mesh, specs: dict[str, WeightSpec]) -> di
     Read are the checkpoint and those of earlier steps in its folder that are whole and of the same weights. What moved
     and came back between two of them is not seen: churn and the share ever active are lower bounds, the closer the more
     checkpoints ``run.keep`` and ``run.keep_every`` keep.
-    Positions are read from the files, so this needs no model and no layout; ranks divide the shards.
-
-    Args:
-        path: The checkpoint, which is whole.
-        mesh: The ranks.
-        specs: The weights of its model by name (model.weights.weight_specs).
+    Positions are read from the files, so this needs no model and no layout, but for the weights of the model by name
+    (model.weights.weight_specs); ranks divide the shards.
 
     Returns:
         What evaluation/full.py documents under "topology"; the share ever active is the in-time over-parameterisation
@@ -148,13 +144,16 @@ def topology_figures(path: Path, mesh: Mesh, specs: dict[str, WeightSpec]) -> di
     for name in forked:
         common = float(np.triu(counts[name].common, 1).sum())
         overlaps[name] = overlap_of(sparse[name], range(sparse[name].shards), common)
-    alike = sum(overlaps.values(), Overlap())
+    overlap = dict.fromkeys(("overlap", "overlap_chance", "overlap_matrix"))
+    if forked:
+        alike, common = sum(overlaps.values(), Overlap()), sum(counts[name].common for name in forked)
+        slots = np.diag(common)
+        matrix = common / (slots[:, None] + slots - common)  # [T, T]
+        overlap = {"overlap": alike.jaccard, "overlap_chance": alike.chance, "overlap_matrix": matrix.tolist()}
     jaccard = {name: overlaps[name].jaccard if name in overlaps else None for name in sparse}
     return {
         "checkpoints": steps,
-        "overlap": alike.jaccard if forked else None,
-        "overlap_chance": alike.chance if forked else None,
-        "overlap_matrix": _jaccard(sum(counts[name].common for name in forked)).tolist() if forked else None,
+        **overlap,
         **_shares(sparse.values(), counts.values(), steps),
         "weights": {
             name: {"overlap": jaccard[name], **_shares([spec], [counts[name]], steps)} for name, spec in sparse.items()
@@ -201,12 +200,6 @@ def _count_shard(readers: list[FragmentReader], spec: WeightSpec, shard: int) ->
         moved.append(np.count_nonzero(before & ~active))
     common = [[np.count_nonzero(one & other) for other in active] for one in active]
     return _Counts(np.array(common), np.count_nonzero(ever), np.array(moved[1:], dtype=int))
-
-
-def _jaccard(common: np.ndarray) -> np.ndarray:
-    """Jaccard indices [T, T] of sets, given how many entries two have in common [T, T]."""
-    sizes = np.diag(common)
-    return common / (sizes[:, None] + sizes - common)
 
 
 def _shares(specs: Iterable[WeightSpec], counts: Collection[_Counts], steps: list[int]) -> dict:

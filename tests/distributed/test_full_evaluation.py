@@ -6,7 +6,8 @@ import torch
 
 from nt_dist.data.batch import Batch
 from nt_dist.evaluation import predictions
-from nt_dist.evaluation.evaluate import evaluate, evaluate_fully
+from nt_dist.evaluation.evaluate import evaluate
+from nt_dist.evaluation.full import evaluate_fully
 from nt_dist.families import make_config
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.testing import run_distributed

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from nt_dist.errors import DataError
-from nt_dist.evaluation.evaluate import evaluate
+from nt_dist.evaluation.evaluate import EnsembleSums, evaluate
 from nt_dist.evaluation.evaluate_checkpoint import EverySecond
-from nt_dist.evaluation.metrics import EnsembleSums
 from nt_dist.llama.family import Llama
 from nt_dist.parallel.place import MeshPlace
 

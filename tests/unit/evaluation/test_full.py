@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from nt_dist.evaluation.evaluate import EnsembleSums
 from nt_dist.evaluation.full import FullSums
-from nt_dist.evaluation.metrics import EnsembleSums
 from nt_dist.llama.family import Llama
 from tests.unit.evaluation.prediction_case import ALONE, TRAILS, random_case
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nt_dist.evaluation import metrics
-from nt_dist.evaluation.metrics import EnsembleSums, disagreement
+from nt_dist.evaluation import evaluate as module
+from nt_dist.evaluation.evaluate import EnsembleSums, disagreement
 from nt_dist.llama.family import Llama, perplexity
 from tests.unit.evaluation.prediction_case import mesh_beside
 
@@ -57,7 +57,7 @@ def _by_hand(logits, targets, weights):
 
 
 def test_the_figures_are_those_computed_by_hand(monkeypatch):
-    monkeypatch.setattr(metrics, "CHUNK_TOKENS", 5)  # 28 tokens: several chunks and a ragged last one
+    monkeypatch.setattr(module, "CHUNK_TOKENS", 5)  # 28 tokens: several chunks and a ragged last one
     case = _case()
     sums = EnsembleSums(TRAILS)
     sums.add(*case)

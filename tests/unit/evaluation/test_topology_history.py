@@ -78,6 +78,14 @@ def test_the_figures_are_those_of_the_sets(run):
         assert found["weights"][name]["overlap"] == expected
 
 
+def test_a_trunk_alone_does_not_overlap(run):
+    path, _ = run
+    trunk = {name: spec for name, spec in SPECS.items() if spec.trails == 1}
+    found = on_one_rank(lambda mesh: topology_figures(path, mesh, trunk))
+    assert (found["overlap"], found["overlap_chance"], found["overlap_matrix"]) == (None, None, None)
+    assert found["density"] > 0 and len(found["churn"]) == 2
+
+
 def test_ranks_divide_the_work(run):
     path, _ = run
     (alone,) = _figures(path)
