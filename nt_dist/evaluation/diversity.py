@@ -1,7 +1,4 @@
-"""How differently the trails predict, and how much of the ensemble's uncertainty that is.
-
-Shapes: T trails, N tokens, V classes.
-"""
+"""How differently T trails predict N tokens, and how much of the ensemble's uncertainty that is."""
 
 import math
 from itertools import combinations
@@ -52,7 +49,7 @@ class DiversitySums(Sums):
         pairs = self.pairs / tokens
         num_pairs = max(1, pairs.shape[1] * (pairs.shape[1] - 1))
         kl_mean, js_mean, _ = (pairs.sum((1, 2)) / num_pairs).tolist()
-        figures = dict(zip(("kl", "js", "disagreement_matrix"), pairs.tolist(), strict=True))
-        figures |= {"kl_mean": kl_mean, "js_mean": js_mean}
+        matrices = dict(zip(("kl", "js", "disagreement_matrix"), pairs.tolist(), strict=True))
         names = ("entropy_mean", "entropy_members", "mutual_information")
-        return figures | {name: score / tokens for name, score in zip(names, scores, strict=True)}
+        uncertainties = {name: score / tokens for name, score in zip(names, scores, strict=True)}
+        return {**matrices, "kl_mean": kl_mean, "js_mean": js_mean, **uncertainties}

@@ -205,6 +205,5 @@ def _config(path: Path, overrides: Sequence[str], world_size: int) -> tuple[Conf
     config = load_config(file, overrides, check_paths=False)
     num_samples = config.run.eval_batches * config.train.batch_size
     # the global batch of training need not divide by the ranks of an evaluation
-    batch_size = config.train.micro_batch_size * world_size
-    overrides.append(f"train.batch_size={batch_size}")
+    overrides.append(f"train.batch_size={config.train.micro_batch_size * world_size}")
     return load_config(file, overrides, world_size=world_size, check_paths=False), num_samples

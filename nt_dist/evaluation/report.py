@@ -53,10 +53,8 @@ def _temperature(scaling: Mapping, samples: str) -> list[str]:
     parts = {"temperature": scaling["value"]}
     for label, figure in (("nll", "nll"), ("ECE", "ece"), ("Brier", "brier")):
         parts |= {f"{label} {when}": scaling[when][figure] for when in ("before", "after")}
-    title = (
-        f"temperature scaling, fitted on {scaling['fit_tokens']:,.0f} {samples}, measured on {scaling['tokens']:,.0f}"
-    )
-    return [title, *_by_predictor("", parts)]
+    parted = f"fitted on {scaling['fit_tokens']:,.0f} {samples}, measured on {scaling['tokens']:,.0f}"
+    return [f"temperature scaling, {parted}", *_by_predictor("", parts)]
 
 
 def _diversity(diversity: Mapping) -> list[str]:

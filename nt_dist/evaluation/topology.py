@@ -116,11 +116,14 @@ class _Counts:
 def topology_figures(path: Path, mesh: Mesh, specs: dict[str, WeightSpec]) -> dict | None:
     """Overlap of the trails' topologies at a checkpoint, and how they changed up to it. Collective.
 
-    Read are the checkpoint and those of earlier steps in its folder that are whole and of the same weights. What moved
-    and came back between two of them is not seen: churn and the share ever active are lower bounds, the closer the more
-    checkpoints ``run.keep`` and ``run.keep_every`` keep.
-    Positions are read from the files, so this needs no model and no layout, but for the weights of the model by name
-    (model.weights.weight_specs); ranks divide the shards.
+    Read are the positions in the checkpoint's files and in those of earlier steps in its folder that are whole and of
+    the same weights; ranks divide the shards. What moved and came back between two of them is not seen: churn and the
+    share ever active are lower bounds, the closer the more checkpoints ``run.keep`` and ``run.keep_every`` keep.
+
+    Args:
+        path: The checkpoint, which is whole.
+        mesh: The ranks.
+        specs: The weights of its model by name (model.weights.weight_specs).
 
     Returns:
         What evaluation/full.py documents under "topology"; the share ever active is the in-time over-parameterisation
@@ -140,10 +143,8 @@ def topology_figures(path: Path, mesh: Mesh, specs: dict[str, WeightSpec]) -> di
     counts = {name: reduce(add, by_shard[name]) for name in sparse}
     steps = [found.step for found in history]
     forked = [name for name, spec in sparse.items() if spec.trails > 1]
-    overlaps = {}
-    for name in forked:
-        common = float(np.triu(counts[name].common, 1).sum())
-        overlaps[name] = overlap_of(sparse[name], range(sparse[name].shards), common)
+    shared = {name: float(np.triu(counts[name].common, 1).sum()) for name in forked}
+    overlaps = {name: overlap_of(sparse[name], range(sparse[name].shards), shared[name]) for name in forked}
     overlap = dict.fromkeys(("overlap", "overlap_chance", "overlap_matrix"))
     if forked:
         alike, common = sum(overlaps.values(), Overlap()), sum(counts[name].common for name in forked)

@@ -131,8 +131,7 @@ def load_ensemble(
 def _config(manifest: Manifest) -> Config:
     """The settings that a checkpoint was written with, for one rank that does not train.
 
-    Matrices are held dense: built from values and index anew, they would cost a step of one token more than its
-    products.
+    Matrices are held dense: to build them from values and index costs a step of one token more than its products.
     """
     sections = {name: dict(values) for name, values in manifest.config.items()} | {"parallel": {}}
     sections.setdefault("sparsity", {})["storage"] = "masked"
