@@ -56,7 +56,7 @@ class TokenizedChunk(NamedTuple):
 
 def chunk_size(source: Source) -> int:
     """Characters of a chunk: a function of the source alone, so that a resume cuts it alike."""
-    total = sum(unit.size for unit in source.units)
+    total = sum(source.sizes)
     return min(max(total // _CHUNKS_WANTED, _SMALLEST), _LARGEST) if total else _LARGEST
 
 
@@ -73,7 +73,7 @@ def cut_into_chunks(source: Source, stream: str, max_documents: int, communicato
         communicator: The ranks that share the work.
     """
     size, rank, ranks = chunk_size(source), communicator.rank, communicator.size
-    begins = [0, *itertools.accumulate(unit.size for unit in source.units)]  # bytes
+    begins = [0, *itertools.accumulate(source.sizes)]  # bytes
     by_size = itertools.groupby(range(len(begins) - 1), lambda unit: begins[unit] // size if begins[-1] else unit)
     groups = [list(units) for _, units in by_size]
     own_groups_only = ranks > 1 and not max_documents and len(groups) >= 2 * ranks

@@ -11,11 +11,7 @@ T = TypeVar("T")
 
 
 class Communicator:
-    """The processes that share the preparing.
-
-    Args:
-        world: mpi4py's COMM_WORLD; None: this process is alone.
-    """
+    """The processes that share the preparing: those of ``world``, mpi4py's COMM_WORLD, or this one alone."""
 
     def __init__(self, world: Any = None):
         self._world = world
@@ -26,11 +22,7 @@ class Communicator:
         return [value] if self._world is None else self._world.allgather(value)
 
     def agree(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on every rank; where it fails on any, all raise.
-
-        Raises:
-            NTDistError: The error of the first rank that failed.
-        """
+        """Run ``work`` on every rank; where it fails on any, all raise the NTDistError of the first that failed."""
         result = error = None
         try:
             result = work()
@@ -51,10 +43,7 @@ def open_communicator() -> Iterator[Communicator]:
     """What this process was started in: all ranks under mpirun or srun, else itself alone.
 
     MPI is left in order on the way out, for the process may end without its exit handlers; a rank that fails alone
-    takes the others down.
-
-    Raises:
-        RunError: If it was started with several ranks and mpi4py is missing.
+    takes the others down. Raises RunError if there are several ranks and mpi4py is missing.
     """
     if max(int(os.environ.get(name, "1")) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")) == 1:
         yield Communicator()

@@ -168,7 +168,7 @@ def _tokenize_stream(
     """Make this rank's chunks of a stream; returns their names."""
     with _os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    total = sum(unit.size for unit in source.units)
+    total = sum(source.sizes)
     processes = config.data.num_workers if not total or total > chunk_size(source) else 0  # one chunk needs no helpers
     chunks = cut_into_chunks(source, name, config.data.max_documents if name == "train" else 0, communicator)
     names, documents, characters = [], 0, 0

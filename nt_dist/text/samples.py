@@ -13,22 +13,13 @@ from nt_dist.text.indexed import IndexedTokens
 
 
 class TextSamples(ABC):
-    """Samples of text by number (:class:`nt_dist.data.samples.Samples`); see the two layouts below.
-
-    Args:
-        indexed: The prepared documents.
-        sequence_length: S.
-        vocab_size: Every token must be below it.
-    """
+    """Samples of text by number (:class:`nt_dist.data.samples.Samples`), of S tokens below ``vocab_size`` each."""
 
     def __init__(self, indexed: IndexedTokens, sequence_length: int, vocab_size: int):
-        self.indexed = indexed
-        self.sequence_length = sequence_length
-        self.vocab_size = vocab_size
+        self.indexed, self.sequence_length, self.vocab_size = indexed, sequence_length, vocab_size
 
     @abstractmethod
-    def __len__(self) -> int:
-        """Samples there are."""
+    def __len__(self) -> int: ...
 
     @abstractmethod
     def _read(self, index: int) -> np.ndarray:

@@ -25,14 +25,6 @@ _LONGEST_DOCUMENT = 1 << 24
 _NO_TEXT_IN_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
-class Unit(NamedTuple):
-    """A part of a source that can be read on its own."""
-
-    name: str
-    size: int
-    """Bytes; 0 where that is not known."""
-
-
 class Document(NamedTuple):
     """One text."""
 
@@ -46,8 +38,8 @@ class Source:
 
     most_sampled = 4096
     """Units that are opened, at most, where a sample of the texts will do."""
-    units: list[Unit]
-    """Its parts, in order."""
+    sizes: list[int]
+    """Bytes of each unit, in order; 0 where that is not known."""
     identity: list[Any]
     """What must be the same for two readings to give the same documents; plain values."""
 
@@ -60,35 +52,24 @@ class Source:
         raise NotImplementedError
 
     def check(self) -> None:
-        """Look at the beginning of each unit, so that most bad input is refused before any work is done.
-
-        Raises:
-            DataError: As ``documents`` does.
-        """
-        for unit in range(len(self.units)):
+        """Look at the beginning of each unit, so that most bad input is refused before any work is done."""
+        for unit in range(len(self.sizes)):
             next(self.documents(unit), None)
 
 
 class FileSource(Source):
-    """Files on disk.
-
-    Args:
-        files: In order.
-        text_key: The field or column that holds the text, where the format has such.
-    """
+    """Files on disk, in order; ``text_key`` is the field or column that holds the text, where the format has such."""
 
     def __init__(self, files: list[Path], text_key: str):
-        self.files = files
-        self.text_key = text_key
+        self.files, self.text_key = files, text_key
 
     @cached_property
-    def units(self) -> list[Unit]:
-        return [Unit(str(file), _stat(file).st_size) for file in self.files]
+    def sizes(self) -> list[int]:
+        return [_size_and_time(file)[0] for file in self.files]
 
     @cached_property
     def identity(self) -> list[Any]:
-        stats = [(file.name, (stat := _stat(file)).st_size, stat.st_mtime_ns) for file in self.files]
-        return [type(self).__name__, self.text_key, *stats]
+        return [type(self).__name__, self.text_key, *((file.name, *_size_and_time(file)) for file in self.files)]
 
     def documents(self, unit: int) -> Iterator[Document]:
         is_empty = True
@@ -104,11 +85,13 @@ class FileSource(Source):
         raise NotImplementedError
 
 
-def _stat(file: Path) -> os.stat_result:
+def _size_and_time(file: Path) -> tuple[int, int]:
+    """Bytes, and nanoseconds of the last change."""
     try:
-        return file.stat()
+        stat = file.stat()
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _empty(file: Path) -> DataError:
@@ -203,7 +186,7 @@ class ParquetSource(FileSource):
         import pyarrow
         import pyarrow.parquet
 
-        size, key, done = _stat(file).st_size, self.text_key, 0
+        (size, _), key, done = _size_and_time(file), self.text_key, 0
         try:
             # No threads of pyarrow's: they outlive the reading and can abort an interpreter on its way out.
             with pyarrow.parquet.ParquetFile(file, pre_buffer=False) as table:
@@ -224,11 +207,7 @@ class ParquetSource(FileSource):
 class HubSource(Source):
     """A data set of the Hugging Face hub, or of a folder in its layout, streamed with ``datasets.load_dataset``.
 
-    Args:
-        path: The data set's name or folder.
-        subset: Its configuration; empty: its default.
-        split: "train", "validation", …
-        text_key: The field that holds the text.
+    ``subset`` is its configuration (empty: the default), ``split`` "train", "validation", …
     """
 
     most_sampled = 16  # each is a download
@@ -244,7 +223,7 @@ class HubSource(Source):
         """Names only: what is prepared must open without a network. The files too where the data set is a folder."""
         folder = Path(self.path)
         files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
-        stats = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        stats = [(str(file.relative_to(folder)), *_size_and_time(file)) for file in files]
         name = folder.name if files else self.path
         return [type(self).__name__, name, self.subset, self.split, self.text_key, *stats]
 
@@ -260,12 +239,11 @@ class HubSource(Source):
             raise DataError(f"{self}: datasets.load_dataset says: {_one_line(error)}") from error
 
     @cached_property
-    def units(self) -> list[Unit]:
-        count = self._dataset.num_shards
-        return [Unit(f"{self.path} {self.split} shard {number} of {count}", 0) for number in range(count)]
+    def sizes(self) -> list[int]:
+        return [0] * self._dataset.num_shards
 
     def documents(self, unit: int) -> Iterator[Document]:
-        rows = iter(self._dataset.shard(num_shards=len(self.units), index=unit))
+        rows = iter(self._dataset.shard(num_shards=len(self.sizes), index=unit))
         for number in itertools.count():
             where = f"{self}, shard {unit}, row {number}"
             try:
@@ -287,51 +265,44 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-_FILES = {
+_FORMATS = {
     "text": (TextSource, ()),
     "jsonl": (JsonLinesSource, (".jsonl", ".json", ".ndjson")),
     "parquet": (ParquetSource, (".parquet",)),
 }
-"""Of each format its source, and what the names of files in a folder end with."""
+"""Values of data.source that name files: who reads them, and what the names of those in a folder end with."""
 
 
 def open_source(data: Data, split: str = "train") -> Source:
-    """The source of the training texts, or of ``data.validation`` where that is a path (for hf: a split).
-
-    Validation files beside a source without a file format of its own (stdlib) are read by their suffix.
-
-    Args:
-        data: The settings.
-        split: "train" or "validation".
+    """The source of the training texts, or for "validation" of ``data.validation``, a path or for hf a split.
 
     Raises:
         DataError: If a path is missing.
     """
-    is_train, kind = split == "train", data.source
-    if kind == "hf":
+    is_train = split == "train"
+    if data.source == "hf":
         return HubSource(data.path, data.subset, "train" if is_train else data.validation, data.text_key)
-    if kind == "stdlib":
-        if is_train:
-            return StdlibSource()
-        kind = None
+    if data.source == "stdlib" and is_train:
+        return StdlibSource()
     key, path = ("data.path", data.path) if is_train else ("data.validation", data.validation)
-    return open_files(key, path, kind, data.text_key)
+    return open_files(key, path, data.source, data.text_key)
 
 
-def open_files(key: str, path: str | tuple[str, ...], kind: str | None, text_key: str) -> FileSource:
+def open_files(key: str, path: str | tuple[str, ...], source: str | None, text_key: str) -> FileSource:
     """The files that a setting names.
 
     Args:
         key: The setting, for messages.
         path: Files, folders, patterns.
-        kind: "text", "jsonl" or "parquet"; None: by the suffix of the first file.
+        source: Their format; where it is none ("stdlib", say), they are read by the suffix of the first.
         text_key: The field that holds the text.
 
     Raises:
         DataError: If one is missing or names no file.
     """
-    files = expand(key, (path,) if isinstance(path, str) else tuple(path), _FILES[kind or "text"][1])
-    if kind is None:
+    reader, suffixes = _FORMATS.get(source, (None, ()))
+    files = expand(key, (path,) if isinstance(path, str) else tuple(path), suffixes)
+    if reader is None:
         suffix = plain_suffix(files[0])
-        kind = next((kind for kind, (_, suffixes) in _FILES.items() if suffix in suffixes), "text")
-    return _FILES[kind][0](files, text_key)
+        reader = next((reader for reader, suffixes in _FORMATS.values() if suffix in suffixes), TextSource)
+    return reader(files, text_key)

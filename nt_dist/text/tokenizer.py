@@ -130,7 +130,7 @@ def train_tokenizer(source: Source, vocab_size: int, max_documents: int = 0) -> 
 
 def _lines(source: Source, max_documents: int) -> Iterator[str]:
     """Lines for training: of each unit an equal share of what is left, so that short ones leave more to the others."""
-    units = range(len(source.units))
+    units = range(len(source.sizes))
     if not max_documents:
         units = units[:: -(-len(units) // source.most_sampled)]
     left, documents = _CHARACTERS, 0

@@ -8,18 +8,13 @@ import numpy as np
 from nt_dist.text.samples import TextSamples
 from nt_dist.text.tokenizer import Tokenizer
 
-_SEED = 0
-"""Of the corruption; not a run's, so that all runs are measured on the same corrupted text."""
+_SEED = 0  # not a run's, so that all runs are measured on the same corrupted text
 
 
 class Corrupted(TextSamples):
-    """The samples with something wrong in each, which follows from the sample's number alone.
+    """The samples with something wrong in a share of each, in (0, 1], which follows from the sample's number alone.
 
     Targets are corrupted with the inputs, so that a perplexity is that of the corrupted text.
-
-    Args:
-        samples: The samples.
-        share: How much of each, in (0, 1].
     """
 
     def __init__(self, samples: TextSamples, share: float):
@@ -32,10 +27,10 @@ class Corrupted(TextSamples):
 
     def _read(self, index: int) -> np.ndarray:
         tokens = self.samples.tokens(index)
-        return self.corrupt(tokens, np.random.default_rng((_SEED, index)))[: len(tokens)]
+        return self._corrupt(tokens, np.random.default_rng((_SEED, index)))[: len(tokens)]
 
-    def corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """Return ``tokens``, a sample's n ≤ S + 1 real ones, with something wrong; what is beyond n is cut off."""
+    def _corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """The real tokens of a sample with something wrong; what are more than there were is cut off."""
         raise NotImplementedError
 
 
@@ -46,9 +41,9 @@ class Shuffled(Corrupted):
     like others. Below two tokens a sample stays as it is.
     """
 
-    def corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        real = len(tokens)
-        chosen = draw.choice(real, round(self.share * real), replace=False)  # in random order: rolling it is a cycle
+    def _corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        count = len(tokens)
+        chosen = draw.choice(count, round(self.share * count), replace=False)  # in random order: rolling it is a cycle
         tokens[chosen] = tokens[np.roll(chosen, 1)]
         return tokens
 
@@ -60,18 +55,13 @@ class Misspelled(Corrupted):
     replaced by one drawn from the same text, each as likely (after the synthetic noise of Belinkov and Bisk, arXiv
     1711.02173). BOS and EOS stay, and so does a text without a mistake. In one with mistakes, where a window cuts a
     word or a character, the first and last tokens may become others too.
-
-    Args:
-        samples: The samples.
-        share: Of the characters, in (0, 1].
-        tokenizer: What made the samples.
     """
 
     def __init__(self, samples: TextSamples, share: float, tokenizer: Tokenizer):
         super().__init__(samples, share)
         self.tokenizer = tokenizer
 
-    def corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    def _corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         after: list[int] = []
         controls = {self.tokenizer.bos, self.tokenizer.eos}
         for is_control, group in itertools.groupby(tokens.tolist(), controls.__contains__):
@@ -88,14 +78,9 @@ def _mistyped(text: str, share: float, draw: np.random.Generator) -> Iterator[st
     kinds = draw.integers(4, size=len(text))
     place = 0
     while place < len(text):
-        kind = kinds[place] if slips[place] else None
-        if kind == 1:
-            yield text[place] * 2
-        elif kind == 2:
-            yield text[place : place + 2][::-1]
-            place += 1
-        elif kind == 3:
-            yield text[others[place]]
-        elif kind is None:
-            yield text[place]
-        place += 1
+        typed, used = text[place], 1
+        if slips[place]:
+            mistakes = ("", 1), (typed * 2, 1), (text[place : place + 2][::-1], 2), (text[others[place]], 1)
+            typed, used = mistakes[kinds[place]]
+        yield typed
+        place += used

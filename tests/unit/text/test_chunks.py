@@ -46,7 +46,7 @@ class Rank(Communicator):
 
 
 def all_texts(source):
-    return [document.text for unit in range(len(source.units)) for document in source.documents(unit)]
+    return [document.text for unit in range(len(source.sizes)) for document in source.documents(unit)]
 
 
 def test_chunks_hold_all_documents_in_the_order_of_their_names(source):
@@ -56,7 +56,7 @@ def test_chunks_hold_all_documents_in_the_order_of_their_names(source):
     assert [text for chunk in chunks for text in chunk.texts] == all_texts(source)
     assert all(sum(map(len, chunk.texts[:-1])) < 1500 for chunk in chunks)
     positions = [chunk.position for chunk in chunks]
-    assert positions == sorted(positions) and positions[-1] == sum(unit.size for unit in source.units)
+    assert positions == sorted(positions) and positions[-1] == sum(source.sizes)
 
 
 @pytest.mark.parametrize(("size", "max_documents"), [(2, 0), (3, 0), (2, 17), (7, 0)])
@@ -72,7 +72,7 @@ def test_ranks_share_the_same_chunks(source, size, max_documents):
 
 
 def test_ranks_with_enough_files_read_their_own_only(source):
-    assert len(source.units) == 4
+    assert len(source.sizes) == 4
     source.files[1].unlink()  # rank 1's
     assert list(cut_into_chunks(source, "train", 0, Rank(0, 2)))
     with pytest.raises(DataError, match="b.jsonl: cannot be read"):
