@@ -61,14 +61,14 @@ def chunk_size(source: Source) -> int:
 
 
 def cut_into_chunks(source: Source, stream: str, max_documents: int, communicator: Communicator) -> Iterator[Chunk]:
-    """Read a source and cut it into the chunks that are this rank's.
+    """Read a source and cut it into the chunks that are this rank's; their names sort in the order of the documents.
 
     Neighbouring units are read in groups of about a chunk's size (units of unknown size each alone). With enough
     groups each rank reads its own only; otherwise all read everything, and keep their share.
 
     Args:
         source: The texts.
-        stream: Head of the chunks' names, which sort in the order of the documents.
+        stream: Head of the chunks' names.
         max_documents: Stop after so many; 0: all.
         communicator: The ranks that share the work.
     """
@@ -155,20 +155,16 @@ def write_chunk(path: Path, texts: list[str], tokenizer: Tokenizer) -> None:
 
 
 def tokenize(chunks: Iterator[Chunk], folder: Path, tokenizer: Tokenizer, processes: int) -> Iterator[Chunk]:
-    """Make the files of chunks, but for those that are there already, and give each chunk that is done.
+    """Make the files of chunks, but for those that ``folder`` has already, and give each chunk that is done.
 
-    Args:
-        chunks: What to tokenize; read as it is needed, a few chunks ahead.
-        folder: Where the files go.
-        tokenizer: Makes the tokens.
-        processes: Workers, started at the first chunk to make; 0 works in this process.
+    Chunks are read a few ahead. Processes start with the first chunk to make; 0 works in this one. They are spawned,
+    not forked, because this one may hold the threads of torch and of MPI.
 
     Raises:
-        DataError: If a text cannot be read or a file not written, or a worker process dies.
+        DataError: If a text cannot be read or a file not written, or a process dies.
     """
-    # Spawned, not forked: this process may hold the threads of torch and of MPI.
-    spawn, of_worker = multiprocessing.get_context("spawn"), (tokenizer.data, tokenizer.name)
-    pool = ProcessPoolExecutor(processes, spawn, _start_worker, of_worker) if processes else None
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, spawn, _start_worker) if processes else None
     waiting: deque[tuple[Chunk, Future[None]]] = deque()
     try:
         for chunk in chunks:
@@ -179,7 +175,7 @@ def tokenize(chunks: Iterator[Chunk], folder: Path, tokenizer: Tokenizer, proces
                 write_chunk(path, chunk.texts, tokenizer)
                 yield chunk
             else:
-                waiting.append((chunk, pool.submit(_write_chunk, path, chunk.texts)))
+                waiting.append((chunk, pool.submit(write_chunk, path, chunk.texts, tokenizer)))
             if len(waiting) > _WAITING_PER_PROCESS * processes:
                 chunk, done = waiting.popleft()
                 done.result()
@@ -197,22 +193,12 @@ def tokenize(chunks: Iterator[Chunk], folder: Path, tokenizer: Tokenizer, proces
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker_tokenizer: Tokenizer | None = None  # of a worker process, which gets it once
-
-
-def _start_worker(data: bytes, name: str) -> None:
-    global _worker_tokenizer
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    _worker_tokenizer = Tokenizer(data, name)
 
 
 def _leave_with_parent() -> None:
     """A killed parent does not close the queue that workers wait on: they would stay for ever."""
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
-
-
-def _write_chunk(path: Path, texts: list[str]) -> None:
-    assert _worker_tokenizer is not None
-    write_chunk(path, texts, _worker_tokenizer)

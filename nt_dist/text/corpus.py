@@ -39,15 +39,7 @@ class OpenData(NamedTuple):
 
 
 def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambda work: work()) -> OpenData:
-    """Open the prepared data of a config; what is missing is prepared first, by one rank.
-
-    Args:
-        config: The settings.
-        is_writer: Whether this rank reports what was opened.
-        exchange: Runs the preparing on one rank for all.
-
-    Returns:
-        Training and validation samples in ``data.layout``, on every rank.
+    """Open the prepared data of a config; what is missing is prepared first, by one rank; the writer reports.
 
     Raises:
         DataError: If something cannot be read, written or used, or prepared files are damaged.
@@ -63,22 +55,16 @@ def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambd
 
 
 def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work()) -> tuple[TextSamples, Tokenizer]:
-    """Open other texts, with the tokenizer and the layout of a config, for an evaluation.
+    """Open other texts, a file, folder or pattern, with the tokenizer and the layout of a config; as ``open_data``.
 
-    Args:
-        config: The settings of the run.
-        path: A file, folder or pattern; read as ``data.source`` says, or by its suffix where that names no files.
-        exchange: Runs the preparing on one rank for all.
-
-    Raises:
-        DataError: As ``open_data`` does.
+    They are read as ``data.source`` says, or by their suffix where that names no files.
     """
 
     def prepare() -> str:
-        kind = config.data.source if config.data.source in ("text", "jsonl", "parquet") else None
-        texts = open_files("data", path, kind, config.data.text_key)
-        tokenizer = find_tokenizer(config, open_source(config.data) if config.data.tokenizer == "auto" else texts)
-        return str(prepare_streams(config, {"validation": texts}, None, tokenizer).resolve())
+        data = config.data
+        texts = open_files("data", path, data.source, data.text_key)
+        tokenizer = find_tokenizer(config, open_source(data) if data.tokenizer == "auto" else texts)
+        return str(prepare_streams(config, {"validation": texts}, tokenizer).resolve())
 
     folder = Path(exchange(prepare))
     record, tokenizer = _open_folder(config, folder)
@@ -92,9 +78,9 @@ def run_tokenizer(
 
     Args:
         config: The run's settings.
-        data_digest: The ``OpenData.digest`` of the run, as its checkpoint has it.
-        identity: The ``OpenData.identity`` of the run, as far as its checkpoint has it.
-        folders: Where the run's prepared texts may be.
+        data_digest: The run's ``OpenData.digest``, as its checkpoint has it.
+        identity: Its ``OpenData.identity``, as far as the checkpoint has it.
+        folders: Where its prepared texts may be.
         given: A .model file to take; None to look for one in ``folders`` and at ``data.tokenizer``.
 
     Raises:

@@ -38,13 +38,10 @@ def plain_suffix(path: Path) -> str:
 
 
 def expand(key: str, patterns: tuple[str, ...], suffixes: tuple[str, ...]) -> list[Path]:
-    """The files that a setting names, each once: files as listed, folders and glob patterns sorted by path.
+    """The files that the setting ``key`` names, each once: files as listed, folders and glob patterns sorted by path.
 
-    Args:
-        key: The setting, for messages.
-        patterns: Files, folders (read with all folders in them, hidden entries left out) and patterns ("**" crosses
-            folders).
-        suffixes: What a folder's files must end with, compression aside; empty: anything.
+    Folders are read with all folders in them, hidden entries and files without one of the suffixes (compression aside;
+    empty: any) left out; "**" in a pattern crosses folders.
 
     Raises:
         DataError: If one of them is missing or names no file.
@@ -107,13 +104,8 @@ def _decompress(path: Path, blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[bytes, int]]:
-    """The lines of a file, each with its line end and the file's bytes read so far.
-
-    Raises:
-        DataError: As ``read_blocks`` does.
-    """
-    line: list[bytes] = []  # joined at its end only: a line of many blocks is not copied with each of them
-    position = 0
+    """The lines of a file, each with its line end and the file's bytes read so far; fails as ``read_blocks`` does."""
+    line, position = [], 0  # joined at its end only: a line of many blocks is not copied with each of them
     for block, position in read_blocks(path):
         for part in io.BytesIO(block):
             line.append(part)
@@ -124,11 +116,7 @@ def read_lines(path: Path) -> Iterator[tuple[bytes, int]]:
 
 
 def read_text(path: Path) -> Iterator[tuple[str, int]]:
-    """The text of a UTF-8 file, line ends as they are, in blocks, each with the file's bytes read so far.
-
-    Raises:
-        DataError: As ``read_blocks`` does, or if it is not UTF-8.
-    """
+    """The text of a UTF-8 file, line ends as they are, in blocks; as ``read_blocks`` otherwise."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     try:
         for block, position in read_blocks(path):

@@ -77,9 +77,7 @@ def prepared_folder(config: Config) -> Path:
 def prepare_data(config: Config, communicator: Communicator = _ALONE) -> Path:
     """Prepare the tokenizer and the texts of training and validation, as far as they are not there yet.
 
-    Args:
-        config: The settings.
-        communicator: The processes that share the work; all call this. They must see the same files.
+    All processes of the communicator call this, and share the work. They must see the same files.
 
     Returns:
         The folder that holds them.
@@ -87,12 +85,10 @@ def prepare_data(config: Config, communicator: Communicator = _ALONE) -> Path:
     Raises:
         DataError: For input that cannot be used, or files that cannot be written.
     """
-    data = config.data
-    fraction = None if isinstance(data.validation, str) else data.validation
-    names = ("train", "validation") if fraction is None else ("train",)
-    streams = communicator.agree(lambda: {name: open_source(data, name) for name in names})
+    names = ("train", "validation") if isinstance(config.data.validation, str) else ("train",)
+    streams = communicator.agree(lambda: {name: open_source(config.data, name) for name in names})
     tokenizer = find_tokenizer(config, streams["train"], communicator)
-    return prepare_streams(config, streams, fraction, tokenizer, communicator)
+    return prepare_streams(config, streams, tokenizer, communicator)
 
 
 def find_tokenizer(config: Config, source: Source, communicator: Communicator = _ALONE) -> Tokenizer:
@@ -119,22 +115,14 @@ def find_tokenizer(config: Config, source: Source, communicator: Communicator = 
 
 
 def prepare_streams(
-    config: Config,
-    streams: dict[str, Source],
-    fraction: float | None,
-    tokenizer: Tokenizer,
-    communicator: Communicator = _ALONE,
+    config: Config, streams: dict[str, Source], tokenizer: Tokenizer, communicator: Communicator = _ALONE
 ) -> Path:
-    """Prepare the texts of some streams, as far as they are not there yet; see :func:`prepare_data`.
+    """Prepare the texts of streams, by the name of the files to make; see :func:`prepare_data`.
 
-    Args:
-        config: The settings.
-        streams: Texts by the name of the files to make; ``data.max_documents`` holds for "train".
-        fraction: Share of the documents of "train" that becomes "validation"; None: none.
-        tokenizer: Makes the tokens.
-        communicator: The processes that share the work.
+    ``data.max_documents`` holds for "train". Without "validation", a share of the documents of "train" becomes it.
     """
     on_first = communicator.on_first
+    fraction = None if "validation" in streams else config.data.validation
     identities = communicator.agree(lambda: {name: source.identity for name, source in streams.items()})
     folder = prepared_folder(config)
     final = folder / _key([FORMAT, identities, fraction, config.data.max_documents, tokenizer.sha256])

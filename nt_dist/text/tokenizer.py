@@ -5,6 +5,7 @@ Richardson, EMNLP 2018) with byte fallback, on whole lines. It is deterministic:
 file.
 """
 
+import functools
 import hashlib
 import io
 import re
@@ -37,11 +38,7 @@ _SETTINGS = {
 
 
 class Tokenizer:
-    """A sentencepiece model.
-
-    Args:
-        data: The bytes of the .model file.
-        name: Where they come from, for messages.
+    """A sentencepiece model: the bytes of a .model file, and where they come from, for messages.
 
     Raises:
         DataError: If it is none, or has no end-of-sentence token.
@@ -64,6 +61,9 @@ class Tokenizer:
         if self.eos < 0:
             raise DataError(f"{name}: has no end-of-sentence piece, which must end each document")
 
+    def __reduce__(self) -> tuple:
+        return _unpickle, (self.data, self.name)
+
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, without BOS and EOS."""
         return self._model.encode(text)
@@ -75,6 +75,11 @@ class Tokenizer:
     def decode(self, tokens: list[int]) -> str:
         """The text of tokens; BOS and EOS give nothing."""
         return self._model.decode([int(token) for token in tokens])
+
+
+@functools.lru_cache(1)  # a process that gets it with each task makes it once
+def _unpickle(data: bytes, name: str) -> Tokenizer:
+    return Tokenizer(data, name)
 
 
 def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer") -> Tokenizer:
@@ -99,23 +104,15 @@ def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer
 def train_tokenizer(source: Source, vocab_size: int, max_documents: int = 0) -> bytes:
     """Train a tokenizer on a source; of a large one, on the beginnings of units spread over it.
 
-    Args:
-        source: The texts.
-        vocab_size: Tokens, the 256 bytes and 3 control tokens included.
-        max_documents: ``data.max_documents``.
-
-    Returns:
-        The bytes of a .model file.
+    The vocabulary includes the 256 bytes and 3 control tokens. Returns the bytes of a .model file.
 
     Raises:
         DataError: If the source cannot be read, or has too little text for so many tokens.
     """
-    writer = io.BytesIO()
-    lines = list(_lines(source, max_documents))  # an error in reading must not cross sentencepiece
+    lines = iter(list(_lines(source, max_documents)))  # an error in reading must not cross sentencepiece
+    model, train = io.BytesIO(), sentencepiece.SentencePieceTrainer.train
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=writer, vocab_size=vocab_size, **_SETTINGS
-        )
+        train(sentence_iterator=lines, model_writer=model, vocab_size=vocab_size, **_SETTINGS)
     except RuntimeError as error:
         message = str(error)
         if limit := re.search(r"value <= (\d+)", message):
@@ -125,7 +122,7 @@ def train_tokenizer(source: Source, vocab_size: int, max_documents: int = 0) -> 
         else:
             reason = f"training a tokenizer failed: {' '.join(message.split())}"
         raise DataError(f"model.vocab_size = {vocab_size}: {reason}") from error
-    return writer.getvalue()
+    return model.getvalue()
 
 
 def _lines(source: Source, max_documents: int) -> Iterator[str]:
