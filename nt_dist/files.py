@@ -20,19 +20,27 @@ def replacing(path: Path, error: type[NTDistError] = RunError, make_folder: bool
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        if make_folder:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        sync_folder(path.parent)
-    except OSError as problem:
-        raise error(f"{path}: cannot be written: {problem.strerror or problem}") from problem
+        with writing(path, error):
+            if make_folder:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path, error: type[NTDistError] = RunError) -> Iterator[None]:
+    """Raise ``error``, which names ``path``, for an OSError in the context."""
+    try:
+        yield
+    except OSError as problem:
+        raise error(f"{path}: cannot be written: {problem.strerror or problem}") from problem
 
 
 def write_whole(path: Path, content: str | bytes, error: type[NTDistError] = RunError) -> None:

@@ -15,21 +15,21 @@ from nt_dist.errors import DataError
 _BLOCK = 1 << 18  # bytes of a file; deflate makes at most a thousand times as many of them
 
 
-def _zstandard_decompressor() -> Any:
+def _zstandard_decompressor(path: Path) -> Any:
     try:
         import zstandard
     except ImportError as error:
-        raise DataError("reading .zst files needs the package zstandard (pip install zstandard)") from error
+        raise DataError(f"{path}: reading .zst files needs the package zstandard (pip install zstandard)") from error
     return zstandard.ZstdDecompressor().decompressobj()
 
 
 _DECOMPRESSORS = {
-    ".gz": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),  # 16: with gzip's header and checksum
-    ".bz2": bz2.BZ2Decompressor,
-    ".xz": lzma.LZMADecompressor,
+    ".gz": lambda path: zlib.decompressobj(zlib.MAX_WBITS | 16),  # 16: with gzip's header and checksum
+    ".bz2": lambda path: bz2.BZ2Decompressor(),
+    ".xz": lambda path: lzma.LZMADecompressor(),
     ".zst": _zstandard_decompressor,
 }
-"""What reads one frame: an object with ``decompress(data)``, ``eof`` and ``unused_data``."""
+"""What makes the reader of one frame of a file: an object with ``decompress(data)``, ``eof`` and ``unused_data``."""
 
 
 def plain_suffix(path: Path) -> str:
@@ -91,13 +91,12 @@ def _decompress(path: Path, blocks: Iterable[bytes]) -> Iterator[bytes]:
     frame = None
     for data in blocks:
         while data := data if frame else data.lstrip(b"\0"):
+            frame = frame or _DECOMPRESSORS[path.suffix](path)
             try:
-                frame = frame or _DECOMPRESSORS[path.suffix]()
-                yield frame.decompress(data)
-            except DataError as error:
-                raise DataError(f"{path}: {error}") from error
+                block = frame.decompress(data)
             except Exception as error:  # each library has its own, zstandard's with no class in common
                 raise DataError(f"{path}: is no {path.suffix} file, or is damaged: {error}") from error
+            yield block
             data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     if frame:
         raise DataError(f"{path}: the compressed file is truncated")

@@ -14,6 +14,7 @@ import os
 import struct
 import weakref
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,13 +29,20 @@ _LENGTH, _OFFSET = np.dtype("<i4"), np.dtype("<i8")
 _BLOCK = 1 << 20
 
 
+@dataclass(frozen=True)
+class FileEntry:
+    """Bytes of a file and their SHA-256 (hex)."""
+
+    size: int
+    sha256: str
+
+
 class Written(NamedTuple):
-    """What was written."""
+    """What was written: documents, their tokens, and the files by name."""
 
     documents: int
     tokens: int
-    files: dict[str, dict[str, int | str]]
-    """Of each file, by name, its ``size`` in bytes and its ``sha256``."""
+    files: dict[str, FileEntry]
 
 
 def token_type(vocab_size: int) -> np.dtype:
@@ -49,10 +57,7 @@ def _paths(prefix: Path) -> tuple[Path, Path]:
 def write_indexed(prefix: Path, vocab_size: int, documents: Iterable[tuple[np.ndarray, np.ndarray]]) -> Written:
     """Write ``<prefix>.bin`` and ``<prefix>.idx``, both synced to disk; the caller renames them into place.
 
-    Args:
-        prefix: Path without suffix.
-        vocab_size: Decides the type of the tokens.
-        documents: Some at a time: all their tokens, and how many each has. [sum(lengths)], [documents]
+    Documents come some at a time: all their tokens, and how many each has. [sum(lengths)], [documents]
     """
     kind, parts = token_type(vocab_size), [np.zeros(0, dtype=_LENGTH)]
 
@@ -73,7 +78,7 @@ def write_indexed(prefix: Path, vocab_size: int, documents: Iterable[tuple[np.nd
     return Written(count, int(lengths.sum(dtype=_OFFSET)), files)
 
 
-def _write(path: Path, blocks: Iterable[bytes | np.ndarray]) -> dict[str, int | str]:
+def _write(path: Path, blocks: Iterable[bytes | np.ndarray]) -> FileEntry:
     size, digest = 0, hashlib.sha256()
     with open(path, "wb") as file:
         for block in blocks:
@@ -81,14 +86,11 @@ def _write(path: Path, blocks: Iterable[bytes | np.ndarray]) -> dict[str, int | 
             digest.update(block)
         file.flush()
         os.fsync(file.fileno())
-    return {"size": size, "sha256": digest.hexdigest()}
+    return FileEntry(size, digest.hexdigest())
 
 
 class IndexedTokens:
     """Read ``<prefix>.bin`` and ``<prefix>.idx``; everything is checked on opening.
-
-    Args:
-        prefix: Path without suffix.
 
     Raises:
         DataError: If a file is missing, cut short, or does not fit the other; it names the file.

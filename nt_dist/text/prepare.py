@@ -27,11 +27,11 @@ from pydantic import BaseModel
 
 from nt_dist.config import Config
 from nt_dist.errors import DataError
-from nt_dist.files import sync_folder, write_whole
+from nt_dist.files import sync_folder, write_whole, writing
 from nt_dist.progress import ProgressBar
 from nt_dist.text.chunks import chunk_size, cut_into_chunks, read_chunk, read_hashes, tokenize
 from nt_dist.text.communicator import Communicator
-from nt_dist.text.indexed import write_indexed
+from nt_dist.text.indexed import FileEntry, write_indexed
 from nt_dist.text.sources import Source, open_source
 from nt_dist.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -41,14 +41,6 @@ TOKENIZER = "tokenizer.model"
 _WHOLE = "whole"
 _ALONE = Communicator()
 _logger = logging.getLogger(__name__)
-
-
-class FileEntry(BaseModel):
-    """A prepared file."""
-
-    size: int
-    """Bytes."""
-    sha256: str
 
 
 class Record(BaseModel):
@@ -65,8 +57,7 @@ class Record(BaseModel):
     def digest(self) -> str:
         """One hash for what training reads."""
         read = [self.files[name].sha256 for name in ("train.bin", "train.idx") if name in self.files]
-        parts = [*read, self.tokenizer_sha256]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return hashlib.sha256("\n".join([*read, self.tokenizer_sha256]).encode()).hexdigest()
 
 
 def prepared_folder(config: Config) -> Path:
@@ -104,7 +95,7 @@ def find_tokenizer(config: Config, source: Source, communicator: Communicator = 
         path = folder / f"tokenizer-{key}.model"
         if not path.exists():
             source.check()
-            with _writing(folder):
+            with _locked(folder):
                 if not path.exists():  # another process may have made it while this one waited
                     _logger.info("training a tokenizer of %d pieces", vocab_size)
                     write_whole(path, train_tokenizer(source, vocab_size, data.max_documents), DataError)
@@ -131,7 +122,7 @@ def prepare_streams(
     on_first(lambda: [source.check() for source in streams.values()])
     parts = final.with_suffix(".partial")
     with ExitStack() as stack:
-        on_first(lambda: stack.enter_context(_writing(folder)))
+        on_first(lambda: stack.enter_context(_locked(folder)))
         if on_first(final.exists):  # another process may have made it while this one waited
             return final
         try:
@@ -154,7 +145,7 @@ def _tokenize_stream(
     config: Config, name: str, source: Source, folder: Path, tokenizer: Tokenizer, communicator: Communicator
 ) -> list[str]:
     """Make this rank's chunks of a stream; returns their names."""
-    with _os_errors(folder):
+    with writing(folder, DataError):
         folder.mkdir(parents=True, exist_ok=True)
     total = sum(source.sizes)
     processes = config.data.num_workers if not total or total > chunk_size(source) else 0  # one chunk needs no helpers
@@ -200,7 +191,7 @@ def _join(
         paths = chunks["train"]
         held_out = choose_validation(np.concatenate([read_hashes(path) for path in paths] or [[]]), fraction)
         streams = {"train": _documents(paths, ~held_out), "validation": _documents(paths, held_out)}
-    with _os_errors(final):
+    with writing(final, DataError):
         shutil.rmtree(whole, ignore_errors=True)
         whole.mkdir()
         written = {name: write_indexed(whole / name, vocab_size, stream) for name, stream in streams.items()}
@@ -220,16 +211,15 @@ def _join(
 
 
 def _documents(paths: list[Path], kept: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The documents of chunks, or those that are kept: tokens and lengths, a chunk at a time. [documents of all]"""
+    """Tokens and lengths of the documents of chunks, all or those that are kept, a chunk at a time. [documents]"""
     first = 0
     for path in paths:
         tokens, lengths, _ = read_chunk(path)
-        if kept is None:
-            yield tokens, lengths
-            continue
-        here = kept[first : first + len(lengths)]
-        first += len(lengths)
-        yield tokens[np.repeat(here, lengths)], lengths[here]
+        if kept is not None:
+            here = kept[first : first + len(lengths)]
+            first += len(lengths)
+            tokens, lengths = tokens[np.repeat(here, lengths)], lengths[here]
+        yield tokens, lengths
 
 
 def _key(value: Any) -> str:
@@ -238,10 +228,10 @@ def _key(value: Any) -> str:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Be the only process that prepares in a folder; a second one waits."""
     with ExitStack() as stack:
-        with _os_errors(folder):
+        with writing(folder, DataError):
             folder.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(open(folder / ".lock", "wb"))
         try:
@@ -250,16 +240,6 @@ def _writing(folder: Path) -> Iterator[None]:
             _logger.info("%s: another process is preparing data here; waiting for it", folder)
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:  # some network file systems have no locks; chunks and renames are still whole
-            _logger.warning(
-                "%s: cannot be locked (%s): start no second run here before this one", folder, error.strerror
-            )
+            what = "%s: cannot be locked (%s): start no second run here before this one"
+            _logger.warning(what, folder, error.strerror)
         yield
-
-
-@contextmanager
-def _os_errors(path: Path) -> Iterator[None]:
-    """Name the path when writing fails."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{error.filename or path}: cannot be written: {error.strerror or error}") from error

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nt_dist.errors import DataError
-from nt_dist.text.indexed import IndexedTokens, write_indexed
+from nt_dist.text.indexed import FileEntry, IndexedTokens, write_indexed
 
 DOCUMENTS = [[1, 5, 6, 2], [1, 7, 2], [1, 8, 9, 10, 11, 2]]
 
@@ -20,8 +20,7 @@ def write(folder, documents=DOCUMENTS, vocab_size=300):
     num_documents, num_tokens, files = write_indexed(folder / "train", vocab_size, parts)
     assert (num_documents, num_tokens) == (len(documents), sum(map(len, documents)))
     contents = {name: (folder / name).read_bytes() for name in ("train.bin", "train.idx")}
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    assert files == {name: {"size": len(data), "sha256": hashes[name]} for name, data in contents.items()}
+    assert files == {name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()}
     return folder / "train"
 
 
