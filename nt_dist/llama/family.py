@@ -113,7 +113,7 @@ class Llama(Family):
 
     def corrupted(self, data, kind, share):
         """See :meth:`Family.corrupted`."""
-        from nt_dist.text.views import Misspelled, Shuffled
+        from nt_dist.text.samples import Misspelled, Shuffled
 
         called = f"the same text, {self.corruptions[kind].format(share)}"
         if kind == "corrupt":

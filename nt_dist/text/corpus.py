@@ -44,9 +44,8 @@ def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambd
     Raises:
         DataError: If something cannot be read, written or used, or prepared files are damaged.
     """
-    folder = Path(exchange(lambda: str(prepare_data(config).resolve())))
-    record, tokenizer = _open_folder(config, folder)
-    train, validation = (_samples(config, folder, record, name) for name in ("train", "validation"))
+    folder = exchange(lambda: str(prepare_data(config).resolve()))
+    record, tokenizer, (train, validation) = _open_folder(config, Path(folder), "train", "validation")
     if is_writer:
         for name, samples in (("training", train), ("validation", validation)):
             counts = len(samples), samples.indexed.num_documents, samples.indexed.num_tokens
@@ -66,9 +65,8 @@ def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work
         tokenizer = find_tokenizer(config, open_source(data) if data.tokenizer == "auto" else texts)
         return str(prepare_streams(config, {"validation": texts}, tokenizer).resolve())
 
-    folder = Path(exchange(prepare))
-    record, tokenizer = _open_folder(config, folder)
-    return _samples(config, folder, record, "validation"), tokenizer
+    _, tokenizer, (samples,) = _open_folder(config, Path(exchange(prepare)), "validation")
+    return samples, tokenizer
 
 
 def run_tokenizer(
@@ -117,8 +115,8 @@ def run_tokenizer(
     )
 
 
-def _open_folder(config: Config, folder: Path) -> tuple[Record, Tokenizer]:
-    """The record of a prepared folder and its tokenizer, checked."""
+def _open_folder(config: Config, folder: Path, *names: str) -> tuple[Record, Tokenizer, list[TextSamples]]:
+    """The record of a prepared folder, its tokenizer and samples, checked."""
     path = folder / RECORD
     try:
         record = Record.model_validate_json(path.read_bytes())
@@ -138,10 +136,8 @@ def _open_folder(config: Config, folder: Path) -> tuple[Record, Tokenizer]:
     tokenizer = load_tokenizer(folder / TOKENIZER, config.model.vocab_size)
     if tokenizer.sha256 != record.tokenizer_sha256:
         raise DataError(f"{folder / TOKENIZER}: is not the one the texts were prepared with; {_REMEDY}")
-    return record, tokenizer
-
-
-def _samples(config: Config, folder: Path, record: Record, name: str) -> TextSamples:
-    if f"{name}.bin" not in record.files:
-        raise DataError(f"{folder / RECORD}: lists no {name}.bin; {_REMEDY}")
-    return LAYOUTS[config.data.layout](IndexedTokens(folder / name), config.model.max_seq_len, config.model.vocab_size)
+    for name in names:
+        if f"{name}.bin" not in record.files:
+            raise DataError(f"{path}: lists no {name}.bin; {_REMEDY}")
+    layout, sizes = LAYOUTS[config.data.layout], (config.model.max_seq_len, config.model.vocab_size)
+    return record, tokenizer, [layout(IndexedTokens(folder / name), *sizes) for name in names]

@@ -11,7 +11,6 @@ that names it, not a SIGBUS.
 
 import hashlib
 import os
-import struct
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ import numpy as np
 
 from nt_dist.errors import DataError
 
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")
+_MAGIC = b"MMIDIDX"
+_HEADER = np.dtype("S9, <u8, u1, <u8, <u8")
 _CODES = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
 _LENGTH, _OFFSET = np.dtype("<i4"), np.dtype("<i8")
 _BLOCK = 1 << 20
@@ -72,13 +71,13 @@ def write_indexed(prefix: Path, vocab_size: int, documents: Iterable[tuple[np.nd
     lengths = np.concatenate(parts)
     count, ends = len(lengths), np.cumsum(lengths, dtype=_OFFSET)
     code = next(code for code, stored in _CODES.items() if stored == kind)
-    header = _HEADER.pack(_MAGIC, 1, code, count, count + 1)
+    header = np.array([(_MAGIC, 1, code, count, count + 1)], dtype=_HEADER)
     offsets = (ends - lengths) * kind.itemsize
     files[idx_path.name] = _write(idx_path, [header, lengths, offsets, np.arange(count + 1, dtype=_OFFSET)])
     return Written(count, int(lengths.sum(dtype=_OFFSET)), files)
 
 
-def _write(path: Path, blocks: Iterable[bytes | np.ndarray]) -> FileEntry:
+def _write(path: Path, blocks: Iterable[np.ndarray]) -> FileEntry:
     size, digest = 0, hashlib.sha256()
     with open(path, "wb") as file:
         for block in blocks:
@@ -100,14 +99,14 @@ class IndexedTokens:
         self.bin_path, idx_path = _paths(prefix)
         self._bin, self._idx = _File(self.bin_path), _File(idx_path)
         size = self._idx.size
-        if size < _HEADER.size:
+        if size < _HEADER.itemsize:
             raise DataError(f"{idx_path}: {size} bytes are less than the header of an indexed dataset")
-        magic, version, code, sequences, documents = _HEADER.unpack(self._idx.read(0, _HEADER.size))
+        magic, version, code, sequences, documents = self._idx.read(0, _HEADER, 0, 1)[0].item()
         if magic != _MAGIC or version != 1 or code not in _CODES:
             raise DataError(f"{idx_path}: is not the index of an indexed dataset of tokens (version 1)")
         if documents != sequences + 1:
             raise DataError(f"{idx_path}: has {sequences} sequences for {documents - 1} documents; must be equal")
-        expected = _HEADER.size + sequences * (_LENGTH.itemsize + _OFFSET.itemsize) + documents * _OFFSET.itemsize
+        expected = _HEADER.itemsize + sequences * (_LENGTH.itemsize + _OFFSET.itemsize) + documents * _OFFSET.itemsize
         if size != expected:
             raise DataError(f"{idx_path}: {size} bytes, must be {expected} for {sequences} documents: is it cut short?")
         self._type = _CODES[code]
@@ -126,14 +125,14 @@ class IndexedTokens:
 
     def _index(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Lengths (tokens) and offsets (bytes) of documents. [count], [count]"""
-        lengths = _HEADER.size
+        lengths = _HEADER.itemsize
         offsets = lengths + self.num_documents * _LENGTH.itemsize
-        return self._idx.array(lengths, _LENGTH, first, count), self._idx.array(offsets, _OFFSET, first, count)
+        return self._idx.read(lengths, _LENGTH, first, count), self._idx.read(offsets, _OFFSET, first, count)
 
     def tokens(self, start: int, count: int) -> np.ndarray:
         """``count`` tokens of all documents one after the other, int64. [count]"""
         assert start >= 0 and start + count <= self.num_tokens
-        return self._bin.array(0, self._type, start, count).astype(np.int64)
+        return self._bin.read(0, self._type, start, count).astype(np.int64)
 
     def document(self, number: int, limit: int | None = None) -> np.ndarray:
         """The tokens of one document, the first ``limit`` at most, int64."""
@@ -154,18 +153,15 @@ class _File:
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
-    def array(self, begin: int, kind: np.dtype, first: int, count: int) -> np.ndarray:
+    def read(self, begin: int, kind: np.dtype, first: int, count: int) -> np.ndarray:
         """Entries of an array that begins at byte ``begin``. [count]"""
-        return np.frombuffer(self.read(begin + first * kind.itemsize, count * kind.itemsize), dtype=kind)
-
-    def read(self, offset: int, count: int) -> bytes:
-        data = b""
-        while len(data) < count:  # Linux reads at most 2 GiB at once
+        data, place, end = b"", begin + first * kind.itemsize, begin + (first + count) * kind.itemsize
+        while place + len(data) < end:  # Linux reads at most 2 GiB at once
             try:
-                block = os.pread(self._descriptor, count - len(data), offset + len(data))
+                block = os.pread(self._descriptor, end - place - len(data), place + len(data))
             except OSError as error:
                 raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
             if not block:
-                raise DataError(f"{self.path}: ends before byte {offset + count}: it was cut short while in use")
+                raise DataError(f"{self.path}: ends before byte {end}: it was cut short while in use")
             data += block
-        return data
+        return np.frombuffer(data, dtype=kind)

@@ -160,22 +160,23 @@ def _parse(line: bytes, where: str) -> Any:
     try:
         return json.loads(line)
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: is not UTF-8 text: {error.reason}") from error
+        problem = f"is not UTF-8 text: {error.reason}"
     except json.JSONDecodeError as error:
-        what = f"{error.msg.removesuffix(' at')} at column {error.colno}"
-        raise DataError(f"{where}: is not JSON: {what}") from error
-    except RecursionError as error:
-        raise DataError(f"{where}: is not JSON that can be read: nested too deeply") from error
+        problem = f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+    except RecursionError:
+        problem = "is not JSON that can be read: nested too deeply"
+    raise DataError(f"{where}: {problem}")
 
 
 def _field(record: Any, key: str, where: str) -> str:
+    setting = f"data.text_key = {key!r}"
     if not isinstance(record, dict):
-        raise DataError(f"{where}: must be an object with the field data.text_key = {key!r}")
+        raise DataError(f"{where}: must be an object with the field {setting}")
     if key not in record:
-        raise DataError(f"{where}: has no field data.text_key = {key!r}, only {', '.join(map(repr, record)) or 'none'}")
+        raise DataError(f"{where}: has no field {setting}, only {', '.join(map(repr, record)) or 'none'}")
     text = record[key]
     if not isinstance(text, str):
-        raise DataError(f"{where}: the field data.text_key = {key!r} must be text, not {type(text).__name__}")
+        raise DataError(f"{where}: the field {setting} must be text, not {type(text).__name__}")
     return text.encode("utf-8", "replace").decode()  # JSON can hold halves of surrogate pairs, UTF-8 cannot
 
 

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
+from nt_dist.text.samples import Misspelled, Shuffled, _mistyped
 from nt_dist.text.sources import open_files
 from nt_dist.text.tokenizer import Tokenizer, train_tokenizer
-from nt_dist.text.views import Misspelled, Shuffled, _mistyped
 from tests.unit.text.test_samples import samples
 
 DOCUMENTS = [list(range(3, 3 + length)) for length in (9, 2, 1, 7, 20)]
