@@ -39,6 +39,7 @@ setup(
         "tqdm>=4.66",
         "safetensors>=0.5",
         "numpy>=1.26",
+        "pydantic>=2.0",
         "pillow>=10.0",
         "matplotlib>=3.9",
         "pyarrow>=15.0",

@@ -1,6 +1,7 @@
 """The LLaMA as the rest of the package sees it."""
 
 import math
+from functools import partial
 
 from nt_dist.config.family import Family, Headline
 from nt_dist.llama import settings
@@ -113,12 +114,12 @@ class Llama(Family):
 
     def corrupted(self, data, kind, share):
         """See :meth:`Family.corrupted`."""
-        from nt_dist.text.samples import Misspelled, Shuffled
+        from nt_dist.text.samples import Corrupted, misspell, shuffle
 
-        called = f"the same text, {self.corruptions[kind].format(share)}"
-        if kind == "corrupt":
-            return called, Shuffled(data.validation, share)
-        return called, Misspelled(data.validation, share, data.tokenizer)
+        corrupt = partial(shuffle, share=share)
+        if kind == "misspell":
+            corrupt = partial(misspell, share=share, tokenizer=data.tokenizer)
+        return f"the same text, {self.corruptions[kind].format(share)}", Corrupted(data.validation, corrupt)
 
 
 def perplexity(nll: float) -> float:

@@ -35,23 +35,19 @@ _WAITING_PER_PROCESS = 2
 
 
 class Chunk(NamedTuple):
-    """The texts of a chunk, before they are tokenized."""
+    """The texts of a chunk; its position is the bytes of the source read when it was complete, for progress."""
 
     name: str
     texts: list[str]
     position: int
-    """Bytes of the source read when it was complete, for progress."""
 
 
 class TokenizedChunk(NamedTuple):
-    """What the file of a chunk holds."""
+    """What the file of a chunk holds: documents one after the other, and how many tokens each has."""
 
     tokens: np.ndarray
-    """All documents, one after the other."""
-    lengths: np.ndarray
-    """Tokens of each document, int64. [documents]"""
-    hashes: np.ndarray
-    """Of each document's text, uint64. [documents]"""
+    lengths: np.ndarray  # int64 [documents]
+    hashes: np.ndarray  # of each text, uint64 [documents]
 
 
 def chunk_size(source: Source) -> int:
@@ -61,16 +57,11 @@ def chunk_size(source: Source) -> int:
 
 
 def cut_into_chunks(source: Source, stream: str, max_documents: int, communicator: Communicator) -> Iterator[Chunk]:
-    """Read a source and cut it into the chunks that are this rank's; their names sort in the order of the documents.
+    """Read a source, or its first ``max_documents`` (0: all), and cut it into the chunks that are this rank's.
 
-    Neighbouring units are read in groups of about a chunk's size (units of unknown size each alone). With enough
-    groups each rank reads its own only; otherwise all read everything, and keep their share.
-
-    Args:
-        source: The texts.
-        stream: Head of the chunks' names.
-        max_documents: Stop after so many; 0: all.
-        communicator: The ranks that share the work.
+    Their names begin with ``stream`` and sort in the order of the documents. Neighbouring units are read in groups of
+    about a chunk's size (units of unknown size each alone). With enough groups each rank reads its own only; otherwise
+    all read everything, and keep their share.
     """
     size, rank, ranks = chunk_size(source), communicator.rank, communicator.size
     begins = [0, *itertools.accumulate(source.sizes)]  # bytes

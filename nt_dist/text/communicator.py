@@ -1,6 +1,7 @@
 """Who prepares data: one process alone, or the ranks of an MPI job that share a file system."""
 
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -58,8 +59,6 @@ def open_communicator() -> Iterator[Communicator]:
         MPI.Finalize()
         raise
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         MPI.COMM_WORLD.Abort(1)
     MPI.Finalize()

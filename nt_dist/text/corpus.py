@@ -5,7 +5,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from nt_dist.config import Config
 from nt_dist.errors import DataError
@@ -15,8 +15,7 @@ from nt_dist.text.samples import LAYOUTS, TextSamples
 from nt_dist.text.sources import open_files, open_source
 from nt_dist.text.tokenizer import Tokenizer, load_tokenizer
 
-T = TypeVar("T")
-Exchange = Callable[[Callable[[], T]], T]
+Exchange = Callable[[Callable[[], str]], str]
 """Runs work on the writer only, and gives its result, or raises its error, on every rank."""
 
 _REMEDY = "remove its folder to prepare it again"

@@ -6,7 +6,7 @@ corrupt samples.
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -28,11 +28,10 @@ class TextSamples(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def _read(self, index: int) -> np.ndarray:
-        """Up to S + 1 tokens, the caller's own, int64."""
+    def _read(self, index: int) -> np.ndarray: ...
 
     def tokens(self, index: int) -> np.ndarray:
-        """The real tokens of one sample, int64. [<= S + 1]
+        """The real tokens of one sample, the caller's own, int64. [<= S + 1]
 
         Raises:
             DataError: If the file cannot be read or holds a token outside the vocabulary.
@@ -100,64 +99,51 @@ LAYOUTS = {"packed": PackedSamples, "rows": RowSamples}
 
 
 class Corrupted(TextSamples):
-    """The samples with something wrong in a share of each, in (0, 1], which follows from the sample's number alone.
+    """The samples with something wrong in each, which follows from the sample's number alone.
 
-    Targets are corrupted with the inputs, so that a perplexity is that of the corrupted text.
+    ``corrupt`` is given the real tokens and a generator, and may change them; more than there were are cut off. Targets
+    are corrupted with the inputs, so that a perplexity is that of the corrupted text.
     """
 
-    def __init__(self, samples: TextSamples, share: float):
-        assert 0 < share <= 1
+    def __init__(self, samples: TextSamples, corrupt: Callable[[np.ndarray, np.random.Generator], np.ndarray]):
         super().__init__(samples.indexed, samples.sequence_length, samples.vocab_size)
-        self.samples, self.share = samples, share
+        self._samples, self._corrupt = samples, corrupt
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self._samples)
 
     def _read(self, index: int) -> np.ndarray:
-        tokens = self.samples.tokens(index)
+        tokens = self._samples.tokens(index)
         return self._corrupt(tokens, np.random.default_rng((_SEED, index)))[: len(tokens)]
 
-    def _corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """The real tokens of a sample with something wrong; what are more than there were is cut off."""
-        raise NotImplementedError
 
-
-class Shuffled(Corrupted):
-    """Some tokens of each sample are in each other's places: the words are the text's, their order is not.
+def shuffle(tokens: np.ndarray, draw: np.random.Generator, share: float) -> np.ndarray:
+    """Put some tokens in each other's places: the words are the text's, their order is not.
 
     Of n tokens round(share · n), drawn without replacement, change places in a random cycle; BOS and EOS are tokens
     like others. Below two tokens a sample stays as it is.
     """
-
-    def _corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        count = len(tokens)
-        chosen = draw.choice(count, round(self.share * count), replace=False)  # in random order: rolling it is a cycle
-        tokens[chosen] = tokens[np.roll(chosen, 1)]
-        return tokens
+    chosen = draw.choice(len(tokens), round(share * len(tokens)), replace=False)  # in random order: to roll is a cycle
+    tokens[chosen] = tokens[np.roll(chosen, 1)]
+    return tokens
 
 
-class Misspelled(Corrupted):
-    """The text of each sample is mistyped, and made tokens anew, of which there mostly are more.
+def misspell(tokens: np.ndarray, draw: np.random.Generator, share: float, tokenizer: Tokenizer) -> np.ndarray:
+    """Mistype the text and make it tokens anew, of which there mostly are more.
 
     Each character is mistyped with probability ``share``: left out, doubled, exchanged with the one after it, or
     replaced by one drawn from the same text, each as likely (after the synthetic noise of Belinkov and Bisk, arXiv
     1711.02173). BOS and EOS stay, and so does a text without a mistake. In one with mistakes, where a window cuts a
     word or a character, the first and last tokens may become others too.
     """
-
-    def __init__(self, samples: TextSamples, share: float, tokenizer: Tokenizer):
-        super().__init__(samples, share)
-        self.tokenizer = tokenizer
-
-    def _corrupt(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        after: list[int] = []
-        controls = {self.tokenizer.bos, self.tokenizer.eos}
-        for is_control, group in itertools.groupby(tokens.tolist(), controls.__contains__):
-            run = list(group)
-            text = "" if is_control else self.tokenizer.decode(run)
-            typed = "".join(_mistyped(text, self.share, draw))
-            after += run if typed == text else self.tokenizer.encode(typed)
-        return np.array(after, dtype=np.int64)
+    after: list[int] = []
+    controls = {tokenizer.bos, tokenizer.eos}
+    for is_control, group in itertools.groupby(tokens.tolist(), controls.__contains__):
+        run = list(group)
+        text = "" if is_control else tokenizer.decode(run)
+        typed = "".join(_mistyped(text, share, draw))
+        after += run if typed == text else tokenizer.encode(typed)
+    return np.array(after, dtype=np.int64)
 
 
 def _mistyped(text: str, share: float, draw: np.random.Generator) -> Iterator[str]:

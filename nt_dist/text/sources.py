@@ -5,6 +5,7 @@ random and nothing is kept between documents, so that preparing can stop and go 
 """
 
 import codecs
+import contextlib
 import itertools
 import json
 import os
@@ -26,11 +27,10 @@ _NO_TEXT_IN_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-pack
 
 
 class Document(NamedTuple):
-    """One text."""
+    """A text, and how many bytes of the unit have been read, for progress."""
 
     text: str
     read: int
-    """Bytes of the unit read so far, for progress."""
 
 
 class Source:
@@ -101,10 +101,6 @@ def _empty(file: Path) -> DataError:
 class TextSource(FileSource):
     """Plain text, UTF-8. A file is a document; a lone file is cut into several at line ends."""
 
-    @property
-    def _longest(self) -> int:
-        return _DOCUMENT_OF_LONE_FILE if len(self.files) == 1 else _LONGEST_DOCUMENT
-
     def check(self) -> None:
         for file in self.files:
             if not any(text.strip() for text, _ in read_text(file)):
@@ -112,10 +108,11 @@ class TextSource(FileSource):
 
     def _texts(self, file: Path) -> Iterator[Document]:
         text, read = "", 0
+        longest = _DOCUMENT_OF_LONE_FILE if len(self.files) == 1 else _LONGEST_DOCUMENT
         for block, read in read_text(file):
             text += block
-            while len(text) > self._longest:
-                cut = text.rfind("\n", 0, self._longest) + 1 or self._longest
+            while len(text) > longest:
+                cut = text.rfind("\n", 0, longest) + 1 or longest
                 yield Document(text[:cut], read)
                 text = text[cut:]
         yield Document(text, read)
@@ -123,8 +120,6 @@ class TextSource(FileSource):
 
 class StdlibSource(TextSource):
     """The Python source of the running interpreter's standard library, without its tests. A file is a document."""
-
-    _longest = _LONGEST_DOCUMENT
 
     def __init__(self) -> None:
         root, files = sysconfig.get_paths()["stdlib"], []
@@ -139,10 +134,8 @@ class StdlibSource(TextSource):
         """Nothing: files that are no text are passed over."""
 
     def documents(self, unit: int) -> Iterator[Document]:
-        try:
+        with contextlib.suppress(DataError):  # empty __init__ files; a few test data in other encodings
             yield from super().documents(unit)
-        except DataError:  # empty __init__ files; a few test data in other encodings
-            return
 
 
 class JsonLinesSource(FileSource):
@@ -232,9 +225,7 @@ class HubSource(Source):
     def _dataset(self) -> Any:
         try:
             import datasets
-        except ImportError as error:
-            raise DataError("data.source = 'hf' needs the package datasets (pip install datasets)") from error
-        try:
+
             return datasets.load_dataset(self.path, self.subset or None, split=self.split, streaming=True)
         except Exception as error:  # its own, fsspec's, the HTTP client's: it promises no common class
             raise DataError(f"{self}: datasets.load_dataset says: {_one_line(error)}") from error
@@ -290,13 +281,9 @@ def open_source(data: Data, split: str = "train") -> Source:
 
 
 def open_files(key: str, path: str | tuple[str, ...], source: str | None, text_key: str) -> FileSource:
-    """The files that a setting names.
+    """The files, folders and patterns that the setting ``key`` names, of the format ``source``.
 
-    Args:
-        key: The setting, for messages.
-        path: Files, folders, patterns.
-        source: Their format; where it is none ("stdlib", say), they are read by the suffix of the first.
-        text_key: The field that holds the text.
+    Where that is no format of files ("stdlib", say), they are read by the suffix of the first.
 
     Raises:
         DataError: If one is missing or names no file.

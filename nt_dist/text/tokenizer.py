@@ -5,7 +5,6 @@ Richardson, EMNLP 2018) with byte fallback, on whole lines. It is deterministic:
 file.
 """
 
-import functools
 import hashlib
 import io
 import re
@@ -45,9 +44,7 @@ class Tokenizer:
     """
 
     def __init__(self, data: bytes, name: str):
-        self.data = data
-        self.name = name
-        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.data, self.name, self.sha256 = data, name, hashlib.sha256(data).hexdigest()
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             if not data:
@@ -61,9 +58,6 @@ class Tokenizer:
         if self.eos < 0:
             raise DataError(f"{name}: has no end-of-sentence piece, which must end each document")
 
-    def __reduce__(self) -> tuple:
-        return _unpickle, (self.data, self.name)
-
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, without BOS and EOS."""
         return self._model.encode(text)
@@ -75,11 +69,6 @@ class Tokenizer:
     def decode(self, tokens: list[int]) -> str:
         """The text of tokens; BOS and EOS give nothing."""
         return self._model.decode([int(token) for token in tokens])
-
-
-@functools.lru_cache(1)  # a process that gets it with each task makes it once
-def _unpickle(data: bytes, name: str) -> Tokenizer:
-    return Tokenizer(data, name)
 
 
 def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer") -> Tokenizer:
