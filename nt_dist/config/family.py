@@ -83,6 +83,10 @@ class Family(ABC):
     sections: ClassVar[Mapping[str, type]]
     """Its own sections of a config: "model", which has ``num_layers``, the residual blocks on the way to an output, and
     "data"."""
+    input_layer: ClassVar[str]
+    """The layer that reads the samples, as weights' specs name it: ``train.lr_embedding`` is its rate."""
+    output_layer: ClassVar[str]
+    """The layer that makes the logits: ``train.lr_output`` is its rate."""
     rules: ClassVar[tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], ...]]
     """Rules over several settings: the keys that one reads, and what yields a message for each thing that is wrong."""
 

@@ -20,7 +20,7 @@ from nt_dist.data.batch import Batch
 from nt_dist.engine import pipeline
 from nt_dist.engine.bad_steps import StepVerdict
 from nt_dist.engine.mpu import ModelParallelUnit
-from nt_dist.engine.optimizers import Clipped, make_optimizer
+from nt_dist.engine.optimizers import Clipped, make_optimizer, set_learning_rate
 from nt_dist.engine.step_guard import StepGuard
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.mesh import Mesh
@@ -38,7 +38,7 @@ class StepResult:
         grad_norm: Norm of all gradients before clipping; infinite if it is no number.
         applied: Whether the parameters were changed.
         verdict: What the guard says of the step.
-        learning_rate: The step's.
+        learning_rate: The step's, before the factors of groups of parameters.
     """
 
     nll: torch.Tensor
@@ -82,7 +82,7 @@ def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.Deep
     train, settings, place = config.train, copy.deepcopy(config.deepspeed), mesh.place
     place.mark_owned(model)
     place.keep_trunk_equal(model)
-    optimizer = make_optimizer(train, model, mesh if config.zero_stage == 0 else None)
+    optimizer = make_optimizer(config, model, mesh if config.zero_stage == 0 else None)
     if config.zero_stage == 0:
         assert train.precision == "fp32", "DeepSpeed accumulates no fp32 gradients in bf16 at ZeRO 0"
         settings["gradient_clipping"] = 0.0  # the optimizer does it
@@ -130,8 +130,7 @@ def train_step(
     """
     assert len(micro_batches) == config.accumulation_steps, f"{len(micro_batches)} micro-batches"
     rate = learning_rate(config, step)
-    for group in engine.basic_optimizer.param_groups:
-        group["lr"] = rate
+    set_learning_rate(engine.basic_optimizer, rate)
     engine.train()
     micro_batches = [batch.to(mesh.device) for batch in micro_batches]
     tokens = mesh.all_reduce(torch.stack([batch.weights.sum() for batch in micro_batches]).sum(), ("data",))

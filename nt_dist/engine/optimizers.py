@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from nt_dist.config.settings import Train
+from nt_dist.config import Config
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.mesh import Mesh
+from nt_dist.sparsity.spec import WeightSpec
 
 MODEL_AXES = ("pipe", "trail", "tensor")  # over which the model is cut
 CLIP_EPS = 1e-6  # added to the norm before clipping by it, as DeepSpeed's ZeRO optimizers do
@@ -72,24 +73,42 @@ def clip_factor(norm: torch.Tensor | float, clip: float) -> torch.Tensor:
     return torch.ones_like(norm) if clip == 0 else (clip / (norm + CLIP_EPS)).clamp(max=1.0)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Return the optimizer's groups: matrices, which decay, and norms' scales, which do not.
+def group_key(config: Config, spec: WeightSpec) -> tuple[bool, float]:
+    """Say to which parameter group a weight belongs: whether it is a norm's scale, and its factor on the learning rate.
 
-    Every parameter of the model is in exactly one.
+    Of the weights between the first and the last layer, the trunk's have a factor of their own.
     """
-    decaying: list[nn.Parameter] = []
-    constant: list[nn.Parameter] = []
+    train, family = config.train, config.family
+    of_layer = {family.input_layer: train.lr_embedding, family.output_layer: train.lr_output}
+    return spec.role == "scale", of_layer.get(spec.layer, 1.0 if spec.in_trail else train.lr_trunk)
+
+
+def parameter_groups(config: Config, model: nn.Module) -> list[dict]:
+    """Return the optimizer's groups, as :func:`group_key` has them: matrices, which decay, and scales, which do not.
+
+    Every parameter of the model is in exactly one. A group's ``lr_factor`` is its part of :func:`set_learning_rate`.
+    """
+    members: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for weight in weights_of(model).values():
-        (constant if weight.spec.role == "scale" else decaying).append(weight.values)
-    grouped = [id(parameter) for parameter in (*decaying, *constant)]
+        members.setdefault(group_key(config, weight.spec), []).append(weight.values)
+    grouped = [id(parameter) for group in members.values() for parameter in group]
     assert len(grouped) == len(set(grouped)), "a parameter is in two optimizer groups"
     assert set(grouped) == {id(each) for each in model.parameters()}, "a parameter belongs to no weight"
-    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": constant, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    return [
+        {"params": members[key], "lr_factor": key[1], "weight_decay": 0.0 if key[0] else config.train.weight_decay}
+        for key in sorted(members)
+    ]
 
 
-def make_optimizer(train: Train, model: nn.Module, mesh: Mesh | None) -> torch.optim.Optimizer:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let the coming step have the learning rate ``rate``, in each group by its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]
+
+
+def make_optimizer(config: Config, model: nn.Module, mesh: Mesh | None) -> torch.optim.Optimizer:
     """Return the optimizer of ``model``; with a mesh, one that clips by itself."""
+    train = config.train
     options: dict[str, Any] = {"lr": train.lr, "fused": True}
     if train.optimizer == "adamw":
         kind, clipped = torch.optim.AdamW, ClippedAdamW
@@ -97,5 +116,5 @@ def make_optimizer(train: Train, model: nn.Module, mesh: Mesh | None) -> torch.o
     else:
         kind, clipped = torch.optim.SGD, ClippedSGD
         options |= {"momentum": train.momentum, "nesterov": train.nesterov}
-    groups = parameter_groups(model, train.weight_decay)
+    groups = parameter_groups(config, model)
     return clipped(groups, mesh, train.grad_clip, **options) if mesh else kind(groups, **options)

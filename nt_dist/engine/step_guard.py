@@ -112,6 +112,11 @@ class StepGuard:
             self.losses.figures, self.norms.figures = state.get("losses", []), state.get("log_norms", [])
 
 
+def _without_padding(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The gradients of a partition without the zeros that DeepSpeed fills its end with."""
+    return [each for each in gradients if not getattr(each, "_zero_padding", False)]
+
+
 def _log(norm: float) -> float:
     """A norm varies by factors, so that its logarithm is what has a spread."""
     return math.log(max(norm, 1e-30))
@@ -120,10 +125,17 @@ def _log(norm: float) -> float:
 def _stand_before(optimizer: Any, admits: Callable[[torch.Tensor], bool]) -> None:
     """Let ``admits`` decide, given the global norm, whether a DeepSpeed optimizer steps."""
     if isinstance(optimizer, DeepSpeedZeroOptimizer):
-        norm_of_all = optimizer.scaled_global_norm
 
         def scaled_global_norm(*arguments: Any) -> torch.Tensor:
-            norm = norm_of_all(*arguments)
+            # One norm of all groups: DeepSpeed sums one for each over all stages of a pipeline, whose groups differ.
+            # Of a partition that no parameter reaches it has one gradient, of zeros.
+            pairs = [
+                pair
+                for group, parameters in enumerate(optimizer.params_in_partition)
+                for pair in zip(_without_padding(optimizer.averaged_gradients[group]), parameters, strict=False)
+            ]
+            gradients, parameters = zip(*pairs, strict=True) if pairs else ((), ())
+            norm = combine_grad_norm_groups([optimizer.get_grad_norm_direct(gradients, parameters)])
             return norm if admits(norm) else torch.full_like(norm, torch.inf)
 
         optimizer.scaled_global_norm = scaled_global_norm

@@ -13,6 +13,7 @@ class Llama(Family):
 
     name = "llama"
     sections = {"model": settings.Model, "data": text.Data}  # noqa: RUF012
+    input_layer, output_layer = "embedding", "output"
     rules = settings.RULES
     corruptions = {  # noqa: RUF012
         "corrupt": "{:.3g} of each sequence's tokens in each other's places",

@@ -31,14 +31,17 @@ pipe    between stages: a hidden state forward, its gradient backward.
 from collections import Counter
 
 from nt_dist.config import Config
+from nt_dist.engine.optimizers import group_key
 from nt_dist.planning.local_layers import LayerPart, Part, local_parts, received_bytes, stage_layers
 
 Payload = dict[tuple[str, str], int]
 
 # DeepSpeed's defaults, in elements.
 _PERSISTENCE, _REUSE = 100_000, 1_000_000_000
-# What DeepSpeed all-reduces besides gradients, in bytes, by precision and stage: norms and overflow flags.
-_SCALARS = {"fp32": (0, 8, 8, 16), "bf16": (None, 0, 9, 16)}
+# What DeepSpeed all-reduces besides gradients, in bytes, by precision and stage: the norm and an overflow flag; at
+# stage 3 two figures of each parameter group.
+_SCALARS = {"fp32": (0, 4, 4), "bf16": (None, 0, 5)}
+_STAGE_3_SCALARS = 8
 
 
 def step_payload(config: Config, pipe_stage: int = 0) -> Payload:
@@ -90,11 +93,13 @@ def _data(config: Config, layers: list[LayerPart]) -> Payload:
     parts, ranks, stage = local_parts(layers), config.data_degree, config.zero_stage
     steps, copy = config.accumulation_steps, config.element_bytes
     stored = sum(part.stored for part in parts)
-    scalars = 4 + 4 * config.trails.count + 8 + _SCALARS[config.train.precision][stage]
+    groups = _groups(config, parts)
+    scalars = 4 + 4 * config.trails.count + 8
+    scalars += _STAGE_3_SCALARS * len(groups) if stage == 3 else _SCALARS[config.train.precision][stage]
     if stage == 0:
         return {("data", "all_reduce"): 4 * stored + scalars}
     if stage < 3:
-        padded = sum(_padded(sum(part.stored for part in group), 2 * ranks) for group in _groups(parts))
+        padded = sum(_padded(sum(part.stored for part in group), 2 * ranks) for group in groups)
         reduced = 4 * (padded if copy == 2 and stage == 1 else stored) * (steps if stage == 2 else 1)
         return {("data", "all_reduce"): reduced + scalars, ("data", "all_gather"): copy * padded}
     return {
@@ -120,10 +125,12 @@ def _gathered(config: Config, parts: list[Part]) -> int:
     return total
 
 
-def _groups(parts: list[Part]) -> list[list[Part]]:
-    """The optimizer's parameter groups: matrices and norms' scales."""
-    scales = [part for part in parts if part.spec.role == "scale"]
-    return [group for group in ([part for part in parts if part.spec.role != "scale"], scales) if group]
+def _groups(config: Config, parts: list[Part]) -> list[list[Part]]:
+    """The optimizer's parameter groups."""
+    groups: dict[tuple, list[Part]] = {}
+    for part in parts:
+        groups.setdefault(group_key(config, part.spec), []).append(part)
+    return list(groups.values())
 
 
 def _padded(count: int, multiple: int) -> int:

@@ -108,7 +108,7 @@ def _stepped_by_plain_sgd(states, settings, world_size):
     toy = Toy()
     torch.stack([toy(_input(rank)) for rank in range(world_size)]).mean().backward()
     options = {key: value for key, value in settings.items() if key != "optimizer"}
-    optimizer = torch.optim.SGD(parameter_groups(toy, DECAY), LR, **options)
+    optimizer = torch.optim.SGD(parameter_groups(_toy_config("fp32", 0, 1), toy), LR, **options)
     norm = nn.utils.clip_grad_norm_(toy.parameters(), CLIP)
     assert norm > CLIP
     for weight, state in zip(toy.weights, states, strict=True):
@@ -213,14 +213,14 @@ def test_one_rank_alone(precision, stage):
 
 
 def test_every_parameter_is_in_exactly_one_group():
-    toy = Toy()
-    matrices, scales = parameter_groups(toy, 0.3)
-    assert (matrices["weight_decay"], scales["weight_decay"]) == (0.3, 0.0)
+    toy, config = Toy(), _toy_config("fp32", 0, 1)
+    matrices, scales = parameter_groups(config, toy)
+    assert (matrices["weight_decay"], scales["weight_decay"]) == (DECAY, 0.0)
     assert scales["params"] == [toy.weights[3].values] and len(matrices["params"]) == 3
     toy.stray = nn.Parameter(torch.zeros(1))
     with pytest.raises(AssertionError, match="belongs to no weight"):
-        parameter_groups(toy, 0.3)
+        parameter_groups(config, toy)
     del toy.stray
     toy.weights[1].values = toy.weights[0].values
     with pytest.raises(AssertionError, match="in two optimizer groups"):
-        parameter_groups(toy, 0.3)
+        parameter_groups(config, toy)

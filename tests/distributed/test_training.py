@@ -11,7 +11,6 @@ from torch import nn
 from nt_dist.data.batch import Batch
 from nt_dist.engine.engine import build_engine, learning_rate, train_step
 from nt_dist.engine.optimizer_state import State, optimizer_state
-from nt_dist.engine.optimizers import parameter_groups
 from nt_dist.errors import TopologyError
 from nt_dist.families import make_config
 from nt_dist.model.place import Place
@@ -154,28 +153,47 @@ def test_bf16_sums_gradients_in_fp32_at_every_stage(stage, one_rank_bf16):
 NESTEROV = {"optimizer": "sgd", "momentum": 0.8, "nesterov": True, "lr": 0.3}
 
 
+RATES = {"lr_embedding": 10.0, "lr_output": 0.5, "lr_trunk": 2.0}
+
+
+def _plain_groups(config, model):
+    """A parameter group a weight, by the weights' names."""
+    train = config.train
+    factors = {"embedding": train.lr_embedding, "norm": train.lr_output, "output": train.lr_output}
+    return [
+        {
+            "params": [weight.values],
+            "factor": factors.get(name, train.lr_trunk if name.startswith("blocks.0.") else 1.0),
+            "weight_decay": 0.0 if name.endswith("norm") else train.weight_decay,
+        }
+        for name, weight in weights_of(model).items()
+    ]
+
+
 def _train_plainly(rank, world_size, optimizer):
-    """SGD as anybody would write it: the global batch in one pass, torch's clipping and optimizer; states as above."""
+    """As anybody would write it: the global batch in one pass, torch's clipping and optimizer; states as above."""
     config = _config(1, optimizer=optimizer, update_every=0)
     model = build_model(config)
-    options = {key: optimizer[key] for key in ("momentum", "nesterov")}
-    torch_sgd = torch.optim.SGD(parameter_groups(model, config.train.weight_decay), **options)
+    if config.train.optimizer == "sgd":
+        options = {key: optimizer[key] for key in ("momentum", "nesterov")}
+        plain = torch.optim.SGD(_plain_groups(config, model), **options)
+    else:
+        plain = torch.optim.AdamW(_plain_groups(config, model), betas=config.train.betas, eps=config.train.adam_eps)
     record = Record([], [], [], [], {})
     for step in range(1, STEPS + 1):
         batch = Batch(*(torch.cat(parts) for parts in zip(*_batches(step), strict=True)))
         sums = Place().trail_losses(model(batch.inputs), batch.targets, batch.weights)
         losses = sums / batch.weights.sum()
-        torch_sgd.zero_grad()
+        plain.zero_grad()
         losses.sum().backward()
         record.losses.append(losses.tolist())
         record.norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), config.train.grad_clip)))
-        for group in torch_sgd.param_groups:
-            group["lr"] = learning_rate(config, step)
-        torch_sgd.step()
+        for group in plain.param_groups:
+            group["lr"] = group["factor"] * learning_rate(config, step)
+        plain.step()
     for name, weight in weights_of(model).items():
-        states = {"value": weight.values.detach()}
-        if optimizer["momentum"]:
-            states["momentum_buffer"] = torch_sgd.state[weight.values]["momentum_buffer"]
+        moments = {name: plain.state[weight.values][name] for name in config.train.moments}
+        states = {"value": weight.values.detach(), **moments}
         record.states[name] = {part: weight.to_slots(each) for part, each in states.items()}
     return record
 
@@ -205,6 +223,21 @@ def test_sgd_trains_as_plain_torch_does(precision, stage, plain_nesterov):
     for record in run_distributed(_train_static, 2, stage, precision, NESTEROV):
         relative, absolute = (1e-5, 1e-5) if precision == "fp32" else (3e-2, 2e-2)
         _assert_alike(record, plain_nesterov, relative, absolute)
+
+
+@pytest.fixture(scope="module")
+def plain_adamw_of_groups():
+    """AdamW with a learning rate for each group of parameters, written out."""
+    record, alike = (run_distributed(_train_plainly, 1, rates)[0] for rates in (RATES, {}))
+    assert max(record.norms) > 0.5 and record.losses[-1] != pytest.approx(alike.losses[-1], rel=1e-4)
+    return record
+
+
+@pytest.mark.parametrize(("precision", "stage"), OPTIMIZERS)
+def test_groups_learn_at_their_own_rates_as_in_plain_torch(precision, stage, plain_adamw_of_groups):
+    for record in run_distributed(_train_static, 2, stage, precision, RATES):
+        relative, absolute = (1e-5, 1e-5) if precision == "fp32" else (3e-2, 2e-2)
+        _assert_alike(record, plain_adamw_of_groups, relative, absolute)
 
 
 def test_sgd_without_momentum_trains_as_plain_torch_does():
