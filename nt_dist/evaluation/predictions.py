@@ -115,7 +115,7 @@ def real_tokens(
     logits, targets, weights = logits.flatten(1, 2), targets.flatten(), weights.flatten()
     for tokens in weights.nonzero()[:, 0].split(at_once):
         if len(tokens):  # splitting nothing gives one part
-            yield logits[:, tokens], targets[tokens], weights[tokens].double(), tokens // positions
+            yield logits.index_select(1, tokens), targets[tokens], weights[tokens].double(), tokens // positions
 
 
 def predictions(
