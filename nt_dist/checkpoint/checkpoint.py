@@ -1,9 +1,9 @@
 """Saving and loading a run in a form that knows no layout (docs/design.md §7).
 
 A checkpoint holds, for every weight, trail and topology shard, the active positions, the fp32 values and the
-optimizer's moments, and beside them where the run stands. Every rank writes the fragments that it owns into one file
-and reads the fragments that it needs from any: storage, ZeRO stage, precision, mesh and number of ranks may all be
-other ones.
+optimizer's moments, of every statistic the values, and beside them where the run stands. Every rank writes the
+fragments that it owns into one file and reads the fragments that it needs from any: storage, ZeRO stage, precision,
+mesh and number of ranks may all be other ones.
 
 A save has three parts, so that the second can run beside the training: :func:`collect` copies this rank's fragments to
 host memory (collective), :func:`write_part` writes them (no communication), :func:`commit` makes a checkpoint of all
@@ -41,6 +41,7 @@ from nt_dist.checkpoint.manifest import (
 from nt_dist.checkpoint.weights import (
     check_config,
     check_weights,
+    load_statistics,
     load_values,
     read_slots,
     weight_entry,
@@ -48,7 +49,7 @@ from nt_dist.checkpoint.weights import (
 from nt_dist.config import Config
 from nt_dist.engine.optimizer_state import OptimizerState, State
 from nt_dist.errors import CheckpointError
-from nt_dist.model.trails import weights_of
+from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.weight import Weight
@@ -85,7 +86,11 @@ class Snapshot:
     @property
     def file_name(self) -> str:
         """Name of the file with this rank's fragments."""
-        return f"state-{self.rank:05d}.safetensors"
+        return _file_of(self.rank)
+
+
+def _file_of(rank: int) -> str:
+    return f"state-{rank:05d}.safetensors"
 
 
 # -- saving ----------------------------------------------------------------------------------------------------
@@ -153,9 +158,15 @@ def collect(
     for name, weight in weights.items():
         state = optimizer_state.read(weight)  # on all data ranks together, whoever keeps it
         if writers[name] == mesh.data.rank and mesh.place.owns(weight):
-            entries[name] = weight_entry(weight, f"state-{mesh.rank:05d}.safetensors")
+            entries[name] = weight_entry(weight, _file_of(mesh.rank))
             _collect_weight(name, weight, state, entries[name], tensors)
         del state
+    for name, statistic in statistics_of(model).items():
+        if mesh.data.rank == 0 and mesh.place.owns(statistic):
+            entries[name] = weight_entry(statistic, _file_of(mesh.rank))
+            for key in entries[name].fragments:
+                values = statistic.shard(*map(int, key.split("/")))
+                tensors[f"{name}/{key}/value"] = values.numpy(force=True).flatten()  # a copy
     layout = {
         "ranks": mesh.world_size,
         "pipe": mesh.pipe.degree,
@@ -233,7 +244,7 @@ def _check(snapshot: Snapshot) -> list[str]:
     problems = []
     for name, entry in snapshot.manifest.weights.items():
         for key, fragment in entry.fragments.items():
-            states = snapshot.manifest.states
+            states = snapshot.manifest.states_of(name)
             arrays = {part: snapshot.tensors.get(f"{name}/{key}/{part}") for part in ("positions", *states)}
             for part in states:
                 if problem := values_problem(part, arrays[part]):
@@ -303,10 +314,10 @@ def load(
         if optimizer_state is None:
             load_values(path, manifest, model)
             return
-        weights = weights_of(model).values()
-        check_weights(path, manifest, weights)
+        check_weights(path, manifest, model)
         with FragmentReader(path, manifest) as reader:
-            for weight in weights:
+            load_statistics(reader, model)
+            for weight in weights_of(model).values():
                 _load_weight(reader, weight, optimizer_state)
         optimizer_state.step = manifest.progress.adam_step
 

@@ -55,7 +55,7 @@ def examine(path: Path) -> list[str]:
     with FragmentReader(path, manifest) as reader:
         for name, trail, shard in _fragments(manifest):
             try:
-                reader.read(name, trail, shard, manifest.states)
+                reader.read(name, trail, shard, manifest.states_of(name))
             except CheckpointError as error:
                 problems.append(str(error))
     return problems
@@ -120,7 +120,6 @@ def compare(first: Path, second: Path) -> Comparison:
     found = Comparison(settings, [f"{name}: {a!r} and {b!r}" for name, a, b in progress if a != b], {})
     if ours.moments != theirs.moments:
         found.state.append(f"moments: {ours.moments} and {theirs.moments}")
-    states = [name for name in ours.states if name in theirs.states]
     with FragmentReader(first, ours) as our_reader, FragmentReader(second, theirs) as their_reader:
         for name, a, b in _pairs(ours.weights, theirs.weights):
             if a is None or b is None:
@@ -128,6 +127,7 @@ def compare(first: Path, second: Path) -> Comparison:
             elif a.description() != b.description():
                 found.state.append(f"{name}: {a.description()} and {b.description()}")
             else:
+                states = [state for state in ours.states_of(name) if state in theirs.states]
                 found.weights[name] = _compare(our_reader, their_reader, name, list(a.fragments), states)
     return found
 

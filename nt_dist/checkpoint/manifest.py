@@ -78,6 +78,7 @@ class WeightEntry:
         density: Share of active entries; 1 is dense, without positions.
         slots: Active entries of every shard.
         fragments: "trail/shard" to where it is.
+        is_statistic: Whether it is no weight but a statistic, which has values and no moments.
     """
 
     shape: tuple[int, ...]
@@ -88,6 +89,7 @@ class WeightEntry:
     density: float
     slots: tuple[int, ...]
     fragments: dict[str, FragmentEntry] = field(default_factory=dict)
+    is_statistic: bool = False
 
     @property
     def is_sparse(self) -> bool:
@@ -123,7 +125,7 @@ class Manifest:
         layout: Degrees of the mesh, ZeRO stage and precision that wrote it, for people.
         config: The resolved configuration, section by section.
         files: Every file of the checkpoint but the manifest.
-        weights: Every weight by name.
+        weights: Every weight, and every statistic, by name.
     """
 
     serial: int
@@ -138,8 +140,12 @@ class Manifest:
 
     @property
     def states(self) -> tuple[str, ...]:
-        """Names of all that a fragment has for each of its positions."""
+        """Names of all that a weight's fragment has for each of its positions."""
         return ("value", *self.moments)
+
+    def states_of(self, name: str) -> tuple[str, ...]:
+        """Return :attr:`states`, or of a statistic its value alone."""
+        return ("value",) if self.weights[name].is_statistic else self.states
 
     def to_json(self) -> str:
         """Return the text of ``manifest.json``, its own digest included.
@@ -274,6 +280,7 @@ class _Reader:
             valid=self.get(entry, "valid", int, where),
             density=self.get(entry, "density", float, where),
             slots=self.counts(entry, "slots", where),
+            is_statistic=self.get({"is_statistic": False, **entry}, "is_statistic", bool, where),
         )
         if weight.cut_axis >= len(weight.shape):
             raise self.fail(where + "cut_axis", "an axis of its shape")

@@ -4,7 +4,7 @@ Knows no ranks, no optimizer and no DeepSpeed: whoever only computes with a trai
 weights with this, and so does a run that goes on.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +16,9 @@ from nt_dist.checkpoint.manifest import FragmentEntry, Manifest, WeightEntry
 from nt_dist.config import Config
 from nt_dist.config.settings import differences
 from nt_dist.errors import CheckpointError
-from nt_dist.model.trails import weights_of
+from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.sparsity.spec import flat_index
+from nt_dist.sparsity.statistic import Statistic
 from nt_dist.sparsity.weight import Weight
 
 
@@ -56,8 +57,8 @@ def check_config(path: Path, manifest: Manifest, config: Config, resuming: bool)
         raise CheckpointError("\n".join([f"{path}: {rule}", *schedule]))
 
 
-def weight_entry(weight: Weight, file: str = "") -> WeightEntry:
-    """Return a weight's entry of the manifest, with the fragments held here in ``file`` and no checksums yet."""
+def weight_entry(weight: Weight | Statistic, file: str = "") -> WeightEntry:
+    """Return the manifest's entry of a weight or statistic: the fragments held here in ``file``, no checksums yet."""
     spec = weight.spec
     checksum = "" if spec.is_sparse else None  # filled in with the positions
     return WeightEntry(
@@ -69,20 +70,20 @@ def weight_entry(weight: Weight, file: str = "") -> WeightEntry:
         density=float(spec.density),
         slots=tuple(spec.slots(shard) for shard in range(spec.shards)),
         fragments={f"{t}/{s}": FragmentEntry(file, checksum) for t in weight.trails for s in weight.shards},
+        is_statistic=spec.role == "statistic",
     )
 
 
-def check_weights(path: Path, manifest: Manifest, weights: Iterable[Weight]) -> None:
-    """Compare shapes, shards and slots of a checkpoint's weights with a model's.
+def check_weights(path: Path, manifest: Manifest, model: nn.Module) -> None:
+    """Compare shapes, shards and slots of a checkpoint's weights and statistics with a model's.
 
     Raises:
         CheckpointError: With every difference.
     """
     problems = []
-    for weight in weights:
-        name = weight.spec.name
+    for name, weight in (weights_of(model) | statistics_of(model)).items():
         if name not in manifest.weights:
-            problems.append(f"{path}: has no weight {name}")
+            problems.append(f"{path}: has no {'statistic' if isinstance(weight, Statistic) else 'weight'} {name}")
             continue
         saved, now = manifest.weights[name].description(), weight_entry(weight).description()
         problems += [
@@ -118,9 +119,19 @@ def read_slots(reader: FragmentReader, weight: Weight, states: Collection[str]) 
     return Slots(index, slots)
 
 
+def load_statistics(reader: FragmentReader, model: nn.Module) -> None:
+    """Put a checkpoint's statistics into a model; raises as :func:`read_slots`."""
+    for name, statistic in statistics_of(model).items():
+        for trail in statistic.trails:
+            for shard in statistic.shards:
+                part = statistic.shard(trail, shard)
+                values = torch.from_numpy(reader.read(name, trail, shard, ("value",))["value"])
+                part.copy_(values.view(part.shape))
+
+
 @torch.no_grad()
 def load_values(path: Path, manifest: Manifest, model: nn.Module) -> None:
-    """Put a checkpoint's topologies and values into a model, without the moments.
+    """Put a checkpoint's topologies, values and statistics into a model, without the moments.
 
     Args:
         path: The checkpoint, whose files were verified.
@@ -130,10 +141,10 @@ def load_values(path: Path, manifest: Manifest, model: nn.Module) -> None:
     Raises:
         CheckpointError: It is of another model, or a fragment is not what the manifest says.
     """
-    weights = weights_of(model).values()
-    check_weights(path, manifest, weights)
+    check_weights(path, manifest, model)
     with FragmentReader(path, manifest) as reader:
-        for weight in weights:
+        load_statistics(reader, model)
+        for weight in weights_of(model).values():
             index, states = read_slots(reader, weight, ("value",))
             if index is not None:
                 weight.set_index(index.to(weight.values.device))

@@ -30,6 +30,12 @@ class Statistic(nn.Module):
         shape = (len(self.trails), *spec.local_shape(self.shards))
         self.register_buffer("values", torch.full(shape, 1.0 if spec.init is None else 0.0, device=device))
 
+    def shard(self, trail: int, shard: int) -> torch.Tensor:
+        """Return the view of one shard of one trail, by their global numbers."""
+        length = self.spec.shard_length
+        start = (shard - self.shards.start) * length
+        return self.values[trail - self.trails.start].narrow(self.spec.cut_axis, start, length)
+
     def _apply(self, fn, recurse=True):
         exact = self.values
         super()._apply(fn, recurse)

@@ -7,6 +7,7 @@ stays different for good. So all copies are compared now and then, by sums over 
     topology              always (topology.py)                   always
     compute copy          ZeRO 0-2; at ZeRO 3 what is gathered   always
     masters, moments      ZeRO 0                                 always, whatever their partition
+    statistics            always                                 always
 
 What is partitioned has no second copy. It must be finite and in a plausible range, and a compute copy must be its
 master, rounded. What that leaves uncovered stands in docs/reliability.md.
@@ -17,11 +18,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from nt_dist.engine.optimizer_state import OptimizerState
 from nt_dist.errors import CorruptionError
+from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.parallel.mesh import AXES, Mesh
-from nt_dist.sparsity.weight import Weight
 
 BLOCK = 1 << 20  # entries summed at once, which bounds the working memory
 MASK = (1 << 48) - 1  # of a sum, so that those of 32,768 ranks can be added up in 64 bits
@@ -45,13 +47,14 @@ class Integrity:
 
     Args:
         mesh: The ranks.
-        weights: The weights held here, by name.
+        model: The part of the model held here.
         optimizer_state: Masters and moments, created.
     """
 
-    def __init__(self, mesh: Mesh, weights: dict[str, Weight], optimizer_state: OptimizerState):
+    def __init__(self, mesh: Mesh, model: nn.Module, optimizer_state: OptimizerState):
         self.mesh, self.place = mesh, mesh.place
-        self.weights, self.optimizer_state = weights, optimizer_state
+        self.weights, self.statistics = weights_of(model), statistics_of(model)
+        self.optimizer_state = optimizer_state
 
     @torch.no_grad()
     def check(self, when: str) -> None:
@@ -94,6 +97,9 @@ class Integrity:
                 total = _sum_bits(mine.state[part], mine.start) if mine else self._zero()
                 what = "master" if part == "value" else part
                 copies.append(_Copy(name, what, axes if partitioned else ("data", *axes), total))
+        for name, statistic in self.statistics.items():
+            axes = ("data", *self.place.replica_axes(statistic))
+            copies.append(_Copy(name, "value", axes, _sum_bits(statistic.values.flatten(), 0)))
         pieces = [copy for copy in copies if "data" not in copy.axes]
         if pieces:  # positions count in a sum, so that those of all pieces add up to that of the whole
             sums = torch.stack([copy.sum for copy in pieces])

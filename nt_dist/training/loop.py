@@ -124,7 +124,7 @@ class Trainer:
         self.guard: StepGuard = self.engine.step_guard
         self.bad_steps = BadSteps(config.train.max_bad_steps)
         self.topology = TopologyUpdater(config, mesh, self.model, self.optimizer_state, self.engine)
-        self.integrity = Integrity(mesh, self.weights, self.optimizer_state)
+        self.integrity = Integrity(mesh, self.model, self.optimizer_state)
         if found:
             self.heartbeat.enter("loading")
             self.load(found)

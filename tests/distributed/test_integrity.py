@@ -41,7 +41,7 @@ class _Run:
         self.door.create()
         self.weights = weights_of(model)
         self.topology = TopologyUpdater(config, self.mesh, model, self.door, engine)
-        self.integrity = Integrity(self.mesh, self.weights, self.door)
+        self.integrity = Integrity(self.mesh, model, self.door)
         self.integrity.check("the start")
         rows = torch.randint(VOCABULARY, (BATCH, SEQUENCE + 1), generator=torch.Generator().manual_seed(1))
         share = BATCH // self.mesh.data.degree

@@ -1,5 +1,6 @@
 """What is wrong with the files of a checkpoint is found, and named."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -111,6 +112,13 @@ def test_positions_that_do_not_match_the_manifests_checksum_are_named(path):
     assert_named(path, f"{NAME}/1/2/positions", "topology checksum")
 
 
+def means_the_same(text, other):
+    """Whether two manifests hold the same numbers: one may end in another 17th digit, or have an E for an e."""
+    with contextlib.suppress(ValueError):
+        return json.loads(text) == json.loads(other)
+    return False
+
+
 def test_every_flipped_bit_is_found(path):
     """One bit in a hundred places of every file."""
     for file in sorted(path.iterdir()):
@@ -118,6 +126,8 @@ def test_every_flipped_bit_is_found(path):
         for place in range(0, len(whole), max(len(whole) // 100, 1)):
             damaged = bytearray(whole)
             damaged[place] ^= 1 << place % 8
+            if file.name == MANIFEST and means_the_same(damaged, whole):
+                continue
             file.write_bytes(damaged)
             with pytest.raises(CheckpointError, match=file.name):
                 verify(path)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from nt_dist.llama.family import Llama
 from nt_dist.model.flops import token_flops
 from nt_dist.model.trails import build_model, statistics_of, weights_of
 from nt_dist.model.weights import count_parameters
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.statistic import Statistic
 from tests.unit.model.tiny import tiny
+from tests.unit.model.with_statistics import with_statistics
 
 SPEC = WeightSpec("mean", (6,), trails=2, shards=3, init=0.0, role="statistic", in_trail=True, layer="output", uses=0)
 
@@ -35,30 +35,11 @@ def test_is_cut_and_filled_as_its_spec_says():
     assert (Statistic(dataclasses.replace(SPEC, init=None)).values == 1).all()
 
 
-class WithMean(Llama):
-    """A LLaMA whose output layer keeps one statistic per trail."""
-
-    def weights(self, config):
-        spec = WeightSpec(
-            "mean", (6,), 0, config.trails.count, init=0.0, role="statistic", in_trail=True, layer="output", uses=0
-        )
-        return [*super().weights(config), spec]
-
-    def layers(self, config, make, place):
-        makers = super().layers(config, make, place)
-
-        def output():
-            layer = makers["output"]()
-            layer.mean = make("mean")
-            return layer
-
-        return {**makers, "output": output}
-
-
 def test_a_family_has_its_statistics_in_the_table_of_weights():
     plain = tiny()
-    config = dataclasses.replace(plain, family=WithMean())
+    config = with_statistics(plain)
     model = build_model(config)
     assert statistics_of(model)["mean"].values.shape == (3, 6)
+    assert (statistics_of(model)["spread"].values == torch.ones(1, 3, 8)).all()
     assert weights_of(model).keys() == weights_of(build_model(plain)).keys()
     assert count_parameters(config) == count_parameters(plain) and token_flops(config) == token_flops(plain)
