@@ -1,8 +1,10 @@
 """Files that are whole or not there, whenever the program or the machine stops."""
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,3 +58,23 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 (hex) of a file, as it was meant to be written."""
+
+    size: int
+    sha256: str
+
+
+def write_new(path: Path, blocks: Iterable) -> FileEntry:
+    """Write bytes, memoryviews or contiguous arrays to a file that is not there yet, and see them on the disk."""
+    size, digest = 0, hashlib.sha256()
+    with open(path, "xb") as file:
+        for block in blocks:
+            digest.update(block)
+            size += file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(size, digest.hexdigest())

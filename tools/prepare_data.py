@@ -4,7 +4,7 @@
     mpirun -np 8 python tools/prepare_data.py --config configs/X.toml        many processes, on many nodes
 
 data.num_workers is the number of processes that tokenize (under mpirun, of each rank). A run that was stopped goes on
-from the parts it had made. train.py prepares by itself; large corpora are better prepared ahead, for its other ranks
+from the chunks it had made. train.py prepares by itself; large corpora are better prepared ahead, for its other ranks
 wait meanwhile.
 """
 

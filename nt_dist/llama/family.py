@@ -109,9 +109,9 @@ class Llama(Family):
 
     def open_other_data(self, config, path, exchange):
         """See :meth:`Family.open_other_data`."""
-        from nt_dist.text.corpus import OpenData, open_texts
+        from nt_dist.text.corpus import open_texts
 
-        return OpenData(None, *open_texts(config, path, exchange), digest=None)
+        return open_texts(config, path, exchange)
 
     def corrupted(self, data, kind, share):
         """See :meth:`Family.corrupted`."""

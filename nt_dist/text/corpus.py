@@ -23,12 +23,12 @@ _logger = logging.getLogger(__name__)
 
 
 class OpenData(NamedTuple):
-    """A run's data."""
+    """A run's data, or other texts to evaluate on, which have no samples to train on and no digest."""
 
-    train: TextSamples
+    train: TextSamples | None
     validation: TextSamples
     tokenizer: Tokenizer
-    digest: str
+    digest: str | None
     """Of the training tokens and the tokenizer: two runs with the same digest train on the same documents."""
 
     @property
@@ -52,7 +52,7 @@ def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambd
     return OpenData(train, validation, tokenizer, record.digest)
 
 
-def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work()) -> tuple[TextSamples, Tokenizer]:
+def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work()) -> OpenData:
     """Open other texts, a file, folder or pattern, with the tokenizer and the layout of a config; as ``open_data``.
 
     They are read as ``data.source`` says, or by their suffix where that names no files.
@@ -65,7 +65,7 @@ def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work
         return str(prepare_streams(config, {"validation": texts}, tokenizer).resolve())
 
     _, tokenizer, (samples,) = _open_folder(config, Path(exchange(prepare)), "validation")
-    return samples, tokenizer
+    return OpenData(None, samples, tokenizer, None)
 
 
 def run_tokenizer(
@@ -73,12 +73,8 @@ def run_tokenizer(
 ) -> Tokenizer:
     """The tokenizer that a run was trained with, told from any other by its hash; its corpus need not be there.
 
-    Args:
-        config: The run's settings.
-        data_digest: The run's ``OpenData.digest``, as its checkpoint has it.
-        identity: Its ``OpenData.identity``, as far as the checkpoint has it.
-        folders: Where its prepared texts may be.
-        given: A .model file to take; None to look for one in ``folders`` and at ``data.tokenizer``.
+    It is looked for in ``folders`` of prepared texts and at ``data.tokenizer``, or the .model file ``given`` is taken.
+    ``data_digest`` and ``identity`` are those of the run's :class:`OpenData`, as far as its checkpoint has them.
 
     Raises:
         DataError: It is not there, or the one that is given is another one.

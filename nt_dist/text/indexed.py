@@ -9,31 +9,22 @@ document is one sequence. Files are read with pread, not mapped: a file cut shor
 that names it, not a SIGBUS.
 """
 
-import hashlib
 import os
 import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from nt_dist.errors import DataError
+from nt_dist.files import FileEntry, write_new
 
 _MAGIC = b"MMIDIDX"
 _HEADER = np.dtype("S9, <u8, u1, <u8, <u8")
 _CODES = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
 _LENGTH, _OFFSET = np.dtype("<i4"), np.dtype("<i8")
 _BLOCK = 1 << 20
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Bytes of a file and their SHA-256 (hex)."""
-
-    size: int
-    sha256: str
 
 
 class Written(NamedTuple):
@@ -49,10 +40,6 @@ def token_type(vocab_size: int) -> np.dtype:
     return _CODES[8] if vocab_size < 65500 else _CODES[4]
 
 
-def _paths(prefix: Path) -> tuple[Path, Path]:
-    return prefix.with_name(prefix.name + ".bin"), prefix.with_name(prefix.name + ".idx")
-
-
 def write_indexed(prefix: Path, vocab_size: int, documents: Iterable[tuple[np.ndarray, np.ndarray]]) -> Written:
     """Write ``<prefix>.bin`` and ``<prefix>.idx``, both synced to disk; the caller renames them into place.
 
@@ -66,26 +53,15 @@ def write_indexed(prefix: Path, vocab_size: int, documents: Iterable[tuple[np.nd
             parts.append(lengths.astype(_LENGTH))
             yield np.ascontiguousarray(tokens, dtype=kind)
 
-    bin_path, idx_path = _paths(prefix)
-    files = {bin_path.name: _write(bin_path, tokens())}
+    bin_path, idx_path = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
+    files = {bin_path.name: write_new(bin_path, tokens())}
     lengths = np.concatenate(parts)
     count, ends = len(lengths), np.cumsum(lengths, dtype=_OFFSET)
     code = next(code for code, stored in _CODES.items() if stored == kind)
     header = np.array([(_MAGIC, 1, code, count, count + 1)], dtype=_HEADER)
     offsets = (ends - lengths) * kind.itemsize
-    files[idx_path.name] = _write(idx_path, [header, lengths, offsets, np.arange(count + 1, dtype=_OFFSET)])
+    files[idx_path.name] = write_new(idx_path, [header, lengths, offsets, np.arange(count + 1, dtype=_OFFSET)])
     return Written(count, int(lengths.sum(dtype=_OFFSET)), files)
-
-
-def _write(path: Path, blocks: Iterable[np.ndarray]) -> FileEntry:
-    size, digest = 0, hashlib.sha256()
-    with open(path, "wb") as file:
-        for block in blocks:
-            size += file.write(block)
-            digest.update(block)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileEntry(size, digest.hexdigest())
 
 
 class IndexedTokens:
@@ -96,7 +72,7 @@ class IndexedTokens:
     """
 
     def __init__(self, prefix: Path):
-        self.bin_path, idx_path = _paths(prefix)
+        self.bin_path, idx_path = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
         self._bin, self._idx = _File(self.bin_path), _File(idx_path)
         size = self._idx.size
         if size < _HEADER.itemsize:

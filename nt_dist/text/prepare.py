@@ -27,11 +27,11 @@ from pydantic import BaseModel
 
 from nt_dist.config import Config
 from nt_dist.errors import DataError
-from nt_dist.files import sync_folder, write_whole, writing
+from nt_dist.files import FileEntry, sync_folder, write_whole, writing
 from nt_dist.progress import ProgressBar
 from nt_dist.text.chunks import chunk_size, cut_into_chunks, read_chunk, read_hashes, tokenize
 from nt_dist.text.communicator import Communicator
-from nt_dist.text.indexed import FileEntry, write_indexed
+from nt_dist.text.indexed import write_indexed
 from nt_dist.text.sources import Source, open_source
 from nt_dist.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -68,10 +68,8 @@ def prepared_folder(config: Config) -> Path:
 def prepare_data(config: Config, communicator: Communicator = _ALONE) -> Path:
     """Prepare the tokenizer and the texts of training and validation, as far as they are not there yet.
 
-    All processes of the communicator call this, and share the work. They must see the same files.
-
-    Returns:
-        The folder that holds them.
+    All processes of the communicator call this, and share the work. They must see the same files. Returns the folder
+    that holds what was prepared.
 
     Raises:
         DataError: For input that cannot be used, or files that cannot be written.

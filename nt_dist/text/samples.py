@@ -39,7 +39,7 @@ class TextSamples(ABC):
         if not 0 <= index < len(self):
             raise IndexError(index)
         tokens = self._read(index)
-        if not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
+        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
             raise DataError(
                 f"{self.indexed.bin_path}: holds token {tokens.max()}, model.vocab_size is {self.vocab_size}; "
                 "the file is damaged: remove its folder and prepare again"

@@ -83,10 +83,8 @@ def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer
         raise DataError(f"{key} = {str(path)!r}: cannot be read: {error.strerror}") from error
     tokenizer = Tokenizer(data, str(path))
     if tokenizer.vocab_size != vocab_size:
-        raise DataError(
-            f"{key} = {str(path)!r} has {tokenizer.vocab_size} pieces, model.vocab_size = {vocab_size}: "
-            "they must be equal"
-        )
+        has = f"{key} = {str(path)!r} has {tokenizer.vocab_size} pieces"
+        raise DataError(f"{has}, model.vocab_size = {vocab_size}: they must be equal")
     return tokenizer
 
 

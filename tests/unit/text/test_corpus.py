@@ -123,7 +123,7 @@ def test_a_record_without_training_files_is_damage(config):
 def test_other_texts_open_with_the_runs_tokenizer(config, tmp_path):
     run = open_data(config)
     path = write_jsonl(tmp_path / "other.jsonl", TEXTS[:2])
-    samples, _ = open_texts(config, str(path))
+    samples = open_texts(config, str(path)).validation
     assert samples.indexed.num_documents == 2
     assert samples.indexed.document(0).tolist() == run.tokenizer.document(TEXTS[0])
     assert len(list((tmp_path / "run/data").glob("tokenizer-*.model"))) == 1

@@ -58,6 +58,12 @@ def test_padding_stays_and_short_rows_stay_as_they_are(tmp_path):
     assert _tokens(_shuffled(rows, 0.1)[0]) == _tokens(rows[0])  # round(0.1 * 9) = 1: nothing to change places with
 
 
+def test_a_sample_of_which_nothing_is_left_is_padding(tmp_path):
+    rows = samples(tmp_path, "rows", DOCUMENTS, 8)
+    inputs, targets, weights = Corrupted(rows, lambda tokens, draw: tokens[:0])[0]
+    assert not inputs.any() and not targets.any() and not weights.any()
+
+
 ALPHABET = [chr(0x4E00 + number) for number in range(20_000)]  # each character once: what became of it can be seen
 
 

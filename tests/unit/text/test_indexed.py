@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from nt_dist.errors import DataError
-from nt_dist.text.indexed import FileEntry, IndexedTokens, write_indexed
+from nt_dist.files import FileEntry
+from nt_dist.text.indexed import IndexedTokens, write_indexed
 
 DOCUMENTS = [[1, 5, 6, 2], [1, 7, 2], [1, 8, 9, 10, 11, 2]]
 
