@@ -48,15 +48,8 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
     Raises:
         CheckpointError: The file exists or cannot be written (a full disk, no rights).
     """
-    digest, size = hashlib.sha256(), 0
-    with _named(path, "written"), open(path, "xb") as file:
-        for chunk in chunks:
-            digest.update(chunk)
-            file.write(chunk)
-            size += len(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileEntry(size, digest.hexdigest())
+    with _named(path, "written"):
+        return files.write_new(path, chunks)
 
 
 def write_fragments(path: Path, tensors: Mapping[str, np.ndarray]) -> FileEntry:

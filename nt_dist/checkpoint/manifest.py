@@ -17,6 +17,7 @@ from typing import Any
 
 from nt_dist.config.settings import ADAMW_MOMENTS
 from nt_dist.errors import CheckpointError
+from nt_dist.files import FileEntry
 
 FORMAT = "nt_dist checkpoint"
 VERSION = 1
@@ -47,14 +48,6 @@ class Progress:
     adam_step: int
     data_digest: str
     extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Size in bytes and SHA-256 (hex) of a file, as it was meant to be written."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
