@@ -1,6 +1,6 @@
 """Payload bytes of one step's collectives, by the mesh's axis and the operation, on one rank.
 
-What a payload is, and what a ring sends for it, is said in parallel/traffic.py. Scalars and Python objects of the
+What a payload is, and what a ring sends for it, is said in benchmarks/traffic.py. Scalars and Python objects of the
 program itself over other axes than data are left out. With n stored values on the rank, c bytes of an element of its
 compute copy, D data ranks, A micro-batches, as counted on DeepSpeed 0.19.8 (tests/distributed/test_traffic.py):
 
@@ -50,24 +50,17 @@ def step_payload(config: Config, pipe_stage: int = 0) -> Payload:
     layers = stages[pipe_stage]
     payload: Counter = Counter()
     if config.data_degree > 1:
-        payload.update(_data(config, layers))
+        payload.update(_data(config, local_parts(layers)))
     for _ in range(config.accumulation_steps):
         payload.update(_model_axes(config, layers))
-    if pipe_stage + 1 < len(stages):
-        _send(payload, config, stages[pipe_stage + 1])
-    if pipe_stage > 0:
-        _send(payload, config, layers)
+    for right in stages[max(pipe_stage, 1) : pipe_stage + 2]:  # the stages behind this one's boundaries
+        payload["pipe", "send"] += config.accumulation_steps * received_bytes(right[0], config)
     return dict(+payload)
 
 
-def update_payload(config: Config) -> Payload:
-    """Return the payloads of a topology update, on top of its step's, on the first pipeline stage's rank."""
-    return update_payload_of(config, local_parts(stage_layers(config)[0]))
-
-
-def update_payload_of(config: Config, parts: list[Part]) -> Payload:
-    """Return the payloads of a topology update of some weights, on top of its step's."""
-    sparse = [part for part in parts if part.spec.is_sparse]
+def update_payload(config: Config, pipe_stage: int = 0) -> Payload:
+    """Return the payloads of a topology update, on top of its step's."""
+    sparse = [part for part in local_parts(stage_layers(config)[pipe_stage]) if part.spec.is_sparse]
     if config.sparsity.update_every == 0 or not sparse:
         return {}
     trunk = [part for part in sparse if not part.spec.in_trail]
@@ -89,17 +82,18 @@ def _checksums(parts: list[Part]) -> int:
     return 16 * sum(part.trails * part.shards for part in parts)
 
 
-def _data(config: Config, layers: list[LayerPart]) -> Payload:
-    parts, ranks, stage = local_parts(layers), config.data_degree, config.zero_stage
-    steps, copy = config.accumulation_steps, config.element_bytes
-    stored = sum(part.stored for part in parts)
-    groups = _groups(config, parts)
+def _data(config: Config, parts: list[Part]) -> Payload:
+    ranks, stage, steps, copy = config.data_degree, config.zero_stage, config.accumulation_steps, config.element_bytes
+    groups: Counter = Counter()  # values of the optimizer's parameter groups
+    for part in parts:
+        groups[group_key(config, part.spec)] += part.stored
+    stored = groups.total()
     scalars = 4 + 4 * config.trails.count + 8
     scalars += _STAGE_3_SCALARS * len(groups) if stage == 3 else _SCALARS[config.train.precision][stage]
     if stage == 0:
         return {("data", "all_reduce"): 4 * stored + scalars}
     if stage < 3:
-        padded = sum(_padded(sum(part.stored for part in group), 2 * ranks) for group in groups)
+        padded = sum(_padded(group, 2 * ranks) for group in groups.values())
         reduced = 4 * (padded if copy == 2 and stage == 1 else stored) * (steps if stage == 2 else 1)
         return {("data", "all_reduce"): reduced + scalars, ("data", "all_gather"): copy * padded}
     return {
@@ -125,14 +119,6 @@ def _gathered(config: Config, parts: list[Part]) -> int:
     return total
 
 
-def _groups(config: Config, parts: list[Part]) -> list[list[Part]]:
-    """The optimizer's parameter groups."""
-    groups: dict[tuple, list[Part]] = {}
-    for part in parts:
-        groups.setdefault(group_key(config, part.spec), []).append(part)
-    return list(groups.values())
-
-
 def _padded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
@@ -152,11 +138,6 @@ def _model_axes(config: Config, layers: list[LayerPart]) -> Payload:
             each = {"all_reduce": state, "broadcast": gradients}
         payload.update({("trail", operation): size for operation, size in each.items()})
     return payload
-
-
-def _send(payload: Counter, config: Config, after: list[LayerPart]) -> None:
-    """Count what goes over the boundary before the layers ``after``, in one direction."""
-    payload["pipe", "send"] += config.accumulation_steps * received_bytes(after[0], config)
 
 
 def sent_bytes(operation: str, payload: float, ranks: int) -> float:

@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 from nt_dist.config import Config
-from nt_dist.planning.communication import Payload, sent_bytes, step_payload, update_payload_of
+from nt_dist.planning.communication import Payload, sent_bytes, step_payload, update_payload
 from nt_dist.planning.gpus import COMPUTE_SHARE, LATENCY, LINK_SHARE, MEMORY_SHARE, NODE, Gpu
 from nt_dist.planning.local_layers import LayerPart, local_parts, stage_layers
 from nt_dist.sparsity.storages import STORAGES
@@ -59,7 +59,7 @@ def _stage_time(config: Config, gpu: Gpu, stage: int) -> StepTime:
     layers = stage_layers(config)[stage]
     parts, ranks = local_parts(layers), _ranks(config)
     steps, pipe = config.accumulation_steps, config.parallel.pipe
-    payload, update = step_payload(config, stage), update_payload_of(config, parts)
+    payload, update = step_payload(config, stage), update_payload(config, stage)
     passes = 4 if config.train.activation_checkpointing else 3
     forward = sum(layer.work * layer.positions for layer in layers)
     products = steps * passes * forward / (gpu.rate[config.train.precision] * COMPUTE_SHARE)

@@ -36,14 +36,10 @@ class ExitRequested(NTDistError):
 
 
 class ExitRequest:
-    """Whether this rank has been asked to leave.
-
-    Attributes:
-        heartbeat: Told of the first signal, and of leaving at the second.
-    """
+    """Whether this rank has been asked to leave."""
 
     def __init__(self):
-        self.heartbeat = Heartbeat()
+        self.heartbeat = Heartbeat()  # told of the first signal, and of leaving at the second
         self._at: float | None = None
         self._interrupts = False
 
@@ -63,9 +59,8 @@ class ExitRequest:
             ExitRequested: On every rank, if any has been asked.
         """
         if self.is_set_anywhere(mesh):
-            raise ExitRequested(
-                "asked to leave before a first step: there is nothing to save, the same command starts anew"
-            )
+            why = "asked to leave before a first step: there is nothing to save, the same command starts anew"
+            raise ExitRequested(why)
 
     @contextmanager
     def interrupts_work(self) -> Iterator[None]:
