@@ -13,9 +13,8 @@ one-forward-one-backward schedule (Narayanan et al., arXiv 2104.04473, section 2
 results and a buffer for their gradient; on the last stage the logits of the micro-batch before. Those of its own stay
 there all through the backward pass, beside its products.
 
-The loss takes of logits of n bytes 2 n, with their gradient, and fp32 of some rows at a time. In backward, a compact
-weight of e entries of c bytes and k slots has its dense matrix and that one's gradient, 2 c e, and what is taken of it,
-c k; a masked one its gradient and the mask, which torch makes one of the gradient's type for their product, 2 c e.
+The loss takes of logits of n bytes 2 n, with their gradient, and fp32 of some rows at a time. What a product takes in
+backward is its storage's to say (``copies`` in sparsity/storages.py).
 """
 
 from dataclasses import dataclass
