@@ -8,9 +8,10 @@ from nt_dist.config.family import Family
 from nt_dist.config.load import load_config as load
 from nt_dist.config.settings import Config
 from nt_dist.llama.family import Llama
+from nt_dist.resnet.family import ResNet
 
 DEFAULT = Llama()
-FAMILIES: dict[str, Family] = {family.name: family for family in (DEFAULT,)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (DEFAULT, ResNet())}
 
 load_config = partial(load, FAMILIES)
 

@@ -90,6 +90,9 @@ class Family(ABC):
     rules: ClassVar[tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], ...]]
     """Rules over several settings: the keys that one reads, and what yields a message for each thing that is wrong."""
 
+    wants_accuracy: ClassVar[bool] = False
+    """Whether its figures have shares of right answers, which take one more pass over the logits."""
+
     # -- what the config asks, without torch -------------------------------------------------------------------------
 
     @abstractmethod
@@ -130,6 +133,10 @@ class Family(ABC):
     def positions(self, config: Any) -> int:
         """Positions of one sample's logits: the tokens of a sequence, 1 of a picture."""
 
+    def batch_unit(self, config: Config) -> int:
+        """Samples of a micro-batch that have to stay together on one rank."""
+        return 1
+
     @abstractmethod
     def activations(self, config: Any, layer: str) -> LayerActivations:
         """What a layer holds and exchanges."""
@@ -140,7 +147,10 @@ class Family(ABC):
 
     @abstractmethod
     def layers(self, config: Config, make: Callable[[str], Any], place: Any) -> dict[str, Callable[[], Any]]:
-        """One function per layer that makes it, by the layer's name; ``make`` makes a weight by its name."""
+        """One function per layer that makes it, by the layer's name; ``make`` makes a weight by its name.
+
+        A family whose hidden states are not one tensor has a layer of its own for "fork" (model/trails.py's FORK).
+        """
 
     @abstractmethod
     def figures(self, means: Mapping[str, Any]) -> dict[str, Any]:

@@ -224,7 +224,7 @@ class Config:
         degrees = self.parallel
         if degrees.trail == 1 or self.trails.fork == "embedding":  # there is nobody to share it with, or no trunk
             return False
-        divides = self.train.micro_batch_size % degrees.trail == 0
+        divides = self.train.micro_batch_size % (degrees.trail * self.family.batch_unit(self)) == 0
         return degrees.trunk == "split" or (degrees.trunk == "auto" and divides)
 
     @property
@@ -278,7 +278,7 @@ def _unified(family: Any, sections: Mapping[str, Mapping[str, Any]]) -> dict[str
         name, entry = dotted.split(".")
         full[name][entry] = sections.get(name, {}).get(entry, plain(setting.default))
     if full["trails"]["fork"] == "embedding":
-        full["trails"]["layers"] = full["model"]["num_layers"]
+        full["trails"]["layers"] = 0  # it says nothing then
     full["sparsity"]["exempt"] = sorted(full["sparsity"]["exempt"])
     family.unify(full)
     return full

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from nt_dist.data.samples import Samples
+from nt_dist.data.samples import Sample
 
 
 class Batch(NamedTuple):
@@ -24,8 +24,6 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-def collate(samples: Samples, indices: Sequence[int] | np.ndarray, size: int) -> Batch:
-    """Read samples into one batch, filled up to ``size`` with blank ones."""
-    rows = [samples[int(index)] for index in indices]
-    rows += [samples.blank()] * (size - len(rows))
+def collate(rows: Sequence[Sample]) -> Batch:
+    """Put samples into one batch."""
     return Batch(*(torch.from_numpy(np.stack(arrays)) for arrays in zip(*rows, strict=True)))

@@ -14,7 +14,7 @@ import numpy as np
 
 from nt_dist.data.batch import Batch, collate
 from nt_dist.data.order import first_of_step, samples_at
-from nt_dist.data.samples import Samples
+from nt_dist.data.samples import Samples, TrainingSamples
 
 _STEPS_AHEAD = 2
 
@@ -23,7 +23,7 @@ _STEPS_AHEAD = 2
 class StepLoader:
     """The steps of one data rank, without end: each a list of micro-batches."""
 
-    samples: Samples
+    samples: TrainingSamples
     seed: int
     """``train.seed``, which decides the order."""
     batch_size: int
@@ -47,8 +47,10 @@ class StepLoader:
         """The micro-batches of the step whose first global sample number is ``first``."""
         share = self.batch_size // self.data_degree
         numbers = first + self.data_rank * share + np.arange(share)
-        indices = samples_at(self.seed, len(self.samples), numbers).reshape(-1, self.micro_batch_size)
-        return [collate(self.samples, row, self.micro_batch_size) for row in indices]
+        indices = samples_at(self.seed, len(self.samples), numbers)
+        rows = [self.samples.drawn(*each) for each in zip(indices.tolist(), numbers.tolist(), strict=True)]
+        size = self.micro_batch_size
+        return [collate(rows[start : start + size]) for start in range(0, share, size)]
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """Steps from ``start`` on.
@@ -108,4 +110,5 @@ class EvaluationBatches:
         if not 0 <= number < len(self):
             raise IndexError(number)
         first = (number * self.data_degree + self.data_rank) * self.micro_batch_size
-        return collate(self.samples, range(first, min(first + self.micro_batch_size, self._end)), self.micro_batch_size)
+        rows = [self.samples[index] for index in range(first, min(first + self.micro_batch_size, self._end))]
+        return collate(rows + [self.samples.blank()] * (self.micro_batch_size - len(rows)))

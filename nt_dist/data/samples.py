@@ -35,3 +35,13 @@ class Samples(Protocol):
 
     def blank(self) -> Sample:
         """A sample of zeros, of the shapes and types of the others: it fills up a batch with weight 0."""
+
+
+class TrainingSamples(Samples, Protocol):
+    """Samples to train on."""
+
+    def drawn(self, index: int, number: int) -> Sample:
+        """Read one sample as global sample ``number`` of the training: cropped and mirrored, for instance.
+
+        What is random in it is a function of the seed and the number: a resume or another layout changes nothing.
+        """

@@ -21,8 +21,9 @@ from nt_dist.engine import pipeline
 from nt_dist.engine.bad_steps import StepVerdict
 from nt_dist.engine.mpu import ModelParallelUnit
 from nt_dist.engine.optimizers import Clipped, make_optimizer, set_learning_rate
+from nt_dist.engine.statistics import update_statistics
 from nt_dist.engine.step_guard import StepGuard
-from nt_dist.model.trails import weights_of
+from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.parallel.place import MeshPlace
 from nt_dist.sparsity.weight import Weight
@@ -150,6 +151,7 @@ def train_step(
         guard.expect(tokens, lambda: sum(sums))
         _pass_through(engine, mesh.place, micro_batches, scale, before_backward, sums)
     _set_collecting(weights, False)
+    update_statistics(statistics_of(engine.module).values(), mesh, engine.was_step_applied())
     return StepResult(guard.nll, tokens, guard.norm, engine.was_step_applied(), guard.verdict, rate)
 
 

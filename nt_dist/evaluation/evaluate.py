@@ -35,7 +35,7 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
     Raises:
         DataError: the batches hold no real token.
     """
-    sums = EnsembleSums(config.trails.count, mesh.device, mesh.place)
+    sums = EnsembleSums(config.trails.count, mesh.device, mesh.place, config.family.wants_accuracy)
     stream(model, batches, mesh, sums)
     sums.reduce(mesh)
     return from_data(config, lambda: config.family.figures(sums.means()))
@@ -66,17 +66,23 @@ def from_data(config, work: Callable):
 
 
 class EnsembleSums(Sums):
-    """Sums of the losses, the disagreement and the weights.
+    """Sums of the losses, the right answers where they are wanted, the disagreement and the weights.
 
     ``place`` says which trails and classes are held here: the sums are of all, and the same on all ranks that hold
     parts of one model.
     """
 
-    def __init__(self, num_trails: int, device: torch.device | str = "cpu", place: Place | None = None):
+    def __init__(
+        self,
+        num_trails: int,
+        device: torch.device | str = "cpu",
+        place: Place | None = None,
+        with_accuracy: bool = False,
+    ):
         assert num_trails >= 1
-        # nll of each trail [T], nll of the mean probability, nll of the mean logit, disagreement, tokens
-        super().__init__(num_trails + 4, device=device)
-        self.num_trails, self.place = num_trails, place or Place()
+        # of each trail, of both means: nll and, if wanted, right answers; then disagreement and tokens
+        super().__init__((num_trails + 2) * (1 + with_accuracy) + 2, device=device)
+        self.num_trails, self.place, self.with_accuracy = num_trails, place or Place(), with_accuracy
 
     def add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         """Adds one batch, as :func:`real_tokens` takes it."""
@@ -87,10 +93,15 @@ class EnsembleSums(Sums):
         logits = logits.float()
         nll = self.place.all_trails(self._losses(logits, targets))  # [T, N]
         assert len(nll) == self.num_trails, f"{len(nll)} trails in place of {self.num_trails}"
-        (by_logit,) = self._losses(self.place.mean_of_trails(logits)[None], targets)
+        mean_logits = self.place.mean_of_trails(logits)[None]
         answers = self.place.all_trails(self.place.most_likely(logits))  # [T, N]
-        ensemble = torch.stack([-mean_of_probs(-nll), by_logit, disagreement(answers), torch.ones_like(weights)])
-        self.sums += (torch.cat([nll, ensemble]).double() * weights).sum(1)
+        figures = [nll, -mean_of_probs(-nll)[None], self._losses(mean_logits, targets)]
+        if self.with_accuracy:
+            probs = (logits - self.place.log_sum_exp(logits)[..., None]).exp()
+            means = self.place.mean_of_trails(probs)[None], mean_logits
+            figures.append(torch.cat([answers, *map(self.place.most_likely, means)]) == targets)
+        figures += [disagreement(answers)[None], torch.ones_like(weights)[None]]
+        self.sums += (torch.cat([each.double() for each in figures]) * weights).sum(1)
 
     def _losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Losses [T, N] of logits [T, N, V]."""
@@ -102,6 +113,7 @@ class EnsembleSums(Sums):
         Returns:
             nll: mean negative log-likelihood in nats, {"trails": [T], "prob", "logit"}: of each trail, of the mean of
                 their probabilities, of the softmax of the mean of their logits.
+            accuracy: shares of samples whose most likely class is right, likewise; if wanted.
             disagreement: share of samples on which two trails' most likely classes differ, mean over pairs
                 (Fort et al., arXiv 1912.02757, section 4, not normalised); 0 with one trail.
             count: sum of the weights.
@@ -112,12 +124,19 @@ class EnsembleSums(Sums):
         *figures, count = self.sums.tolist()
         if count <= 0:
             raise ValueError("an evaluation needs at least one real token (of weight > 0)")
-        *trails, by_prob, by_logit, differing = (each / count for each in figures)
+        *by_predictor, differing = (each / count for each in figures)
+        nll, accuracy = by_predictor[: self.num_trails + 2], by_predictor[self.num_trails + 2 :]
         return {
-            "nll": {"trails": trails, "prob": by_prob, "logit": by_logit},
+            "nll": _named_by_predictor(nll),
+            **({"accuracy": _named_by_predictor(accuracy)} if accuracy else {}),
             "disagreement": differing,
             "count": int(count) if count == int(count) else count,
         }
+
+
+def _named_by_predictor(figures: list[float]) -> dict:
+    *trails, by_prob, by_logit = figures
+    return {"trails": trails, "prob": by_prob, "logit": by_logit}
 
 
 def disagreement(answers: torch.Tensor) -> torch.Tensor:

@@ -77,7 +77,7 @@ class FullSums:
         self, num_trails: int, device: torch.device | str = "cpu", place: Place | None = None, with_temperatures=False
     ):
         self.num_trails, self.place = num_trails, place or Place()
-        self.ensemble = EnsembleSums(num_trails, device, place)
+        self.ensemble = EnsembleSums(num_trails, device, place, with_accuracy=True)
         self.diversity = DiversitySums(num_trails, device)
         self.scores = SequenceScores(device)
         # of the part at hand; of the part before it; of the part at hand with its temperatures

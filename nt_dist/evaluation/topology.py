@@ -89,7 +89,7 @@ def density(specs: Iterable[WeightSpec]) -> float:
     Raises:
         ValueError: there is no matrix among them.
     """
-    matrices = [spec for spec in specs if spec.role != "scale"]
+    matrices = [spec for spec in specs if not spec.is_vector]
     if not matrices:
         raise ValueError("no matrix to take the density of")
     active = sum(spec.trails * (spec.total_slots() if spec.is_sparse else real_elements(spec)) for spec in matrices)

@@ -115,7 +115,7 @@ def fill(model: TrailsModel, foreign: Foreign, config: Config, noise: float = 0.
         tensors = [_read(foreign, foreign.key(config, spec, trail)) for trail in range(spec.trails)]
         dense = torch.zeros(spec.trails, *spec.shape)  # with padding
         dense[(slice(None), *map(slice, real_shape(spec)))] = torch.stack(tensors)
-        is_noisy = noise and spec.in_trail and spec.role != "scale"
+        is_noisy = noise and spec.in_trail and not spec.is_vector
         deviations = noise * torch.stack([each.std() for each in tensors]) if is_noisy else None
         for fragments in weight.groups():
             blocks = weight.blocks(dense, fragments)  # [R, elements]

@@ -56,7 +56,7 @@ def layer_makers(config: Config, place: Place, device: torch.device | str = "cpu
 
     makers = config.family.layers(config, make, place)
     num_trails = len(place.trails(next(spec for spec in specs.values() if spec.in_trail)))
-    makers[FORK] = lambda: Fork(num_trails, place)
+    makers.setdefault(FORK, lambda: Fork(num_trails, place))
     return [makers[name] for name in layer_names(config)]
 
 

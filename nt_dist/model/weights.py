@@ -50,7 +50,7 @@ def _with_densities(config: Config, specs: list[WeightSpec]) -> list[WeightSpec]
     sparse = {
         spec.name: (real_shape(spec), spec.trails)
         for spec in specs
-        if spec.role != "scale" and not is_exempt(config, spec.name)
+        if not spec.is_vector and not is_exempt(config, spec.name)
     }
     density = spread_density(sparse, config.sparsity.density, config.sparsity.distribution) if sparse else {}
     return [spec.with_density(density[spec.name]) if spec.name in density else spec for spec in specs]

@@ -27,6 +27,8 @@ def spread_density(shapes: dict[str, tuple[Shape, int]], density: float, distrib
         distribution: "erk", "er" or "uniform".
     """
     assert distribution in ("erk", "er", "uniform"), distribution
+    if density == 1.0:  # exactly: a rounding error below would make a weight sparse
+        return dict.fromkeys(shapes, 1.0)
     sizes = {name: math.prod(shape) * copies for name, (shape, copies) in shapes.items()}
     raw = {name: _raw(shape, distribution) for name, (shape, _) in shapes.items()}
     wanted = density * sum(sizes.values())

@@ -27,11 +27,13 @@ class WeightSpec:
         valid: Entries of the cut axis that are real; the rest is padding and never active.
         density: Share of the real entries that is active, in (0, 1].
         init: Standard deviation of the normal distribution of initial values, or None for ones.
-        role: "linear" (x · Wᵀ), "lookup" (rows by number), "scale" (element-wise factor), or "statistic": no weight but
-            state that is saved and compared (see statistic.py); its ``init`` is None for ones, 0 for zeros.
+        role: "linear" (x · Wᵀ), "convolution", "lookup" (rows by number), "scale" or "bias" (element-wise factor or
+            summand), or "statistic": no weight but state that is saved and compared (see statistic.py); its ``init`` is
+            None for ones, 0 for zeros.
         in_trail: Whether the weight belongs to the trails (and not to the trunk).
         layer: Name of the layer that has it, as in model/trails.py's layer_names.
-        uses: Products with it per sample position: 1 for a linear weight of text, 0 for what multiplies nothing.
+        uses: Products with it per position of a sample's logits: 1 for a linear weight of text, the pixels of the
+            result for a convolution, 0 for what multiplies nothing.
     """
 
     name: str
@@ -52,6 +54,11 @@ class WeightSpec:
         assert 0.0 < self.density <= 1.0, f"{self.name}: density {self.density}"
         if self.valid is None:
             object.__setattr__(self, "valid", self.shape[self.cut_axis])
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it works element by element: never sparse, in no density, without weight decay."""
+        return self.role in ("scale", "bias")
 
     @property
     def is_sparse(self) -> bool:

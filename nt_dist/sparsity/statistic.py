@@ -13,6 +13,9 @@ class Statistic(nn.Module):
         spec: What it is, with role "statistic".
         trails, shards: Global numbers of the trails and shards held here (all by default).
         values: fp32 [T, *local shape].
+        momentum: By what share a step's mean moves them.
+        sums: What was added since the last step, over all additions; fp32, shaped like ``values``.
+        count: Additions to each row of it.
     """
 
     def __init__(
@@ -29,6 +32,26 @@ class Statistic(nn.Module):
         self.shards = range(spec.shards) if shards is None else shards
         shape = (len(self.trails), *spec.local_shape(self.shards))
         self.register_buffer("values", torch.full(shape, 1.0 if spec.init is None else 0.0, device=device))
+        self.momentum = 0.1
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was added."""
+        self.sums: torch.Tensor | None = None
+        self._additions = 0
+
+    @torch.no_grad()
+    def add(self, row: int, value: torch.Tensor) -> None:
+        """Add one batch's value [*local shape] for the row-th of the trails held here."""
+        if self.sums is None:
+            self.sums = torch.zeros_like(self.values)
+        self.sums[row] += value
+        self._additions += 1
+
+    @property
+    def count(self) -> int:
+        """Additions to each row."""
+        return self._additions // len(self.trails)
 
     def shard(self, trail: int, shard: int) -> torch.Tensor:
         """Return the view of one shard of one trail, by their global numbers."""

@@ -49,6 +49,10 @@ class TextSamples(ABC):
     def __getitem__(self, index: int) -> Sample:
         return self._sample(self.tokens(index))
 
+    def drawn(self, index: int, number: int) -> Sample:
+        """The sample itself: nothing about it is random."""
+        return self[index]
+
     def blank(self) -> Sample:
         """A sample of padding alone."""
         return self._sample(np.empty(0, dtype=np.int64))

@@ -21,7 +21,7 @@ class Pictures:
 
 
 def test_pictures_have_one_position_and_keep_their_type():
-    inputs, targets, weights = collate(Pictures(), [4, 2], 3)
+    inputs, targets, weights = collate([Pictures()[4], Pictures()[2], Pictures().blank()])
     assert (inputs.shape, inputs.dtype) == ((3, 3, 2, 2), torch.uint8)
     assert inputs[:, 0, 0, 0].tolist() == [4, 2, 0]
     assert targets.tolist() == [[4], [2], [0]]
@@ -29,6 +29,6 @@ def test_pictures_have_one_position_and_keep_their_type():
 
 
 def test_a_batch_of_blanks_alone_has_the_shape_of_the_others():
-    batch = collate(Pictures(), [], 2)
+    batch = collate([Pictures().blank()] * 2)
     assert [tuple(tensor.shape) for tensor in batch] == [(2, 3, 2, 2), (2, 1), (2, 1)]
     assert not batch.weights.any()

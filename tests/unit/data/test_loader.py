@@ -29,6 +29,9 @@ class Numbered:
         assert 0 <= index < self.count
         return Sample(np.full(3, index), np.full(3, index + 1), np.ones(3, dtype=np.float32))
 
+    def drawn(self, index, number):
+        return self[index]
+
     def blank(self):
         return Sample(np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.float32))
 

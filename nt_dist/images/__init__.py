@@ -1,0 +1,1 @@
+"""Pictures to samples: sources, decoding, crops and flips."""

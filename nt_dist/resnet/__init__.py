@@ -1,0 +1,1 @@
+"""The ResNets: convolutional networks for pictures, bottleneck and pre-activation, as one model family."""

@@ -1,0 +1,51 @@
+"""Bytes that the layers of a ResNet keep for backward, for one trail and one picture.
+
+Each convolution keeps its input and each batch norm what it normalizes; a ReLU works in place, on the next
+convolution's input. Vectors are left out.
+"""
+
+from nt_dist.config.family import LayerActivations
+from nt_dist.config.settings import Config
+from nt_dist.resnet.weights import BlockShape, block_shapes, convolutions, norms, stem_sides
+
+_PIXEL_BYTES = 3
+
+
+def activations(config: Config, layer: str) -> LayerActivations:
+    """Return what ``layer`` holds; nothing is cut over tensor ranks."""
+    model, element = config.model, config.element_bytes
+    shapes = block_shapes(config)
+    if layer == "stem":
+        inside, after = stem_sides(config)
+        state, result = model.stem_width * inside * inside, model.stem_width * after * after
+        pictures = 3 * model.image_size**2
+        inner = pictures + (0 if model.block == "preactivation" else state)
+        inner += (state + 2 * result) if model.stem == "large" else 0  # pooling's input, and int64 places
+        return LayerActivations(_PIXEL_BYTES * model.image_size**2, element * result, element * inner, all_reduced=0)
+    if layer == "classifier":
+        last = shapes[-1]
+        state = last.outputs * last.side_after**2
+        inner = 2 * state if model.block == "preactivation" else 0
+        return LayerActivations(element * state, element * model.num_classes, element * (inner + last.outputs), 0)
+    shape = shapes[int(layer.removeprefix("blocks."))]
+    state, result = shape.inputs * shape.side**2, shape.outputs * shape.side_after**2
+    inner = element * _inner(config, shape)
+    recomputed = element * 2 * result if config.train.activation_checkpointing else 0
+    return LayerActivations(element * state, element * result, inner, 0, recomputed)
+
+
+def _inner(config: Config, shape: BlockShape) -> int:
+    """Elements that a block keeps beside its input."""
+    side, kept, first = shape.side, 0, True
+    for name, (outputs, inputs, _, stride) in convolutions(config, shape).items():
+        if name == "shortcut":
+            continue
+        if not first or config.model.block == "preactivation":  # else it is the block's input
+            kept += inputs * side * side
+        side, first = -(-side // stride), False
+        kept += outputs * side * side if f"{name}".replace("convolution", "norm") in norms(config, shape) else 0
+    if config.model.block == "preactivation":
+        return kept - shape.outputs * shape.side_after**2  # no norm follows the last convolution
+    if shape.has_shortcut:
+        kept += shape.outputs * shape.side_after**2
+    return kept + shape.outputs * shape.side_after**2  # the last ReLU's result

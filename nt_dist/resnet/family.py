@@ -1,0 +1,104 @@
+"""The ResNets as the rest of the package sees them."""
+
+from nt_dist.config.family import Family, Headline
+from nt_dist.images import settings as images
+from nt_dist.resnet import settings
+
+
+class ResNet(Family):
+    """ResNets (He et al., arXiv 1512.03385) and Wide ResNets (Zagoruyko, Komodakis, arXiv 1605.07146) on pictures."""
+
+    name = "resnet"
+    sections = {"model": settings.Model, "data": images.Data}  # noqa: RUF012
+    rules = settings.RULES
+    input_layer, output_layer = "stem", "classifier"
+    wants_accuracy = True
+    corruptions = {}  # noqa: RUF012
+
+    def hidden_size(self, config):
+        """See :meth:`Family.hidden_size`: the channels of the last blocks."""
+        return (config.model.width << (len(config.model.depths) - 1)) * config.model.expansion
+
+    def divided_by_tensor(self, config):
+        """Nothing: a rule refuses it."""
+        return {}
+
+    def ignored(self, config):
+        """See :meth:`Family.ignored`."""
+        return images.ignored_settings(config)
+
+    def paths(self, config):
+        """See :meth:`Family.paths`."""
+        return images.paths(config)
+
+    def unify(self, sections):
+        """No two values mean the same."""
+
+    def batch_unit(self, config):
+        """A batch norm's pictures stay together."""
+        return config.model.norm_batch
+
+    def weight_names(self, config):
+        """See :meth:`Family.weight_names`."""
+        return [spec.name for spec in self.weights(config) if spec.role != "statistic"]
+
+    def weights(self, config):
+        """See :meth:`Family.weights`."""
+        from nt_dist.resnet.weights import weights
+
+        return weights(config)
+
+    def positions(self, config):
+        """One: a picture has one class."""
+        return 1
+
+    def activations(self, config, layer):
+        """See :meth:`Family.activations`."""
+        from nt_dist.resnet.activations import activations
+
+        return activations(config, layer)
+
+    def layers(self, config, make, place):
+        """See :meth:`Family.layers`."""
+        from nt_dist.resnet.layers import layers
+
+        return layers(config, make, place)
+
+    def figures(self, means):
+        """See :meth:`Family.figures`.
+
+        Returns:
+            accuracy_trails: share of pictures that each trail is right about.
+            accuracy_ensemble_prob, accuracy_ensemble_logit: of the mean of probabilities and the mean of logits.
+            nll_trails, nll_ensemble_prob, nll_ensemble_logit: mean negative log-likelihoods in nats.
+            disagreement: as EnsembleSums.means has it.
+            ensemble_gain: accuracy_ensemble_prob minus the mean of accuracy_trails.
+            pictures: sum of the weights.
+        """
+        found = {}
+        for name, kind in (("accuracy", means["accuracy"]), ("nll", means["nll"])):
+            found[f"{name}_trails"] = kind["trails"]
+            found |= {f"{name}_ensemble_{how}": kind[how] for how in ("prob", "logit")}
+        found["disagreement"] = means["disagreement"]
+        return {**found, "ensemble_gain": self.headline(found).gain, "pictures": means["count"]}
+
+    def headline(self, figures):
+        """See :meth:`Family.headline`: accuracy."""
+        ensembles = figures["accuracy_ensemble_prob"], figures["accuracy_ensemble_logit"]
+        return Headline("accuracy", figures["accuracy_trails"], *ensembles, False, ".2%", "picture")
+
+    def open_data(self, config, is_writer, exchange):
+        """See :meth:`Family.open_data`."""
+        from nt_dist.images.opening import open_data
+
+        return open_data(config, is_writer, exchange)
+
+    def open_other_data(self, config, path, exchange):
+        """See :meth:`Family.open_other_data`."""
+        from nt_dist.images.opening import OpenPictures, open_other
+
+        return OpenPictures(None, open_other(config, path, exchange), digest=None, classes=[])
+
+    def corrupted(self, data, kind, share):
+        """There is none yet."""
+        raise KeyError(kind)

@@ -1,0 +1,57 @@
+"""Batch norm (Ioffe and Szegedy, arXiv 1502.03167) that is the same in every layout.
+
+Means and variances are those of ``model.norm_batch`` pictures, a "ghost batch" (Hoffer et al., arXiv 1705.08741, §4),
+whatever the micro-batch; the running ones follow, once an optimizer step, the mean over all ghost batches of its global
+batch (see nt_dist/engine/statistics.py). Each trail has its own.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nt_dist.config.settings import Config
+from nt_dist.model.trails import MakeWeight
+from nt_dist.sparsity.weight import Weight
+
+
+class BatchNorm(nn.Module):
+    """One batch norm a trail: scale and shift, weights; mean and variance, statistics."""
+
+    def __init__(self, config: Config, prefix: str, make: MakeWeight):
+        super().__init__()
+        self.size, self.eps = config.model.norm_batch, config.model.norm_eps
+        self.scale, self.shift = make(f"{prefix}.scale"), make(f"{prefix}.shift")
+        self.mean, self.variance = make(f"{prefix}.mean"), make(f"{prefix}.variance")
+        for statistic in (self.mean, self.variance):
+            statistic.momentum = config.model.norm_momentum
+
+    def forward(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Normalize T states [B, C, H, W]: in training by their own ghost batches, else by the running statistics."""
+        return list(self.scale(self._with_scale, *states))
+
+    def _with_scale(self, scale: Weight, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.shift(lambda shift, *states: self._normalize(scale.dense(), shift.dense(), states), *states)
+
+    def _normalize(
+        self, scales: torch.Tensor, shifts: torch.Tensor, states: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        # fp32 throughout: in bf16, torch's kernels take fp32 parameters and give fp32 statistics
+        of_trails = zip(states, scales.float(), shifts.float(), strict=True)
+        if self.training:
+            return tuple(self._by_batch(row, *each) for row, each in enumerate(of_trails))
+        return tuple(
+            F.batch_norm(x, mean, variance, scale, shift, False, 0.0, self.eps)
+            for (x, scale, shift), mean, variance in zip(of_trails, self.mean.values, self.variance.values, strict=True)
+        )
+
+    def _by_batch(self, row: int, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        assert len(x) % self.size == 0, f"{len(x)} pictures are no whole number of batches of {self.size}"
+        normalized = []
+        for some in x.split(self.size):
+            each, mean, inverse = torch.native_batch_norm(some, scale, shift, None, None, True, 0.0, self.eps)
+            count = some.numel() // some.shape[1]
+            biased = inverse.detach().float().pow(-2) - self.eps
+            self.mean.add(row, mean.detach())
+            self.variance.add(row, biased * (count / max(count - 1, 1)))  # as torch: unbiased in the running one
+            normalized.append(each)
+        return normalized[0] if len(normalized) == 1 else torch.cat(normalized)

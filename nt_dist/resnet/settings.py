@@ -1,0 +1,79 @@
+"""The section ``[model]`` of a ResNet, and the rules over its settings."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from nt_dist.config.keys import Rule, above, at_least, identity, reads
+from nt_dist.config.names import nearest_numbers
+from nt_dist.config.settings import Config
+from nt_dist.images import settings as images
+
+_DEPTHS = Rule("must be one or more numbers above 0", lambda value: len(value) > 0 and min(value) > 0)
+_MOMENTUM = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network that each trail is, from its stem to its classifier."""
+
+    family: str = identity("resnet", "Kind of network.")
+    block: Literal["basic", "bottleneck", "preactivation"] = identity(
+        "bottleneck", "Residual blocks: basic or bottleneck (ResNet, v1.5) or preactivation (Wide ResNet)."
+    )
+    depths: tuple[int, ...] = identity(
+        (3, 4, 6, 3), "Blocks of each stage; each halves the side but the first.", _DEPTHS
+    )
+    width: int = identity(64, "Channels inside the first stage's blocks; each stage doubles them.", at_least(1))
+    stem: Literal["large", "small"] = identity(
+        "large", "First layer: large (7×7, stride 2, and pooling: 224 pixels) or small (3×3: 32 pixels)."
+    )
+    stem_width: int = identity(64, "Channels of the first layer.", at_least(1))
+    num_classes: int = identity(1000, "Classes.", at_least(2))
+    image_size: int = identity(224, "Side of a picture, in pixels.", at_least(1))
+    norm_batch: int = identity(
+        32, "Pictures whose mean and variance a batch norm takes; a divisor of every micro-batch.", at_least(2)
+    )
+    norm_momentum: float = identity(0.1, "Share of a step's mean and variance in the running ones.", _MOMENTUM)
+    norm_eps: float = identity(1e-5, "Added to the variance in batch norm.", above(0))
+
+    @property
+    def num_layers(self) -> int:
+        """Residual blocks."""
+        return sum(self.depths)
+
+    @property
+    def expansion(self) -> int:
+        """Channels of a block's output for each inside it."""
+        return 4 if self.block == "bottleneck" else 1
+
+
+@reads("model.norm_batch", "train.micro_batch_size", "parallel.trail", "parallel.trunk", "trails.fork")
+def _norm_batch_divides(config: Config) -> Iterator[str]:
+    micro, norm = config.train.micro_batch_size, config.model.norm_batch
+    shares = config.parallel.trail if config.splits_trunk else 1
+    if micro % (norm * shares):
+        near = nearest_numbers(norm, lambda size: micro % (size * shares) == 0)
+        what = f"train.micro_batch_size = {micro}"
+        if shares > 1:
+            what += f" / parallel.trail = {shares}, the share of each trail rank in the trunk"
+        yield f"model.norm_batch = {norm} must divide {what}; nearest: {near}"
+
+
+@reads("parallel.tensor", "parallel.pipe")
+def _is_not_cut(config: Config) -> Iterator[str]:
+    for name in ("tensor", "pipe"):
+        if (degree := getattr(config.parallel, name)) > 1:
+            yield f"parallel.{name} = {degree} must be 1 with model.family = 'resnet': it is cut over trails and data"
+
+
+@reads("sparsity.topology_shards", "model.width", "model.stem_width")
+def _shards_divide_widths(config: Config) -> Iterator[str]:
+    shards, model = config.sparsity.topology_shards, config.model
+    for name, width in {"model.width": model.width, "model.stem_width": model.stem_width}.items():
+        if width % shards:
+            near = nearest_numbers(shards, lambda count: model.width % count == 0 and model.stem_width % count == 0)
+            yield f"sparsity.topology_shards = {shards} must divide {name} = {width}; nearest: {near}"
+
+
+RULES = (*images.RULES, _norm_batch_divides, _is_not_cut, _shards_divide_widths)
