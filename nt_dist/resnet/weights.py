@@ -127,9 +127,9 @@ def _of_layer(config: Config, layer: str, in_trail: bool) -> Iterator[WeightSpec
         yield vector("classifier.bias", model.num_classes, 0.0, "bias")
     else:
         shape = block_shapes(config)[int(layer.removeprefix("blocks."))]
-        for name, channels in norms(config, shape).items():
-            yield from norm(f"{layer}.{name}", channels)
         side = shape.side
         for name, each in convolutions(config, shape).items():
             yield convolution(f"{layer}.{name}", each, shape.side if name == "shortcut" else side)
             side = -(-side // each[3])
+        for name, channels in norms(config, shape).items():
+            yield from norm(f"{layer}.{name}", channels)

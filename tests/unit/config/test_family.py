@@ -52,7 +52,7 @@ class Tiny(Family):
 
 
 Tiny.__abstractmethods__ = frozenset()  # a config asks for nothing of what is left out
-BOTH = {**FAMILIES, "tiny": Tiny()}
+BOTH = {"llama": FAMILIES["llama"], "tiny": Tiny()}
 
 
 def build(model, data=None, world_size=1, json=None, **sections):
