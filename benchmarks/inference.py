@@ -18,7 +18,7 @@ from benchmarks.timing import Clock, Spread, rotated
 from nt_dist.config import Config
 from nt_dist.export.hf.modeling_neurotrails import NeuroTrailsForCausalLM
 from nt_dist.export.hf.sparse_neurotrails import FILE, SparseLinear, save_sparse
-from nt_dist.export.huggingface import as_ensemble
+from nt_dist.export.huggingface import to_transformers
 from nt_dist.families import make_config
 from nt_dist.model.trails import build_model
 
@@ -191,7 +191,7 @@ def _changed(config: Config, density: float, **sections: dict) -> Config:
 
 
 def _model(config: Config) -> NeuroTrailsForCausalLM:
-    return as_ensemble(build_model(config).requires_grad_(False), config)
+    return to_transformers(build_model(config).requires_grad_(False), config)
 
 
 def _dense(config: Config, **sections: dict) -> Contender:

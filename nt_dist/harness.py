@@ -28,7 +28,7 @@ from tqdm import tqdm
 from nt_dist.command_line import run_main
 from nt_dist.config.names import hint, nearest
 from nt_dist.errors import ConfigError
-from nt_dist.export.huggingface import as_ensemble
+from nt_dist.export.huggingface import to_transformers
 from nt_dist.inference import Ensemble, load_ensemble
 from nt_dist.inference.ensemble import parse_combination
 from nt_dist.text.tokenizer import Tokenizer
@@ -95,7 +95,7 @@ class EnsembleLM(HFLM):
             device = "cpu"
         entries = ensemble.num_trails * ensemble.tokenizer.vocab_size * (max_length or ensemble.max_length)
         batch_size = max(1, LOGIT_ENTRIES // entries) if batch_size == "auto" else int(batch_size)
-        model = as_ensemble(ensemble.model, ensemble.config).to(device or "cuda", getattr(torch, dtype))
+        model = to_transformers(ensemble.model, ensemble.config).to(device or "cuda", getattr(torch, dtype))
         model.config.combine = how
         self.tokenizer = _Tokens(ensemble.tokenizer)
         self._source = {"checkpoint": str(ensemble.checkpoint), "combine": str(combine)}

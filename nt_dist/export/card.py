@@ -41,10 +41,7 @@ of their logits, a number one trail (from 0). `model(**tokens, output_trail_logi
 def card(ensemble: Ensemble, trail: int | None, dtype: str) -> str:
     """Return a README.md with the model's sizes, its run's figures at the exported step, and a first example.
 
-    Args:
-        ensemble: What was exported.
-        trail: The one trail that was, from 0; None for all.
-        dtype: Of the exported weights.
+    ``trail`` is the one that was exported, from 0, or None for all; ``dtype`` that of its weights.
     """
     config, progress = ensemble.config, ensemble.manifest.progress
     parameters, behind = count_parameters(config), config.model.num_layers - config.trunk_layers

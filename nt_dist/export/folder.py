@@ -1,10 +1,10 @@
 """An output folder that is whole or not there."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from nt_dist.errors import RunError
 
@@ -32,15 +32,15 @@ def new_folder(out: Path) -> Iterator[Path]:
         RunError: As :func:`check_free`, or a file cannot be written; then nothing is left behind.
     """
     check_free(out)
-    writing = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.writing")
+    parent = out.absolute().parent
     try:
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
-        yield writing
-        for file in writing.iterdir():  # safetensors writes files that only their owner may read
-            file.chmod(writing.stat().st_mode & 0o666)  # as the user's umask has it
-        os.rename(writing, out)
+        parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{out.name}.", dir=parent) as temporary:
+            writing = Path(temporary, "writing")
+            writing.mkdir()
+            yield writing
+            for file in writing.iterdir():  # safetensors writes files that only their owner may read
+                file.chmod(writing.stat().st_mode & 0o666)  # as the user's umask has it
+            os.rename(writing, out)
     except OSError as error:
         raise RunError(f"--out {out}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from nt_dist.config import Config
 from nt_dist.errors import CheckpointError
-from nt_dist.export.names import LLAMA, PAPER, Layout, sizes
+from nt_dist.export.names import LLAMA, PAPER, shared_settings
 from nt_dist.model.weights import real_shape, weight_specs
 from nt_dist.sparsity.spec import WeightSpec
 
@@ -45,11 +45,6 @@ class Foreign:
     read: Read
     heads: tuple[int, ...]
 
-    @property
-    def layout(self) -> Layout:
-        """PAPER or LLAMA."""
-        return PAPER if self.heads else LLAMA
-
     def key(self, config: Config, spec: WeightSpec, trail: int) -> str:
         """Return the key of what a weight's trail is taken from; every trail of ours from the same dense blocks."""
         if self.heads:
@@ -65,7 +60,13 @@ def open_foreign(path: Path) -> Foreign:
     Raises:
         CheckpointError: It cannot be read, is in no known layout, or would run code.
     """
-    settings = _settings(path)
+    try:
+        settings = json.loads((path / "config.json").read_bytes())
+        if not isinstance(settings, dict):
+            raise ValueError("it must hold an object")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"--model {path}: config.json cannot be read: {reason}") from None
     files, pickled = sorted(path.glob("*.safetensors")), path / "pytorch_model.bin"
     if not files and not pickled.is_file():
         raise CheckpointError(f"--model {path}: holds no *.safetensors and no pytorch_model.bin")
@@ -80,18 +81,6 @@ def open_foreign(path: Path) -> Foreign:
     if not heads and not files:
         raise CheckpointError(f"--model {path}: a dense LLaMA is read from *.safetensors only")
     return Foreign(path, settings, shapes, read, heads)
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads((path / "config.json").read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"--model {path}: config.json cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise CheckpointError(f"--model {path}: config.json is not JSON") from None
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"--model {path}: config.json must hold an object")
-    return settings
 
 
 def _safetensors(files: list[Path]) -> tuple[Shapes, Read]:
@@ -130,7 +119,7 @@ def _settings_problems(foreign: Foreign, config: Config) -> list[str]:
         "rms_norm_eps": 1e-6,
         "rope_theta": rope.get("rope_theta", 10000.0),
     }
-    ours = {f"model.{key}": size for key, size in sizes(config).items()}
+    ours = {f"model.{key}": size for key, size in shared_settings(config).items()}
     if foreign.heads:
         ours["trails.count"] = ("num_ensemble", trails.count)
         ours["trails.layers"] = ("blocks_in_head", config.model.num_layers - config.trunk_layers)

@@ -19,7 +19,7 @@ from nt_dist.export.folder import new_folder
 from nt_dist.export.hf.configuration_neurotrails import NeuroTrailsConfig
 from nt_dist.export.hf.modeling_neurotrails import NeuroTrailsForCausalLM
 from nt_dist.export.hf.sparse_neurotrails import save_sparse
-from nt_dist.export.names import ENSEMBLE, LLAMA, Layout, sizes
+from nt_dist.export.names import ENSEMBLE, LLAMA, Layout, shared_settings
 from nt_dist.export.tokenizer import write_tokenizer
 from nt_dist.inference import Ensemble
 from nt_dist.inference.ensemble import LOGIT, PROB, combine
@@ -36,27 +36,6 @@ class Exported(NamedTuple):
     num_parameters: int  # zeros included
     num_bytes: int
     difference: float
-
-
-def check(config: Config, trail: int | None, sparse: bool = False) -> None:
-    """Refuse what cannot be exported; see :func:`export`.
-
-    Raises:
-        ConfigError: With every problem.
-    """
-    if trail is None:
-        return
-    rules = {
-        f"--trail {trail + 1} must be from 1 to trails.count = {config.trails.count}": (
-            0 <= trail < config.trails.count
-        ),
-        "trails.final_norm_twice = true: a LlamaForCausalLM has one final norm, so --trail cannot be exported; the "
-        "ensemble can": not config.trails.final_norm_twice,
-        "--sparse is of the ensemble: a LlamaForCausalLM (--trail) reads dense weights only": not sparse,
-    }
-    broken = [rule for rule, holds in rules.items() if not holds]
-    if broken:
-        raise ConfigError(broken)
 
 
 def export(
@@ -76,12 +55,23 @@ def export(
         DataError: The tokenizer cannot be.
         RunError: The folder cannot be used, or what was read back has other logits.
     """
-    check(ensemble.config, trail, sparse)
+    config = ensemble.config
+    rules = {
+        f"--trail {(trail or 0) + 1} must be from 1 to trails.count = {config.trails.count}": (
+            trail is None or 0 <= trail < config.trails.count
+        ),
+        "trails.final_norm_twice = true: a LlamaForCausalLM has one final norm, so --trail cannot be exported; the "
+        "ensemble can": trail is None or not config.trails.final_norm_twice,
+        "--sparse is of the ensemble: a LlamaForCausalLM (--trail) reads dense weights only": (
+            trail is None or not sparse
+        ),
+    }
+    if broken := [rule for rule, holds in rules.items() if not holds]:
+        raise ConfigError(broken)
     with _quiet(), new_folder(out) as folder:
         for parameter in ensemble.model.parameters():
             parameter.copy_(parameter.to(getattr(torch, dtype)))
-        source = (ensemble.model, ensemble.config)
-        model = as_ensemble(*source, dtype) if trail is None else as_llama(*source, trail, dtype)
+        model = to_transformers(ensemble.model, config, trail, dtype)
         bos, eos = ensemble.tokenizer.bos, ensemble.tokenizer.eos
         model.generation_config = GenerationConfig(bos_token_id=bos, eos_token_id=eos, pad_token_id=eos)
         model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id = bos, eos, eos
@@ -94,55 +84,49 @@ def export(
         write_tokenizer(ensemble.tokenizer, folder, ensemble.max_length)
         (folder / "README.md").write_text(card(ensemble, trail, dtype), encoding="utf-8")
         back = type(model).from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-        difference = compare(back, ensemble, trail)
+        difference = _compare(back, ensemble, trail)
         if sparse:
-            difference = max(difference, compare(type(model).from_sparse(folder, "dense").float(), ensemble, None))
+            difference = max(difference, _compare(type(model).from_sparse(folder, "dense").float(), ensemble, None))
         num_bytes = sum(file.stat().st_size for file in folder.iterdir())
     return Exported(out, model.num_parameters(), num_bytes, difference)
 
 
-def as_ensemble(model: TrailsModel, config: Config, dtype: str = "float32") -> NeuroTrailsForCausalLM:
-    """Return the same ensemble as transformers has it."""
+def to_transformers(
+    model: TrailsModel, config: Config, trail: int | None = None, dtype: str = "float32"
+) -> PreTrainedModel:
+    """Return the ensemble, or its trunk and one trail as the dense LLaMA that they are, as transformers has it.
+
+    The LLaMA is only for writing: it is made on the meta device, and there its rotary tables, which are no part of a
+    state, still are.
+    """
+    sizes = dict(shared_settings(config).values())
+    sizes |= {"max_position_embeddings": config.model.max_seq_len, "tie_word_embeddings": False, "dtype": dtype}
+    if trail is not None:
+        return _filled(LlamaForCausalLM, LlamaConfig(**sizes), _state(model, config, LLAMA, trail))
     settings = NeuroTrailsConfig(
-        **_sizes(config),
+        **sizes,
         num_trails=config.trails.count,
         trunk_layers=config.trunk_layers,
         trail_layers=config.model.num_layers - config.trunk_layers,
         fork_at_embedding=config.trails.fork == "embedding",
         final_norm_twice=config.trails.final_norm_twice,
-        dtype=dtype,
         auto_map={
             "AutoConfig": "configuration_neurotrails.NeuroTrailsConfig",
             "AutoModelForCausalLM": "modeling_neurotrails.NeuroTrailsForCausalLM",
         },
     )
-    return _filled(NeuroTrailsForCausalLM, settings, dense_weights(model, config, ENSEMBLE))
+    return _filled(NeuroTrailsForCausalLM, settings, _state(model, config, ENSEMBLE))
 
 
-def as_llama(model: TrailsModel, config: Config, trail: int, dtype: str = "float32") -> LlamaForCausalLM:
-    """Return the trunk and one trail as the dense LLaMA that they are together; only for writing.
-
-    It is made on the meta device, and there its rotary tables, which are no part of a state, still are.
-    """
-    settings = LlamaConfig(**_sizes(config), tie_word_embeddings=False, dtype=dtype)
-    return _filled(LlamaForCausalLM, settings, dense_weights(model, config, LLAMA, trail))
-
-
-def dense_weights(
-    model: TrailsModel, config: Config, layout: Layout, trail: int | None = None
-) -> dict[str, torch.Tensor]:
-    """Return the weights, dense and without padding, by a layout's names; with ``trail`` those of trunk and trail."""
-    found = {}
+def _state(model: TrailsModel, config: Config, layout: Layout, trail: int | None = None) -> dict[str, torch.Tensor]:
+    """The weights, dense and without padding, by a layout's names; with ``trail`` those of trunk and trail."""
+    state = {}
     for name, weight in weights_of(model).items():
         spec, dense = weight.spec, weight.dense().detach()
         for number in range(spec.trails) if trail is None else [min(trail, spec.trails - 1)]:
             real = dense[(number, *map(slice, real_shape(spec)))]
-            found[layout.key(config, name, number)] = real.contiguous()
-    return found
-
-
-def _sizes(config: Config) -> dict[str, int | float]:
-    return dict(sizes(config).values()) | {"max_position_embeddings": config.model.max_seq_len}
+            state[layout.key(config, name, number)] = real.contiguous()
+    return state
 
 
 def _filled(kind: type[PreTrainedModel], settings, state: dict[str, torch.Tensor]) -> PreTrainedModel:
@@ -154,14 +138,10 @@ def _filled(kind: type[PreTrainedModel], settings, state: dict[str, torch.Tensor
 
 
 @torch.no_grad()
-def compare(model: PreTrainedModel, ensemble: Ensemble, trail: int | None) -> float:
-    """Compare the logits of a model that was read back with the checkpoint's, at once and through a key-value cache.
+def _compare(model: PreTrainedModel, ensemble: Ensemble, trail: int | None) -> float:
+    """Compare logits of a model that was read back, at once and through a key-value cache, with the checkpoint's.
 
-    Returns:
-        The largest difference.
-
-    Raises:
-        RunError: It is larger than rounding can be.
+    Returns the largest difference; raises RunError where it is larger than rounding can be.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (2, min(ensemble.max_length, 64))

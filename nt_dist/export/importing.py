@@ -81,14 +81,11 @@ def check_tokenizer(foreign: Foreign, data: OpenData) -> None:
 def import_run(foreign: Foreign, config: Config, mesh: Mesh, data: OpenData, noise: float = 0.0) -> tuple[Path, Pruned]:
     """Save a foreign checkpoint, checked by :func:`check`, as step 0 of a run, which train.py then continues.
 
-    Args:
-        foreign, config, data: What to import into which run with which prepared data.
-        mesh: One rank.
-        noise: See :func:`fill`.
+    ``mesh`` is of one rank; for ``noise`` see :func:`fill`.
 
     Raises:
         DataError: See :func:`check_tokenizer`.
-        CheckpointError: A tensor cannot be read or holds no numbers, or the checkpoint cannot be written.
+        CheckpointError: A tensor holds something that is no number, or the checkpoint cannot be written.
     """
     check_tokenizer(foreign, data)
     model = build_model(config, device="meta").to_empty(device="cpu")
@@ -102,11 +99,8 @@ def import_run(foreign: Foreign, config: Config, mesh: Mesh, data: OpenData, noi
 def fill(model: TrailsModel, foreign: Foreign, config: Config, noise: float = 0.0) -> Pruned:
     """Put a foreign checkpoint's weights, pruned, into a model.
 
-    Args:
-        model: All of it, on the CPU; what it holds is overwritten.
-        foreign, config: See :func:`import_run`.
-        noise: Standard deviation of what is added to each matrix of a trail before pruning, as a share of that
-            matrix's own; drawn from the run's seed, by weight, trail and shard.
+    ``noise`` is the standard deviation of what is added to each matrix of a trail before pruning, as a share of that
+    matrix's own; it is drawn from the run's seed, by weight, trail and shard.
     """
     kept = found = 0
     lost = 0.0
@@ -149,15 +143,9 @@ def _noise(spec: WeightSpec, fragments: Fragments, seed: int) -> torch.Tensor:
 
 
 def largest(spec: WeightSpec, fragments: Fragments, blocks: torch.Tensor) -> torch.Tensor:
-    """Return where the largest magnitudes of shards of equal slots and padding are, the first of equal ones.
+    """Return the positions, ascending, of the largest magnitudes in shards of equal slots and padding.
 
-    Args:
-        spec: The weight's.
-        fragments: The shards.
-        blocks: Their entries, [R, elements].
-
-    Returns:
-        Positions, ascending, int64 [R, slots].
+    The first of equal ones. ``blocks`` are the shards' entries, [R, elements]; returned is int64 [R, slots].
     """
     if not spec.is_sparse:
         return torch.arange(spec.shard_elements).expand(len(fragments), -1)

@@ -31,7 +31,7 @@ _IN_BLOCK = {
 }
 
 
-def sizes(config: Config) -> dict[str, tuple[str, int | float]]:
+def shared_settings(config: Config) -> dict[str, tuple[str, int | float]]:
     """Return what ``[model]`` shares with transformers' config.json: by our name, theirs and the value."""
     values = vars(config.model) | {"num_kv_heads": config.model.key_value_heads}
     return {ours: (theirs, values[ours]) for ours, theirs in _SIZES.items()}

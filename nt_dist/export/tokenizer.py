@@ -95,10 +95,7 @@ def _merges(model: proto.ModelProto) -> list[tuple[str, str]]:
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
     """Write the three files; the first two are read back and compared with the original on :data:`SAMPLES`, both ways.
 
-    Args:
-        tokenizer: The run's.
-        folder: Where to.
-        max_length: Tokens of the sequences that the model was trained on.
+    ``max_length`` is the length of the sequences that the model was trained on, in tokens.
 
     Raises:
         DataError: The tokenizer cannot be rewritten, or the two differ on a text.

@@ -20,19 +20,12 @@ from .sparse_neurotrails import load_sparse
 
 @dataclass
 class NeuroTrailsOutput(ModelOutput):
-    """What a forward pass gives.
+    """What a forward pass gives; None for what was not asked for."""
 
-    Attributes:
-        loss: Mean token cross-entropy of ``logits``, if there were labels.
-        logits: The ensemble's, [B, S, V]; log-probabilities with combine = "prob".
-        cache: Keys and values of all tokens so far, if they are kept.
-        trail_logits: Each trail's own, [T, B, S, V], if asked for.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    cache: object | None = None
-    trail_logits: torch.Tensor | None = None
+    loss: torch.Tensor | None = None  # mean token cross-entropy of the logits
+    logits: torch.Tensor | None = None  # the ensemble's, [B, S, V]; log-probabilities with combine = "prob"
+    cache: object | None = None  # keys and values of all tokens so far
+    trail_logits: torch.Tensor | None = None  # each trail's own, [T, B, S, V]
 
 
 def rotary_tables(config: NeuroTrailsConfig, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

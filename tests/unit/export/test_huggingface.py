@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from nt_dist.errors import ConfigError, RunError
 from nt_dist.export import huggingface
-from nt_dist.export.huggingface import as_ensemble, export
+from nt_dist.export.huggingface import export, to_transformers
 from nt_dist.inference import load_ensemble
 from nt_dist.inference.ensemble import combine
 from nt_dist.inference.generate import Sampling, generate
@@ -80,7 +80,7 @@ def test_transformers_loads_it_where_nothing_of_ours_can_be_imported(folder, run
 
 def test_padding_at_the_left_changes_nothing(run):
     ensemble = load_ensemble(run)
-    model = as_ensemble(ensemble.model, ensemble.config)
+    model = to_transformers(ensemble.model, ensemble.config)
     padded = torch.cat([torch.full((2, 3), 2), TOKENS], 1)
     mask = (torch.arange(15) >= 3).long().expand(2, -1)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_padding_at_the_left_changes_nothing(run):
 
 def test_combinations_and_places_are_chosen(run):
     ensemble = load_ensemble(run)
-    model, logits = as_ensemble(ensemble.model, ensemble.config), ensemble.logits(TOKENS)
+    model, logits = to_transformers(ensemble.model, ensemble.config), ensemble.logits(TOKENS)
     with torch.no_grad():
         torch.testing.assert_close(model(TOKENS, combine=1).logits, logits[1], rtol=1e-4, atol=1e-4)
         model.config.combine = "logit"
