@@ -169,8 +169,8 @@ PARALLEL = [
     ),
     Mutation(
         "pipeline: figures of an evaluation stay on the last stage",
-        'mesh.all_reduce(tensor, ("pipe", "data"))',
-        'mesh.all_reduce(tensor, ("data",))',
+        'mesh.all_reduce(self.sums, ("pipe", "data"))',
+        'mesh.all_reduce(self.sums, ("data",))',
         PIPE,
     ),
     # Data parallelism.
