@@ -99,7 +99,9 @@ def is_due(step: int, every: int, end: int) -> bool:
 class Trainer:
     """One run between its first and its last step; every rank has one.
 
-    ``found`` is a checkpoint, verified, to continue from, or None; messages go through ``handler``.
+    Args:
+        found: A checkpoint, verified, to continue from, or None.
+        handler: Where this rank's messages go.
 
     Raises:
         ExitRequested: A signal came while data was prepared.
@@ -248,15 +250,13 @@ class Trainer:
         self.close_readers_and_writers()
         self.batches, self.reporter = self.read_batches(), self.make_reporter()
         self.seconds, self.timed_tokens = 0.0, 0
-        for line in self.bad_steps.lines_cut_off(self.step):
-            if self.reporter:
-                self.reporter.noted(line)
+        for line in self.bad_steps.lines_cut_off(self.step) if self.reporter else ():
+            self.reporter.noted(line)
 
     def count(self, result: StepResult, seconds: float) -> None:
         """Adds a step to the sums and moves the progress bar."""
-        tokens = int(result.tokens)
-        self.tokens += tokens
-        self.timed_tokens += tokens
+        self.tokens += int(result.tokens)
+        self.timed_tokens += int(result.tokens)
         self.seconds += seconds
         if self.reporter:
             self.reporter.stepped(self.step, result.loss, self.timed_tokens / self.seconds)

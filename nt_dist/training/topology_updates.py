@@ -28,17 +28,11 @@ from nt_dist.sparsity.weight import Weight
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """One topology update.
+    """One topology update of the whole model's sparse weights."""
 
-    Attributes:
-        replaced: Slots that have a new place, over the sparse weights of the whole model.
-        regrown: Their share of these weights' slots.
-        drop_fraction: Share that was dropped; some of it regrows where it was.
-    """
-
-    replaced: int
-    regrown: float
-    drop_fraction: float
+    replaced: int  # slots that have a new place
+    regrown: float  # their share of all slots
+    drop_fraction: float  # share that was dropped; some of it regrows where it was
 
 
 class TopologyUpdater:
