@@ -4,11 +4,9 @@ import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from nt_dist.errors import NTDistError, RunError
-
-T = TypeVar("T")
 
 
 class Communicator:
@@ -18,11 +16,11 @@ class Communicator:
         self._world = world
         self.rank, self.size = (0, 1) if world is None else (world.Get_rank(), world.Get_size())
 
-    def gather(self, value: T) -> list[T]:
+    def gather(self, value: Any) -> list[Any]:
         """The value of every rank, in order, on every rank."""
         return [value] if self._world is None else self._world.allgather(value)
 
-    def agree(self, work: Callable[[], T]) -> T:
+    def agree(self, work: Callable[[], Any]) -> Any:
         """Run ``work`` on every rank; where it fails on any, all raise the NTDistError of the first that failed."""
         result = error = None
         try:
@@ -34,7 +32,7 @@ class Communicator:
                 raise failed
         return result
 
-    def on_first(self, work: Callable[[], T]) -> T:
+    def on_first(self, work: Callable[[], Any]) -> Any:
         """Run ``work`` on rank 0 and give its result to all; where it fails all raise its error."""
         return self.gather(self.agree(lambda: work() if self.rank == 0 else None))[0]
 

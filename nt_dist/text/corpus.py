@@ -100,8 +100,7 @@ def run_tokenizer(
         return tokenizer
     places = [path.with_name(TOKENIZER) for path in own]
     places += [path for folder in folders for path in sorted(folder.glob("tokenizer-*.model"))]
-    places += [Path(config.data.tokenizer).expanduser()] if config.data.tokenizer != "auto" else []
-    for place in places:
+    for place in [*places, Path(config.data.tokenizer).expanduser()]:
         if place.is_file() and hashlib.sha256(place.read_bytes()).hexdigest() == sha256:
             return load_tokenizer(place, vocab_size)
     raise DataError(

@@ -85,8 +85,7 @@ def read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
 def _decompress(path: Path, blocks: Iterable[bytes]) -> Iterator[bytes]:
     """The contents of frames that follow each other, as tools that append leave them; zeros between them are padding.
 
-    By frames, because the readers of whole files take a truncated one for a whole one (zstandard's), or what follows
-    a frame for nothing (bz2's and lzma's).
+    Readers of whole files take a truncated one for a whole one (zstandard's), or pass over what is no frame (bz2's).
     """
     frame = None
     for data in blocks:

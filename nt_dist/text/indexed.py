@@ -13,7 +13,6 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -27,20 +26,14 @@ _LENGTH, _OFFSET = np.dtype("<i4"), np.dtype("<i8")
 _BLOCK = 1 << 20
 
 
-class Written(NamedTuple):
-    """What was written: documents, their tokens, and the files by name."""
-
-    documents: int
-    tokens: int
-    files: dict[str, FileEntry]
-
-
 def token_type(vocab_size: int) -> np.dtype:
     """The type that tokens are stored in, by megatron-core's rule."""
     return _CODES[8] if vocab_size < 65500 else _CODES[4]
 
 
-def write_indexed(prefix: Path, vocab_size: int, documents: Iterable[tuple[np.ndarray, np.ndarray]]) -> Written:
+def write_indexed(
+    prefix: Path, vocab_size: int, documents: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> dict[str, FileEntry]:
     """Write ``<prefix>.bin`` and ``<prefix>.idx``, both synced to disk; the caller renames them into place.
 
     Documents come some at a time: all their tokens, and how many each has. [sum(lengths)], [documents]
@@ -54,14 +47,14 @@ def write_indexed(prefix: Path, vocab_size: int, documents: Iterable[tuple[np.nd
             yield np.ascontiguousarray(tokens, dtype=kind)
 
     bin_path, idx_path = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
-    files = {bin_path.name: write_new(bin_path, tokens())}
+    written = write_new(bin_path, tokens())
     lengths = np.concatenate(parts)
     count, ends = len(lengths), np.cumsum(lengths, dtype=_OFFSET)
     code = next(code for code, stored in _CODES.items() if stored == kind)
     header = np.array([(_MAGIC, 1, code, count, count + 1)], dtype=_HEADER)
     offsets = (ends - lengths) * kind.itemsize
-    files[idx_path.name] = write_new(idx_path, [header, lengths, offsets, np.arange(count + 1, dtype=_OFFSET)])
-    return Written(count, int(lengths.sum(dtype=_OFFSET)), files)
+    index = write_new(idx_path, [header, lengths, offsets, np.arange(count + 1, dtype=_OFFSET)])
+    return {bin_path.name: written, idx_path.name: index}
 
 
 class IndexedTokens:

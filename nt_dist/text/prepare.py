@@ -31,7 +31,7 @@ from nt_dist.files import FileEntry, sync_folder, write_whole, writing
 from nt_dist.progress import ProgressBar
 from nt_dist.text.chunks import chunk_size, cut_into_chunks, read_chunk, read_hashes, tokenize
 from nt_dist.text.communicator import Communicator
-from nt_dist.text.indexed import write_indexed
+from nt_dist.text.indexed import IndexedTokens, write_indexed
 from nt_dist.text.sources import Source, open_source
 from nt_dist.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -192,14 +192,17 @@ def _join(
     with writing(final, DataError):
         shutil.rmtree(whole, ignore_errors=True)
         whole.mkdir()
-        written = {name: write_indexed(whole / name, vocab_size, stream) for name, stream in streams.items()}
+        files: dict[str, FileEntry] = {}
+        for name, documents in streams.items():
+            files |= write_indexed(whole / name, vocab_size, documents)
+        written = {name: IndexedTokens(whole / name) for name in streams}
         record = Record(
             format=FORMAT,
             vocab_size=vocab_size,
             tokenizer_sha256=tokenizer.sha256,
-            documents={name: stream.documents for name, stream in written.items()},
-            tokens={name: stream.tokens for name, stream in written.items()},
-            files={name: entry for stream in written.values() for name, entry in stream.files.items()},
+            documents={name: indexed.num_documents for name, indexed in written.items()},
+            tokens={name: indexed.num_tokens for name, indexed in written.items()},
+            files=files,
         )
         write_whole(whole / TOKENIZER, tokenizer.data, DataError)
         write_whole(whole / RECORD, record.model_dump_json(indent=1), DataError)

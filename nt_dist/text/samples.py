@@ -1,7 +1,6 @@
 """Prepared documents as samples of a fixed length: ``packed`` windows, or ``rows`` of one document each.
 
-S = model.max_seq_len. A sample is S tokens, the S tokens that follow them, and S weights of the loss. Evaluations
-corrupt samples.
+S = model.max_seq_len. A sample is S tokens, the S tokens that follow them, and S weights of the loss.
 """
 
 import itertools
@@ -61,8 +60,7 @@ class TextSamples(ABC):
         """Shift tokens against themselves, padded with tokens 0 of weight 0. [<= S + 1]"""
         padded = np.zeros(self.sequence_length + 1, dtype=np.int64)
         padded[: len(tokens)] = tokens
-        weights = np.zeros(self.sequence_length, dtype=np.float32)
-        weights[: max(len(tokens) - 1, 0)] = 1
+        weights = (np.arange(self.sequence_length) < len(tokens) - 1).astype(np.float32)
         return Sample(padded[:-1], padded[1:], weights)
 
 
@@ -98,8 +96,7 @@ class RowSamples(TextSamples):
         return self.indexed.document(index, self.sequence_length + 1)
 
 
-LAYOUTS = {"packed": PackedSamples, "rows": RowSamples}
-"""By ``data.layout``."""
+LAYOUTS = {"packed": PackedSamples, "rows": RowSamples}  # by data.layout
 
 
 class Corrupted(TextSamples):

@@ -78,7 +78,7 @@ class FileSource(Source):
                 yield document
                 is_empty = False
         if is_empty:
-            raise _empty(self.files[unit])
+            raise DataError(f"{self.files[unit]}: is empty: it holds no text")
 
     def _texts(self, file: Path) -> Iterator[Document]:
         """Its texts, blank ones too."""
@@ -94,17 +94,13 @@ def _size_and_time(file: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _empty(file: Path) -> DataError:
-    return DataError(f"{file}: is empty: it holds no text")
-
-
 class TextSource(FileSource):
     """Plain text, UTF-8. A file is a document; a lone file is cut into several at line ends."""
 
     def check(self) -> None:
-        for file in self.files:
+        for unit, file in enumerate(self.files):
             if not any(text.strip() for text, _ in read_text(file)):
-                raise _empty(file)
+                next(self.documents(unit))  # which says that there is none
 
     def _texts(self, file: Path) -> Iterator[Document]:
         text, read = "", 0
