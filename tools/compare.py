@@ -43,6 +43,8 @@ def main() -> int:
     from nt_dist.study import compare  # takes seconds: torch
     from nt_dist.study.results import RESULTS, result_of
     from nt_dist.study.training import is_done, train_missing
+    from nt_dist.training.reporter import TENSORBOARD
+    from nt_dist.training.tensorboard import draw_pictures
 
     start_logging(0)
     if plan:
@@ -58,8 +60,9 @@ def main() -> int:
         raise RunError(f"{plans[0]}: none of its runs has been trained")
     mesh = join(1)
     results = [result_of(name, paths, mesh, out / RESULTS, overrides) for name, paths in folders.items()]
-    comparison = compare.Comparison(results)
-    comparison.write(out)
+    comparison = compare.compare(results)
+    pixels = {name: picture.png for name, picture in comparison.write(out).items()}
+    draw_pictures(out / TENSORBOARD, pixels, max(each.steps for each in results))
     print(comparison.markdown())
     print(f"written: {out / compare.TABLE}.md and .csv, pictures beside them")
     return 0

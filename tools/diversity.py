@@ -14,7 +14,7 @@ from pathlib import Path
 from nt_dist.command_line import run_main
 from nt_dist.config import parse_command_line
 from nt_dist.errors import RunError
-from nt_dist.study.sweep import parse_places, planned
+from nt_dist.study.sweep import parse_points, plan_sweep
 
 
 def main() -> int:
@@ -29,8 +29,8 @@ def main() -> int:
     parser.add_argument("--no_train", action="store_true", help="show only what has been trained")
     arguments, rest = parser.parse_known_args()
     base, _, overrides = parse_command_line(rest)
-    places = parse_places(arguments.densities, arguments.layers, arguments.points)
-    runs = planned(places, base, arguments.out, arguments.steps, overrides)
+    points = parse_points(arguments.densities, arguments.layers, arguments.points)
+    runs = plan_sweep(points, base, arguments.out, arguments.steps, overrides)
 
     from nt_dist.evaluation.evaluate_checkpoint import join
     from nt_dist.messages import start_logging
@@ -41,12 +41,12 @@ def main() -> int:
     start_logging(0)
     if not arguments.no_train:
         train_missing(runs.values(), arguments.launcher)
-    done = [place for place in places if is_done(runs[place.name])]
+    done = [point for point in points if is_done(runs[point.name])]
     if not done:
         raise RunError(f"{arguments.out}: none of its points has been trained")
     mesh, kept = join(1), arguments.out / RESULTS
-    study = diversity.Study(
-        [(place, result_of(place.name, [runs[place.name].dir], mesh, kept, overrides)) for place in done]
+    study = diversity.diversity_study(
+        {point: result_of(point.name, [runs[point.name].dir], mesh, kept, overrides) for point in done}
     )
     study.write(arguments.out)
     print(study.markdown())

@@ -30,19 +30,18 @@ def main() -> int:
     from nt_dist.files import write_whole
     from nt_dist.messages import start_logging
     from nt_dist.pictures.style import save_pictures  # takes seconds: torch and matplotlib
-    from nt_dist.study.compare import Comparison
+    from nt_dist.study.compare import read_comparison
     from nt_dist.study.report import make_report
     from nt_dist.study.results import result_of
     from nt_dist.training.reporter import TENSORBOARD
     from nt_dist.training.tensorboard import draw_pictures
 
     start_logging(0)
-    comparison = Comparison.read(arguments.comparison) if arguments.comparison else None
+    comparison = read_comparison(arguments.comparison) if arguments.comparison else None
     result = result_of(run.resolve().name, [run], join(1), run / "report", arguments.overrides)
-    report = make_report(run, result, comparison)
+    page, pictures = make_report(run, result, comparison)
     out = arguments.out or run / "report.html"
-    write_whole(out, report.html())
-    pictures = {picture.name: picture.drawn for picture in report.pictures}
+    write_whole(out, page)
     save_pictures(pictures, run / "report")
     draw_pictures(run / TENSORBOARD, {name: picture.png for name, picture in pictures.items()}, result.steps)
     print(f"written: {out}; {len(pictures)} pictures in {run / 'report'}")

@@ -111,6 +111,9 @@ class Family(ABC):
         """Files, folders and patterns that its settings name and that must be there: key and path of each."""
         return []
 
+    alike: ClassVar[tuple[str, ...]] = ()
+    """Settings in which models must agree that read the same samples and give the same classes, beside their data."""
+
     @abstractmethod
     def unify(self, sections: dict[str, dict[str, Any]]) -> None:
         """Give values that say the same in other words one spelling, in place: a resume compares them."""

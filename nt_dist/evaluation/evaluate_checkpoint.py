@@ -33,7 +33,7 @@ from nt_dist.watch.heartbeat import Heartbeat
 from nt_dist.watch.watching import agree_patiently
 
 _SHARE = 0.1  # that a corruption changes, where no other is given
-_ONE_COPY = [f"parallel.{axis}=1" for axis in ("tensor", "pipe", "trail")]
+ONE_COPY = [f"parallel.{axis}=1" for axis in ("tensor", "pipe", "trail")]
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _batches(samples: Samples, num_samples: int, mesh: Mesh, config: Config) -> 
 
 def _config(path: Path, overrides: Sequence[str], world_size: int) -> tuple[Config, int]:
     """The checkpoint's config for this number of ranks, and how many samples its run evaluates on (0: all)."""
-    file, overrides = path / checkpoint.CONFIG, [*overrides, *_ONE_COPY]
+    file, overrides = path / checkpoint.CONFIG, [*overrides, *ONE_COPY]
     config = load_config(file, overrides, check_paths=False)
     num_samples = config.run.eval_batches * config.train.batch_size
     # the global batch of training need not divide by the ranks of an evaluation

@@ -15,6 +15,7 @@ class Llama(Family):
     sections = {"model": settings.Model, "data": text.Data}  # noqa: RUF012
     input_layer, output_layer = "embedding", "output"
     rules = settings.RULES
+    alike = ("model.vocab_size", "model.max_seq_len", "data.layout")
     corruptions = {  # noqa: RUF012
         "corrupt": "{:.3g} of each sequence's tokens in each other's places",
         "misspell": "{:.3g} of its characters mistyped",

@@ -1,7 +1,7 @@
 """A plan: several runs that differ from one config in a few settings, as one TOML file.
 
     base = "configs/bench_mini.toml"    # from the current folder, as every path in a config
-    dir = "runs/baselines"              # each run has a folder in it, and all share one folder of prepared texts
+    dir = "runs/baselines"              # each run has a folder in it, and all share one folder of prepared data
 
     [settings]                          # over the base, for all runs
     train.steps = 400
@@ -18,7 +18,7 @@ Nothing is trained here.
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from nt_dist.config.values import toml_value
 from nt_dist.errors import ConfigError
 from nt_dist.families import load_config
 
-_KEYS = {"base": str, "dir": str, "settings": dict, "runs": dict, "ensembles": dict}
+_KEYS = {"base": str, "dir": str, "runs": dict, "settings": dict, "ensembles": dict}
+_OPTIONAL = ("settings", "ensembles")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -100,13 +101,11 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
         raise ConfigError([f"{path}: {error.strerror}"]) from None
     except ValueError as error:
         raise ConfigError([f"{path}: is not TOML: {error}"]) from None
-    problems = _problems(path, content)
+    problems = [*_wrong_keys(content)] or [*_wrong_contents(content)]
     if problems:
-        raise ConfigError(problems)
-    variants = {
-        name: [*_overrides(content.get("settings", {})), *_overrides(content["runs"][name]), *overrides]
-        for name in content["runs"]
-    }
+        raise ConfigError([f"{path}: {problem}" for problem in problems])
+    common = _overrides(content.get("settings", {}))
+    variants = {name: [*common, *_overrides(own), *overrides] for name, own in content["runs"].items()}
     runs = plan_runs(content["base"], Path(content["dir"]), variants, path)
     return Plan(Path(content["dir"]), runs, {name: tuple(each) for name, each in content.get("ensembles", {}).items()})
 
@@ -114,7 +113,7 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
 def plan_runs(
     base: str, folder: Path, variants: Mapping[str, Sequence[str]], named: Path | str
 ) -> dict[str, PlannedRun]:
-    """Make the runs of a plan: each in a folder of its own in ``folder``, with one folder of prepared texts for all.
+    """Make the runs of a plan: each in a folder of its own in ``folder``, with one folder of prepared data for all.
 
     Args:
         base: The config file.
@@ -127,10 +126,9 @@ def plan_runs(
     """
     runs, problems = {}, []
     for name, overrides in variants.items():
-        own = [f"run.dir={toml_value(str(folder / name))}"]
+        own = (*overrides, f"run.dir={toml_value(str(folder / name))}")
         if not any(each.startswith("data.prepared=") for each in overrides):
-            own.append(f"data.prepared={toml_value(str(folder / 'data'))}")
-        own = (*overrides, *own)
+            own = (*own, f"data.prepared={toml_value(str(folder / 'data'))}")
         try:
             runs[name] = PlannedRun(name, base, own, load_config(base, own))
         except ConfigError as error:
@@ -140,39 +138,36 @@ def plan_runs(
     return runs
 
 
-def _problems(path: Path, content: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a plan apart from the settings of its runs."""
-    problems = [f"{path}: {key} is no key of a plan{hint(nearest(key, _KEYS))}" for key in content if key not in _KEYS]
+def _wrong_keys(content: Mapping[str, Any]) -> Iterator[str]:
+    for key in [key for key in content if key not in _KEYS]:
+        yield f"{key} is no key of a plan{hint(nearest(key, _KEYS))}"
     for key, kind in _KEYS.items():
-        if key not in content and key in ("base", "dir", "runs"):
-            problems.append(f"{path}: {key} is missing")
-        elif key in content and not isinstance(content[key], kind):
-            problems.append(f"{path}: {key} = {content[key]!r} must be {'a string' if kind is str else 'a table'}")
-    if problems:
-        return problems
+        if key not in content and key not in _OPTIONAL:
+            yield f"{key} is missing"
+        elif not isinstance(content.get(key, kind()), kind):
+            yield f"{key} = {content[key]!r} must be {'a string' if kind is str else 'a table'}"
+
+
+def _wrong_contents(content: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a plan that has its keys, apart from the settings of its runs."""
     runs, ensembles = content["runs"], content.get("ensembles", {})
     if not runs:
-        problems.append(f"{path}: [runs] is empty")
+        yield "[runs] is empty"
     for name in [*runs, *ensembles]:
         if not _NAME.fullmatch(name) or name == "data":
-            problems.append(f"{path}: {name!r} cannot be a name: letters, digits, '.', '_' and '-', and not 'data'")
-    problems += [f"{path}: {name!r} is the name of a run and of an ensemble" for name in ensembles if name in runs]
+            yield f"{name!r} cannot be a name: letters, digits, '.', '_' and '-', and not 'data'"
+        if name in runs and name in ensembles:
+            yield f"{name!r} is the name of a run and of an ensemble"
     for name, table in {**runs, "settings": content.get("settings", {})}.items():
-        wrong = (
-            [key for key, values in table.items() if not isinstance(values, dict)] if isinstance(table, dict) else []
-        )
-        if wrong or not isinstance(table, dict):
-            problems.append(f"{path}: {name}: must hold settings, as in train.steps = 400")
+        if not isinstance(table, dict) or not all(isinstance(values, dict) for values in table.values()):
+            yield f"{name}: must hold settings, as in train.steps = 400"
     for name, members in ensembles.items():
         if not isinstance(members, list) or len(members) < 2:
-            problems.append(f"{path}: ensembles.{name} = {members!r} must be a list of at least two runs")
-        else:
-            problems += [
-                f"{path}: ensembles.{name}: {member!r} is no run{hint(nearest(str(member), runs))}"
-                for member in members
-                if member not in runs
-            ]
-    return problems
+            yield f"ensembles.{name} = {members!r} must be a list of at least two runs"
+            continue
+        for member in members:
+            if member not in runs:
+                yield f"ensembles.{name}: {member!r} is no run{hint(nearest(str(member), runs))}"
 
 
 def _overrides(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from nt_dist import __version__
-from nt_dist.checkpoint.checkpoint import CONFIG
-from nt_dist.checkpoint.folder import checkpoints, locate
+from nt_dist.checkpoint.folder import Found, checkpoints, locate
 from nt_dist.checkpoint.manifest import MANIFEST, read_manifest
 from nt_dist.config.family import Headline
 from nt_dist.errors import CheckpointError, RunError
 from nt_dist.evaluation.evaluate_checkpoint import evaluate_checkpoint
-from nt_dist.families import DEFAULT, FAMILIES, load_config
+from nt_dist.families import DEFAULT, FAMILIES
 from nt_dist.files import write_whole
 from nt_dist.model.flops import token_flops
 from nt_dist.model.weights import count_parameters
-from nt_dist.study.together import evaluate_together
+from nt_dist.parallel.mesh import Mesh
+from nt_dist.study.together import evaluate_together, saved_config
 
 RESULTS = "results"
 """The folder beside a comparison in which results are kept."""
@@ -32,39 +32,42 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """A run, or several together.
+    """A run, or several together; costs are summed over all of them.
 
     Attributes:
         name: What it is called.
-        checkpoints: What was evaluated.
-        num_trails: Members, over all runs.
-        weights: Weights stored, over all runs; as inactive ones are not stored, these are the active ones.
-        dense_weights: Entries of the dense shapes.
-        training_flops: Operations of training on one token, sparse-effective (model/flops.py), over all runs.
-        training_flops_dense: The same, dense-equivalent.
-        inference_flops: Operations of predicting from one token, sparse-effective, over all runs.
-        inference_flops_dense: The same, dense-equivalent.
+        trails: Members.
+        weights_stored: As inactive ones are not stored, these are the active ones.
+        weights_dense: Entries of the dense shapes.
+        training_flops_sparse, training_flops_dense: Operations of training on one token; see model/flops.py.
+        inference_flops_sparse, inference_flops_dense: Those of predicting from one token.
         steps: Steps that each run was trained for.
-        tokens: Tokens that each run saw in training.
+        tokens_seen: Tokens that each run saw in training.
+        checkpoints: What was evaluated.
         data_digest: Of what it was trained on.
         figures: See evaluation.full.
         family: Name of the model family whose figures they are.
     """
 
     name: str
-    checkpoints: list[str]
-    num_trails: int
-    weights: int
-    dense_weights: int
-    training_flops: float
+    trails: int
+    weights_stored: int
+    weights_dense: int
+    training_flops_sparse: float
     training_flops_dense: int
-    inference_flops: int
+    inference_flops_sparse: int
     inference_flops_dense: int
     steps: int
-    tokens: int
+    tokens_seen: int
+    checkpoints: list[str]
     data_digest: str
     figures: dict[str, Any]
     family: str = DEFAULT.name
+
+    @property
+    def costs(self) -> dict[str, Any]:
+        """Its name and all that is a number."""
+        return {key: value for key, value in vars(self).items() if key == "name" or isinstance(value, int | float)}
 
     @property
     def headline(self) -> Headline:
@@ -72,38 +75,44 @@ class Result:
         return FAMILIES[self.family].headline(self.figures)
 
     @property
+    def num_samples(self) -> int:
+        """What it was evaluated on, in the headline's samples."""
+        return self.figures[self.headline.samples]
+
+    @property
     def family_figures(self) -> dict[str, Any]:
         """The figures that are numbers, or a list of the trails' numbers: the family's own, under its names."""
         plain = {name: each for name, each in self.figures.items() if isinstance(each, int | float | list)}
-        return {name: each for name, each in plain.items() if name != "tokens"}
+        return {name: each for name, each in plain.items() if name != self.headline.samples}
 
 
-def result_of(name: str, folders: Sequence[Path], mesh, kept: Path, overrides: Sequence[str] = ()) -> Result:
+def result_of(name: str, folders: Sequence[Path], mesh: Mesh, kept: Path, overrides: Sequence[str] = ()) -> Result:
     """Return the result of a run, or of several together; evaluate it unless that has been done.
 
     Args:
         name: What to call it, and its file in ``kept``.
         folders: Checkpoints, or folders of runs (then their newest checkpoints).
-        mesh: From training.evaluate_checkpoint.join, of one rank.
+        mesh: From evaluation.evaluate_checkpoint.join, of one rank.
         kept: The folder of results.
         overrides: ``section.key=value`` over the runs' settings, for the evaluation.
 
     Raises:
         NTDistError: A checkpoint, its data or the settings cannot be used.
     """
-    paths = [newest_checkpoint(folder) for folder in folders]
+    paths = [_newest_checkpoint(folder) for folder in folders]
     stamp = {
         "version": __version__,
         "manifests": [hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest() for path in paths],
         "overrides": list(overrides),
     }
     file = kept / f"{name}.json"
-    content = _read(file)
-    if content.get("stamp") != stamp:
-        _LOGGER.info("evaluating %s", name)
-        content = {"stamp": stamp, **asdict(_evaluate(name, paths, mesh, overrides))}
-        write_whole(file, json.dumps(content, indent=2) + "\n")
-    return _result(content)
+    found, of = _read(file)
+    if found and of == stamp:
+        return found
+    _LOGGER.info("evaluating %s", name)
+    result = _evaluate(name, paths, mesh, overrides)
+    write_whole(file, json.dumps({"stamp": stamp, **asdict(result)}, indent=2) + "\n")
+    return result
 
 
 def read_result(file: Path) -> Result:
@@ -112,42 +121,40 @@ def read_result(file: Path) -> Result:
     Raises:
         RunError: It is not there, or damaged.
     """
+    found, _ = _read(file)
+    if not found:
+        raise RunError(f"{file}: is not there, or no result of this version")
+    return found
+
+
+def _read(file: Path) -> tuple[Result | None, Any]:
+    """What was kept and what it is of; None if that cannot be used."""
     try:
-        return _result(_read(file))
-    except TypeError:
-        raise RunError(f"{file}: is not there, or no result of this version") from None
+        content = json.loads(file.read_text(encoding="utf-8"))
+        stamp = content.pop("stamp")
+        return Result(**content), stamp
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None, None
 
 
-def _result(content: dict[str, Any]) -> Result:
-    return Result(**{key: value for key, value in content.items() if key != "stamp"})
+def newest_whole(folder: Path) -> Found | None:
+    """Return the newest checkpoint of a run that a quick look finds whole."""
+    whole = [found for found in checkpoints(locate(folder)[1]) if not found.problem]
+    return whole[-1] if whole else None
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    """Return the newest checkpoint of a run that a quick look finds whole, or ``folder`` where it is one.
-
-    Raises:
-        CheckpointError: There is none.
-    """
+def _newest_checkpoint(folder: Path) -> Path:
     is_one, place = locate(folder)
     if is_one and (place / MANIFEST).is_file():
         return place
-    whole = [] if is_one else [found.path for found in checkpoints(place) if not found.problem]
-    if not whole:
+    found = None if is_one else newest_whole(folder)
+    if not found:
         raise CheckpointError(f"{folder}: there is no whole checkpoint in it")
-    return whole[-1]
+    return found.path
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """What was kept; empty if that cannot be used."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _evaluate(name: str, paths: Sequence[Path], mesh, overrides: Sequence[str]) -> Result:
-    configs = [load_config(path / CONFIG, check_paths=False) for path in paths]
+def _evaluate(name: str, paths: Sequence[Path], mesh: Mesh, overrides: Sequence[str]) -> Result:
+    configs = [saved_config(path) for path in paths]
     progress = [read_manifest(path).progress for path in paths]
     if len(paths) == 1:
         figures = evaluate_checkpoint(paths[0], mesh, overrides=overrides, full=True).figures
@@ -157,16 +164,16 @@ def _evaluate(name: str, paths: Sequence[Path], mesh, overrides: Sequence[str]) 
     flops = [token_flops(config) for config in configs]
     return Result(
         name=name,
-        checkpoints=[str(path) for path in paths],
-        num_trails=sum(config.trails.count for config in configs),
-        weights=sum(count["stored"] for count in counts),
-        dense_weights=sum(count["dense"] for count in counts),
-        training_flops=sum(each.training_sparse for each in flops),
+        trails=sum(config.trails.count for config in configs),
+        weights_stored=sum(count["stored"] for count in counts),
+        weights_dense=sum(count["dense"] for count in counts),
+        training_flops_sparse=sum(each.training_sparse for each in flops),
         training_flops_dense=sum(each.training_dense for each in flops),
-        inference_flops=sum(each.inference_sparse for each in flops),
+        inference_flops_sparse=sum(each.inference_sparse for each in flops),
         inference_flops_dense=sum(each.inference_dense for each in flops),
         steps=max(each.step for each in progress),
-        tokens=max(each.extra.get("tokens", 0) for each in progress),
+        tokens_seen=max(each.extra.get("tokens", 0) for each in progress),
+        checkpoints=[str(path) for path in paths],
         data_digest=progress[0].data_digest,
         figures=figures,
         family=configs[0].family.name,

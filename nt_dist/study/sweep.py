@@ -1,18 +1,16 @@
 """The runs of the diversity study: one config at several densities and trail lengths."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from nt_dist.config import Config
 from nt_dist.errors import ConfigError
 from nt_dist.families import load_config
 from nt_dist.study.plan import PlannedRun, plan_runs
 
 
-@dataclass(frozen=True)
-class Place:
-    """One point of the study."""
+class SweepPoint(NamedTuple):
+    """A density, and the number of blocks in a trail."""
 
     density: float
     layers: int
@@ -23,7 +21,7 @@ class Place:
         return f"density_{self.density:g}_layers_{self.layers}"
 
 
-def parse_places(densities: str, layers: str, points: str) -> list[Place]:
+def parse_points(densities: str, layers: str, points: str) -> list[SweepPoint]:
     """Read the points of a study from the command line.
 
     Args:
@@ -35,8 +33,8 @@ def parse_places(densities: str, layers: str, points: str) -> list[Place]:
         ConfigError: Something is no number, or one of ``points`` is not in the study.
     """
     try:
-        every = [Place(float(d), int(n)) for n in layers.split(",") for d in densities.split(",")]
-        some = [Place(float(d), int(n)) for d, n in (each.split(":") for each in points.split(",") if each)]
+        every = [SweepPoint(float(d), int(n)) for n in layers.split(",") for d in densities.split(",")]
+        some = [SweepPoint(float(d), int(n)) for d, n in (each.split(":") for each in points.split(",") if each)]
     except ValueError:
         rule = "--densities and --layers must be numbers with commas between, --points as in 0.9:4,0.5:2"
         raise ConfigError([rule]) from None
@@ -46,25 +44,20 @@ def parse_places(densities: str, layers: str, points: str) -> list[Place]:
     return [each for each in dict.fromkeys(every) if not some or each in some]
 
 
-def planned(
-    places: Sequence[Place], base: str, folder: Path, steps: int | None, overrides: Sequence[str]
+def plan_sweep(
+    points: Sequence[SweepPoint], base: str, folder: Path, steps: int | None, overrides: Sequence[str]
 ) -> dict[str, PlannedRun]:
     """The runs of a study: those of one config at each point, with a warm-up in proportion to the steps.
 
     Raises:
         ConfigError: With everything that is wrong, point by point.
     """
-    config = load_config(base, overrides, check_paths=False)
-    common = list(overrides)
+    train, common = load_config(base, overrides, check_paths=False).train, list(overrides)
     if steps is not None:
         common.append(f"train.steps={steps}")
         if not any(each.startswith("train.warmup_steps=") for each in overrides):
-            common.append(f"train.warmup_steps={_warmup(config, steps)}")
+            common.append(f"train.warmup_steps={max(1, round(train.warmup_steps * steps / train.steps))}")
     variants = {
-        place.name: [*common, f"sparsity.density={place.density}", f"trails.layers={place.layers}"] for place in places
+        point.name: [*common, f"sparsity.density={point.density}", f"trails.layers={point.layers}"] for point in points
     }
     return plan_runs(base, folder, variants, base)
-
-
-def _warmup(config: Config, steps: int) -> int:
-    return max(1, round(config.train.warmup_steps * steps / config.train.steps))

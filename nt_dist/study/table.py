@@ -1,9 +1,11 @@
-"""Tables as Markdown and CSV, and the files of a comparison."""
+"""Runs beside one another as a table, Markdown and CSV, with its pictures: what a comparison and a study write."""
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -11,39 +13,53 @@ from nt_dist.files import write_whole
 from nt_dist.pictures.style import Drawn, drawn, save_pictures
 
 
-def markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of the same columns as a Markdown table."""
-    columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns), *(row.values() for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+@dataclass(frozen=True)
+class StudyTable:
+    """Rows twice, and what goes with them.
 
+    Attributes:
+        name: Of the files.
+        cells: The rows as people read them, by heading.
+        rows: The rows with every digit, by column.
+        notes: What the table means and rests on.
+        figures: What is drawn, by file name.
+    """
 
-def comma_separated(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows as CSV, with every digit; lists of numbers joined by spaces, nothing for None."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: " ".join(map(str, v)) if isinstance(v, list) else v for name, v in row.items()})
-    return buffer.getvalue()
+    name: str
+    cells: Sequence[Mapping[str, str]]
+    rows: Sequence[Mapping[str, Any]]
+    notes: Sequence[str]
+    figures: Mapping[str, Figure]
+
+    def markdown(self) -> str:
+        """The table as a Markdown one, with the notes."""
+        columns = list(self.cells[0])
+        lines = [columns, ["---"] * len(columns), *(row.values() for row in self.cells)]
+        return "\n\n".join(["\n".join(f"| {' | '.join(line)} |" for line in lines), *self.notes]) + "\n"
+
+    def csv(self) -> str:
+        """The rows as CSV; lists of numbers joined by spaces, nothing for None."""
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, columns, lineterminator="\n", restval="")
+        writer.writeheader()
+        for row in self.rows:
+            writer.writerow({name: " ".join(map(str, v)) if isinstance(v, list) else v for name, v in row.items()})
+        return buffer.getvalue()
+
+    def write(self, folder: Path) -> dict[str, Drawn]:
+        """Write NAME.md, NAME.csv and each figure as PNG and SVG into ``folder``; return the pictures.
+
+        Raises:
+            RunError: Something cannot be written.
+        """
+        write_whole(folder / f"{self.name}.md", self.markdown())
+        write_whole(folder / f"{self.name}.csv", self.csv())
+        pictures = {name: drawn(figure) for name, figure in self.figures.items()}
+        save_pictures(pictures, folder)
+        return pictures
 
 
 def listed(numbers: set[int]) -> str:
     """Numbers in order, as "1,000 / 2,000"."""
     return " / ".join(f"{number:,}" for number in sorted(numbers))
-
-
-def write_study(
-    folder: Path, name: str, text: str, rows: Sequence[Mapping[str, object]], figures: Mapping[str, Figure]
-) -> dict[str, Drawn]:
-    """Write NAME.md, NAME.csv and each figure as PNG and SVG into ``folder``; return the pictures.
-
-    Raises:
-        RunError: Something cannot be written.
-    """
-    write_whole(folder / f"{name}.md", text)
-    write_whole(folder / f"{name}.csv", comma_separated(rows))
-    pictures = {each: drawn(figure) for each, figure in figures.items()}
-    save_pictures(pictures, folder)
-    return pictures

@@ -1,19 +1,21 @@
 """Models trained apart, evaluated as one: a deep ensemble (Lakshminarayanan et al., arXiv 1612.01474)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from nt_dist.checkpoint.checkpoint import CONFIG
+from nt_dist.config import Config
 from nt_dist.errors import CheckpointError
-from nt_dist.evaluation.evaluate_checkpoint import all_figures
+from nt_dist.evaluation.evaluate_checkpoint import ONE_COPY, all_figures
 from nt_dist.families import load_config
-from nt_dist.inference import Ensemble, load_ensemble
+from nt_dist.inference.ensemble import find_checkpoint, inference_config, load_model
+from nt_dist.parallel.mesh import Mesh
 
-_ALIKE = ("model.vocab_size", "model.max_seq_len", "data.layout")
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -25,8 +27,8 @@ class Together(nn.ModuleList):
         return torch.cat([model(inputs).float() for model in self])
 
 
-def evaluate_together(paths: Sequence[Path], mesh, overrides: Sequence[str] = ()) -> dict:
-    """Evaluate checkpoints as one ensemble, every trail with the same weight, on the first one's validation texts.
+def evaluate_together(paths: Sequence[Path], mesh: Mesh, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Evaluate checkpoints as one ensemble, every trail with the same weight, on the first one's validation data.
 
     Args:
         paths: Checkpoints.
@@ -37,31 +39,48 @@ def evaluate_together(paths: Sequence[Path], mesh, overrides: Sequence[str] = ()
         See evaluation.full; without the topology, as topologies trained apart have nothing in common.
 
     Raises:
-        CheckpointError: They were trained on other data, or read other sequences, and cannot predict together.
+        CheckpointError: They were trained on other data, or read other samples, and cannot predict together.
         NTDistError: One of them cannot be used.
     """
     assert mesh.world_size == 1
-    config = load_config(paths[0] / CONFIG, overrides, check_paths=False)
+    config = saved_config(paths[0], overrides)
     data = config.family.open_data(config, True, lambda work: work())
-    types = [load_config(path / CONFIG, check_paths=False).train.precision for path in paths]
-    members = [load_ensemble(path, mesh.device, _TYPES[kind]) for path, kind in zip(paths, types, strict=True)]
-    _check(members, data.digest)
-    config = replace(config, trails=replace(config.trails, count=sum(each.num_trails for each in members)))
+    members = [find_checkpoint(path) for path in paths]
+    own = {path: saved_config(path) for path in paths}
+    check_alike(own, [manifest.progress.data_digest for _, manifest in members], data.digest)
+    models = [
+        load_model(path, manifest, inference_config(manifest), mesh.device).to(_TYPES[each.train.precision])
+        for (path, manifest), each in zip(members, own.values(), strict=True)
+    ]
+    config = replace(config, trails=replace(config.trails, count=sum(each.trails.count for each in own.values())))
     num_samples = config.run.eval_batches * config.train.batch_size
-    model = Together([member.model for member in members])
-    return all_figures(model, data.validation, num_samples, mesh, config)
+    return all_figures(Together(models), data.validation, num_samples, mesh, config)
 
 
-def _check(members: Sequence[Ensemble], digest: str) -> None:
-    """Raises unless all members read the same sequences of the same pieces."""
-    problems = []
-    for member in members:
-        if member.manifest.progress.data_digest != digest:
-            problems.append(f"{member.checkpoint}: was trained on other data than the validation texts belong to")
-        for key in _ALIKE:
+def saved_config(checkpoint: Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the settings that a checkpoint was written with, for one rank that holds all of the model."""
+    return load_config(checkpoint / CONFIG, [*overrides, *ONE_COPY], check_paths=False)
+
+
+def check_alike(configs: Mapping[Path, Config], digests: Sequence[str], digest: str) -> None:
+    """Check that models read the same samples and give the same classes.
+
+    Args:
+        configs: Their settings, by checkpoint.
+        digests: Of the data that each was trained on.
+        digest: Of the data whose validation part they are evaluated on.
+
+    Raises:
+        CheckpointError: They do not.
+    """
+    problems, first = [], next(iter(configs.values()))
+    for (path, config), own in zip(configs.items(), digests, strict=True):
+        if own != digest:
+            problems.append(f"{path}: was trained on other data than the validation data belong to")
+        for key in ("model.family", *first.family.alike):
             section, entry = key.split(".")
-            here, first = (getattr(getattr(each.config, section), entry) for each in (member, members[0]))
-            if here != first:
-                problems.append(f"{member.checkpoint}: {key} = {here!r} differs from {first!r}")
+            here, there = (getattr(getattr(each, section), entry, None) for each in (config, first))
+            if here != there:
+                problems.append(f"{path}: {key} = {here!r} differs from {there!r}")
     if problems:
         raise CheckpointError("\n".join(["these runs cannot predict together", *problems]))

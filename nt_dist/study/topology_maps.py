@@ -5,35 +5,32 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from nt_dist.checkpoint.fragments import FragmentReader
 from nt_dist.checkpoint.manifest import read_manifest
 from nt_dist.config import Config
-from nt_dist.model.weights import real_shape, weight_specs
+from nt_dist.model.weights import weight_specs
 from nt_dist.sparsity.spec import WeightSpec, flat_index
+from nt_dist.training.tensorboard import shrunk
 
 SIDE = 48  # fields a side, at most
 
 
 def topology_shares(checkpoint: Path, config: Config) -> dict[str, np.ndarray]:
-    """Read the topologies of a checkpoint's sparse matrices: first block and last, embedding and output.
+    """Read the topologies of the sparse matrices in the two layers at either end, which are the most unlike.
 
     Returns:
         By weight name: the share of positions that are active, over all trails, in each field of a grid of at most
-        SIDE × SIDE laid over the matrix without its padding.
+        SIDE × SIDE laid over the matrix without its padding; a kernel's rows are what makes up one output.
 
     Raises:
         CheckpointError: Something in it cannot be used.
     """
-    ends = "blocks.0.", f"blocks.{config.model.num_layers - 1}."
-    drawn = [
-        spec
-        for name, spec in weight_specs(config).items()
-        if spec.is_sparse and (name.startswith(ends) or name in ("embedding", "output"))
-    ]
+    specs = weight_specs(config).values()
+    layers = list(dict.fromkeys(spec.layer for spec in specs))
+    ends = {*layers[:2], *layers[-2:]}
     with FragmentReader(checkpoint, read_manifest(checkpoint)) as reader:
-        return {spec.name: _shares(reader, spec) for spec in drawn}
+        return {spec.name: _shares(reader, spec) for spec in specs if spec.is_sparse and spec.layer in ends}
 
 
 def _shares(reader: FragmentReader, spec: WeightSpec) -> np.ndarray:
@@ -43,6 +40,5 @@ def _shares(reader: FragmentReader, spec: WeightSpec) -> np.ndarray:
         for shard in every:
             positions = torch.from_numpy(reader.positions(spec.name, trail, shard)).long()
             active[flat_index(spec, every, shard, positions)] += 1 / spec.trails  # no position stands there twice
-    rows, columns = real_shape(spec)
-    real = active.view(spec.shape)[:rows, :columns]
-    return F.adaptive_avg_pool2d(real[None], [min(side, SIDE) for side in real.shape])[0].numpy()
+    real = active.view(spec.shape).narrow(spec.cut_axis, 0, spec.valid)
+    return shrunk(real.flatten(1)[None], SIDE)[0].numpy()

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from nt_dist.checkpoint.folder import checkpoints, locate
 from nt_dist.checkpoint.weights import check_config
 from nt_dist.errors import RunError
 from nt_dist.study.plan import PlannedRun
+from nt_dist.study.results import newest_whole
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+_PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -32,8 +33,7 @@ def train_missing(runs: Iterable[PlannedRun], launcher: str = "") -> None:
     runs = list(runs)
     missing = [run for run in runs if not is_done(run)]
     if len(missing) < len(runs):
-        done = len(runs) - len(missing)
-        _LOGGER.info("%d of %d runs have been trained before", done, len(runs))
+        _LOGGER.info("%d of %d runs have been trained before", len(runs) - len(missing), len(runs))
     for number, run in enumerate(missing, 1):
         _LOGGER.info("== training %s (%d of %d) ==", run.name, number, len(missing))
         _train(run, launcher)
@@ -45,12 +45,10 @@ def is_done(run: PlannedRun) -> bool:
     Raises:
         CheckpointError: It is of a run with other settings.
     """
-    whole = [found for found in checkpoints(locate(run.dir)[1]) if not found.problem]
-    if not whole:
-        return False
-    newest = whole[-1]
-    check_config(newest.path, newest.manifest, run.config, resuming=True)
-    return newest.step >= run.config.train.steps
+    newest = newest_whole(run.dir)
+    if newest:
+        check_config(newest.path, newest.manifest, run.config, resuming=True)
+    return newest is not None and newest.step >= run.config.train.steps
 
 
 def _train(run: PlannedRun, launcher: str) -> None:
@@ -70,6 +68,3 @@ def _train(run: PlannedRun, launcher: str) -> None:
             signal.signal(number, handler)
     if code:
         raise RunError(f"{run.name}: training ended with exit code {code}; the same command goes on from what is saved")
-
-
-_PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)

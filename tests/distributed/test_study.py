@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nt_dist.inference import load_ensemble
 from nt_dist.study.plan import plan_runs, read_plan
-from nt_dist.study.sweep import parse_places, planned
+from nt_dist.study.sweep import parse_points, plan_sweep
 from nt_dist.testing import RankError, run_distributed
 from nt_dist.text.corpus import open_data
 from tests.unit.inference.trained_run import write_checkpoint
@@ -187,7 +187,7 @@ def test_runs_of_other_data_cannot_predict_together(folder):
 
 def test_a_sweep_shows_the_points_that_are_trained(folder):
     out = folder / "sweep"
-    runs = planned(parse_places("0.5,1", "1,2", "0.5:1,0.5:2,1:2"), str(folder / "base.toml"), out, 4, [])
+    runs = plan_sweep(parse_points("0.5,1", "1,2", "0.5:1,0.5:2,1:2"), str(folder / "base.toml"), out, 4, [])
     _pretend_trained(runs.values())
     printed = _run("diversity", "--config", folder / "base.toml", "--out", out, *SWEEP, "--no_train")
     rows = list(csv.DictReader((out / "diversity.csv").read_text().splitlines()))

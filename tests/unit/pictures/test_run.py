@@ -40,14 +40,14 @@ def test_a_run_that_has_logged_nothing_yet_can_be_drawn():
 
 def test_the_reliability_diagram_shows_bins_that_hold_tokens():
     reliability = figures(2)["reliability"]
-    upper, lower = reliability_diagram(reliability).axes
+    upper, lower = reliability_diagram(reliability, "tokens").axes
     for name, bins in (("trail 2", reliability["trails"][1]), ("ensemble, mean of probabilities", reliability["prob"])):
         full = [number for number, count in enumerate(bins["count"]) if count]
         expected = [[bins["confidence"][number], bins["accuracy"][number]] for number in full]
         assert _lines(upper)[name] == expected
     shares = [bar.get_height() for bar in lower.patches]
     assert shares == pytest.approx(np.array(reliability["prob"]["count"]) / sum(reliability["prob"]["count"]))
-    alone, _ = reliability_diagram(figures(1)["reliability"]).axes
+    alone, _ = reliability_diagram(figures(1)["reliability"], "tokens").axes
     assert set(_lines(alone)) == {"as it should be", "trail 1"}
 
 
@@ -57,14 +57,30 @@ def test_a_matrix_of_trails_has_its_values_written_into_it():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["trail 1", "trail 2"]
 
 
+def _table_of(values, layers):
+    axes, _ = weight_table(values, layers, "Title", "label").axes
+    ticks = ([label.get_text() for label in each] for each in (axes.get_yticklabels(), axes.get_xticklabels()))
+    return axes.images[0].get_array().filled(np.nan), *ticks
+
+
 def test_weights_stand_in_the_row_of_their_kind_and_the_column_of_their_block():
-    values = {
+    blocks = {
         f"blocks.{block}.{kind}": (10 * block + row) / 100 for block in (2, 3) for row, kind in enumerate(("a.b", "c"))
     }
-    axes, _ = weight_table({**values, "embedding": 0.07, "output": 0.09}, "Title", "label").axes
-    table = axes.images[0].get_array().filled(np.nan)
+    layers = {name: name[:8] for name in blocks} | {"embedding": "embedding", "output": "output"}
+    table, rows, columns = _table_of({"embedding": 0.07, **blocks, "output": 0.09}, layers)
     assert np.array_equal(table, [[0.2, 0.3], [0.21, 0.31], [0.07, np.nan], [np.nan, 0.09]], equal_nan=True)
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["a.b", "c", "embedding", "output"]
+    assert (rows, columns) == (["a.b", "c", "embedding", "output"], ["2", "3"])
+
+
+def test_layers_of_any_names_have_a_table():
+    values = {"stem": 0.1, "stage1.0.conv": 0.2, "stage2.0.conv": 0.3, "stage2.0.shortcut": 0.4, "head.fc": 0.5}
+    table, rows, columns = _table_of(values, {name: name.rpartition(".")[0] or name for name in values})
+    expected = [[0.2, 0.3], [np.nan, 0.4], [0.1, np.nan], [np.nan, 0.5]]
+    assert np.array_equal(table, expected, equal_nan=True)
+    assert (rows, columns) == (["conv", "shortcut", "stem", "fc"], ["stage1.0", "stage2.0"])
+    alone, rows, columns = _table_of({"stem": 0.1, "blocks.0.conv": 0.2}, {"stem": "stem", "blocks.0.conv": "blocks.0"})
+    assert (alone.tolist(), rows, columns) == ([[0.1], [0.2]], ["stem", "conv"], [])
 
 
 def test_maps_share_one_scale():

@@ -3,15 +3,20 @@
 import csv
 import io
 import itertools
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from nt_dist.errors import RunError
+from nt_dist.config.family import Headline
+from nt_dist.errors import CheckpointError, RunError
+from nt_dist.families import FAMILIES, make_config
 from nt_dist.files import write_whole
-from nt_dist.study.compare import Comparison, named, parse_together
-from nt_dist.study.diversity import Study
-from nt_dist.study.sweep import Place
-from nt_dist.study.table import comma_separated
+from nt_dist.llama.family import Llama
+from nt_dist.study.compare import compare, named, parse_together, read_comparison
+from nt_dist.study.diversity import diversity_study
+from nt_dist.study.sweep import SweepPoint
+from nt_dist.study.together import check_alike, saved_config
 from tests.unit.study.study_case import result
 
 RESULTS = [result("single", 1, 2_250_000), result("trails", 3, 4_420_000)]
@@ -23,7 +28,7 @@ def _markdown_rows(text):
 
 
 def test_the_table_says_what_each_run_costs_and_how_well_it_predicts():
-    single, trails = _markdown_rows(Comparison(RESULTS).markdown().replace("|  |", "| name |"))
+    single, trails = _markdown_rows(compare(RESULTS).markdown().replace("|  |", "| name |"))
     figures = RESULTS[1].figures
     assert (single["trails"], trails["trails"]) == ("1", "3")
     assert trails["weights stored"] == "4.42 M of 8.84 M" and trails["training FLOP"] == "26.5 M (53 M)"
@@ -35,41 +40,41 @@ def test_the_table_says_what_each_run_costs_and_how_well_it_predicts():
 
 
 def test_the_csv_has_every_digit():
-    rows = list(csv.DictReader(io.StringIO(comma_separated(Comparison(RESULTS).rows()))))
+    rows = list(csv.DictReader(io.StringIO(compare(RESULTS).csv())))
     for row, expected in zip(rows, RESULTS, strict=True):
         figures = expected.figures
-        assert row["name"] == expected.name and int(row["weights_stored"]) == expected.weights
+        assert row["name"] == expected.name and int(row["weights_stored"]) == expected.weights_stored
         assert [float(each) for each in row["ppl_trails"].split()] == figures["ppl_trails"]
         assert float(row["brier"]) == figures["calibration"]["brier"]["prob"]
         assert float(row["mutual_information"]) == figures["diversity"]["mutual_information"]
 
 
 def test_rows_of_other_texts_are_named():
-    assert "cannot be compared" not in Comparison(RESULTS).markdown()
+    assert "cannot be compared" not in compare(RESULTS).markdown()
     other = result("other", 1, 1000, digest="xyz")
-    assert "same texts (other)" in Comparison([*RESULTS, other]).markdown()
+    assert "same texts (other)" in compare([*RESULTS, other]).markdown()
 
 
 def test_a_comparison_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(RunError, match="holds no comparison"):
-        Comparison.read(tmp_path)
-    write_whole(tmp_path / "comparison.csv", comma_separated(Comparison(RESULTS).rows()))
+        read_comparison(tmp_path)
+    write_whole(tmp_path / "comparison.csv", compare(RESULTS).csv())
     with pytest.raises(RunError, match=r"single.json: is not there"):
-        Comparison.read(tmp_path)
+        read_comparison(tmp_path)
 
 
 def test_points_stand_at_their_cost_and_their_perplexity():
-    (figure, several) = Comparison(RESULTS).pictures().values()
+    (figure, several) = compare(RESULTS).figures.values()
     drawn = {tuple(line.get_xydata()[0]) for axes in figure.axes for line in axes.lines}
     for each in RESULTS:
-        assert (each.weights, each.figures["ppl_ensemble_prob"]) in drawn
+        assert (each.weights_stored, each.figures["ppl_ensemble_prob"]) in drawn
     assert {text.get_text() for text in figure.axes[0].texts} == {"single", "trails"}
     assert [axes.get_xlabel().split()[0] for axes in several.axes] == ["training", "inference"]
 
 
 def test_names_that_would_lie_on_one_another_are_moved_apart():
     alike = [result(name, 1, 1000, figures=RESULTS[0].figures) for name in ("one", "two", "three")]
-    texts = Comparison(alike).pictures()["perplexity_against_parameters"].axes[0].texts
+    texts = compare(alike).figures["perplexity_against_parameters"].axes[0].texts
     heights = sorted(text.xyann[1] for text in texts)
     assert min(b - a for a, b in itertools.pairwise(heights)) > 8.5
 
@@ -85,19 +90,49 @@ def test_runs_are_named_by_their_folders(tmp_path):
             parse_together(wrong)
 
 
+class Pictures(Llama):
+    """A family of image models, as far as a study asks."""
+
+    def headline(self, figures):
+        return Headline("error", figures["nll"]["trails"], figures["nll"]["prob"], 0.8, True, ".3f", "image")
+
+
+def test_a_comparison_names_what_its_family_counts(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "pictures", Pictures())
+    results = [replace(each, family="pictures", figures={**each.figures, "images": 7}) for each in RESULTS]
+    comparison = compare(results)
+    assert list(comparison.figures) == ["error_against_parameters", "error_against_flops"]
+    assert "Evaluated on 7 images." in comparison.notes and comparison.rows[0]["images_evaluated"] == 7
+    assert "error of each trail" in comparison.cells[0] and "images seen" in comparison.cells[0]
+
+
+def test_models_predict_together_only_where_their_family_finds_them_alike():
+    first, other = (make_config({"model": {"max_seq_len": length}, "trails": {"layers": 1}}) for length in (32, 64))
+    check_alike({Path("a"): first, Path("b"): first}, ["x", "x"], "x")
+    with pytest.raises(CheckpointError, match="b: model.max_seq_len = 64 differs from 32"):
+        check_alike({Path("a"): first, Path("b"): other}, ["x", "x"], "x")
+    with pytest.raises(CheckpointError, match="b: was trained on other data"):
+        check_alike({Path("a"): first, Path("b"): first}, ["x", "y"], "x")
+
+
+def test_a_run_on_many_ranks_is_read_on_one(tmp_path):
+    config = make_config({"parallel": {"tensor": 2}}, world_size=2)
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    assert saved_config(tmp_path).parallel.tensor == 1
+
+
 def test_the_study_has_a_row_and_a_mark_for_each_point():
-    places = [Place(density, layers) for density in (0.5, 0.9) for layers in (1, 2)]
-    results = [(place, result(place.name, 3, 1000 + number)) for number, place in enumerate(places)]
-    dense = (Place(1.0, 2), result("dense", 3, 3000))
-    dense[1].figures["topology"] = None
-    study = Study([*results, dense])
-    rows = list(study.rows())
-    assert [(row["density"], row["layers"]) for row in rows] == [
-        (each.density, each.layers) for each in [*places, dense[0]]
-    ]
-    nll = results[0][1].figures["nll"]
+    points = [SweepPoint(density, layers) for density in (0.5, 0.9) for layers in (1, 2)]
+    results = {point: result(point.name, 3, 1000 + number) for number, point in enumerate(points)}
+    dense = SweepPoint(1.0, 2)
+    results[dense] = result("dense", 3, 3000)
+    results[dense].figures["topology"] = None
+    study = diversity_study(results)
+    rows = study.rows
+    assert [(row["density"], row["layers"]) for row in rows] == [*points, dense]
+    nll = results[points[0]].figures["nll"]
     assert rows[0]["gain"] == pytest.approx(sum(nll["trails"]) / 3 - nll["prob"]) and rows[0]["gain"] > 0
     assert len(_markdown_rows(study.markdown())) == 5 and rows[-1]["overlap"] is None
-    gain = study.pictures()["gain_against_diversity"]
+    gain = study.figures["gain_against_diversity"]
     drawn = {tuple(point) for line in gain.axes[0].lines if len(line.get_xydata()) for point in line.get_xydata()}
     assert drawn == {(row["disagreement"], row["gain"]) for row in rows}

@@ -8,7 +8,7 @@ from nt_dist.config.rules import warnings
 from nt_dist.errors import ConfigError
 from nt_dist.families import load_config
 from nt_dist.study.plan import read_plan
-from nt_dist.study.sweep import Place, parse_places, planned
+from nt_dist.study.sweep import SweepPoint, parse_points, plan_sweep
 
 ROOT = Path(__file__).resolve().parents[3]
 BASE = str(ROOT / "configs" / "quickstart.toml")
@@ -127,21 +127,26 @@ def test_shipped_plans_have_the_baselines_and_no_setting_that_does_nothing(path,
 
 
 def test_points_of_a_sweep():
-    assert parse_places("0.5,0.9", "1,2", "") == [Place(0.5, 1), Place(0.9, 1), Place(0.5, 2), Place(0.9, 2)]
-    assert parse_places("0.5,0.9", "1,2", "0.9:2,0.5:1") == [Place(0.5, 1), Place(0.9, 2)]
+    assert parse_points("0.5,0.9", "1,2", "") == [
+        SweepPoint(0.5, 1),
+        SweepPoint(0.9, 1),
+        SweepPoint(0.5, 2),
+        SweepPoint(0.9, 2),
+    ]
+    assert parse_points("0.5,0.9", "1,2", "0.9:2,0.5:1") == [SweepPoint(0.5, 1), SweepPoint(0.9, 2)]
     with pytest.raises(ConfigError, match="--points 0.8:2"):
-        parse_places("0.5,0.9", "1,2", "0.8:2")
+        parse_points("0.5,0.9", "1,2", "0.8:2")
     with pytest.raises(ConfigError, match="must be numbers"):
-        parse_places("0.5,many", "1,2", "")
+        parse_points("0.5,many", "1,2", "")
 
 
 def test_a_sweep_scales_the_warm_up_with_the_steps(tmp_path):
-    places = parse_places("0.5", "2,3", "")
-    runs = planned(places, BASE, tmp_path, 60, [])
+    points = parse_points("0.5", "2,3", "")
+    runs = plan_sweep(points, BASE, tmp_path, 60, [])
     assert [(run.config.sparsity.density, run.config.trails.layers) for run in runs.values()] == [(0.5, 2), (0.5, 3)]
     assert {(run.config.train.steps, run.config.train.warmup_steps) for run in runs.values()} == {(60, 6)}
-    assert {run.dir for run in runs.values()} == {tmp_path / place.name for place in places}
-    (given,) = planned(places[:1], BASE, tmp_path, 60, ["train.warmup_steps=9"]).values()
+    assert {run.dir for run in runs.values()} == {tmp_path / point.name for point in points}
+    (given,) = plan_sweep(points[:1], BASE, tmp_path, 60, ["train.warmup_steps=9"]).values()
     assert given.config.train.warmup_steps == 9
     with pytest.raises(ConfigError, match="density_0.5_layers_7: trails.layers = 7"):
-        planned(parse_places("0.5", "7", ""), BASE, tmp_path, None, [])
+        plan_sweep(parse_points("0.5", "7", ""), BASE, tmp_path, None, [])
