@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from nt_dist.checkpoint.checkpoint import CONFIG
+from nt_dist.checkpoint import checkpoint
+from nt_dist.checkpoint.manifest import read_manifest
 from nt_dist.config import Config
 from nt_dist.errors import CheckpointError
 from nt_dist.evaluation.evaluate_checkpoint import ONE_COPY, all_figures
 from nt_dist.families import load_config
-from nt_dist.inference.ensemble import find_checkpoint, inference_config, load_model
+from nt_dist.model.trails import build_model
 from nt_dist.parallel.mesh import Mesh
-
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Together(nn.ModuleList):
@@ -45,21 +44,20 @@ def evaluate_together(paths: Sequence[Path], mesh: Mesh, overrides: Sequence[str
     assert mesh.world_size == 1
     config = saved_config(paths[0], overrides)
     data = config.family.open_data(config, True, lambda work: work())
-    members = [find_checkpoint(path) for path in paths]
-    own = {path: saved_config(path) for path in paths}
-    check_alike(own, [manifest.progress.data_digest for _, manifest in members], data.digest)
-    models = [
-        load_model(path, manifest, inference_config(manifest), mesh.device).to(_TYPES[each.train.precision])
-        for (path, manifest), each in zip(members, own.values(), strict=True)
-    ]
-    config = replace(config, trails=replace(config.trails, count=sum(each.trails.count for each in own.values())))
+    members, models = {path: saved_config(path) for path in paths}, Together()
+    check_alike(members, [read_manifest(path).progress.data_digest for path in paths], data.digest)
+    for path, own in members.items():
+        model = build_model(own, mesh.place, mesh.device)
+        checkpoint.load(path, own, mesh, model, None)
+        models.append(model.bfloat16() if own.train.precision == "bf16" else model)
+    config = replace(config, trails=replace(config.trails, count=sum(own.trails.count for own in members.values())))
     num_samples = config.run.eval_batches * config.train.batch_size
-    return all_figures(Together(models), data.validation, num_samples, mesh, config)
+    return all_figures(models, data.validation, num_samples, mesh, config)
 
 
-def saved_config(checkpoint: Path, overrides: Sequence[str] = ()) -> Config:
+def saved_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     """Return the settings that a checkpoint was written with, for one rank that holds all of the model."""
-    return load_config(checkpoint / CONFIG, [*overrides, *ONE_COPY], check_paths=False)
+    return load_config(folder / checkpoint.CONFIG, [*overrides, *ONE_COPY], check_paths=False)
 
 
 def check_alike(configs: Mapping[Path, Config], digests: Sequence[str], digest: str) -> None:
