@@ -125,7 +125,8 @@ def _nearest_layout(config: Config) -> Config | None:
 def is_possible(config: Config) -> bool:
     """Say whether the model, the batch and the ZeRO stage can be dealt out to the ranks as the degrees say."""
     batch, unit = config.train.batch_size, config.train.micro_batch_size * config.data_degree
-    return batch % unit == 0 and not any(_broken_by_mesh(config))
+    of_family = (rule for keys, rule in config.family.rules if any(each.startswith("parallel.") for each in keys))
+    return batch % unit == 0 and not any(any(rule(config)) for rule in (_broken_by_mesh, *of_family))
 
 
 def _broken_by_mesh(config: Config) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nt_dist.config.settings import Parallel
-from nt_dist.families import make_config
+from nt_dist.families import load_config, make_config
 from nt_dist.model.flops import token_flops
 from nt_dist.planning.gpus import COMPUTE_SHARE, GPUS, LINK_SHARE, RESERVED
 from nt_dist.planning.layouts import layouts, layouts_table, plan_layouts
@@ -62,6 +62,14 @@ def test_layouts_are_all_that_the_rules_allow_and_each_once():
     assert {stage for each, stage, _ in found if each.pipe > 1} == {1}  # DeepSpeed's limit; bf16 begins at 1
     assert {stage for each, stage, _ in found if each.pipe == 1} == {1, 2, 3}
     assert {size for each, _, size in found if each == Parallel()} == {1, 2, 4}  # 16 sequences on 4 data ranks
+
+
+def test_a_family_may_rule_layouts_out():
+    config = load_config(str(ROOT / "configs/quickstart_images.toml"), [], None, check_paths=False)
+    found = {
+        (each.tensor, each.pipe) for each in (layout.parallel for layout in layouts(replace(config, world_size=4)))
+    }
+    assert found == {(1, 1)}
 
 
 def test_what_fits_is_listed_fastest_first():
