@@ -208,6 +208,11 @@ def warnings(config: Config) -> Iterator[str]:
     adamw, sgd = ("train.betas", "train.adam_eps"), ("train.momentum", "train.nesterov")
     other = adamw if config.train.optimizer == "sgd" else sgd
     yield from ignored(config, f"train.optimizer = {config.train.optimizer!r}", *other)
+    of_steps, of_cosine = ("train.milestones", "train.lr_decay"), ("train.min_lr_ratio",)
+    unused = of_steps if config.train.lr_schedule == "cosine" else of_cosine
+    yield from ignored(config, f"train.lr_schedule = {config.train.lr_schedule!r}", *unused)
+    if config.train.weight_decay == 0:
+        yield from ignored(config, "train.weight_decay = 0.0", "train.decay_vectors")
     if config.parallel.trail == 1:
         yield from ignored(config, "parallel.trail = 1", "parallel.trunk")
     elif trails.fork == "embedding":

@@ -16,6 +16,10 @@ from nt_dist.config.values import plain, toml_value
 ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
 _FRACTION = Rule("must be in [0, 1]", lambda value: 0 <= value <= 1)
 _SHARE = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
+_SHARES = Rule(
+    "must be rising numbers in (0, 1)",
+    lambda value: list(value) == sorted({*value}) and all(0 < each < 1 for each in value),
+)
 _BETAS = Rule("must be two numbers in [0, 1)", lambda value: all(0 <= beta < 1 for beta in value))
 _SEED = Rule("must be in [0, 2^63)", lambda value: 0 <= value < 2**63)
 _MOMENTUM = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
@@ -30,6 +34,7 @@ class Trails:
     fork: Literal["blocks", "embedding"] = identity(
         "blocks", 'Where trails part: "blocks", before the last trails.layers, or "embedding" (a full ensemble).'
     )
+    objective: Literal["sum", "mean"] = schedule("sum", "What is minimised: the sum or the mean of the trails' losses.")
     final_norm_twice: bool = identity(False, "Apply each trail's final norm twice, as the paper's public code does.")
 
 
@@ -83,15 +88,23 @@ class Train:
     lr_output: float = schedule(1.0, "Learning rate of the last layer's weights, as a factor on lr.", above(0))
     lr_trunk: float = schedule(1.0, "Learning rate of the trunk's blocks, as a factor on lr.", above(0))
     warmup_steps: int = schedule(100, "Steps of linear warm-up.", at_least(0))
-    min_lr_ratio: float = schedule(0.1, "Last learning rate, as a share of the highest; cosine.", _FRACTION)
+    lr_schedule: Literal["cosine", "steps"] = schedule(
+        "cosine", "Course of the learning rate after the warm-up: cosine (to min_lr_ratio) or steps (at milestones)."
+    )
+    min_lr_ratio: float = schedule(0.1, "Last learning rate of a cosine, as a share of the highest.", _FRACTION)
+    milestones: tuple[float, ...] = schedule(
+        (0.25, 0.5, 0.75), "Shares of train.steps at which steps are taken.", _SHARES
+    )
+    lr_decay: float = schedule(0.1, "What a step multiplies the learning rate with.", _SHARE)
     optimizer: Literal["adamw", "sgd"] = schedule("adamw", "adamw, or sgd (stochastic gradient descent).")
     momentum: float = schedule(0.9, "SGD's momentum; 0: none.", _MOMENTUM)
     nesterov: bool = schedule(False, "Use Nesterov's momentum in SGD.")
     betas: tuple[float, float] = schedule((0.9, 0.999), "Adam's two decay rates.", _BETAS)
     adam_eps: float = schedule(1e-8, "Adam's epsilon.", above(0))
     weight_decay: float = schedule(
-        0.0, "Weight decay of the matrices, not the norms: decoupled in AdamW, in the gradient in SGD.", at_least(0)
+        0.0, "Weight decay of the matrices: decoupled in AdamW, in the gradient in SGD.", at_least(0)
     )
+    decay_vectors: bool = schedule(False, "Let norms and biases decay too.")
     grad_clip: float = schedule(0.0, "Largest norm of the gradient; 0: no clipping.", at_least(0))
     on_spike: Literal["off", "warn", "skip", "rollback"] = free(
         "warn",

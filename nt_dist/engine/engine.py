@@ -40,6 +40,7 @@ class StepResult:
         applied: Whether the parameters were changed.
         verdict: What the guard says of the step.
         learning_rate: The step's, before the factors of groups of parameters.
+        objective_scale: Of the sum over trails, in what is minimised.
     """
 
     nll: torch.Tensor
@@ -48,6 +49,7 @@ class StepResult:
     applied: bool
     verdict: StepVerdict
     learning_rate: float
+    objective_scale: float = 1.0
 
     @property
     def loss_per_trail(self) -> list[float]:
@@ -61,19 +63,21 @@ class StepResult:
 
     @property
     def objective(self) -> float:
-        """Sum over trails: what is minimised."""
-        return float((self.nll / self.tokens).sum())
+        """What is minimised: the sum over trails, or their mean."""
+        return self.objective_scale * float((self.nll / self.tokens).sum())
 
 
 def learning_rate(config: Config, step: int) -> float:
     """Return the learning rate of optimizer step ``step``, counted from 1.
 
-    Linear warm-up to ``train.lr`` at ``train.warmup_steps``, then a cosine down to ``train.min_lr_ratio`` of it at
-    ``train.steps``.
+    Linear warm-up to ``train.lr`` at ``train.warmup_steps``; then a cosine down to ``train.min_lr_ratio`` of it at
+    ``train.steps``, or steps: times ``train.lr_decay`` after each of the milestones.
     """
     train = config.train
     if step < train.warmup_steps:
         return train.lr * step / train.warmup_steps
+    if train.lr_schedule == "steps":
+        return train.lr * train.lr_decay ** sum(step > share * train.steps for share in train.milestones)
     done = min((step - train.warmup_steps) / max(train.steps - train.warmup_steps, 1), 1.0)
     return train.lr * (train.min_lr_ratio + (1.0 - train.min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * done)))
 
@@ -117,7 +121,7 @@ def train_step(
 ) -> StepResult:
     """Do one optimizer step: forward and backward over the micro-batches, all-reduce, guard, clip, step.
 
-    The objective is the sum over trails of the mean loss over all real tokens of the global step (docs/design.md §5),
+    The objective is the sum (or mean) over trails of the mean loss over all real tokens of it (docs/design.md §5),
     so that padding, micro-batch size and data degree do not change it. DeepSpeed averages over D and A; the loss given
     to it is scaled by both.
 
@@ -135,7 +139,8 @@ def train_step(
     engine.train()
     micro_batches = [batch.to(mesh.device) for batch in micro_batches]
     tokens = mesh.all_reduce(torch.stack([batch.weights.sum() for batch in micro_batches]).sum(), ("data",))
-    scale = mesh.data.degree * len(micro_batches) / tokens
+    objective_scale = 1.0 / config.trails.count if config.trails.objective == "mean" else 1.0
+    scale = objective_scale * mesh.data.degree * len(micro_batches) / tokens
     weights = [weight for weight in weights_of(engine.module).values() if weight.spec.is_sparse]
 
     def before_backward(number: int) -> None:
@@ -152,7 +157,7 @@ def train_step(
         _pass_through(engine, mesh.place, micro_batches, scale, before_backward, sums)
     _set_collecting(weights, False)
     update_statistics(statistics_of(engine.module).values(), mesh, engine.was_step_applied())
-    return StepResult(guard.nll, tokens, guard.norm, engine.was_step_applied(), guard.verdict, rate)
+    return StepResult(guard.nll, tokens, guard.norm, engine.was_step_applied(), guard.verdict, rate, objective_scale)
 
 
 def _pass_through(

@@ -74,17 +74,18 @@ def clip_factor(norm: torch.Tensor | float, clip: float) -> torch.Tensor:
 
 
 def group_key(config: Config, spec: WeightSpec) -> tuple[bool, float]:
-    """Say to which parameter group a weight belongs: whether it is a vector, and its factor on the learning rate.
+    """Say to which parameter group a weight belongs: whether it does not decay, and its factor on the learning rate.
 
     Of the weights between the first and the last layer, the trunk's have a factor of their own.
     """
     train, family = config.train, config.family
     of_layer = {family.input_layer: train.lr_embedding, family.output_layer: train.lr_output}
-    return spec.is_vector, of_layer.get(spec.layer, 1.0 if spec.in_trail else train.lr_trunk)
+    is_constant = spec.is_vector and not train.decay_vectors
+    return is_constant, of_layer.get(spec.layer, 1.0 if spec.in_trail else train.lr_trunk)
 
 
 def parameter_groups(config: Config, model: nn.Module) -> list[dict]:
-    """Return the optimizer's groups, as :func:`group_key` has them: matrices, which decay, and vectors, which do not.
+    """Return the optimizer's groups, as :func:`group_key` has them: matrices, which decay, and vectors, which may.
 
     Every parameter of the model is in exactly one. A group's ``lr_factor`` is its part of :func:`set_learning_rate`.
     """
