@@ -34,7 +34,6 @@ class Trails:
     fork: Literal["blocks", "embedding"] = identity(
         "blocks", 'Where trails part: "blocks", before the last trails.layers, or "embedding" (a full ensemble).'
     )
-    objective: Literal["sum", "mean"] = schedule("sum", "What is minimised: the sum or the mean of the trails' losses.")
     final_norm_twice: bool = identity(False, "Apply each trail's final norm twice, as the paper's public code does.")
 
 
@@ -105,6 +104,7 @@ class Train:
         0.0, "Weight decay of the matrices: decoupled in AdamW, in the gradient in SGD.", at_least(0)
     )
     decay_vectors: bool = schedule(False, "Let norms and biases decay too.")
+    objective: Literal["sum", "mean"] = schedule("sum", "What is minimised: the sum or the mean of the trails' losses.")
     grad_clip: float = schedule(0.0, "Largest norm of the gradient; 0: no clipping.", at_least(0))
     on_spike: Literal["off", "warn", "skip", "rollback"] = free(
         "warn",

@@ -139,7 +139,7 @@ def train_step(
     engine.train()
     micro_batches = [batch.to(mesh.device) for batch in micro_batches]
     tokens = mesh.all_reduce(torch.stack([batch.weights.sum() for batch in micro_batches]).sum(), ("data",))
-    objective_scale = 1.0 / config.trails.count if config.trails.objective == "mean" else 1.0
+    objective_scale = 1.0 / config.trails.count if config.train.objective == "mean" else 1.0
     scale = objective_scale * mesh.data.degree * len(micro_batches) / tokens
     weights = [weight for weight in weights_of(engine.module).values() if weight.spec.is_sparse]
 

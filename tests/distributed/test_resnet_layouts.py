@@ -36,7 +36,14 @@ def config_of(layout):
     model = {"family": "resnet", "block": "preactivation", "stem": "small", "stem_width": 8, "width": 8}
     model |= {"depths": [1, 2], "num_classes": CLASSES, "image_size": SIDE, "norm_batch": 2}
     train = {"steps": STEPS, "batch_size": BATCH, "micro_batch_size": layout.micro, "lr": 0.05, "warmup_steps": 2}
-    train |= {"seed": SEED, "optimizer": "sgd", "nesterov": True, "weight_decay": 1e-3, "grad_clip": 1.0}
+    train |= {
+        "seed": SEED,
+        "optimizer": "sgd",
+        "nesterov": True,
+        "objective": "mean",
+        "weight_decay": 1e-3,
+        "grad_clip": 1.0,
+    }
     sparsity = {"density": 0.4, "topology_shards": 2, "update_every": 2, "drop": "magnitude"}
     sections = {"model": model, "trails": {"count": 6, "layers": 2}, "sparsity": sparsity, "train": train}
     sections["parallel"] = {"trail": layout.trail, "trunk": layout.trunk}
