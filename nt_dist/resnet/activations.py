@@ -1,7 +1,7 @@
 """Bytes that the layers of a ResNet keep for backward, for one trail and one picture.
 
 Each convolution keeps its input and each batch norm what it normalizes; a ReLU works in place, on the next
-convolution's input. Vectors are left out.
+convolution's input. What a layer gives is kept as the next one's input. Vectors are left out.
 """
 
 from nt_dist.config.family import LayerActivations
@@ -25,7 +25,7 @@ def activations(config: Config, layer: str) -> LayerActivations:
     if layer == "classifier":
         last = shapes[-1]
         state = last.outputs * last.side_after**2
-        inner = 2 * state if model.block == "preactivation" else 0
+        inner = state if model.block == "preactivation" else 0
         return LayerActivations(element * state, element * model.num_classes, element * (inner + last.outputs), 0)
     shape = shapes[int(layer.removeprefix("blocks."))]
     state, result = shape.inputs * shape.side**2, shape.outputs * shape.side_after**2
@@ -46,6 +46,4 @@ def _inner(config: Config, shape: BlockShape) -> int:
         kept += outputs * side * side if f"{name}".replace("convolution", "norm") in norms(config, shape) else 0
     if config.model.block == "preactivation":
         return kept - shape.outputs * shape.side_after**2  # no norm follows the last convolution
-    if shape.has_shortcut:
-        kept += shape.outputs * shape.side_after**2
-    return kept + shape.outputs * shape.side_after**2  # the last ReLU's result
+    return kept + (shape.outputs * shape.side_after**2 if shape.has_shortcut else 0)

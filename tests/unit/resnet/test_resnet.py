@@ -10,6 +10,7 @@ from nt_dist.engine.statistics import update_statistics
 from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, statistics_of, weights_of
 from nt_dist.model.weights import count_parameters, weight_specs
+from nt_dist.planning.local_layers import layer_parts
 from tests.unit.resnet.small import small
 
 
@@ -227,3 +228,25 @@ def test_every_parameter_of_a_cast_model_computes_in_bf16_and_statistics_stay_ex
     for name, statistic in statistics_of(model).items():
         torch.testing.assert_close(statistic.values, statistics_of(reference)[name].values, rtol=0.05, atol=0.02)
     assert model.eval()(pictures(4, 8)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("block", ["preactivation", "basic", "bottleneck"])
+@pytest.mark.parametrize("stem", ["small", "large"])
+def test_what_is_kept_for_backward_is_the_formula_to_the_byte(block, stem):
+    """Of all layers together: what one gives and the next one keeps is one tensor. Vectors are left out."""
+    config = small(model={"block": block, "stem": stem, "image_size": 16})
+    model, batch, side = build_model(config), config.train.micro_batch_size, config.model.image_size
+    own = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and tensor.dim() > 1:
+            kept[storage.data_ptr()] = storage  # and so no address is used again
+        return tensor
+
+    shown = pictures(batch, side)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(shown)
+    said = sum(layer.kept_bytes for layer in layer_parts(config))
+    assert said == sum(storage.nbytes() for storage in kept.values()) + shown.nbytes
