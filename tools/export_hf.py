@@ -33,8 +33,8 @@ def main() -> int:
 
     if importlib.util.find_spec("transformers") is None:
         raise RunError('an export needs transformers: pip install "nt_dist[eval]"')
-    from nt_dist.export.folder import check_free
     from nt_dist.export.huggingface import export  # takes seconds: torch and transformers
+    from nt_dist.files import check_free
     from nt_dist.inference import load_ensemble
 
     check_free(arguments.out)

@@ -18,7 +18,14 @@ tags:
 
 Trained with nt_dist as NeuroTrails ([arXiv 2505.17909](https://arxiv.org/abs/2505.17909)) describes.
 
-{facts}
+- {config.trails.count} trails of {behind} blocks behind a trunk of {config.trunk_layers}{which}
+- {parameters[stored]:,} weights that are not zero, of {parameters[dense]:,} in the whole ensemble \
+(density {config.sparsity.density:g})
+- hidden size {config.model.hidden_size}, vocabulary {config.model.vocab_size:,}, \
+sequences of {config.model.max_seq_len} tokens; weights in {dtype}
+- trained for {progress.step:,} of {config.train.steps:,} steps on {progress.consumed_samples:,} samples of \
+`data.source = {config.data.source!r}`, by nt_dist {manifest.written_by}
+- written and read back with transformers {transformers.__version__}
 
 {figures}
 
@@ -43,26 +50,21 @@ def card(ensemble: Ensemble, trail: int | None, dtype: str) -> str:
 
     ``trail`` is the one that was exported, from 0, or None for all; ``dtype`` that of its weights.
     """
-    config, progress = ensemble.config, ensemble.manifest.progress
-    parameters, behind = count_parameters(config), config.model.num_layers - config.trunk_layers
-    facts = [
-        f"{config.trails.count} trails of {behind} blocks behind a trunk of {config.trunk_layers}"
-        + (f"; this is trail {trail + 1} with the trunk" if trail is not None else ""),
-        f"{parameters['stored']:,} weights that are not zero, of {parameters['dense']:,} in the whole ensemble "
-        f"(density {config.sparsity.density:g})",
-        f"hidden size {config.model.hidden_size}, vocabulary {config.model.vocab_size:,}, sequences of "
-        f"{config.model.max_seq_len} tokens; weights in {dtype}",
-        f"trained for {progress.step:,} of {config.train.steps:,} steps on {progress.consumed_samples:,} samples of "
-        f"`data.source = {config.data.source!r}`, by nt_dist {ensemble.manifest.written_by}",
-        f"written and read back with transformers {transformers.__version__}",
-    ]
-    written = _CARD.format(
+    config, manifest = ensemble.config, ensemble.manifest
+    text = _CARD.format(
         title="NeuroTrails ensemble" if trail is None else f"Trail {trail + 1} of a NeuroTrails ensemble",
-        facts="\n".join(f"- {fact}" for fact in facts),
+        config=config,
+        behind=config.model.num_layers - config.trunk_layers,
+        which="" if trail is None else f"; this is trail {trail + 1} with the trunk",
+        parameters=count_parameters(config),
+        dtype=dtype,
+        manifest=manifest,
+        progress=manifest.progress,
+        transformers=transformers,
         figures=_figures(ensemble, trail),
         remote=", trust_remote_code=True" if trail is None else "",
     )
-    return written + _OUTPUTS if trail is None else written
+    return text + _OUTPUTS if trail is None else text
 
 
 def _figures(ensemble: Ensemble, trail: int | None) -> str:

@@ -29,21 +29,14 @@ Read = Callable[[str], torch.Tensor]
 
 @dataclass(frozen=True)
 class Foreign:
-    """A foreign checkpoint.
-
-    Attributes:
-        path: Its folder.
-        settings: Its config.json.
-        shapes: Of every tensor, by key.
-        read: Gives a tensor, by key.
-        heads: The numbers of the paper's trails, in order; none in a dense LLaMA.
-    """
+    """A foreign checkpoint: its folder, its config.json, the shape of every tensor by key, what reads one by key."""
 
     path: Path
     settings: dict[str, Any]
     shapes: Shapes
     read: Read
     heads: tuple[int, ...]
+    """The numbers of the paper's trails, in order; none in a dense LLaMA."""
 
     def key(self, config: Config, spec: WeightSpec, trail: int) -> str:
         """Return the key of what a weight's trail is taken from; every trail of ours from the same dense blocks."""

@@ -15,12 +15,12 @@ from nt_dist.config import Config
 from nt_dist.errors import ConfigError, RunError
 from nt_dist.export import hf
 from nt_dist.export.card import card
-from nt_dist.export.folder import new_folder
 from nt_dist.export.hf.configuration_neurotrails import NeuroTrailsConfig
 from nt_dist.export.hf.modeling_neurotrails import NeuroTrailsForCausalLM
 from nt_dist.export.hf.sparse_neurotrails import save_sparse
 from nt_dist.export.names import ENSEMBLE, LLAMA, Layout, shared_settings
 from nt_dist.export.tokenizer import write_tokenizer
+from nt_dist.files import new_folder
 from nt_dist.inference import Ensemble
 from nt_dist.inference.ensemble import LOGIT, PROB, combine
 from nt_dist.model.trails import TrailsModel, weights_of
@@ -56,18 +56,8 @@ def export(
         RunError: The folder cannot be used, or what was read back has other logits.
     """
     config = ensemble.config
-    rules = {
-        f"--trail {(trail or 0) + 1} must be from 1 to trails.count = {config.trails.count}": (
-            trail is None or 0 <= trail < config.trails.count
-        ),
-        "trails.final_norm_twice = true: a LlamaForCausalLM has one final norm, so --trail cannot be exported; the "
-        "ensemble can": trail is None or not config.trails.final_norm_twice,
-        "--sparse is of the ensemble: a LlamaForCausalLM (--trail) reads dense weights only": (
-            trail is None or not sparse
-        ),
-    }
-    if broken := [rule for rule, holds in rules.items() if not holds]:
-        raise ConfigError(broken)
+    if trail is not None:
+        _check_trail(config, trail, sparse)
     with _quiet(), new_folder(out) as folder:
         for parameter in ensemble.model.parameters():
             parameter.copy_(parameter.to(getattr(torch, dtype)))
@@ -89,6 +79,17 @@ def export(
             difference = max(difference, _compare(type(model).from_sparse(folder, "dense").float(), ensemble, None))
         num_bytes = sum(file.stat().st_size for file in folder.iterdir())
     return Exported(out, model.num_parameters(), num_bytes, difference)
+
+
+def _check_trail(config: Config, trail: int, sparse: bool) -> None:
+    rules = {
+        f"--trail {trail + 1} must be from 1 to trails.count = {config.trails.count}": 0 <= trail < config.trails.count,
+        "trails.final_norm_twice = true: a LlamaForCausalLM has one final norm, so --trail cannot be exported; the "
+        "ensemble can": not config.trails.final_norm_twice,
+        "--sparse is of the ensemble: a LlamaForCausalLM (--trail) reads dense weights only": not sparse,
+    }
+    if broken := [rule for rule, holds in rules.items() if not holds]:
+        raise ConfigError(broken)
 
 
 def to_transformers(

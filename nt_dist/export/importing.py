@@ -114,9 +114,8 @@ def fill(model: TrailsModel, foreign: Foreign, config: Config, noise: float = 0.
         for fragments in weight.groups():
             blocks = weight.blocks(dense, fragments)  # [R, elements]
             if deviations is not None:
-                blocks += (
-                    _noise(spec, fragments, config.train.seed) * deviations[[trail for trail, _ in fragments], None]
-                )
+                drawn = _noise(spec, fragments, config.train.seed)
+                blocks += drawn * deviations[[trail for trail, _ in fragments], None]
             positions = largest(spec, fragments, blocks)
             values = blocks.gather(1, positions)
             weight.set_active(fragments, positions)
