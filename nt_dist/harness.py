@@ -88,6 +88,7 @@ class EnsembleLM(HFLM):
         if not isinstance(ensemble, Ensemble):
             places = (Path(place) if place else None for place in (tokenizer, prepared))
             ensemble = load_ensemble(checkpoint, "cpu", torch.float32, *places)
+        ensemble.check_task("text-generation")
         how = parse_combination(str(combine), ensemble.num_trails, "--model_args combine")
         has_bos = ensemble.tokenizer.bos is not None
         if add_bos_token and not has_bos:

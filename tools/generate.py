@@ -43,6 +43,7 @@ def main() -> int:
     ensemble = load_ensemble(
         arguments.checkpoint, parse_device(arguments.device), tokenizer=arguments.tokenizer, prepared=arguments.prepared
     )
+    ensemble.check_task("text-generation")
     how = parse_combination(arguments.combine, ensemble.num_trails, "--combine")
     kind, prompt = arguments.uncertainty, arguments.prompt
     pieces = generate(ensemble, prompt, arguments.max_tokens, sampling, how, kind)

@@ -7,9 +7,11 @@ methods import what they need.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from nt_dist.config.settings import Config
+from nt_dist.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Family(ABC):
 
     name: ClassVar[str]
     """As ``model.family`` gives it."""
+    task: ClassVar[str]
+    """What its models do, as Hugging Face names it: "text-generation", "image-classification"."""
     sections: ClassVar[Mapping[str, type]]
     """Its own sections of a config: "model", which has ``num_layers``, the residual blocks on the way to an output, and
     "data"."""
@@ -136,6 +140,10 @@ class Family(ABC):
     def positions(self, config: Any) -> int:
         """Positions of one sample's logits: the tokens of a sequence, 1 of a picture."""
 
+    @abstractmethod
+    def num_outputs(self, config: Config) -> int:
+        """Logits of a position, without padding: the pieces of a vocabulary, the classes of pictures."""
+
     def batch_unit(self, config: Config) -> int:
         """Samples of a micro-batch that have to stay together on one rank."""
         return 1
@@ -181,6 +189,23 @@ class Family(ABC):
     @abstractmethod
     def open_other_data(self, config: Config, path: str, exchange: Callable[[Callable[[], Any]], Any]) -> Any:
         """Another file, folder or pattern, read as the run's own data: an object with ``validation``."""
+
+    def tokenizer(self, config: Config, progress: Any, run: Path, prepared: Path | None, given: Path | None) -> Any:
+        """What the texts of a run were read with, told from any other by its hash; None where there are no texts.
+
+        Args:
+            config: The run's.
+            progress: Of the run's checkpoint.
+            run: Its folder.
+            prepared, given: Where the prepared texts are and the tokenizer itself, if somebody says so.
+
+        Raises:
+            ConfigError: Somebody does, and there are no texts.
+            DataError: It is not the run's, or is not there.
+        """
+        if given or prepared:
+            key = "--tokenizer" if given else "--prepared"
+            raise ConfigError([f"{key} {given or prepared}: model.family = {self.name!r} reads no texts"])
 
     @abstractmethod
     def corrupted(self, data: Any, kind: str, share: float) -> tuple[str, Any]:

@@ -1,6 +1,7 @@
 """A checkpoint as a model to compute with, on one device.
 
-Shapes: T trails, B sequences, S tokens, V pieces of the tokenizer (padding is cut off).
+Shapes: T trails, B samples, S positions (tokens; 1 of a picture), V classes (pieces of the tokenizer; padding is cut
+off).
 """
 
 from dataclasses import dataclass
@@ -17,8 +18,6 @@ from nt_dist.evaluation.predictions import mean_of_probs
 from nt_dist.families import make_config
 from nt_dist.llama.cache import Cache, step
 from nt_dist.model.trails import TrailsModel, build_model
-from nt_dist.text.corpus import run_tokenizer
-from nt_dist.text.prepare import prepared_folder
 from nt_dist.text.tokenizer import Tokenizer
 
 PROB, LOGIT = "prob", "logit"
@@ -26,13 +25,13 @@ PROB, LOGIT = "prob", "logit"
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The trails of a checkpoint and the tokenizer that they were trained with."""
+    """The trails of a checkpoint and, if they read text, the tokenizer that they were trained with."""
 
     model: TrailsModel
     """All of it, in evaluation mode, without gradients."""
     config: Config
     """The settings that it was trained with, but on one device."""
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     checkpoint: Path
     manifest: Manifest
 
@@ -46,15 +45,28 @@ class Ensemble:
         """Tokens of the sequences that it was trained on."""
         return self.config.model.max_seq_len
 
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes that pictures have, V of them; a number where the data name none."""
+        known = self.manifest.progress.extra.get("classes", [])
+        return [*known, *map(str, range(len(known), self.config.family.num_outputs(self.config)))]
+
+    def check_task(self, task: str) -> None:
+        """Raise a ConfigError unless the model does ``task``; see :attr:`nt_dist.config.family.Family.task`."""
+        family = self.config.family
+        if family.task != task:
+            rule = f"model.family = {family.name!r} is for {family.task}; this is for {task}"
+            raise ConfigError([f"{self.checkpoint}: {rule}"])
+
     @torch.no_grad()
-    def logits(self, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        """Return the trails' logits [T, B, S, V], in the model's own type, for tokens [B, S].
+    def logits(self, inputs: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        """Return the trails' logits [T, B, S, V], in the model's own type, for tokens [B, S] or pictures [B, H, W, 3].
 
         ``cache`` has the tokens before these, in the same order of sequences; these join it. None: there are none.
         """
-        tokens = tokens.to(next(self.model.parameters()).device)
-        logits = self.model(tokens) if cache is None else step(self.model, tokens, cache)
-        return logits[..., : self.config.model.vocab_size]
+        inputs = inputs.to(next(self.model.parameters()).device)
+        logits = self.model(inputs) if cache is None else step(self.model, inputs, cache)
+        return logits[..., : self.config.family.num_outputs(self.config)]
 
 
 def combine(logits: torch.Tensor, how: str | int = PROB) -> torch.Tensor:
@@ -116,16 +128,15 @@ def load_ensemble(
         CheckpointError: There is none, parts of it are missing or damaged, it has another format version, a topology
             does not match its checksum.
         DataError: The tokenizer is not the run's, or is not there.
-        ConfigError: The checkpoint's settings are no config.
+        ConfigError: The checkpoint's settings are no config, or there are no texts to have a tokenizer.
     """
     path = find_asked(Path(checkpoint))
     manifest = read_manifest(path)
     config = _config(manifest)
-    folders = [prepared] if prepared else list(dict.fromkeys([prepared_folder(config), path.parent.parent / "data"]))
-    tokens = run_tokenizer(config, manifest.progress.data_digest, manifest.progress.extra, folders, tokenizer)
+    found = config.family.tokenizer(config, manifest.progress, path.parent.parent, prepared, tokenizer)
     model = build_model(config, device="meta").to_empty(device=device).eval().requires_grad_(False)
     load_values(path, manifest, model)
-    return Ensemble(model.to(dtype), config, tokens, path, manifest)
+    return Ensemble(model.to(dtype), config, found, path, manifest)
 
 
 def _config(manifest: Manifest) -> Config:

@@ -11,7 +11,7 @@ from nt_dist.text import settings as text
 class Llama(Family):
     """LLaMAs (Touvron et al., arXiv 2302.13971) on text."""
 
-    name = "llama"
+    name, task = "llama", "text-generation"
     sections = {"model": settings.Model, "data": text.Data}  # noqa: RUF012
     input_layer, output_layer = "embedding", "output"
     rules = settings.RULES
@@ -60,6 +60,10 @@ class Llama(Family):
     def positions(self, config):
         """See :meth:`Family.positions`."""
         return config.model.max_seq_len
+
+    def num_outputs(self, config):
+        """See :meth:`Family.num_outputs`."""
+        return config.model.vocab_size
 
     def activations(self, config, layer):
         """See :meth:`Family.activations`."""
@@ -113,6 +117,14 @@ class Llama(Family):
         from nt_dist.text.corpus import open_texts
 
         return open_texts(config, path, exchange)
+
+    def tokenizer(self, config, progress, run, prepared, given):
+        """See :meth:`Family.tokenizer`."""
+        from nt_dist.text.corpus import run_tokenizer
+        from nt_dist.text.prepare import prepared_folder
+
+        folders = [prepared] if prepared else list(dict.fromkeys([prepared_folder(config), run / "data"]))
+        return run_tokenizer(config, progress.data_digest, progress.extra, folders, given)
 
     def corrupted(self, data, kind, share):
         """See :meth:`Family.corrupted`."""

@@ -8,7 +8,7 @@ from nt_dist.resnet import settings
 class ResNet(Family):
     """ResNets (He et al., arXiv 1512.03385) and Wide ResNets (Zagoruyko, Komodakis, arXiv 1605.07146) on pictures."""
 
-    name = "resnet"
+    name, task = "resnet", "image-classification"
     sections = {"model": settings.Model, "data": images.Data}  # noqa: RUF012
     rules = settings.RULES
     input_layer, output_layer = "stem", "classifier"
@@ -51,6 +51,10 @@ class ResNet(Family):
     def positions(self, config):
         """One: a picture has one class."""
         return 1
+
+    def num_outputs(self, config):
+        """See :meth:`Family.num_outputs`."""
+        return config.model.num_classes
 
     def activations(self, config, layer):
         """See :meth:`Family.activations`."""

@@ -11,10 +11,10 @@ import torch
 from nt_dist.errors import CheckpointError, ConfigError, DataError
 from nt_dist.inference import load_ensemble
 from nt_dist.inference.ensemble import combine, parse_combination, parse_device
-from nt_dist.model.trails import build_model, weights_of
+from nt_dist.model.trails import build_model, statistics_of, weights_of
 from tests.unit.checkpoint.test_fragments import rewrite
 
-from .trained_run import write_run
+from .trained_run import write_pictures_run, write_run
 
 TOKENS = torch.randint(0, 331, (2, 9), generator=torch.Generator().manual_seed(1))
 
@@ -44,6 +44,27 @@ def test_logits_are_those_of_the_model_that_was_saved_without_padding(run):
     assert ensemble.manifest.progress.step == 4 and ensemble.tokenizer.vocab_size == 331
     low = load_ensemble(run / "checkpoints" / "step-00000004", dtype=torch.bfloat16).logits(TOKENS)
     assert low.dtype == torch.bfloat16 and (low - logits).abs().mean() < 0.1 * logits.std()
+
+
+def test_a_run_of_pictures_has_their_classes_and_no_tokenizer(tmp_path):
+    run = write_pictures_run(tmp_path)
+    ensemble = load_ensemble(run)
+    assert ensemble.tokenizer is None and ensemble.classes == ["oak", "elm", "fir", "ash", "4"]
+    pictures = torch.randint(256, (2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    logits = ensemble.logits(pictures)
+    assert logits.shape == (3, 2, 1, 5) and not torch.equal(logits[0], logits[1])
+    mean = statistics_of(ensemble.model)["classifier.norm.mean"].values
+    assert mean.unique().numel() == 3 * 16  # as they were saved
+    for given in ({"tokenizer": tmp_path / "some.model"}, {"prepared": tmp_path}):
+        with pytest.raises(ConfigError, match=f"--{next(iter(given))} .*: model.family = 'resnet' reads no texts"):
+            load_ensemble(run, **given)
+
+
+def test_a_run_of_pictures_writes_no_text(tmp_path):
+    run = write_pictures_run(tmp_path)
+    done = subprocess.run([sys.executable, "tools/generate.py", "--checkpoint", run], capture_output=True, text=True)
+    rule = "model.family = 'resnet' is for image-classification; this is for text-generation"
+    assert (done.returncode, done.stderr) == (2, f"error: {run}/checkpoints/step-00000004: {rule}\n")
 
 
 def test_combinations_are_log_probabilities():

@@ -10,9 +10,10 @@ import torch
 from nt_dist.checkpoint.checkpoint import Progress, save
 from nt_dist.config import Config
 from nt_dist.families import make_config
-from nt_dist.model.trails import build_model, weights_of
+from nt_dist.model.trails import build_model, statistics_of, weights_of
 from nt_dist.text.corpus import open_data
 from tests.unit.checkpoint.checkpoint_case import PlainOptimizer, on_one_rank
+from tests.unit.resnet.small import small
 from tests.unit.text.data_case import sentences, write_jsonl
 
 SECTIONS = {
@@ -46,16 +47,26 @@ def write_run(folder: Path, **sections: dict) -> Path:
     return folder / "run"
 
 
+def write_pictures_run(folder: Path, **sections: dict) -> Path:
+    """As :func:`write_run`, of pictures of five classes, of which four have names; their data is nowhere."""
+    config = small(**{**sections, "run": {"dir": str(folder / "run")}})
+    write_checkpoint(config, "pictures", {"tokens": 32, "classes": ["oak", "elm", "fir", "ash"]})
+    return folder / "run"
+
+
 def write_checkpoint(config: Config, digest: str, extra: dict, step: int = 4) -> Path:
-    """Save a model as drawn, enlarged, as the checkpoint of a step; return its folder."""
+    """Save a model as drawn, enlarged if it reads text, as the checkpoint of a step; return its folder."""
     model = build_model(config)
     optimizer = PlainOptimizer(step=step)
-    for name, weight in weights_of(model).items():
-        if weight.spec.role == "scale":
-            steps = torch.linspace(0.5, 1.5, weight.values.numel()).roll(len(name))
-            weight.values.data.copy_(steps.view_as(weight.values))
-        else:
+    for name, weight in (weights_of(model) | statistics_of(model)).items():
+        spread = torch.linspace(-0.5, 0.5, weight.values.numel()).roll(len(name)).view_as(weight.values)
+        if weight.spec.role == "scale" or weight.spec.name.endswith(".variance"):
+            weight.values.data.copy_(1 + spread)
+        elif len(weight.spec.shape) == 1:
+            weight.values.data.copy_(spread)
+        elif config.family.task == "text-generation":
             weight.values.data.mul_(8.0)
+    for name, weight in weights_of(model).items():
         values = weight.values.data
         optimizer.states[name] = {
             "value": values.clone(),
