@@ -14,6 +14,7 @@ class ResNet(Family):
     input_layer, output_layer = "stem", "classifier"
     wants_accuracy = True
     corruptions = {}  # noqa: RUF012
+    alike = ("model.image_size", "model.num_classes", "data.mean", "data.std")
 
     def hidden_size(self, config):
         """See :meth:`Family.hidden_size`: the channels of the last blocks."""

@@ -4,7 +4,6 @@ import csv
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nt_dist.errors import RunError
 from nt_dist.pictures.runs import Point, headline_against, short
@@ -44,7 +43,7 @@ def compare(results: Sequence[Result]) -> StudyTable:
         )
         for name, costs in panels.items()
     }
-    return StudyTable(TABLE, [_cells(each) for each in results], [_row(each) for each in results], notes, figures)
+    return StudyTable(TABLE, [_cells(each) for each in results], [each.row() for each in results], notes, figures)
 
 
 def _cells(result: Result) -> dict[str, str]:
@@ -69,21 +68,6 @@ def _cells(result: Result) -> dict[str, str]:
         "mutual information": f"{diversity['mutual_information']:.4f}",
     }
     return cells if result.trails > 1 else cells | dict.fromkeys(_OF_SEVERAL, "–")
-
-
-def _row(result: Result) -> dict[str, Any]:
-    figures = result.figures
-    temperature = figures["calibration"]["temperature"]
-    return {
-        **result.costs,
-        f"{result.headline.samples}_evaluated": result.num_samples,
-        **result.family_figures,
-        **{name: figures["calibration"][name]["prob"] for name in ("ece", "adaptive_ece", "brier")},
-        "temperature": temperature["value"]["prob"],
-        "ece_after_temperature": temperature["after"]["ece"]["prob"],
-        **{name: figures["diversity"][name] for name in ("kl_mean", "js_mean", "entropy_mean", "mutual_information")},
-        "checkpoints": result.checkpoints,
-    }
 
 
 def read_comparison(folder: Path) -> StudyTable:

@@ -5,7 +5,6 @@ averaged, and those that share too little of the trunk, or have too few weights,
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from nt_dist.pictures.runs import StudyPoint, against_diversity
 from nt_dist.study.results import Result
@@ -15,70 +14,49 @@ from nt_dist.study.table import StudyTable, listed
 TABLE = "diversity"
 MEASURES = {  # and their columns
     "disagreement": "disagreement",
-    "JS divergence (nats)": "js",
+    "JS divergence (nats)": "js_mean",
     "mutual information (nats)": "mutual_information",
 }
 
 
 def diversity_study(results: Mapping[SweepPoint, Result]) -> StudyTable:
     """Put the points that have been trained beside one another."""
-    rows = [_row(point, result) for point, result in results.items()]
-    cells = [_cells(row, result) for row, result in zip(rows, results.values(), strict=True)]
-    headline = next(iter(results.values())).headline
+    rows = [{"density": at.density, "layers": at.layers, **result.row()} for at, result in results.items()]
+    headlines = [result.headline for result in results.values()]
+    first = headlines[0]
     steps = listed({result.steps for result in results.values()})
     samples = listed({result.num_samples for result in results.values()})
     note = (
-        f"{steps} steps; validation {headline.name} over {samples} {headline.samples}; gain: mean of the trails' "
+        f"{steps} steps; validation {first.name} over {samples} {first.samples}; gain: mean of the trails' "
         "negative log-likelihoods less that of the mean of probabilities."
     )
+    cells = [
+        {
+            "density": f"{row['density']:g}",
+            "blocks in a trail": str(row["layers"]),
+            "weights stored": f"{row['weights_stored']:,}",
+            "mean of the trails": headline.text(headline.mean),
+            "ensemble, mean of probabilities": headline.text(headline.prob),
+            "gain (nats)": f"{row['gain']:.4f}",
+            "disagreement": f"{row['disagreement']:.1%}",
+            "JS divergence": f"{row['js_mean']:.4f}",
+            "mutual information": f"{row['mutual_information']:.4f}",
+            "overlap (by chance)": "–"
+            if row["overlap"] is None
+            else f"{row['overlap']:.3f} ({row['overlap_chance']:.3f})",
+        }
+        for row, headline in zip(rows, headlines, strict=True)
+    ]
     outcomes = {
-        "gain": (f"gain of the ensemble (nats a {headline.sample})", [row["gain"] for row in rows]),
-        headline.name: (f"{headline.name} of the ensemble", [each.headline.prob for each in results.values()]),
+        "gain": (f"gain of the ensemble (nats a {first.sample})", [row["gain"] for row in rows]),
+        first.name: (f"{first.name} of the ensemble", [headline.prob for headline in headlines]),
     }
     figures = {}
     for name, (label, values) in outcomes.items():
+        points = list(zip(results, rows, values, strict=True))
         measures = {
-            measure: [
-                StudyPoint(row["density"], row["layers"], row[column], value)
-                for row, value in zip(rows, values, strict=True)
-            ]
+            measure: [StudyPoint(*at, row[column], value) for at, row, value in points]
             for measure, column in MEASURES.items()
         }
         figures[f"{name.replace(' ', '_')}_against_diversity"] = against_diversity(measures, label)
     return StudyTable(TABLE, cells, rows, [note], figures)
-
-
-def _row(point: SweepPoint, result: Result) -> dict[str, Any]:
-    figures = result.figures
-    topology = figures["topology"] or {}  # None where all is dense
-    trails, ensemble = figures["nll"]["trails"], figures["nll"]["prob"]
-    return {
-        "density": point.density,
-        "layers": point.layers,
-        "weights_stored": result.weights_stored,
-        "steps": result.steps,
-        f"{result.headline.samples}_evaluated": result.num_samples,
-        **result.family_figures,
-        "gain": sum(trails) / len(trails) - ensemble,
-        "js": figures["diversity"]["js_mean"],
-        "kl": figures["diversity"]["kl_mean"],
-        "mutual_information": figures["diversity"]["mutual_information"],
-        "overlap": topology.get("overlap"),
-        "overlap_chance": topology.get("overlap_chance"),
-    }
-
-
-def _cells(row: Mapping[str, Any], result: Result) -> dict[str, str]:
-    headline = result.headline
-    return {
-        "density": f"{row['density']:g}",
-        "blocks in a trail": str(row["layers"]),
-        "weights stored": f"{row['weights_stored']:,}",
-        "mean of the trails": headline.text(headline.mean),
-        "ensemble, mean of probabilities": headline.text(headline.prob),
-        "gain (nats)": f"{row['gain']:.4f}",
-        "disagreement": f"{row['disagreement']:.1%}",
-        "JS divergence": f"{row['js']:.4f}",
-        "mutual information": f"{row['mutual_information']:.4f}",
-        "overlap (by chance)": "–" if row["overlap"] is None else f"{row['overlap']:.3f} ({row['overlap_chance']:.3f})",
-    }

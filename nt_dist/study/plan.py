@@ -36,14 +36,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a plan.
-
-    Attributes:
-        name: Its name in the plan.
-        base: The config file that it differs from.
-        overrides: ``section.key=value`` over the base, as the command line takes them.
-        config: What the two make.
-    """
+    """One run of a plan: a config file, ``section.key=value`` over it, and what the two make."""
 
     name: str
     base: str
@@ -58,13 +51,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a plan, in its order.
-
-    Attributes:
-        dir: The plan's folder.
-        runs: By name.
-        ensembles: Names of the runs that make up each ensemble, by its name.
-    """
+    """The runs of a plan by name, in its order, and the names of those that make up each ensemble."""
 
     dir: Path
     runs: dict[str, PlannedRun]
@@ -86,11 +73,7 @@ class Plan:
 
 
 def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
-    """Read and check a plan and the config of each of its runs.
-
-    Args:
-        path: The TOML file.
-        overrides: ``section.key=value`` over what the plan says, for all runs.
+    """Read and check a plan and the config of each of its runs; ``overrides`` win over what it says, for all runs.
 
     Raises:
         ConfigError: With everything that is wrong, run by run.
@@ -118,7 +101,7 @@ def plan_runs(
     Args:
         base: The config file.
         folder: The plan's folder.
-        variants: Overrides of each run, by name.
+        variants: ``section.key=value`` over the base, by the run's name.
         named: What error messages begin with: where the variants come from.
 
     Raises:
@@ -127,10 +110,13 @@ def plan_runs(
     runs, problems = {}, []
     for name, overrides in variants.items():
         own = (*overrides, f"run.dir={toml_value(str(folder / name))}")
-        if not any(each.startswith("data.prepared=") for each in overrides):
-            own = (*own, f"data.prepared={toml_value(str(folder / 'data'))}")
+        is_given = any(each.startswith("data.prepared=") for each in overrides)
         try:
-            runs[name] = PlannedRun(name, base, own, load_config(base, own))
+            config = load_config(base, own)
+            if hasattr(config.data, "prepared") and not is_given:  # a family's own setting
+                own = (*own, f"data.prepared={toml_value(str(folder / 'data'))}")
+                config = load_config(base, own)
+            runs[name] = PlannedRun(name, base, own, config)
         except ConfigError as error:
             problems += [f"{named}: {name}: {problem}" for problem in error.problems]
     if problems:

@@ -16,9 +16,8 @@ from nt_dist.model.weights import weight_specs
 from nt_dist.pictures.run import loss_curves, reliability_diagram, topology_maps, trail_matrix, weight_table
 from nt_dist.pictures.runs import short
 from nt_dist.pictures.style import Drawn, drawn
-from nt_dist.study.results import Result
+from nt_dist.study.results import Result, saved_config
 from nt_dist.study.table import StudyTable
-from nt_dist.study.together import saved_config
 from nt_dist.study.topology_maps import topology_shares
 from nt_dist.training.metrics_log import METRICS, read_metrics
 
@@ -66,8 +65,7 @@ def make_report(run: Path, result: Result, comparison: StudyTable | None = None)
     """
     checkpoint, name = Path(result.checkpoints[0]), escape(run.resolve().name)
     config = saved_config(checkpoint)
-    pictures = [*_learning(run, config), *_answers(result), *_topology(checkpoint, config, result)]
-    pictures += _beside(result, comparison)
+    pictures = list(_pictures(run, config, result, comparison))
     files = {picture.name: drawn(picture.figure) for picture in pictures}
     parts = [
         f"<h1>{name}</h1>",
@@ -118,15 +116,14 @@ def _predictions(result: Result) -> str:
         "Brier": (calibration["brier"], "{:.4f}".format),
         "temperature": (calibration["temperature"]["value"], "{:.3f}".format),
     }
-    ensembles = {"ensemble, mean of probabilities": "prob", "ensemble, mean of logits": "logit"}
-    rows = [
-        {"": f"trail {trail + 1}", **{name: form(each["trails"][trail]) for name, (each, form) in columns.items()}}
-        for trail in range(result.trails)
+    written = [
+        [form(value) for value in (*figure["trails"], figure["prob"], figure["logit"])]
+        for figure, form in columns.values()
     ]
-    if result.trails > 1:
-        for label, key in ensembles.items():
-            rows.append({"": label, **{name: form(each[key]) for name, (each, form) in columns.items()}})
-    return _table(rows, strong_from=result.trails)
+    names = [f"trail {number}" for number in range(1, result.trails + 1)]
+    names += ["ensemble, mean of probabilities", "ensemble, mean of logits"]
+    rows = [dict(zip(["", *columns], cells, strict=True)) for cells in zip(names, *written, strict=True)]
+    return _table(rows if result.trails > 1 else rows[:1], strong_from=result.trails)
 
 
 def _ensemble(result: Result) -> Mapping[str, str]:
@@ -152,15 +149,13 @@ def _ensemble(result: Result) -> Mapping[str, str]:
     return facts
 
 
-def _learning(run: Path, config: Config) -> Iterator[Picture]:
+def _pictures(run: Path, config: Config, result: Result, comparison: StudyTable | None) -> Iterator[Picture]:
+    figures, headline = result.figures, result.headline
     records = read_metrics(run / METRICS)
     if records:
         caption = "Loss of each trail on the training data, step by step, and what comes of it on the validation data."
         yield Picture("loss_curves", "Training", loss_curves(records, config.family), caption)
-
-
-def _answers(result: Result) -> Iterator[Picture]:
-    figures, headline, section = result.figures, result.headline, "Calibration and diversity"
+    section = "Calibration and diversity"
     caption = (
         "How often the likeliest answer is the right one, against how sure the model is of it, in 15 bins of "
         f"confidence; below the diagonal it is too sure. Underneath: how many {headline.samples} lie in each bin."
@@ -170,29 +165,22 @@ def _answers(result: Result) -> Iterator[Picture]:
         label = f"share of {headline.samples} answered differently"
         figure = trail_matrix(figures["diversity"]["disagreement_matrix"], "Disagreement of the trails", label)
         yield Picture("disagreement", section, figure, f"The {label}, pair by pair.")
-
-
-def _topology(checkpoint: Path, config: Config, result: Result) -> Iterator[Picture]:
-    topology, section = result.figures["topology"], "Topology"
-    if not topology:
-        return
-    caption = "Where the active weights lie, over all trails, in the two layers at either end."
-    yield Picture("topology_maps", section, topology_maps(topology_shares(checkpoint, config)), caption)
-    layers = {name: spec.layer for name, spec in weight_specs(config).items()}
-    weights = topology["weights"]
-    overlaps = {name: each["overlap"] for name, each in weights.items() if each["overlap"] is not None}
-    if overlaps:
-        figure = weight_table(overlaps, layers, "Overlap of the trails' topologies", "Jaccard index")
-        caption = "Entries that two trails both have, over those that either has, mean over pairs."
-        yield Picture("topology_overlap", section, figure, caption)
-    ever = {name: each["ever_active"] for name, each in weights.items()}
-    caption = "Entries that were active in any of the checkpoints kept: how much of the dense matrix was explored."
-    figure = weight_table(ever, layers, "Weights ever active", "share of entries")
-    yield Picture("topology_explored", section, figure, caption)
-
-
-def _beside(result: Result, comparison: StudyTable | None) -> Iterator[Picture]:
-    better = "Lower" if result.headline.lower_is_better else "Higher"
+    if topology := figures["topology"]:
+        section, caption = "Topology", "Where the active weights lie, over all trails, in the two layers at either end."
+        shares = topology_shares(Path(result.checkpoints[0]), config)
+        yield Picture("topology_maps", section, topology_maps(shares), caption)
+        layers = {name: spec.layer for name, spec in weight_specs(config).items()}
+        weights = topology["weights"]
+        overlaps = {name: each["overlap"] for name, each in weights.items() if each["overlap"] is not None}
+        if overlaps:
+            figure = weight_table(overlaps, layers, "Overlap of the trails' topologies", "Jaccard index")
+            caption = "Entries that two trails both have, over those that either has, mean over pairs."
+            yield Picture("topology_overlap", section, figure, caption)
+        ever = {name: each["ever_active"] for name, each in weights.items()}
+        figure = weight_table(ever, layers, "Weights ever active", "share of entries")
+        caption = "Entries that were active in any of the checkpoints kept: how much of the dense matrix was explored."
+        yield Picture("topology_explored", section, figure, caption)
+    better = "Lower" if headline.lower_is_better else "Higher"
     for name, figure in comparison.figures.items() if comparison else ():
         yield Picture(name, "Beside other runs", figure, f"{better} is better, and so is further left.")
 

@@ -7,23 +7,28 @@ checkpoint, other settings of the evaluation or another version.
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from nt_dist import __version__
+from nt_dist.checkpoint import checkpoint
 from nt_dist.checkpoint.folder import Found, checkpoints, locate
 from nt_dist.checkpoint.manifest import MANIFEST, read_manifest
+from nt_dist.config import Config
 from nt_dist.config.family import Headline
 from nt_dist.errors import CheckpointError, RunError
-from nt_dist.evaluation.evaluate_checkpoint import evaluate_checkpoint
-from nt_dist.families import DEFAULT, FAMILIES
+from nt_dist.evaluation.evaluate_checkpoint import ONE_COPY, all_figures, evaluate_checkpoint
+from nt_dist.families import DEFAULT, FAMILIES, load_config
 from nt_dist.files import write_whole
 from nt_dist.model.flops import token_flops
+from nt_dist.model.trails import build_model
 from nt_dist.model.weights import count_parameters
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.study.together import evaluate_together, saved_config
 
 RESULTS = "results"
 """The folder beside a comparison in which results are kept."""
@@ -32,28 +37,13 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """A run, or several together; costs are summed over all of them.
-
-    Attributes:
-        name: What it is called.
-        trails: Members.
-        weights_stored: As inactive ones are not stored, these are the active ones.
-        weights_dense: Entries of the dense shapes.
-        training_flops_sparse, training_flops_dense: Operations of training on one token; see model/flops.py.
-        inference_flops_sparse, inference_flops_dense: Those of predicting from one token.
-        steps: Steps that each run was trained for.
-        tokens_seen: Tokens that each run saw in training.
-        checkpoints: What was evaluated.
-        data_digest: Of what it was trained on.
-        figures: See evaluation.full.
-        family: Name of the model family whose figures they are.
-    """
+    """A run, or several together; costs are summed over all of them, steps and tokens are of each."""
 
     name: str
     trails: int
-    weights_stored: int
+    weights_stored: int  # as inactive ones are not stored, the active ones
     weights_dense: int
-    training_flops_sparse: float
+    training_flops_sparse: float  # operations for one sample position; see model/flops.py
     training_flops_dense: int
     inference_flops_sparse: int
     inference_flops_dense: int
@@ -61,13 +51,8 @@ class Result:
     tokens_seen: int
     checkpoints: list[str]
     data_digest: str
-    figures: dict[str, Any]
+    figures: dict[str, Any]  # see evaluation/full.py
     family: str = DEFAULT.name
-
-    @property
-    def costs(self) -> dict[str, Any]:
-        """Its name and all that is a number."""
-        return {key: value for key, value in vars(self).items() if key == "name" or isinstance(value, int | float)}
 
     @property
     def headline(self) -> Headline:
@@ -79,11 +64,25 @@ class Result:
         """What it was evaluated on, in the headline's samples."""
         return self.figures[self.headline.samples]
 
-    @property
-    def family_figures(self) -> dict[str, Any]:
-        """The figures that are numbers, or a list of the trails' numbers: the family's own, under its names."""
-        plain = {name: each for name, each in self.figures.items() if isinstance(each, int | float | list)}
-        return {name: each for name, each in plain.items() if name != self.headline.samples}
+    def row(self) -> dict[str, Any]:
+        """Costs and figures with every digit, by column: the family's own figures under its names."""
+        own = {key: each for key, each in vars(self).items() if key == "name" or isinstance(each, int | float)}
+        samples, calibration, diversity = self.headline.samples, self.figures["calibration"], self.figures["diversity"]
+        plain = {key: each for key, each in self.figures.items() if isinstance(each, int | float | list)}
+        trails, topology = self.figures["nll"]["trails"], self.figures["topology"] or {}  # None where all is dense
+        return {
+            **own,
+            f"{samples}_evaluated": plain.pop(samples),
+            **plain,
+            "gain": sum(trails) / len(trails) - self.figures["nll"]["prob"],
+            **{key: calibration[key]["prob"] for key in ("ece", "adaptive_ece", "brier")},
+            "temperature": calibration["temperature"]["value"]["prob"],
+            "ece_after_temperature": calibration["temperature"]["after"]["ece"]["prob"],
+            **{key: diversity[key] for key in ("kl_mean", "js_mean", "entropy_mean", "mutual_information")},
+            "overlap": topology.get("overlap"),
+            "overlap_chance": topology.get("overlap_chance"),
+            "checkpoints": self.checkpoints,
+        }
 
 
 def result_of(name: str, folders: Sequence[Path], mesh: Mesh, kept: Path, overrides: Sequence[str] = ()) -> Result:
@@ -116,11 +115,7 @@ def result_of(name: str, folders: Sequence[Path], mesh: Mesh, kept: Path, overri
 
 
 def read_result(file: Path) -> Result:
-    """Read a result that was kept.
-
-    Raises:
-        RunError: It is not there, or damaged.
-    """
+    """Read a result that was kept; a RunError if it is not there, or damaged."""
     found, _ = _read(file)
     if not found:
         raise RunError(f"{file}: is not there, or no result of this version")
@@ -153,18 +148,23 @@ def _newest_checkpoint(folder: Path) -> Path:
     return found.path
 
 
+def saved_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the settings that a checkpoint was written with, for one rank that holds all of the model."""
+    return load_config(folder / checkpoint.CONFIG, [*overrides, *ONE_COPY], check_paths=False)
+
+
 def _evaluate(name: str, paths: Sequence[Path], mesh: Mesh, overrides: Sequence[str]) -> Result:
-    configs = [saved_config(path) for path in paths]
+    configs = {path: saved_config(path) for path in paths}
     progress = [read_manifest(path).progress for path in paths]
     if len(paths) == 1:
         figures = evaluate_checkpoint(paths[0], mesh, overrides=overrides, full=True).figures
     else:
-        figures = evaluate_together(paths, mesh, overrides)
-    counts = [count_parameters(config) for config in configs]
-    flops = [token_flops(config) for config in configs]
+        figures = _evaluate_together(configs, [each.data_digest for each in progress], mesh, overrides)
+    counts = [count_parameters(config) for config in configs.values()]
+    flops = [token_flops(config) for config in configs.values()]
     return Result(
         name=name,
-        trails=sum(config.trails.count for config in configs),
+        trails=sum(config.trails.count for config in configs.values()),
         weights_stored=sum(count["stored"] for count in counts),
         weights_dense=sum(count["dense"] for count in counts),
         training_flops_sparse=sum(each.training_sparse for each in flops),
@@ -176,5 +176,56 @@ def _evaluate(name: str, paths: Sequence[Path], mesh: Mesh, overrides: Sequence[
         checkpoints=[str(path) for path in paths],
         data_digest=progress[0].data_digest,
         figures=figures,
-        family=configs[0].family.name,
+        family=configs[paths[0]].family.name,
     )
+
+
+class Together(nn.ModuleList):
+    """Models whose trails are one ensemble's."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the logits of all models' trails [sum of T, B, S, V]."""
+        return torch.cat([model(inputs).float() for model in self])
+
+
+def _evaluate_together(
+    members: Mapping[Path, Config], digests: Sequence[str], mesh: Mesh, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Evaluate a deep ensemble (Lakshminarayanan et al., arXiv 1612.01474) on its first member's validation data.
+
+    Every trail has the same weight. There is no topology, as those trained apart have nothing in common.
+    """
+    config, models = saved_config(next(iter(members)), overrides), Together()
+    data = config.family.open_data(config, True, lambda work: work())
+    check_alike(members, digests, data.digest)
+    for path, own in members.items():
+        model = build_model(own, mesh.place, mesh.device)
+        checkpoint.load(path, own, mesh, model, None)
+        models.append(model.bfloat16() if own.train.precision == "bf16" else model)
+    config = replace(config, trails=replace(config.trails, count=sum(own.trails.count for own in members.values())))
+    figures = all_figures(models, data.validation, config.run.eval_batches * config.train.batch_size, mesh, config)
+    return {**figures, "topology": None}
+
+
+def check_alike(configs: Mapping[Path, Config], digests: Sequence[str], digest: str) -> None:
+    """Check that models read the same samples and give the same classes.
+
+    Args:
+        configs: Their settings, by checkpoint.
+        digests: Of the data that each was trained on.
+        digest: Of the data whose validation part they are evaluated on.
+
+    Raises:
+        CheckpointError: They do not.
+    """
+    problems, first = [], next(iter(configs.values()))
+    for (path, config), own in zip(configs.items(), digests, strict=True):
+        if own != digest:
+            problems.append(f"{path}: was trained on other data than the validation data belong to")
+        for key in ("model.family", *first.family.alike):
+            section, entry = key.split(".")
+            here, there = (getattr(getattr(each, section), entry, None) for each in (config, first))
+            if here != there:
+                problems.append(f"{path}: {key} = {here!r} differs from {there!r}")
+    if problems:
+        raise CheckpointError("\n".join(["these runs cannot predict together", *problems]))

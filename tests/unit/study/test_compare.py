@@ -15,8 +15,8 @@ from nt_dist.files import write_whole
 from nt_dist.llama.family import Llama
 from nt_dist.study.compare import compare, named, parse_together, read_comparison
 from nt_dist.study.diversity import diversity_study
+from nt_dist.study.results import check_alike, saved_config
 from nt_dist.study.sweep import SweepPoint
-from nt_dist.study.together import check_alike, saved_config
 from tests.unit.study.study_case import result
 
 RESULTS = [result("single", 1, 2_250_000), result("trails", 3, 4_420_000)]

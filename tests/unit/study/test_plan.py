@@ -7,7 +7,7 @@ import pytest
 from nt_dist.config.rules import warnings
 from nt_dist.errors import ConfigError
 from nt_dist.families import load_config
-from nt_dist.study.plan import read_plan
+from nt_dist.study.plan import plan_runs, read_plan
 from nt_dist.study.sweep import SweepPoint, parse_points, plan_sweep
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -56,6 +56,12 @@ def test_each_run_has_a_folder_and_all_share_the_prepared_texts(tmp_path):
     assert {run.config.data.prepared for run in runs.values()} == {"runs/plan/data"}
     own = read_plan(_write(tmp_path), ["data.prepared=elsewhere"]).runs
     assert {run.config.data.prepared for run in own.values()} == {"elsewhere"}
+
+
+def test_runs_of_a_family_that_prepares_nothing(tmp_path):
+    base = str(ROOT / "configs" / "quickstart_images.toml")
+    run = plan_runs(base, tmp_path, {"one": ["train.seed=1"]}, "plan")["one"]
+    assert run.config.family.name == "resnet" and run.config == load_config(base, run.overrides)
 
 
 def test_the_overrides_are_what_train_py_takes(tmp_path):
