@@ -203,6 +203,8 @@ def warnings(config: Config) -> Iterator[str]:
         yield from ignored(config, "sparsity.grow = 'random'", "sparsity.regrow_from")
     if trails.fork == "embedding" and trails.layers != config.model.num_layers:
         yield from ignored(config, "trails.fork = 'embedding'", "trails.layers")
+    if trails.joint == 0:
+        yield from ignored(config, "trails.joint = 0.0", "trails.joint_mean")
     if config.trunk_layers == 0:
         yield from ignored(config, "the trails begin before the first block", "train.lr_trunk")
     adamw, sgd = ("train.betas", "train.adam_eps"), ("train.momentum", "train.nesterov")

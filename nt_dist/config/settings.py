@@ -35,6 +35,15 @@ class Trails:
         "blocks", 'Where trails part: "blocks", before the last trails.layers, or "embedding" (a full ensemble).'
     )
     final_norm_twice: bool = identity(False, "Apply each trail's final norm twice, as the paper's public code does.")
+    joint: float = schedule(0.0, "Weight of the ensemble's own loss, added to train.objective.", at_least(0))
+    joint_mean: Literal["logits", "probabilities"] = schedule(
+        "logits", "Mean over the trails whose loss trails.joint weighs: logits or probabilities."
+    )
+
+    @property
+    def trained_mean(self) -> str:
+        """``joint_mean``, or "" where the ensemble has no loss of its own."""
+        return self.joint_mean if self.joint else ""
 
 
 @dataclass(frozen=True)
@@ -239,6 +248,11 @@ class Config:
             return False
         divides = self.train.micro_batch_size % (degrees.trail * self.family.batch_unit(self)) == 0
         return degrees.trunk == "split" or (degrees.trunk == "auto" and divides)
+
+    @property
+    def joint_weight(self) -> float:
+        """Weight of the ensemble's own loss beside the sum of the trails'."""
+        return self.trails.joint * (self.trails.count if self.train.objective == "mean" else 1)
 
     @property
     def trunk_layers(self) -> int:

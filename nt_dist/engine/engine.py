@@ -23,6 +23,7 @@ from nt_dist.engine.mpu import ModelParallelUnit
 from nt_dist.engine.optimizers import Clipped, make_optimizer, set_learning_rate
 from nt_dist.engine.statistics import update_statistics
 from nt_dist.engine.step_guard import StepGuard
+from nt_dist.model.losses import objective
 from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.parallel.place import MeshPlace
@@ -41,6 +42,8 @@ class StepResult:
         verdict: What the guard says of the step.
         learning_rate: The step's, before the factors of groups of parameters.
         objective_scale: Of the sum over trails, in what is minimised.
+        joint_nll: The sum of token losses of the trails' mean, a scalar tensor; None where it is not trained on.
+        joint: The weight of its mean beside the sum over trails.
     """
 
     nll: torch.Tensor
@@ -50,6 +53,8 @@ class StepResult:
     verdict: StepVerdict
     learning_rate: float
     objective_scale: float = 1.0
+    joint_nll: torch.Tensor | None = None
+    joint: float = 0.0
 
     @property
     def loss_per_trail(self) -> list[float]:
@@ -62,9 +67,15 @@ class StepResult:
         return float((self.nll / self.tokens).mean())
 
     @property
+    def joint_loss(self) -> float | None:
+        """The ensemble's own mean token loss, by ``trails.joint_mean``; None where it is not trained on."""
+        return None if self.joint_nll is None else float(self.joint_nll / self.tokens)
+
+    @property
     def objective(self) -> float:
-        """What is minimised: the sum over trails, or their mean."""
-        return self.objective_scale * float((self.nll / self.tokens).sum())
+        """What is minimised: the sum over trails, or their mean, and the ensemble's own loss by its weight."""
+        trails = float((self.nll / self.tokens).sum())
+        return self.objective_scale * (trails + self.joint * (self.joint_loss or 0.0))
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -121,9 +132,9 @@ def train_step(
 ) -> StepResult:
     """Do one optimizer step: forward and backward over the micro-batches, all-reduce, guard, clip, step.
 
-    The objective is the sum (or mean) over trails of the mean loss over all real tokens of it (docs/design.md §5),
-    so that padding, micro-batch size and data degree do not change it. DeepSpeed averages over D and A; the loss given
-    to it is scaled by both.
+    The objective is the sum (or mean) over trails, and by ``trails.joint`` the ensemble, of the mean loss over all real
+    tokens of it (docs/design.md §5), so that padding, micro-batch size and data degree do not change it. DeepSpeed
+    averages over D and A; the loss given to it is scaled by both.
 
     Args:
         engine: From :func:`build_engine`.
@@ -154,26 +165,29 @@ def train_step(
     else:
         sums: list[torch.Tensor] = []
         guard.expect(tokens, lambda: sum(sums))
-        _pass_through(engine, mesh.place, micro_batches, scale, before_backward, sums)
+        _pass_through(engine, config, mesh.place, micro_batches, scale, before_backward, sums)
     _set_collecting(weights, False)
-    update_statistics(statistics_of(engine.module).values(), mesh, engine.was_step_applied())
-    return StepResult(guard.nll, tokens, guard.norm, engine.was_step_applied(), guard.verdict, rate, objective_scale)
+    applied = engine.was_step_applied()
+    update_statistics(statistics_of(engine.module).values(), mesh, applied)
+    joint = guard.joint_nll, config.joint_weight
+    return StepResult(guard.nll, tokens, guard.norm, applied, guard.verdict, rate, objective_scale, *joint)
 
 
 def _pass_through(
     engine: deepspeed.DeepSpeedEngine,
+    config: Config,
     place: MeshPlace,
     micro_batches: Sequence[Batch],
     scale: torch.Tensor,
     before_backward: Callable[[int], None],
     nll: list[torch.Tensor],
 ) -> None:
-    """What :meth:`PipelineModel.train_step` does, without stages; a micro-batch's sums [T] are appended to ``nll``."""
+    """What :meth:`PipelineModel.train_step` does, without stages; a micro-batch's sums are appended to ``nll``."""
     for number, batch in enumerate(micro_batches):
-        sums = place.trail_losses(engine(batch.inputs), batch.targets, batch.weights)
+        sums = place.trail_losses(engine(batch.inputs), batch.targets, batch.weights, config.trails.trained_mean)
         nll.append(sums.detach())
         before_backward(number)
-        engine.backward(sums.sum() * scale)
+        engine.backward(objective(sums, config.joint_weight) * scale)
         engine.step()  # steps the optimizer after the last micro-batch only
 
 

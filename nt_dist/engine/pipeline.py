@@ -19,6 +19,7 @@ from torch import nn
 
 from nt_dist.config.settings import Config
 from nt_dist.engine.stages import stage_bounds
+from nt_dist.model.losses import objective
 from nt_dist.model.place import Place
 from nt_dist.model.trails import FORK, TrailsModel, build_model, layer_makers, layer_names, run_layers, weights_of
 from nt_dist.model.weights import weight_specs
@@ -59,8 +60,8 @@ class PipelineModel(PipelineModule):
         place: The part of each layer that is held here.
 
     Attributes:
-        nll: Sums of token losses of the trails held here, over this step's micro-batches so far, fp32 [T]: on the last
-            stage, else 0.
+        nll: Sums of token losses as :meth:`Place.trail_losses` has them, over this step's micro-batches so far: on the
+            last stage, else 0.
     """
 
     def __init__(self, config: Config, mesh: Mesh, place: Place):
@@ -78,7 +79,8 @@ class PipelineModel(PipelineModule):
         is_forked = FORK not in layer_names(config)[bounds[mesh.pipe.rank] :]
         self.receives_trunk = not is_forked
         self._scale: torch.Tensor | float = 1.0
-        self.nll = torch.zeros(self.num_trails, device=mesh.device)
+        self.joint_mean, self.joint_weight = config.trails.trained_mean, config.joint_weight
+        self.nll = torch.zeros(self.num_trails + bool(config.trails.joint), device=mesh.device)
         self._passes = 0
         self._before_backward: BeforeBackward = _nothing
 
@@ -121,9 +123,9 @@ class PipelineModel(PipelineModule):
 
     def _loss(self, logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         targets, weights = labels
-        sums = self.place.trail_losses(logits, targets, weights)
+        sums = self.place.trail_losses(logits, targets, weights, self.joint_mean)
         self.nll += sums.detach()
-        return sums.sum() * self._scale
+        return objective(sums, self.joint_weight) * self._scale
 
     def train_step(
         self,

@@ -42,6 +42,7 @@ class StepGuard:
 
     Attributes:
         nll: The last step's sums of token losses, fp32 [trails], over all ranks.
+        joint_nll: That of the trails' mean, a scalar; None where it is not trained on.
         norm: Its gradient's norm before clipping; infinite if it is no number or was not computed.
         verdict: What was wrong with it, the same on all ranks.
     """
@@ -54,6 +55,8 @@ class StepGuard:
         self.losses = RecentValues(window, LOSS_FLOOR) if window else None
         self.norms = RecentValues(window, NORM_FLOOR) if window else None
         self.nll, self.norm, self.verdict = torch.zeros(()), math.inf, StepVerdict.GOOD
+        self.joint_nll: torch.Tensor | None = None
+        self._has_joint = config.trails.joint > 0
         self._loss = 0.0
         self._tokens: torch.Tensor | float = 1.0
         self._own_nll: Callable[[], torch.Tensor] | None = None
@@ -66,7 +69,8 @@ class StepGuard:
 
         Args:
             tokens: Real tokens of the global step, a scalar tensor.
-            own_nll: Returns, after the last backward pass, this rank's sums of token losses of its trails, fp32 [T].
+            own_nll: Returns, after the last backward pass, this rank's sums of token losses, as
+                :meth:`Place.trail_losses` has them.
         """
         self._tokens, self._own_nll = tokens, own_nll
 
@@ -74,7 +78,11 @@ class StepGuard:
         """What the engine calls to step its optimizer after the last micro-batch. Collective."""
         self.verdict, self.norm = StepVerdict.GOOD, math.inf
         if self._own_nll is not None:  # a caller that steps the engine by hand has no losses to judge
-            self.nll = self.mesh.all_reduce(self.place.all_trails(self._own_nll()), ("pipe", "data"))
+            own = self._own_nll()
+            trails, joint = own.split([len(own) - self._has_joint, self._has_joint])
+            sums = self.mesh.all_reduce(torch.cat([self.place.all_trails(trails), joint]), ("pipe", "data"))
+            self.nll, joint = sums.split([len(sums) - self._has_joint, self._has_joint])
+            self.joint_nll = joint[0] if self._has_joint else None
             self._loss = float((self.nll / self._tokens).mean())
         self._take_model_step(*arguments)
         if self.engine.optimizer.overflow and self.verdict is StepVerdict.GOOD:  # DeepSpeed saw it before any norm

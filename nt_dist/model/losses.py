@@ -1,4 +1,4 @@
-"""Token cross-entropies of the trails. T trails, B sequences, S tokens, V classes held here."""
+"""Token cross-entropies of the trails and of their mean. T trails, B sequences, S tokens, V classes held here."""
 
 from collections.abc import Callable
 
@@ -23,6 +23,11 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor, maximum: Join, tot
         total: Joins sums [2, rows] over them.
     """
     return _TokenLosses.apply(logits, targets, maximum, total)
+
+
+def objective(sums: torch.Tensor, joint: float) -> torch.Tensor:
+    """Return what is minimised, given the trails' sums of token losses [T], after them the ensemble's if it counts."""
+    return sums[:-1].sum() + joint * sums[-1] if joint else sums.sum()
 
 
 class _TokenLosses(torch.autograd.Function):

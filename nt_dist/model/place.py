@@ -44,23 +44,41 @@ class Place:
         """Return the losses [T, B, S] of targets [B, S] under the logits held here [T, B, S, V]."""
         return token_losses(logits, targets, self.max_over_classes, self.sum_over_classes)
 
-    def trail_losses(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Return the sums of token losses, fp32 [T], of the trails held here.
+    def trail_losses(
+        self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, joint_mean: str = ""
+    ) -> torch.Tensor:
+        """Return the sums of token losses, fp32 [T], of the trails held here; after them that of all trails' mean.
 
         Args:
             logits: [T, B, S, V].
             targets: Class numbers [B, S].
             weights: fp32 [B, S]; 0 for padding.
+            joint_mean: The mean over all trails whose loss comes last, [T + 1] then: "logits", "probabilities" or ""
+                for none. Its gradient is that of the logits held here.
         """
-        return (self.token_losses(logits, targets) * weights).flatten(1).sum(1)
+        losses = self.token_losses(logits, targets)
+        if joint_mean == "logits":
+            losses = torch.cat([losses, self.token_losses(self.mean_of_trails(logits)[None], targets)])
+        elif joint_mean == "probabilities":
+            least = self.min_over_trails(losses.detach().amin(0))
+            probability = self.mean_of_trails((least - losses).exp())  # of the target, over that of the best trail
+            losses = torch.cat([losses, (least - probability.log())[None]])
+        return (losses * weights).flatten(1).sum(1)
 
     def all_trails(self, figures: torch.Tensor) -> torch.Tensor:
         """Return what all trails have [trails, ...], given that of those held here [T, ...], without a gradient."""
         return figures
 
-    def mean_of_trails(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the mean over all trails [..., V] of the logits [T, ..., V] held here, without a gradient."""
-        return logits.mean(0)
+    def mean_of_trails(self, figures: torch.Tensor) -> torch.Tensor:
+        """Return the mean over all trails, fp32 [...], given what those held here have [T, ...].
+
+        Where other ranks hold other trails, each has the mean, and the gradient of its own trails by it.
+        """
+        return figures.mean(0, dtype=torch.float32)
+
+    def min_over_trails(self, figures: torch.Tensor) -> torch.Tensor:
+        """Return minima over all trails, given those over the trails held here, without a gradient."""
+        return figures
 
     def highest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the highest value among all classes and its class, both [T, ...], of logits [T, ..., V]."""

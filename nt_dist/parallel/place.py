@@ -65,9 +65,7 @@ class MeshPlace(Place):
 
     def out_of_rows(self, x: torch.Tensor) -> torch.Tensor:
         """Sum over the tensor axis; the gradient passes."""
-        if self.mesh.tensor.degree == 1:
-            return x
-        return _mappings().reduce_from_tensor_model_parallel_region(x.contiguous(), self.mesh.tensor.group)
+        return _summed(x.contiguous(), self.mesh.tensor) if self.mesh.tensor.degree > 1 else x
 
     def into_trunk(self, tokens: torch.Tensor) -> torch.Tensor:
         """All of a micro-batch, or this rank's equal share of it."""
@@ -90,9 +88,14 @@ class MeshPlace(Place):
         """Gather over the trail axis."""
         return _gathered(figures, 0, self.mesh.trail)
 
-    def mean_of_trails(self, logits: torch.Tensor) -> torch.Tensor:
+    def mean_of_trails(self, figures: torch.Tensor) -> torch.Tensor:
         """Mean over the trails held here, then over the trail axis, whose ranks hold equally many."""
-        return self.mesh.all_reduce(logits.mean(0), ("trail",)).div_(self.mesh.trail.degree)
+        mean, axis = super().mean_of_trails(figures), self.mesh.trail
+        return _summed(mean, axis) / axis.degree if axis.degree > 1 else mean
+
+    def min_over_trails(self, figures: torch.Tensor) -> torch.Tensor:
+        """Minimum over the trail axis, in place."""
+        return self.mesh.all_reduce(figures, ("trail",), op="min")
 
     def highest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The highest over the tensor axis; the first of several that are equal."""
@@ -191,6 +194,11 @@ def _copied_to(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     if axis.degree == 1:
         return x
     return _ContiguousGradient.apply(_mappings().copy_to_tensor_model_parallel_region(x, axis.group))
+
+
+def _summed(x: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """The sum over ``axis``, in place of ``x``; backward each rank has the gradient of its own sum."""
+    return _mappings().reduce_from_tensor_model_parallel_region(x, axis.group)
 
 
 class _GatheredShares(torch.autograd.Function):

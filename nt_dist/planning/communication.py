@@ -13,12 +13,14 @@ data    stage 0        all-reduce 4 n
                        is gathered a second time for backward if stage3_max_reuse_distance weights lie between
         update         all-reduce 4 a dense entry of the sparse weights if it grows by gradient, 12 a stored value to
                        read partitioned masters and moments (stage 1 on), 16 a shard to compare checksums
-        scalars        4 for the real targets, 4 a trail for the losses, 8 for the guard's verdict, DeepSpeed's norm and
-                       overflow
+        scalars        4 for the real targets, 4 a trail (and the joint loss) for the losses, 8 for the guard's
+                       verdict, DeepSpeed's norm and overflow
 
 tensor  hidden states are all-reduced as the family says. The loss: 12 bytes a trail and position (highest logit; sum
-        and the target's).
+        and the target's), a mean of logits that has a loss of its own (trails.joint) counting as a trail.
 trail   in each micro-batch:
+        joint loss         4 bytes a logit of one trail are all-reduced for a mean of logits, 8 a position for a mean of
+                           probabilities (the least loss of a trail; the mean)
         replicated trunk   at the fork, backward, one trunk state is all-reduced; the trunk's gradients, c n, are
                            broadcast, so that its replicas stay equal
         split trunk        at the fork, a trunk state is all-gathered forward and reduce-scattered backward; the trunk's
@@ -88,7 +90,7 @@ def _data(config: Config, parts: list[Part]) -> Payload:
     for part in parts:
         groups[group_key(config, part.spec)] += part.stored
     stored = groups.total()
-    scalars = 4 + 4 * config.trails.count + 8
+    scalars = 4 + 4 * (config.trails.count + bool(config.trails.joint)) + 8
     scalars += _STAGE_3_SCALARS * len(groups) if stage == 3 else _SCALARS[config.train.precision][stage]
     if stage == 0:
         return {("data", "all_reduce"): 4 * stored + scalars}
@@ -137,6 +139,7 @@ def _model_axes(config: Config, layers: list[LayerPart]) -> Payload:
         else:
             each = {"all_reduce": state, "broadcast": gradients}
         payload.update({("trail", operation): size for operation, size in each.items()})
+        payload["trail", "all_reduce"] += layers[-1].joined_bytes
     return payload
 
 

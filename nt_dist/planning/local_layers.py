@@ -70,6 +70,8 @@ class LayerPart:
         extra_flops: Forward operations of a position and trail beyond the weights' products, on this rank.
         forks: Whether the fork comes right before it.
         is_first, is_last: Where it stands in the model.
+        joint_mean: The trails' mean that has a loss of its own, "" for none.
+        element: Bytes of an activation's element.
     """
 
     name: str
@@ -81,6 +83,8 @@ class LayerPart:
     forks: bool
     is_first: bool
     is_last: bool
+    joint_mean: str
+    element: int
 
     @property
     def work(self) -> float:
@@ -121,7 +125,14 @@ class LayerPart:
     @property
     def all_reduced_bytes(self) -> int:
         """Bytes that the tensor ranks add up for a micro-batch."""
-        return self._bytes(self.activations.all_reduced + _LOSS_BYTES * self.is_last)
+        losses = self.is_last * _LOSS_BYTES * (self.trails + (self.joint_mean == "logits"))
+        return self._bytes(self.activations.all_reduced) + losses * self.positions
+
+    @property
+    def joined_bytes(self) -> int:
+        """Bytes that the trail ranks reduce of a micro-batch for their mean's loss: fp32 logits, or two figures."""
+        each = {"logits": 4 * self.activations.output // self.element, "probabilities": 8, "": 0}[self.joint_mean]
+        return each * self.positions if self.is_last else 0
 
 
 @lru_cache(maxsize=64)
@@ -152,6 +163,8 @@ def layer_parts(config: Config) -> list[LayerPart]:
                 forks=before == FORK,
                 is_first=before is None,
                 is_last=name == names[-1],
+                joint_mean=config.trails.trained_mean,
+                element=config.element_bytes,
             )
         )
     return layers

@@ -13,7 +13,8 @@ one-forward-one-backward schedule (Narayanan et al., arXiv 2104.04473, section 2
 results and a buffer for their gradient; on the last stage the logits of the micro-batch before. Those of its own stay
 there all through the backward pass, beside its products.
 
-The loss takes of logits of n bytes 2 n, with their gradient, and fp32 of some rows at a time. What a product takes in
+The loss takes of logits of n bytes 2 n, with their gradient, and fp32 of some rows at a time; where their mean
+over trails has a loss of its own, n more, as the gradients of both are added up. What a product takes in
 backward is its storage's to say (``copies`` in sparsity/storages.py).
 """
 
@@ -73,7 +74,7 @@ def rank_memory(config: Config, pipe_stage: int = 0) -> RankMemory:
     return RankMemory(
         state=plan_memory(config, pipe_stage),
         activations=in_flight * sum(layer.kept_bytes for layer in layers),
-        logits=_loss(layers[-1].logits_bytes, config.element_bytes),
+        logits=_loss(layers[-1], config.element_bytes),
         work=max(max(each.recomputed_bytes, _products(each, config.element_bytes)) for each in layers) + held_logits,
         exchange=(in_flight + 1) * sum(travelling) + (held_logits if config.accumulation_steps > 1 else 0) + gathered,
         hidden_gradients=2 * max(layer.state_bytes for layer in layers),
@@ -82,9 +83,11 @@ def rank_memory(config: Config, pipe_stage: int = 0) -> RankMemory:
     )
 
 
-def _loss(logits: int, element: int) -> int:
+def _loss(layer: LayerPart, element: int) -> int:
     """Bytes of the logits, their gradient, and what is computed of it at once: bf16 is made fp32 beside its result."""
-    return 2 * logits + (4 if element == 4 else 8) * min(logits // element, AT_ONCE["cuda"])
+    logits = layer.logits_bytes
+    copies = 3 if layer.joint_mean == "logits" else 2
+    return copies * logits + (4 if element == 4 else 8) * min(logits // element, AT_ONCE["cuda"])
 
 
 def _products(layer: LayerPart, element: int) -> int:

@@ -270,6 +270,7 @@ class Trainer:
             "tokens": self.tokens,
             "loss": result.loss,
             "objective": result.objective,
+            **({} if result.joint_loss is None else {"joint_loss": result.joint_loss}),
             "loss_per_trail": result.loss_per_trail,
             "lr": result.learning_rate,
             "grad_norm": result.grad_norm,

@@ -19,7 +19,7 @@ from nt_dist.sparsity.weight import Weight
 
 PICTURE_SIDE = 256  # pixels at most, a side
 _SECTIONS = {
-    **dict.fromkeys(("loss", "objective", "lr", "grad_norm"), "training"),
+    **dict.fromkeys(("loss", "objective", "joint_loss", "lr", "grad_norm"), "training"),
     **dict.fromkeys(("density", "drop_fraction", "regrown"), "topology"),
     **dict.fromkeys(COUNTED, "guard"),
 }  # of TensorBoard, in which keys of metrics.jsonl are drawn; "speed" has all others

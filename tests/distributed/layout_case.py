@@ -41,6 +41,7 @@ class Layout:
     ragged: bool = False
     storage: str = "auto"
     trunk: str = "auto"
+    joint: str = ""  # the mean that has a loss of its own
 
     @property
     def ranks(self) -> int:
@@ -51,7 +52,8 @@ class Layout:
         words = [f"{name} {getattr(self, name)}" for name in names if getattr(self, name) > 1]
         words += [f"{self.trunk} trunk"] if self.trunk != "auto" else []
         words += [f"ZeRO {self.stage}"] if self.stage else []
-        return ", ".join([*words, self.precision, *["rows"] * self.ragged])
+        words += [self.precision, *["rows"] * self.ragged]
+        return ", ".join([*words, f"joint {self.joint}"] if self.joint else words)
 
 
 def config_of(layout: Layout) -> Config:
@@ -62,7 +64,7 @@ def config_of(layout: Layout) -> Config:
     train |= {"lr_embedding": 2.0, "lr_output": 0.5, "lr_trunk": 1.5}
     sections = {
         "model": model | {"vocab_size": VOCABULARY, "max_seq_len": SEQUENCE},
-        "trails": {"count": 6, "layers": 1},
+        "trails": {"count": 6, "layers": 1, **({"joint": 0.7, "joint_mean": layout.joint} if layout.joint else {})},
         "sparsity": {
             "density": 0.4,
             "topology_shards": 2,
@@ -107,7 +109,7 @@ class Record:
     """What a run did, as one rank saw it.
 
     Attributes:
-        losses: Each trail's, by step.
+        losses: Each trail's, by step; after them the ensemble's own, if it has one.
         norms: By step.
         checksums: Of the topology, from the start on.
         updates: Replaced slots and their share.
@@ -147,7 +149,7 @@ class Run:
             batches = next(rows) if rows else batches_of(step, axis.rank, axis.degree, False)
             result = train_step(self.engine, self.config, self.mesh, batches, step, self.updater.collects_at(step))
             assert result.applied
-            record.losses.append(result.loss_per_trail)
+            record.losses.append([*result.loss_per_trail, *([result.joint_loss] if self.layout.joint else [])])
             record.norms.append(result.grad_norm)
             if self.updater.updates_at(step):
                 report = self.updater.update(step)

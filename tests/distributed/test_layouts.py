@@ -26,15 +26,21 @@ LAYOUTS = [
     Layout(trail=2, data=2, trunk="split", stage=3, ragged=True),
     Layout(trail=2, data=2, trunk="replicated", stage=3),
     Layout(tensor=2, data=2, stage=1, ragged=True),
+    Layout(tensor=2, joint="logits"),
+    Layout(trail=3, trunk="replicated", joint="logits"),
+    Layout(trail=2, data=2, trunk="split", stage=2, ragged=True, joint="logits"),
+    Layout(tensor=2, trail=2, trunk="replicated", joint="probabilities"),
+    Layout(trail=3, trunk="replicated", joint="probabilities"),
+    Layout(data=2, stage=2, joint="probabilities"),
 ]
-REFERENCES: dict[tuple[str, bool], Record] = {}
+REFERENCES: dict[tuple[str, bool, str], Record] = {}
 
 
-def one_rank(precision: str = "fp32", ragged: bool = False) -> Record:
+def one_rank(precision: str = "fp32", ragged: bool = False, joint: str = "") -> Record:
     """What one rank does: computed once for all that are compared with it."""
-    key = (precision, ragged)
+    key = (precision, ragged, joint)
     if key not in REFERENCES:
-        layout = Layout(precision=precision, ragged=ragged, stage=int(precision == "bf16"))
+        layout = Layout(precision=precision, ragged=ragged, joint=joint, stage=int(precision == "bf16"))
         (record,) = run_distributed(train_whole, 1, layout)
         assert len(set(record.checksums)) == 4, "three updates must have changed the topology"
         assert max(record.norms) > 0.5, "clipping must have been at work"
@@ -65,7 +71,7 @@ def assert_alike(
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_a_layout_trains_as_one_rank_does(layout):
-    wanted = one_rank(ragged=layout.ragged)
+    wanted = one_rank(ragged=layout.ragged, joint=layout.joint)
     records = run_distributed(train_whole, layout.ranks, layout)
     assert_alike(records, wanted)
     for record in records:

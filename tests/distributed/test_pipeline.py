@@ -38,6 +38,7 @@ class Layout:
     regrow_from: str = "all"
     update_every: int = 2
     seed: int = 0
+    joint: str = ""
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Record:
 
 def config_of(world_size, layout):
     """A tiny model of 6 trails by default with clipping on, which is updated after steps 2, 4 and 6."""
+    joint = {"joint": 0.7, "joint_mean": layout.joint} if layout.joint else {}
     sections = {
         "model": {
             "hidden_size": 16,
@@ -63,7 +65,7 @@ def config_of(world_size, layout):
             "vocab_size": VOCABULARY,
             "max_seq_len": SEQUENCE,
         },
-        "trails": {"count": layout.trails, "layers": 2},
+        "trails": {"count": layout.trails, "layers": 2, **joint},
         "sparsity": {
             "density": 0.4,
             "topology_shards": 2,
@@ -140,7 +142,7 @@ def train(config, steps, parts):
     for step in steps:
         result = train_step(engine, config, mesh, batches_of(step, mesh), step, updater.collects_at(step))
         assert result.applied
-        record.losses.append(result.loss_per_trail)
+        record.losses.append([*result.loss_per_trail, *([result.joint_loss] if config.trails.joint else [])])
         record.norms.append(result.grad_norm)
         if updater.updates_at(step):
             record.regrown.append(updater.update(step).regrown)
@@ -248,6 +250,15 @@ def test_a_cut_before_the_fork_of_a_split_trunk(trunk_layers, first_of_last_stag
 
 def test_stages_on_data_ranks_train_as_one_rank_does(four_ranks, one_rank):
     _assert_trained_alike(four_ranks, one_rank)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cut", "joint"), [(2, {"pipe": 2}, "logits"), (4, {"pipe": 2, "trail": 2}, "probabilities")]
+)
+def test_a_pipeline_trains_the_ensemble_as_one_rank_does(ranks, cut, joint):
+    layout = Layout(joint=joint)
+    alone = run_distributed(_run, 1, layout)[0][:2]
+    _assert_trained_alike(run_distributed(_run, ranks, replace(layout, **cut)), alone)
 
 
 def test_regrowth_from_the_last_micro_batch_of_each_stage():

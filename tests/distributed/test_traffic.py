@@ -57,6 +57,7 @@ NO_CACHE = {
 DATA = {
     "ZeRO 0": _config(),
     "ZeRO 0, no accumulation": _config(batch_size=4),
+    "ZeRO 0, joint": _config(trails={"joint": 0.5}),
     "ZeRO 0, masked": _config(sparsity={"storage": "masked"}),
     "ZeRO 0, random regrowth": _config(sparsity={"grow": "random", "new_moments": "zero"}),
     "ZeRO 1": _config(stage=1, grad_clip=1.0),
@@ -107,12 +108,14 @@ def _count_passes(rank, world_size, config):
         place.keep_trunk_equal(model)
         tokens, targets = torch.randint(61, (2, 2, 8), generator=torch.Generator().manual_seed(0))
         traffic.start(mesh)
-        place.token_losses(model(tokens), targets).sum().backward()
+        weights = torch.ones(targets.shape)
+        place.trail_losses(model(tokens), targets, weights, config.trails.trained_mean).sum().backward()
         return traffic.stop(), sum(parameter.numel() for parameter in model.parameters())
 
 
-def _cut(axis, checkpointing=False, fork="blocks", trunk="auto"):
-    config = _config(trails={"fork": fork}, batch_size=4, activation_checkpointing=checkpointing)
+def _cut(axis, checkpointing=False, fork="blocks", trunk="auto", joint=""):
+    trails = {"fork": fork, **({"joint": 0.5, "joint_mean": joint} if joint else {})}
+    config = _config(trails=trails, batch_size=4, activation_checkpointing=checkpointing)
     degrees = replace(Parallel(trunk=trunk), **{axis: 2})
     return replace(config, parallel=degrees, train=replace(config.train, batch_size=2))
 
@@ -124,6 +127,10 @@ MODEL_AXES = {
     "trail, split trunk": _cut("trail", trunk="split"),
     "trail, split trunk, computed again": _cut("trail", checkpointing=True, trunk="split"),
     "trail, replicated trunk": _cut("trail", trunk="replicated"),
+    "tensor, joint logits": _cut("tensor", joint="logits"),
+    "tensor, joint probabilities": _cut("tensor", joint="probabilities"),
+    "trail, joint logits": _cut("trail", joint="logits"),
+    "trail, joint probabilities": _cut("trail", joint="probabilities"),
 }
 
 

@@ -119,7 +119,7 @@ PARALLEL = [
     ),
     Mutation(
         "row-parallel: partial results not summed over the tensor axis",
-        "return _mappings().reduce_from_tensor_model_parallel_region(x.contiguous(), self.mesh.tensor.group)",
+        "return _summed(x.contiguous(), self.mesh.tensor) if self.mesh.tensor.degree > 1 else x",
         "return x",
         TENSOR,
     ),
@@ -156,9 +156,15 @@ PARALLEL = [
     ),
     Mutation(
         "evaluation: mean of the logits of the trails held here alone",
-        'return self.mesh.all_reduce(logits.mean(0), ("trail",)).div_(self.mesh.trail.degree)',
-        "return logits.mean(0)",
+        "return _summed(mean, axis) / axis.degree if axis.degree > 1 else mean",
+        "return mean",
         REPLICATED,
+    ),
+    Mutation(
+        "the ensemble's loss: its probabilities are over those of the best trail held here",
+        'return self.mesh.all_reduce(figures, ("trail",), op="min")',
+        "return figures",
+        _LAYOUT.format("trail 3, replicated trunk, joint probabilities"),
     ),
     # The pipeline.
     Mutation(

@@ -37,6 +37,10 @@ def test_nothing_is_ignored_by_default():
         ({"sparsity": {"stop_fraction": 0.01}}, "the topology is never updated"),
         ({"train": {"steps": 50, "warmup_steps": 5}}, "the topology is never updated"),
         ({"trails": {"fork": "embedding", "layers": 3}}, "trails.layers = 3 is ignored: trails.fork = 'embedding'"),
+        (
+            {"trails": {"joint_mean": "probabilities"}},
+            "trails.joint_mean = 'probabilities' is ignored: trails.joint = 0.0",
+        ),
         ({"trails": {"layers": 6}, "train": {"lr_trunk": 2.0}}, "train.lr_trunk = 2.0 is ignored: the trails begin"),
         ({"parallel": {"trunk": "split"}}, "parallel.trunk = 'split' is ignored: parallel.trail = 1"),
         ({"data": {"path": "x"}}, "data.path = 'x' is ignored: data.source = 'stdlib'"),

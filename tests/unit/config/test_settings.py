@@ -51,7 +51,9 @@ def test_the_settled_keys_are_there():
 
 def test_what_may_change_freely_is_what_does_not_change_the_training():
     marks = {f"{name}.{entry}": keys_of(ALL[name])[entry].metadata["mark"] for name, entry in KEYS}
+    weighs_losses = {key: marks.pop(key) for key in ("trails.joint", "trails.joint_mean")}
     assert all(mark == IDENTITY for key, mark in marks.items() if key.startswith(("model.", "trails.")))
+    assert set(weighs_losses.values()) == {SCHEDULE}
     assert all(mark == FREE for key, mark in marks.items() if key.startswith(("parallel.", "run.")))
     assert marks["sparsity.topology_shards"] == marks["sparsity.density"] == IDENTITY
     assert marks["sparsity.storage"] == marks["train.micro_batch_size"] == marks["data.path"] == FREE

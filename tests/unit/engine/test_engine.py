@@ -34,3 +34,13 @@ def test_the_objective_is_the_sum_over_trails_or_their_mean():
     sums, tokens = torch.tensor([6.0, 9.0]), torch.tensor(3.0)
     made = [StepResult(sums, tokens, 1.0, True, None, 0.1, scale) for scale in (1.0, 0.5)]
     assert [(each.objective, each.loss) for each in made] == [(5.0, 2.5), (2.5, 2.5)]
+
+
+@pytest.mark.parametrize(("of_trails", "wanted"), [("sum", 5.0 + 0.5 * 4.0), ("mean", 2.5 + 0.5 * 4.0)])
+def test_the_ensembles_loss_is_added_to_the_sum_or_the_mean(of_trails, wanted):
+    config = tiny(trails={"count": 2, "joint": 0.5}, train={"objective": of_trails})
+    scale = {"sum": 1.0, "mean": 0.5}[of_trails]
+    arguments = torch.tensor([4.0, 6.0]), torch.tensor(2.0), 1.0, True, None, 1e-3, scale
+    result = StepResult(*arguments, joint_nll=torch.tensor(8.0), joint=config.joint_weight)
+    assert result.joint_loss == 4.0 and result.objective == wanted
+    assert StepResult(*arguments).joint_loss is None

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from nt_dist.model import functions
+from nt_dist.model.losses import objective
 from nt_dist.model.place import Place
 
 
@@ -35,6 +36,34 @@ def test_losses_weigh_tokens():
     weights = torch.tensor([[1.0, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     expected = -logits.log_softmax(-1).gather(-1, targets.expand(3, -1, -1)[..., None])[..., 0]
     torch.testing.assert_close(Place().trail_losses(logits, targets, weights), (expected * weights).sum((1, 2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mean", ["logits", "probabilities"])
+def test_the_ensembles_loss_and_gradient_are_those_of_its_mean(mean, dtype):
+    logits, targets, weights = example(dtype)
+    ours = Place().trail_losses(logits, targets, weights[0], mean)
+    plain = logits.float()
+    joint = plain.mean(0).log_softmax(-1) if mean == "logits" else plain.softmax(-1).mean(0).log()
+    chosen = torch.cat([plain.log_softmax(-1), joint[None]]).gather(-1, targets.expand(4, -1, -1)[..., None])[..., 0]
+    wanted = -(chosen * weights[0]).sum((1, 2))
+    torch.testing.assert_close(ours, wanted)
+    gradients = [torch.autograd.grad(objective(sums, 0.7), logits)[0] for sums in (ours, wanted)]
+    limits = {"rtol": 2e-2, "atol": 2e-3} if dtype == torch.bfloat16 else {}  # ours adds two rounded gradients
+    torch.testing.assert_close(*gradients, **limits)
+
+
+def test_without_the_ensembles_loss_the_objective_is_the_sum_of_the_trails():
+    assert float(objective(torch.tensor([1.0, 2.0, 4.0]), 0.0)) == 7.0
+    assert float(objective(torch.tensor([1.0, 2.0, 4.0]), 0.5)) == 5.0
+
+
+def test_the_ensembles_loss_is_finite_where_no_trail_gives_the_target_a_chance():
+    logits = torch.tensor([300.0, 0.0]).expand(2, 1, 1, 2).clone().requires_grad_()
+    sums = Place().trail_losses(logits, torch.tensor([[1]]), torch.ones(1, 1), "probabilities")
+    assert sums.tolist() == [300.0, 300.0, 300.0]
+    objective(sums, 1.0).backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([1.5, -1.5]).expand(2, 1, 1, 2))
 
 
 def test_large_logits_do_not_overflow_and_padding_has_no_gradient():
