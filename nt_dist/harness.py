@@ -73,15 +73,14 @@ class EnsembleLM(HFLM):
         prepared: str | None = None,
         **unknown: Any,
     ):
-        known = list(inspect.signature(EnsembleLM).parameters)
+        *known, _ = inspect.signature(EnsembleLM).parameters  # the last one is ``unknown``
         problems = [f"--model_args {name} is none{hint(nearest(name, known))}" for name in unknown]
-        rules = {
-            "--model_args checkpoint=DIR is missing": checkpoint is not None,
-            f"--model_args dtype={dtype} must be one of {', '.join(_DTYPES)}": dtype in _DTYPES,
-            f"--batch_size {batch_size} must be a number or auto": str(batch_size) == "auto"
-            or str(batch_size).isdecimal(),
-        }
-        problems += [rule for rule, holds in rules.items() if not holds]
+        if checkpoint is None:
+            problems.append("--model_args checkpoint=DIR is missing")
+        if dtype not in _DTYPES:
+            problems.append(f"--model_args dtype={dtype} must be one of {', '.join(_DTYPES)}")
+        if batch_size != "auto" and not str(batch_size).isdecimal():
+            problems.append(f"--batch_size {batch_size} must be a number or auto")
         if problems:
             raise ConfigError(problems)
         ensemble = checkpoint

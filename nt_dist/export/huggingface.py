@@ -30,12 +30,12 @@ TOLERANCE = 1e-4  # of the largest logit: what another order of sums can do in f
 
 
 class Exported(NamedTuple):
-    """What an export wrote: the folder, and the largest difference between a logit read back and the checkpoint's."""
+    """What an export wrote."""
 
     path: Path
     num_parameters: int  # zeros included
-    num_bytes: int
-    difference: float
+    num_bytes: int  # of all files
+    difference: float  # the largest between a logit of the model read back and the checkpoint's
 
 
 def export(
