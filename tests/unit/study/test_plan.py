@@ -7,6 +7,7 @@ import pytest
 from nt_dist.config.rules import warnings
 from nt_dist.errors import ConfigError
 from nt_dist.families import load_config
+from nt_dist.model.weights import count_parameters
 from nt_dist.study.plan import plan_runs, read_plan
 from nt_dist.study.sweep import SweepPoint, parse_points, plan_sweep
 
@@ -130,6 +131,17 @@ def test_shipped_plans_have_the_baselines_and_no_setting_that_does_nothing(path,
     assert len({config.train.seed for config in members}) == 3
     assert {(config.trails.count, config.sparsity.density) for config in members} == {(1, 1)}
     assert len({(config.train.steps, config.train.batch_size, config.data.path) for config in runs.values()}) == 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_compared_on_the_same_tokens_and_within_the_weights(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("nt_dist.config.load.missing_paths", lambda *_: [])
+    runs = {name: run.config for name, run in read_plan(path).runs.items()}
+    assert not any(list(warnings(config)) for config in runs.values())
+    assert len({(config.train.steps, config.train.batch_size, config.data.path) for config in runs.values()}) == 1
+    stored = {name: count_parameters(config)["stored"] for name, config in runs.items()}
+    assert all(each <= 0.7 * stored["full_ensemble"] for name, each in stored.items() if name.startswith("neurotrails"))
 
 
 def test_points_of_a_sweep():
