@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.setup import build_bench, check, synchronizer
 from benchmarks.timing import Clock, Spread
-from nt_dist.checkpoint.manifest import Progress
+from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.checkpoint.saving import Saver
 from nt_dist.config import Config
 from nt_dist.parallel.mesh import Mesh
@@ -124,5 +124,5 @@ def _measure(config: Config, mesh: Mesh, folder: Path, num_rounds: int, num_step
     return SavingReport(size, *map(Spread, seconds), steps)
 
 
-def _progress(step: int) -> Progress:
-    return Progress(step, step, step, "benchmark")
+def _progress(step: int) -> TrainingState:
+    return TrainingState(step, step, step, "benchmark")

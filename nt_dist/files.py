@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
+
+from pydantic import Field, StrictStr
 
 from nt_dist.errors import NTDistError, RunError
 
@@ -63,10 +65,10 @@ def sync_folder(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """Size in bytes and SHA-256 (hex) of a file, as it was meant to be written."""
+    """Size in bytes and SHA-256 (hex) of a file, as it was meant to be written; read from JSON, no other types do."""
 
-    size: int
-    sha256: str
+    size: Annotated[int, Field(strict=True, ge=0)]
+    sha256: StrictStr
 
 
 def write_new(path: Path, blocks: Iterable) -> FileEntry:

@@ -14,6 +14,7 @@ Whatever one rank finds wrong is an error on all of them.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,51 +23,18 @@ from torch import nn
 
 import nt_dist
 from nt_dist.checkpoint import folder as checkpoint_folder
-from nt_dist.checkpoint.find import find, on_main, verify
-from nt_dist.checkpoint.fragments import (
-    FragmentReader,
-    topology_checksum,
-    values_problem,
-    write_file,
-    write_fragments,
-)
-from nt_dist.checkpoint.manifest import (
-    CONFIG,
-    FileEntry,
-    Manifest,
-    Progress,
-    WeightEntry,
-    read_manifest,
-)
-from nt_dist.checkpoint.weights import (
-    check_config,
-    check_weights,
-    load_statistics,
-    load_values,
-    read_slots,
-    weight_entry,
-)
+from nt_dist.checkpoint.folder import on_main, verify
+from nt_dist.checkpoint.fragments import topology_checksum, values_problem, write_file, write_fragments
+from nt_dist.checkpoint.manifest import CONFIG, Manifest, TrainingState, WeightEntry, read_manifest
+from nt_dist.checkpoint.weights import check_config, load_values, read_weights, weight_entry
 from nt_dist.config import Config
 from nt_dist.engine.optimizer_state import OptimizerState, State
 from nt_dist.errors import CheckpointError
+from nt_dist.files import FileEntry
 from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.weight import Weight
-
-__all__ = [
-    "Progress",
-    "Snapshot",
-    "check_config",
-    "collect",
-    "commit",
-    "find",
-    "finish",
-    "load",
-    "save",
-    "verify",
-    "write_part",
-]
 
 
 @dataclass(frozen=True)
@@ -74,23 +42,14 @@ class Snapshot:
     """What one rank adds to a checkpoint, in host memory and no longer tied to the model.
 
     Attributes:
-        rank: The rank, which names its file.
+        file: Name of the rank's file.
         tensors: Fragments by key; none if this rank owns none.
         manifest: Everything but files; of the fragments only this rank's.
     """
 
-    rank: int
+    file: str
     tensors: dict[str, np.ndarray]
     manifest: Manifest
-
-    @property
-    def file_name(self) -> str:
-        """Name of the file with this rank's fragments."""
-        return _file_of(self.rank)
-
-
-def _file_of(rank: int) -> str:
-    return f"state-{rank:05d}.safetensors"
 
 
 # -- saving ----------------------------------------------------------------------------------------------------
@@ -102,7 +61,7 @@ def save(
     mesh: Mesh,
     model: nn.Module,
     optimizer_state: OptimizerState,
-    progress: Progress,
+    training_state: TrainingState,
 ) -> Path:
     """Write a checkpoint of the run as it stands; delete the older ones that ``run.keep`` does not keep. Collective.
 
@@ -112,7 +71,7 @@ def save(
         mesh: The ranks.
         model: The model; every rank has its part of it.
         optimizer_state: The masters and moments.
-        progress: Where the run stands.
+        training_state: Where the run stands.
 
     Returns:
         The new checkpoint's folder.
@@ -121,52 +80,39 @@ def save(
         CheckpointError: On all ranks, if any of them could not write, or if a value is not finite. The checkpoints that
             were there still are, and nothing half-written stays behind.
     """
-    folder = Path(folder)
-    snapshot = collect(config, mesh, model, optimizer_state, progress)
-    writing = agree(mesh, lambda: checkpoint_folder.begin(folder, progress.step), CheckpointError, only_main=True)
-    return finish(folder, writing, config, mesh, snapshot, lambda: write_part(writing, snapshot))
+    snapshot = collect(config, mesh, model, optimizer_state, training_state)
+    writing = begin(Path(folder), mesh, snapshot)
+    return commit(writing, config, mesh, snapshot, lambda: write_part(writing, snapshot))
 
 
-def finish(
-    folder: Path,
-    writing: Path,
-    config: Config,
-    mesh: Mesh,
-    snapshot: Snapshot,
-    written: Callable[[], dict[str, FileEntry]],
-) -> Path:
-    """Make a checkpoint of what ``written`` says that each rank has written, or clear it away; see :func:`save`."""
-    try:
-        return commit(folder, writing, config, mesh, snapshot, agree(mesh, written, CheckpointError))
-    except CheckpointError:
-        if mesh.is_main:
-            checkpoint_folder.give_up(writing)
-        raise
+def begin(folder: Path, mesh: Mesh, snapshot: Snapshot) -> Path:
+    """Make the temporary folder that a snapshot is written into; see :func:`save`. Collective."""
+    return on_main(mesh, lambda: checkpoint_folder.begin(folder, snapshot.manifest.training_state.step))
 
 
 def collect(
-    config: Config, mesh: Mesh, model: nn.Module, optimizer_state: OptimizerState, progress: Progress
+    config: Config, mesh: Mesh, model: nn.Module, optimizer_state: OptimizerState, training_state: TrainingState
 ) -> Snapshot:
     """Copy the fragments that this rank owns to host memory. Collective.
 
     The training stands still meanwhile, so what can be done later, checksums and checks, is left to
     :func:`write_part`.
     """
-    weights = weights_of(model)
+    weights, file = weights_of(model), f"state-{mesh.rank:05d}.safetensors"
     writers = _writers(weights, mesh)
     tensors, entries = {}, {}
     for name, weight in weights.items():
         state = optimizer_state.read(weight)  # on all data ranks together, whoever keeps it
         if writers[name] == mesh.data.rank and mesh.place.owns(weight):
-            entries[name] = weight_entry(weight, _file_of(mesh.rank))
-            _collect_weight(name, weight, state, entries[name], tensors)
+            entries[name] = weight_entry(weight, file)
+            _collect_weight(weight, state, tensors)
         del state
     for name, statistic in statistics_of(model).items():
         if mesh.data.rank == 0 and mesh.place.owns(statistic):
-            entries[name] = weight_entry(statistic, _file_of(mesh.rank))
-            for key in entries[name].fragments:
-                values = statistic.shard(*map(int, key.split("/")))
-                tensors[f"{name}/{key}/value"] = values.numpy(force=True).flatten()  # a copy
+            entries[name] = weight_entry(statistic, file)
+            for trail, shard in product(statistic.trails, statistic.shards):
+                values = statistic.shard(trail, shard).numpy(force=True).flatten()  # a copy
+                tensors[f"{name}/{trail}/{shard}/value"] = values
     layout = {
         "ranks": mesh.world_size,
         "pipe": mesh.pipe.degree,
@@ -177,42 +123,8 @@ def collect(
         "precision": config.train.precision,
     }
     written_by, moments = nt_dist.__version__, optimizer_state.moments
-    manifest = Manifest(0, "", written_by, progress, moments, layout, config.to_dict(), {}, entries)
-    return Snapshot(mesh.rank, tensors, manifest)
-
-
-def write_part(writing: Path, snapshot: Snapshot) -> dict[str, FileEntry]:
-    """Write a snapshot's fragments into the temporary folder, and their checksums into its manifest; no communication.
-
-    Returns:
-        The file's entry by its name; empty if this rank owns no fragments.
-
-    Raises:
-        CheckpointError: It cannot be written, or a value or moment is not finite; names the weight.
-    """
-    problems = _check(snapshot)
-    if problems:
-        raise CheckpointError("\n".join(["not saved: the weights are no longer numbers", *problems]))
-    if not snapshot.tensors:
-        return {}
-    return {snapshot.file_name: write_fragments(writing / snapshot.file_name, snapshot.tensors)}
-
-
-def commit(
-    folder: Path, writing: Path, config: Config, mesh: Mesh, snapshot: Snapshot, file: dict[str, FileEntry]
-) -> Path:
-    """Make a checkpoint of what all ranks have written; see :func:`save`. Collective."""
-    parts = mesh.gather_objects((file, snapshot.manifest.weights))
-
-    def finish() -> Path:
-        files = {name: entry for files, _ in parts for name, entry in files.items()}
-        files[CONFIG] = write_file(writing / CONFIG, [config.to_toml().encode()])
-        weights = _merge([weights for _, weights in parts])
-        path = checkpoint_folder.commit(folder, writing, replace(snapshot.manifest, files=files, weights=weights))
-        checkpoint_folder.prune(folder, config.run.keep, config.run.keep_every)
-        return path
-
-    return agree(mesh, finish, CheckpointError, only_main=True)
+    manifest = Manifest(0, "", written_by, training_state, moments, layout, config.to_dict(), {}, entries)
+    return Snapshot(file, tensors, manifest)
 
 
 def _writers(weights: dict[str, Weight], mesh: Mesh) -> dict[str, int]:
@@ -225,37 +137,69 @@ def _writers(weights: dict[str, Weight], mesh: Mesh) -> dict[str, int]:
     return writers
 
 
-def _collect_weight(
-    name: str, weight: Weight, state: State, entry: WeightEntry, tensors: dict[str, np.ndarray]
-) -> None:
+def _collect_weight(weight: Weight, state: State, tensors: dict[str, np.ndarray]) -> None:
     """Copy one weight's fragments into ``tensors``."""
     active = weight.all_to_slots(list(state.values()))
     slots = {part: _to_host(tensor, torch.float32) for part, tensor in zip(state, active, strict=True)}
-    if entry.is_sparse:
+    if weight.spec.is_sparse:
         slots["positions"] = _to_host(weight.slot_positions(), torch.int32)
-    for key in entry.fragments:
-        trail, shard = map(int, key.split("/"))
+    for trail, shard in product(weight.trails, weight.shards):
         for part, tensor in slots.items():
-            tensors[f"{name}/{key}/{part}"] = weight.fragment(tensor, trail, shard).numpy()
-
-
-def _check(snapshot: Snapshot) -> list[str]:
-    """Fill in the topologies' checksums; return what is wrong with values and moments."""
-    problems = []
-    for name, entry in snapshot.manifest.weights.items():
-        for key, fragment in entry.fragments.items():
-            states = snapshot.manifest.states_of(name)
-            arrays = {part: snapshot.tensors.get(f"{name}/{key}/{part}") for part in ("positions", *states)}
-            for part in states:
-                if problem := values_problem(part, arrays[part]):
-                    problems.append(f"{name}/{key}/{part}: {problem}")
-            if entry.is_sparse:
-                entry.fragments[key] = replace(fragment, checksum=topology_checksum(arrays["positions"]))
-    return problems
+            fragment = weight.fragment(tensor, trail, shard).numpy()
+            tensors[f"{weight.spec.name}/{trail}/{shard}/{part}"] = fragment
 
 
 def _to_host(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.detach().to("cpu", dtype).contiguous()  # already a copy: OptimizerState.read gives nothing else
+
+
+def write_part(writing: Path, snapshot: Snapshot) -> dict[str, FileEntry]:
+    """Write a snapshot's fragments into the temporary folder, and their checksums into its manifest; no communication.
+
+    Returns:
+        The file's entry by its name; empty if this rank owns no fragments.
+
+    Raises:
+        CheckpointError: It cannot be written, or a value or moment is not finite; names the weight.
+    """
+    problems = []
+    for name, entry in snapshot.manifest.weights.items():
+        for key, fragment in entry.fragments.items():
+            for state in snapshot.manifest.states_of(name):
+                if problem := values_problem(state, snapshot.tensors[f"{name}/{key}/{state}"]):
+                    problems.append(f"{name}/{key}/{state}: {problem}")
+            if entry.is_sparse:
+                checksum = topology_checksum(snapshot.tensors[f"{name}/{key}/positions"])
+                entry.fragments[key] = replace(fragment, checksum=checksum)
+    if problems:
+        raise CheckpointError("\n".join(["not saved: the weights are no longer numbers", *problems]))
+    return {snapshot.file: write_fragments(writing / snapshot.file, snapshot.tensors)} if snapshot.tensors else {}
+
+
+def commit(
+    writing: Path, config: Config, mesh: Mesh, snapshot: Snapshot, written: Callable[[], dict[str, FileEntry]]
+) -> Path:
+    """Make a checkpoint of what ``written`` says that each rank has written, or clear it away. Collective.
+
+    Returns and raises as :func:`save`.
+    """
+
+    def finish() -> Path:
+        files = {name: entry for files, _ in parts for name, entry in files.items()}
+        files[CONFIG] = write_file(writing / CONFIG, [config.to_toml().encode()])
+        weights = _merge([weights for _, weights in parts])
+        path = checkpoint_folder.commit(writing, replace(snapshot.manifest, files=files, weights=weights))
+        checkpoint_folder.prune(path.parent, config.run.keep, config.run.keep_every)
+        return path
+
+    try:
+        file = agree(mesh, written, CheckpointError)
+        parts = mesh.gather_objects((file, snapshot.manifest.weights))
+        return on_main(mesh, finish)
+    except CheckpointError:
+        if mesh.is_main:
+            checkpoint_folder.give_up(writing)
+        raise
 
 
 def _merge(parts: list[dict[str, WeightEntry]]) -> dict[str, WeightEntry]:
@@ -284,8 +228,8 @@ def load(
     *,
     data_digest: str | None = None,
     verified: bool = False,
-) -> Progress:
-    """Put a checkpoint's topologies, values and moments into a model, whatever layout either has. Collective.
+) -> TrainingState:
+    """Put a checkpoint's weights, moments and statistics into a model, whatever layout either has. Collective.
 
     Args:
         path: The checkpoint's folder.
@@ -295,7 +239,7 @@ def load(
         optimizer_state: Where masters and moments go; None for the weights alone, as an evaluation wants them (then
             schedule settings are not compared).
         data_digest: Digest of the prepared training data; None not to compare it.
-        verified: The files' hashes were checked just now, by :func:`find` or :func:`verify`.
+        verified: The files' hashes were checked just now, by :func:`nt_dist.checkpoint.folder.find` or ``verify``.
 
     Returns:
         Where the run stood.
@@ -308,30 +252,15 @@ def load(
 
     def apply() -> None:
         check_config(path, manifest, config, resuming=optimizer_state is not None)
-        saved = manifest.progress.data_digest
+        saved = manifest.training_state.data_digest
         if data_digest is not None and saved != data_digest:
             raise CheckpointError(f"{path}: trained on other data: digest {saved}, now {data_digest}")
         if optimizer_state is None:
             load_values(path, manifest, model)
             return
-        check_weights(path, manifest, model)
-        with FragmentReader(path, manifest) as reader:
-            load_statistics(reader, model)
-            for weight in weights_of(model).values():
-                _load_weight(reader, weight, optimizer_state)
-        optimizer_state.step = manifest.progress.adam_step
+        for weight, state in read_weights(path, manifest, model, optimizer_state.moments):
+            optimizer_state.write(weight, state)
+        optimizer_state.step = manifest.training_state.adam_step
 
     agree(mesh, apply, CheckpointError)
-    return manifest.progress
-
-
-@torch.no_grad()
-def _load_weight(reader: FragmentReader, weight: Weight, optimizer_state: OptimizerState) -> None:
-    """Read all that this rank holds of one weight and put it in its place."""
-    device = weight.values.device
-    states = ("value", *optimizer_state.moments)
-    index, slots = read_slots(reader, weight, [name for name in states if name in reader.manifest.states])
-    if index is not None:
-        weight.set_index(index.to(device))
-    nothing = torch.zeros_like(slots["value"])  # where the checkpoint's optimizer had no such moment
-    optimizer_state.write(weight, {name: weight.from_slots(slots.get(name, nothing).to(device)) for name in states})
+    return manifest.training_state

@@ -1,4 +1,4 @@
-"""The folder of checkpoints: which are there and whole, how a new one comes in, and which old ones go.
+"""The folder of checkpoints: which are there and whole, which one is meant, how one comes in, and which old ones go.
 
     <run.dir>/checkpoints/step-00000100/        a checkpoint: committed by one rename
                           .step-00000200.writing    being written, or left by a save that was killed
@@ -6,8 +6,7 @@
                           .step-00000200.removed    being deleted
                           latest                    the name of the newest, for people and scripts
 
-A name without a dot in front is always a whole checkpoint, unless something outside damaged it. This module knows no
-ranks: checkpoint.py says who calls what.
+A name without a dot in front is always a whole checkpoint, unless something outside damaged it.
 """
 
 import datetime
@@ -15,17 +14,27 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from nt_dist.checkpoint.fragments import file_problems, replace_file, sync_folder, write_file
+from nt_dist.checkpoint.fragments import file_problems, write_file
 from nt_dist.checkpoint.manifest import MANIFEST, Manifest, VersionError, read_manifest
 from nt_dist.errors import CheckpointError
+from nt_dist.files import sync_folder, write_whole
+from nt_dist.parallel.agree import agree
+from nt_dist.parallel.mesh import Mesh
 
+CHECKPOINTS = "checkpoints"  # in the folder of a run
 LATEST = "latest"
 _NAME = re.compile(r"step-(\d{8,18})")
 _PASSING = re.compile(r"\.(step-\d{8,18})\.(writing|replaced|removed)")
 _LOGGER = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+# -- what is there -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -66,16 +75,16 @@ def look(path: Path) -> Found:
     except CheckpointError as error:
         return Found(path, step, None, str(error), isinstance(error, VersionError))
     problems = file_problems(path, manifest, hashes=False)
-    return Found(path, manifest.progress.step, manifest, "\n".join(problems))
+    return Found(path, manifest.training_state.step, manifest, "\n".join(problems))
 
 
-def checkpoints(folder: Path | str) -> list[Found]:
-    """Return a quick look at every checkpoint in ``folder``, from old to new; none if there is no such folder.
+def checkpoints(path: Path | str) -> list[Found]:
+    """Return a quick look at every checkpoint of a run, or in a folder of checkpoints, from old to new.
 
     Raises:
         CheckpointError: The folder cannot be read.
     """
-    folder = Path(folder)
+    folder = _folder_in(Path(path))
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -90,17 +99,123 @@ def checkpoints(folder: Path | str) -> list[Found]:
     return sorted((look(path) for path in paths.values()), key=lambda found: found.age)
 
 
-def locate(path: Path) -> tuple[bool, Path]:
-    """Return whether ``path`` is meant as one checkpoint, and the checkpoint or the folder of checkpoints meant."""
-    if (path / "checkpoints").is_dir():  # a run's folder
-        return False, path / "checkpoints"
-    return not (path.is_dir() and not (path / MANIFEST).exists() and checkpoints(path)), path
+def _folder_in(path: Path) -> Path:
+    return path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
 
 
-def is_inside(path: Path, folder: Path) -> bool:
-    """Return whether ``path`` is ``folder``, lies in it, or is the run that it belongs to."""
-    path, folder = path.resolve(), folder.resolve()
-    return path in (folder, folder.parent) or folder in path.parents
+# -- which one is meant ------------------------------------------------------------------------------------------------
+
+
+def find(folder: Path | str, resume_from: str = "", mesh: Mesh | None = None) -> Path | None:
+    """Return the checkpoint to start from, every hash in it checked; damaged ones are named in warnings.
+
+    Args:
+        folder: The folder of checkpoints, ``<run.dir>/checkpoints``.
+        resume_from: A checkpoint, a folder of checkpoints or a run's folder to start from; empty for ``folder``. One
+            outside ``folder`` is for the first start only: once ``folder`` has checkpoints of its own, the same command
+            started again (a requeued job) goes on from those. One inside goes back to it each time.
+        mesh: The ranks, who divide the work and agree; None to look alone.
+
+    Returns:
+        The newest whole checkpoint, or ``resume_from``; None if there is none at all and none was asked for.
+
+    Raises:
+        CheckpointError: ``resume_from`` is not there or damaged, none of the checkpoints is whole, or one has another
+            format version.
+    """
+    own = Path(folder)
+
+    def goes_on() -> bool:
+        if not resume_from:
+            return True
+        wanted, inside = Path(resume_from).resolve(), own.resolve()
+        if wanted in (inside, inside.parent) or inside in wanted.parents or not checkpoints(own):
+            return False
+        _LOGGER.warning("run.resume_from = %r is not used: %s has checkpoints of its own", resume_from, own)
+        return True
+
+    if on_main(mesh, goes_on):
+        return _newest(own, mesh)
+    return find_asked(Path(resume_from), mesh, f"run.resume_from = {resume_from!r}")
+
+
+def find_asked(path: Path, mesh: Mesh | None = None, asked: str | None = None) -> Path:
+    """Return the checkpoint that a user asks for, every hash in it checked; collective with a mesh.
+
+    Args:
+        path: A checkpoint, a folder of checkpoints or a run's folder (then its newest whole checkpoint).
+        mesh: As for :func:`find`.
+        asked: How, for the message; by default with ``--checkpoint``.
+
+    Raises:
+        CheckpointError: There is none, parts of it are missing or damaged, or it has another format version.
+    """
+
+    def look_there() -> tuple[Path, bool]:
+        if (folder := _folder_in(path)) != path:
+            return folder, False
+        return path, not path.is_dir() or (path / MANIFEST).exists() or not checkpoints(path)
+
+    place, is_one = on_main(mesh, look_there)
+    if is_one:
+        verify(place, mesh)
+        return place
+    found = _newest(place, mesh)
+    if found is None:
+        raise CheckpointError(f"{asked or f'--checkpoint {path}'}: there is no checkpoint in it")
+    return found
+
+
+def _newest(folder: Path, mesh: Mesh | None) -> Path | None:
+    """The newest whole checkpoint in ``folder``; None if it has none at all."""
+
+    def candidates() -> list[Found]:
+        found = checkpoints(folder)[::-1]
+        for each in found:
+            if each.foreign:  # perhaps the newest, and whole: to go on from an older one would lose it unseen
+                raise VersionError(each.problem)
+        return [replace(each, manifest=None) for each in found]  # which travels to all ranks
+
+    found = on_main(mesh, candidates)
+    for each in found:
+        problem = each.problem
+        if not problem:
+            try:
+                verify(each.path, mesh)
+                return each.path
+            except CheckpointError as error:
+                problem = str(error)
+        if mesh is None or mesh.is_main:
+            _LOGGER.warning("checkpoint %s is not used: %s", each.path.name, problem.replace("\n", "; "))
+    if found:
+        rule = f"none of the {len(found)} checkpoints is whole; move them away to start anew"
+        raise CheckpointError(f"{folder}: {rule}")
+    return None
+
+
+def verify(path: Path | str, mesh: Mesh | None = None) -> Manifest:
+    """Read a checkpoint's manifest and check size and SHA-256 of every file; ranks divide the files. Collective.
+
+    Raises:
+        CheckpointError: With everything that is wrong, file by file.
+    """
+    path = Path(path)
+    manifest = on_main(mesh, lambda: read_manifest(path))
+    if mesh is None:
+        shares = [file_problems(path, manifest)]
+    else:
+        shares = mesh.gather_objects(file_problems(path, manifest, mesh.rank, mesh.world_size))
+    if any(shares):
+        raise CheckpointError("\n".join(problem for share in shares for problem in share))
+    return manifest
+
+
+def on_main(mesh: Mesh | None, work: Callable[[], T]) -> T:
+    """Do ``work`` on the main rank and give all ranks its result or error; without a mesh, do it."""
+    return work() if mesh is None else agree(mesh, work, CheckpointError, only_main=True)
+
+
+# -- how one comes in, and which go: on the main rank ------------------------------------------------------------------
 
 
 def begin(folder: Path, step: int) -> Path:
@@ -117,6 +232,8 @@ def begin(folder: Path, step: int) -> Path:
                 os.rename(folder / name, folder / match[1])
             elif match:
                 shutil.rmtree(folder / name)
+            elif name.startswith(f".{LATEST}."):
+                os.unlink(folder / name)
         writing = folder / f".{name_of(step)}.writing"
         writing.mkdir()
     except OSError as error:
@@ -129,7 +246,7 @@ def give_up(writing: Path) -> None:
     shutil.rmtree(writing, ignore_errors=True)
 
 
-def commit(folder: Path, writing: Path, manifest: Manifest) -> Path:
+def commit(writing: Path, manifest: Manifest) -> Path:
     """Turn a temporary folder whose files are all on the disk into a checkpoint, and return its path.
 
     The manifest is written with its serial and time filled in, then one rename makes the checkpoint be there. An older
@@ -138,24 +255,25 @@ def commit(folder: Path, writing: Path, manifest: Manifest) -> Path:
     Raises:
         CheckpointError: Something cannot be written; the checkpoints that were there still are.
     """
+    folder = writing.parent
     serial = max((found.manifest.serial for found in checkpoints(folder) if found.manifest), default=0) + 1
     saved_at = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     text = replace(manifest, serial=serial, saved_at=saved_at).to_json()
     write_file(writing / MANIFEST, [text.encode()])
-    sync_folder(writing)
-    final = folder / name_of(manifest.progress.step)
+    final = folder / name_of(manifest.training_state.step)
     replaced = folder / f".{final.name}.replaced"
     try:
+        sync_folder(writing)
         if final.exists():
             os.rename(final, replaced)
         os.rename(writing, final)
+        sync_folder(folder)
     except OSError as error:
         if replaced.exists() and not final.exists():
             os.rename(replaced, final)
         raise CheckpointError(f"{final}: cannot be put in its place: {error.strerror}") from error
-    sync_folder(folder)
     shutil.rmtree(replaced, ignore_errors=True)
-    replace_file(folder / LATEST, final.name + "\n")
+    write_whole(folder / LATEST, final.name + "\n", CheckpointError)
     return final
 
 

@@ -5,7 +5,7 @@ were meant (a hash of what was read back would call a torn write right), in one 
 with the ordinary errors of the operating system and the user's umask; it is read through the library.
 
 Keys are "<weight>/<trail>/<shard>/<part>"; the parts are int32 positions (sparse weights only)
-and those of :attr:`Manifest.states`, float32 values and moments, all 1-D and in ascending position.
+and those of :meth:`Manifest.states_of`, float32 values and moments, all 1-D and in ascending position.
 """
 
 import hashlib
@@ -14,27 +14,18 @@ import math
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from nt_dist import files
-from nt_dist.checkpoint.manifest import MANIFEST, FileEntry, Manifest, WeightEntry
+from nt_dist.checkpoint.manifest import MANIFEST, Manifest, WeightEntry
 from nt_dist.errors import CheckpointError
+from nt_dist.files import FileEntry, write_new, writing
 
 _DTYPES = {np.dtype(np.int32): "I32", np.dtype(np.float32): "F32"}
 _CHUNK = 1 << 22
-
-
-@contextmanager
-def _named(path: Path, verb: str) -> Iterator[None]:
-    """Turns the operating system's errors into ours, with the path in front."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be {verb}: {error.strerror or error}") from error
 
 
 def topology_checksum(positions: np.ndarray) -> str:
@@ -48,8 +39,8 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
     Raises:
         CheckpointError: The file exists or cannot be written (a full disk, no rights).
     """
-    with _named(path, "written"):
-        return files.write_new(path, chunks)
+    with writing(path, CheckpointError):
+        return write_new(path, chunks)
 
 
 def write_fragments(path: Path, tensors: Mapping[str, np.ndarray]) -> FileEntry:
@@ -74,21 +65,6 @@ def _chain(header: bytes, pieces: Iterable[memoryview]) -> Iterator[bytes | memo
             yield piece[begin : begin + _CHUNK]
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Put ``text`` in place of whatever ``path`` holds: before or after, never half of it."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.unlink(missing_ok=True)
-    write_file(temporary, [text.encode()])
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """See the names in ``folder`` on the disk: a rename is only safe after this."""
-    with _named(folder, "synchronised"):
-        files.sync_folder(folder)
-
-
 def hash_file(path: Path) -> str:
     """Return the SHA-256 (hex) of a file."""
     with open(path, "rb") as file:
@@ -108,6 +84,13 @@ def file_problems(
         hashes: Whether the content is hashed; otherwise names and sizes only.
     """
     problems = []
+    if share == 0:
+        try:
+            strangers = set(os.listdir(checkpoint)) - {MANIFEST, *manifest.files}
+        except OSError as error:
+            return [f"{checkpoint}: cannot be read: {error.strerror}"]
+        rule = "not a file of this checkpoint; move it away"
+        problems += [f"{checkpoint / name}: {rule}" for name in sorted(strangers)]
     for name, entry in sorted(manifest.files.items())[share::shares]:
         path = checkpoint / name
         try:
@@ -120,17 +103,7 @@ def file_problems(
             problems.append(f"{path}: missing")
         except OSError as error:
             problems.append(f"{path}: cannot be read: {error.strerror}")
-    if share == 0:
-        problems += _strangers(checkpoint, manifest)
     return problems
-
-
-def _strangers(checkpoint: Path, manifest: Manifest) -> list[str]:
-    try:
-        names = sorted(set(os.listdir(checkpoint)) - set(manifest.files) - {MANIFEST})
-    except OSError as error:
-        return [f"{checkpoint}: cannot be read: {error.strerror}"]
-    return [f"{checkpoint / name}: not a file of this checkpoint; move it away" for name in names]
 
 
 class FragmentReader:
@@ -166,11 +139,12 @@ class FragmentReader:
         path = self._checkpoint / fragment.file
         parts = [*(["positions"] if entry.is_sparse else []), *states]
         found = {part: self._tensor(path, f"{name}/{key}/{part}") for part in parts}
+        size = entry.slots[shard]
         for part, array in found.items():
             dtype = np.int32 if part == "positions" else np.float32
             problem = None
-            if array.dtype != dtype or array.shape != (entry.slots[shard],):
-                problem = f"{array.dtype} {list(array.shape)} instead of {np.dtype(dtype).name} [{entry.slots[shard]}]"
+            if array.dtype != dtype or array.shape != (size,):
+                problem = f"{array.dtype} {list(array.shape)} instead of {np.dtype(dtype).name} [{size}]"
             elif part == "positions":
                 problem = _positions_problem(entry, shard, array, fragment.checksum)
             else:
@@ -178,10 +152,6 @@ class FragmentReader:
             if problem:
                 raise CheckpointError(f"{path}: {name}/{key}/{part}: {problem}")
         return found
-
-    def positions(self, name: str, trail: int, shard: int) -> np.ndarray:
-        """Return the positions alone of one fragment of a sparse weight; raises as :meth:`read`."""
-        return self.read(name, trail, shard, states=())["positions"]
 
     def _tensor(self, path: Path, key: str) -> np.ndarray:
         try:

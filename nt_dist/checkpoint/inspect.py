@@ -5,11 +5,12 @@ Needs neither ranks nor a model.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-from nt_dist.checkpoint.folder import Found, checkpoints, locate
+from nt_dist.checkpoint.folder import Found, checkpoints
 from nt_dist.checkpoint.fragments import FragmentReader, file_problems
 from nt_dist.checkpoint.manifest import Manifest, read_manifest
 from nt_dist.errors import CheckpointError
@@ -21,8 +22,7 @@ def in_folder(path: Path) -> list[Found]:
     Raises:
         CheckpointError: There are none.
     """
-    is_one, folder = locate(path)
-    found = [] if is_one else checkpoints(folder)
+    found = checkpoints(path)
     if not found:
         raise CheckpointError(f"{path}: no folder with checkpoints")
     return found
@@ -32,10 +32,10 @@ def describe(found: Found) -> str:
     """Return one line about a checkpoint, from a quick look."""
     if found.manifest is None:
         return f"{found.path.name}  {found.problem}"
-    manifest, progress = found.manifest, found.manifest.progress
+    manifest, samples = found.manifest, found.manifest.training_state.consumed_samples
     size = sum(entry.size for entry in manifest.files.values())
     layout = ", ".join(f"{key} {value}" for key, value in manifest.layout.items())
-    line = f"{found.path.name}  {manifest.saved_at}  {size / 1e6:.1f} MB  {progress.consumed_samples} samples  {layout}"
+    line = f"{found.path.name}  {manifest.saved_at}  {size / 1e6:.1f} MB  {samples} samples  {layout}"
     return f"{line}  {found.problem}" if found.problem else line
 
 
@@ -53,19 +53,13 @@ def examine(path: Path) -> list[str]:
     if problems:  # what is in a damaged file would only repeat it
         return problems
     with FragmentReader(path, manifest) as reader:
-        for name, trail, shard in _fragments(manifest):
-            try:
-                reader.read(name, trail, shard, manifest.states_of(name))
-            except CheckpointError as error:
-                problems.append(str(error))
+        for name, entry in manifest.weights.items():
+            for trail, shard in product(range(entry.trails), range(entry.shards)):
+                try:
+                    reader.read(name, trail, shard, manifest.states_of(name))
+                except CheckpointError as error:
+                    problems.append(str(error))
     return problems
-
-
-def _fragments(manifest: Manifest) -> Iterator[tuple[str, int, int]]:
-    for name, entry in manifest.weights.items():
-        for key in entry.fragments:
-            trail, shard = key.split("/")
-            yield name, int(trail), int(shard)
 
 
 @dataclass
@@ -94,7 +88,7 @@ class Comparison:
 
     Attributes:
         settings: Settings that differ, one line each.
-        state: Differences in progress and in the set of weights, one line each.
+        state: Differences in where the run stood and in the set of weights, one line each.
         weights: The comparison of every weight that has the same shape in both.
     """
 
@@ -115,44 +109,44 @@ def compare(first: Path, second: Path) -> Comparison:
         CheckpointError: One of them cannot be read.
     """
     ours, theirs = read_manifest(first), read_manifest(second)
-    settings = [f"{name}: {a!r} and {b!r}" for name, a, b in _pairs(_settings(ours), _settings(theirs)) if a != b]
-    progress = _pairs(vars(ours.progress), vars(theirs.progress))
-    found = Comparison(settings, [f"{name}: {a!r} and {b!r}" for name, a, b in progress if a != b], {})
-    if ours.moments != theirs.moments:
-        found.state.append(f"moments: {ours.moments} and {theirs.moments}")
+    state = _differing(vars(ours.training_state), vars(theirs.training_state))
+    state += _differing({"moments": ours.moments}, {"moments": theirs.moments})
+    found = Comparison(_differing(_settings(ours), _settings(theirs)), state, {})
     with FragmentReader(first, ours) as our_reader, FragmentReader(second, theirs) as their_reader:
         for name, a, b in _pairs(ours.weights, theirs.weights):
             if a is None or b is None:
-                found.state.append(f"{name}: only in {first if b is None else second}")
+                state.append(f"{name}: only in {first if b is None else second}")
             elif a.description() != b.description():
-                found.state.append(f"{name}: {a.description()} and {b.description()}")
+                state += _differing({name: a.description()}, {name: b.description()})
             else:
-                states = [state for state in ours.states_of(name) if state in theirs.states]
-                found.weights[name] = _compare(our_reader, their_reader, name, list(a.fragments), states)
+                found.weights[name] = _compare(our_reader, their_reader, name)
     return found
 
 
 def _pairs(first: dict, second: dict) -> Iterator[tuple]:
-    for key in [*first, *(key for key in second if key not in first)]:
+    for key in {**first, **second}:
         yield key, first.get(key), second.get(key)
+
+
+def _differing(first: dict, second: dict) -> list[str]:
+    return [f"{key}: {a!r} and {b!r}" for key, a, b in _pairs(first, second) if a != b]
 
 
 def _settings(manifest: Manifest) -> dict[str, object]:
     return {f"{section}.{key}": value for section, values in manifest.config.items() for key, value in values.items()}
 
 
-def _compare(
-    ours: FragmentReader, theirs: FragmentReader, name: str, keys: list[str], states: list[str]
-) -> WeightDifference:
+def _compare(ours: FragmentReader, theirs: FragmentReader, name: str) -> WeightDifference:
+    entry = ours.manifest.weights[name]
+    states = [state for state in ours.manifest.states_of(name) if state in theirs.manifest.states_of(name)]
     found = WeightDifference(largest=dict.fromkeys(states, 0.0))
-    for key in keys:
-        trail, shard = map(int, key.split("/"))
-        a, b = ours.read(name, trail, shard, states), theirs.read(name, trail, shard, states)
+    for trail, shard in product(range(entry.trails), range(entry.shards)):
+        a, b = (reader.read(name, trail, shard, states) for reader in (ours, theirs))
         at_a = at_b = slice(None)
-        if "positions" in a:
+        if entry.is_sparse:
             _, at_a, at_b = np.intersect1d(a["positions"], b["positions"], assume_unique=True, return_indices=True)
         found.active += len(a["value"])
         found.shared += len(a["value"][at_a])
-        for part, largest in found.largest.items():
-            found.largest[part] = max(largest, float(np.abs(a[part][at_a] - b[part][at_b]).max(initial=0.0)))
+        for state, largest in found.largest.items():
+            found.largest[state] = max(largest, float(np.abs(a[state][at_a] - b[state][at_b]).max(initial=0.0)))
     return found

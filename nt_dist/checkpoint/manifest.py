@@ -3,8 +3,6 @@
 ``manifest.json`` is written last and names every other file with its size and SHA-256, every weight with its global
 shape, and for every (trail, shard) of it the file that holds that fragment. It says nothing about who computed what: no
 storage, ZeRO stage, precision or mesh is needed to read it. Reading trusts nothing: the file is data from outside.
-
-This module knows neither torch nor the layout of the folder around the checkpoint.
 """
 
 import hashlib
@@ -13,7 +11,9 @@ import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, InstanceOf, StrictBool, StrictStr, TypeAdapter, ValidationError
 
 from nt_dist.config.settings import ADAMW_MOMENTS
 from nt_dist.errors import CheckpointError
@@ -31,8 +31,30 @@ class VersionError(CheckpointError):
     """A checkpoint of another format version: whole, perhaps, but not for this program to judge."""
 
 
+def _plain_file(name: str) -> str:
+    if not _FILE_NAME.fullmatch(name) or name == MANIFEST:  # never a path that leads out of the checkpoint
+        raise ValueError("must be a plain file name")
+    return name
+
+
+def _different_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(name.isidentifier() for name in names):
+        raise ValueError("must be a list of names")
+    if len({"value", "positions", *names}) != len(names) + 2:
+        raise ValueError("must be different names, none of them value or positions")
+    return names
+
+
+# What a manifest is checked for when it is read; nothing is taken for what it is not (1 for true, "1" for 1).
+Count = Annotated[int, Field(strict=True, ge=0)]
+Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
+Degree = Annotated[int, Field(strict=True, ge=1)]
+FileName = Annotated[StrictStr, AfterValidator(_plain_file)]
+Moments = Annotated[tuple[StrictStr, ...], AfterValidator(_different_names)]
+
+
 @dataclass(frozen=True)
-class Progress:
+class TrainingState:
     """Where a run stands, apart from its weights.
 
     Attributes:
@@ -43,10 +65,10 @@ class Progress:
         extra: Anything else that has to survive, as JSON: skipped samples, for one.
     """
 
-    step: int
-    consumed_samples: int
-    adam_step: int
-    data_digest: str
+    step: Count
+    consumed_samples: Count
+    adam_step: Count
+    data_digest: StrictStr
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -54,8 +76,8 @@ class Progress:
 class FragmentEntry:
     """The file of one (trail, shard) of a weight, and the checksum of its positions (None if the weight is dense)."""
 
-    file: str
-    checksum: str | None
+    file: StrictStr
+    checksum: StrictStr | None
 
 
 @dataclass(frozen=True)
@@ -74,15 +96,15 @@ class WeightEntry:
         is_statistic: Whether it is no weight but a statistic, which has values and no moments.
     """
 
-    shape: tuple[int, ...]
-    cut_axis: int
-    trails: int
-    shards: int
-    valid: int
-    density: float
-    slots: tuple[int, ...]
+    shape: Counts
+    cut_axis: Count
+    trails: Degree
+    shards: Degree
+    valid: Count
+    density: InstanceOf[float]
+    slots: Counts
     fragments: dict[str, FragmentEntry] = field(default_factory=dict)
-    is_statistic: bool = False
+    is_statistic: StrictBool = False
 
     @property
     def is_sparse(self) -> bool:
@@ -104,6 +126,24 @@ class WeightEntry:
         return {**values, "sparse": self.is_sparse}
 
 
+def _consistent(entry: WeightEntry) -> WeightEntry:
+    if entry.cut_axis >= len(entry.shape):
+        raise ValueError("cut_axis must be an axis of its shape")
+    if len(entry.slots) != entry.shards:
+        raise ValueError("slots must be one number for each shard")
+    if entry.shape[entry.cut_axis] % entry.shards or max(entry.slots) > entry.shard_elements:
+        raise ValueError("slots must be within a shard of its shape")
+    if entry.is_sparse and entry.shard_elements > _MOST_POSITIONS:
+        raise ValueError(f"shape must be of at most {_MOST_POSITIONS} entries a shard, for positions are int32")
+    count = entry.trails * entry.shards  # which may be too large to list what is expected
+    if len(entry.fragments) != count or sorted(entry.fragments) != sorted(entry.expected_fragments()):
+        raise ValueError("fragments must be one for each trail and shard")
+    for key, fragment in entry.fragments.items():
+        if (fragment.checksum is None) == entry.is_sparse:
+            raise ValueError(f"checksum of {key} must be {'text' if entry.is_sparse else 'null in a dense weight'}")
+    return entry
+
+
 @dataclass(frozen=True)
 class Manifest:
     """All that a checkpoint says about itself.
@@ -113,7 +153,7 @@ class Manifest:
             made, even if the clock jumped or the run went back to an earlier step.
         saved_at: Local time, for people.
         written_by: Version of nt_dist.
-        progress: Where the run stood.
+        training_state: Where the run stood; in the file its keys stand beside the others.
         moments: What the optimizer keeps beside each value: ``config.train.moments``.
         layout: Degrees of the mesh, ZeRO stage and precision that wrote it, for people.
         config: The resolved configuration, section by section.
@@ -121,38 +161,44 @@ class Manifest:
         weights: Every weight, and every statistic, by name.
     """
 
-    serial: int
-    saved_at: str
-    written_by: str
-    progress: Progress
-    moments: tuple[str, ...]
+    serial: Count
+    saved_at: StrictStr
+    written_by: StrictStr
+    training_state: TrainingState
+    moments: Moments
     layout: dict[str, Any]
-    config: dict[str, Any]
-    files: dict[str, FileEntry]
-    weights: dict[str, WeightEntry]
-
-    @property
-    def states(self) -> tuple[str, ...]:
-        """Names of all that a weight's fragment has for each of its positions."""
-        return ("value", *self.moments)
+    config: dict[str, dict[str, Any]]
+    files: dict[FileName, FileEntry]
+    weights: dict[str, Annotated[WeightEntry, AfterValidator(_consistent)]]
 
     def states_of(self, name: str) -> tuple[str, ...]:
-        """Return :attr:`states`, or of a statistic its value alone."""
-        return ("value",) if self.weights[name].is_statistic else self.states
+        """Return what a fragment of a weight has for each of its positions; a statistic has no moments."""
+        return ("value",) if self.weights[name].is_statistic else ("value", *self.moments)
 
     def to_json(self) -> str:
         """Return the text of ``manifest.json``, its own digest included.
 
         Raises:
-            CheckpointError: Something in ``progress.extra`` or the configuration cannot be written as JSON.
+            CheckpointError: Something in ``training_state.extra`` or the configuration cannot be written as JSON.
         """
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        content |= content.pop("progress")
+        content |= content.pop("training_state")
         try:
             content["digest"] = _digest(content)
             return json.dumps(content, indent=1, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"the state of the run cannot be written as JSON: {error}") from error
+
+
+def _with_its_files(manifest: Manifest) -> Manifest:
+    for name, entry in manifest.weights.items():
+        for key, fragment in entry.fragments.items():
+            if fragment.file not in manifest.files:
+                raise ValueError(f"file of {name}/{key} must be one of the checkpoint's files")
+    return manifest
+
+
+_MANIFEST = TypeAdapter(Annotated[Manifest, AfterValidator(_with_its_files)])
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -161,10 +207,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def read_manifest(checkpoint: Path | str) -> Manifest:
-    """Read the manifest of a checkpoint and check that it is whole and means something.
-
-    Args:
-        checkpoint: The checkpoint's folder.
+    """Read the manifest of a checkpoint (its folder) and check that it is whole and means something.
 
     Raises:
         VersionError: It has another format version.
@@ -198,110 +241,10 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
         computed = None
     if computed is None or written != computed:
         raise CheckpointError(f"{path}: damaged: its content does not match its digest")
-    return _Reader(path).manifest(content)
-
-
-class _Reader:
-    """Turns parsed JSON into a :class:`Manifest`; whatever is not as it must be is an error that says where."""
-
-    def __init__(self, path: str):
-        self.path = path
-
-    def fail(self, where: str, rule: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: malformed: {where} must be {rule}")
-
-    def get(self, content: dict, key: str, kind: type, where: str = "") -> Any:
-        value = content.get(key)
-        name = f"{where}{key}"
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.fail(name, kind.__name__)
-        if kind is int and value < 0:
-            raise self.fail(name, "at least 0")
-        return value
-
-    def manifest(self, content: dict) -> Manifest:
-        progress = Progress(
-            step=self.get(content, "step", int),
-            consumed_samples=self.get(content, "consumed_samples", int),
-            adam_step=self.get(content, "adam_step", int),
-            data_digest=self.get(content, "data_digest", str),
-            extra=self.get(content, "extra", dict),
-        )
-        files = {name: self.file(name, entry) for name, entry in self.get(content, "files", dict).items()}
-        weights = {name: self.weight(name, entry, files) for name, entry in self.get(content, "weights", dict).items()}
-        config = self.get(content, "config", dict)
-        for section in config:
-            self.get(config, section, dict, "config.")
-        return Manifest(
-            serial=self.get(content, "serial", int),
-            saved_at=self.get(content, "saved_at", str),
-            written_by=self.get(content, "written_by", str),
-            progress=progress,
-            moments=self.moments(content),
-            layout=self.get(content, "layout", dict),
-            config=config,
-            files=files,
-            weights=weights,
-        )
-
-    def moments(self, content: dict) -> tuple[str, ...]:
-        found = content.get("moments", list(ADAMW_MOMENTS))  # before there was SGD, none were named
-        if not isinstance(found, list) or not all(isinstance(name, str) and name.isidentifier() for name in found):
-            raise self.fail("moments", "a list of names")
-        if len({"value", "positions", *found}) != len(found) + 2:
-            raise self.fail("moments", "different names, none of them value or positions")
-        return tuple(found)
-
-    def file(self, name: str, entry: Any) -> FileEntry:
-        where = f"files[{name!r}]"
-        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:  # never a path that leads out of the checkpoint
-            raise self.fail(where, "a plain file name")
-        if not isinstance(entry, dict):
-            raise self.fail(where, "an object")
-        return FileEntry(self.get(entry, "size", int, where + "."), self.get(entry, "sha256", str, where + "."))
-
-    def weight(self, name: str, entry: Any, files: dict[str, FileEntry]) -> WeightEntry:
-        where = f"weights[{name!r}]"
-        if not isinstance(entry, dict):
-            raise self.fail(where, "an object")
-        where += "."
-        weight = WeightEntry(
-            shape=self.counts(entry, "shape", where),
-            cut_axis=self.get(entry, "cut_axis", int, where),
-            trails=self.get(entry, "trails", int, where),
-            shards=self.get(entry, "shards", int, where),
-            valid=self.get(entry, "valid", int, where),
-            density=self.get(entry, "density", float, where),
-            slots=self.counts(entry, "slots", where),
-            is_statistic=self.get({"is_statistic": False, **entry}, "is_statistic", bool, where),
-        )
-        if weight.cut_axis >= len(weight.shape):
-            raise self.fail(where + "cut_axis", "an axis of its shape")
-        if weight.shards < 1 or weight.trails < 1 or len(weight.slots) != weight.shards:
-            raise self.fail(where + "slots", "one number for each shard")
-        if weight.shape[weight.cut_axis] % weight.shards or max(weight.slots) > weight.shard_elements:
-            raise self.fail(where + "slots", "within a shard of its shape")
-        if weight.is_sparse and weight.shard_elements > _MOST_POSITIONS:
-            raise self.fail(where + "shape", f"of at most {_MOST_POSITIONS} entries a shard, for positions are int32")
-        found = self.get(entry, "fragments", dict, where)
-        if len(found) != weight.trails * weight.shards or sorted(found) != sorted(weight.expected_fragments()):
-            raise self.fail(where + "fragments", "one for each trail and shard")
-        for key, fragment in found.items():
-            weight.fragments[key] = self.fragment(f"{where}fragments[{key!r}]", fragment, weight, files)
-        return weight
-
-    def counts(self, entry: dict, key: str, where: str) -> tuple[int, ...]:
-        values = self.get(entry, key, list, where)
-        if not values or not all(type(value) is int and value >= 0 for value in values):
-            raise self.fail(where + key, "a list of counts")
-        return tuple(values)
-
-    def fragment(self, where: str, fragment: Any, weight: WeightEntry, files: dict[str, FileEntry]) -> FragmentEntry:
-        if not isinstance(fragment, dict):
-            raise self.fail(where, "an object")
-        file, checksum = fragment.get("file"), fragment.get("checksum")
-        if not isinstance(file, str) or file not in files:
-            raise self.fail(where + ".file", "one of the checkpoint's files")
-        if not isinstance(checksum, str if weight.is_sparse else type(None)):
-            raise self.fail(where + ".checksum", "text" if weight.is_sparse else "null in a dense weight")
-        return FragmentEntry(file, checksum)
+    content.setdefault("moments", ADAMW_MOMENTS)  # before there was SGD, none were named
+    try:
+        return _MANIFEST.validate_python({**content, "training_state": content})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(key) for key in first["loc"] if key != "training_state")
+        raise CheckpointError(f"{path}: malformed: {where}: {first['msg']}") from None

@@ -7,19 +7,18 @@ are the newest that there are, whatever happens.
 
 import copy
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from nt_dist.checkpoint import checkpoint
-from nt_dist.checkpoint import folder as checkpoint_folder
-from nt_dist.checkpoint.manifest import FileEntry, Progress
+from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.config import Config
 from nt_dist.engine.optimizer_state import OptimizerState
 from nt_dist.errors import CheckpointError
+from nt_dist.files import FileEntry
 from nt_dist.messages import LOGGER
-from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
 
 
@@ -60,11 +59,11 @@ class Saver:
         """Whether this rank is still writing its part of it."""
         return self._flight is not None and not self._flight.file.done()
 
-    def save(self, progress: Progress, is_last: bool) -> None:
+    def save(self, training_state: TrainingState, is_last: bool) -> None:
         """Save the run as it stands, after any save under way; one that fails is a warning. Collective.
 
         Args:
-            progress: Where the run stands.
+            training_state: Where the run stands.
             is_last: This process ends with it: it is waited for.
 
         Raises:
@@ -73,20 +72,19 @@ class Saver:
         self.settle()
         try:
             if self.config.run.async_save and not is_last:
-                self._start(progress)
+                self._start(training_state)
             else:
-                arguments = (self.config, self.mesh, self.model, self.optimizer_state, progress)
+                arguments = (self.config, self.mesh, self.model, self.optimizer_state, training_state)
                 self._note(checkpoint.save(self.folder, *arguments))
         except CheckpointError as problem:
             if is_last:
                 raise
-            LOGGER.warning("step %d was not saved: %s", progress.step, problem)
+            LOGGER.warning("step %d was not saved: %s", training_state.step, problem)
 
-    def _start(self, progress: Progress) -> None:
-        progress = replace(progress, extra=copy.deepcopy(progress.extra))  # it is written at the commit, steps later
-        snapshot = checkpoint.collect(self.config, self.mesh, self.model, self.optimizer_state, progress)
-        step = progress.step
-        writing = agree(self.mesh, lambda: checkpoint_folder.begin(self.folder, step), CheckpointError, only_main=True)
+    def _start(self, training_state: TrainingState) -> None:
+        state = copy.deepcopy(training_state)  # it is written at the commit, steps later
+        snapshot = checkpoint.collect(self.config, self.mesh, self.model, self.optimizer_state, state)
+        writing = checkpoint.begin(self.folder, self.mesh, snapshot)
         self._flight = _Flight(writing, snapshot, self._writer.submit(checkpoint.write_part, writing, snapshot))
 
     def settle(self) -> None:
@@ -97,11 +95,11 @@ class Saver:
         if self._flight is None:
             return
         flight, self._flight = self._flight, None
-        arguments = (self.folder, flight.writing, self.config, self.mesh, flight.snapshot, flight.file.result)
+        arguments = (flight.writing, self.config, self.mesh, flight.snapshot, flight.file.result)
         try:
-            self._note(checkpoint.finish(*arguments))
+            self._note(checkpoint.commit(*arguments))
         except CheckpointError as problem:
-            LOGGER.warning("step %d was not saved: %s", flight.snapshot.manifest.progress.step, problem)
+            LOGGER.warning("step %d was not saved: %s", flight.snapshot.manifest.training_state.step, problem)
 
     def _note(self, path: Path) -> None:
         self.latest = path

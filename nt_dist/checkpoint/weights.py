@@ -4,9 +4,9 @@ Knows no ranks, no optimizer and no DeepSpeed: whoever only computes with a trai
 weights with this, and so does a run that goes on.
 """
 
-from collections.abc import Collection
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,18 +20,6 @@ from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.sparsity.spec import flat_index
 from nt_dist.sparsity.statistic import Statistic
 from nt_dist.sparsity.weight import Weight
-
-
-class Slots(NamedTuple):
-    """What a checkpoint has of a weight, for the trails and shards that are held here.
-
-    Attributes:
-        index: Each slot's flat place in its trail's local dense tensor, int64 [T, slots]; None for a dense weight.
-        states: fp32 [T, slots] by name: value and the moments that were read.
-    """
-
-    index: torch.Tensor | None
-    states: dict[str, torch.Tensor]
 
 
 def check_config(path: Path, manifest: Manifest, config: Config, resuming: bool) -> None:
@@ -93,59 +81,56 @@ def check_weights(path: Path, manifest: Manifest, model: nn.Module) -> None:
         raise CheckpointError("\n".join(problems))
 
 
-def read_slots(reader: FragmentReader, weight: Weight, states: Collection[str]) -> Slots:
-    """Read all that is held here of one weight, on the host.
-
-    Args:
-        reader: Of the checkpoint, which :func:`check_weights` found to fit.
-        weight: Says which trails and shards are held; it is not changed.
-        states: Which of the checkpoint's states to read.
-
-    Raises:
-        CheckpointError: A fragment is missing or not what the manifest says.
-    """
-    spec = weight.spec
-    shape = (len(weight.trails), weight.num_slots)
-    index = torch.empty(shape, dtype=torch.int64) if spec.is_sparse else None
-    slots = {part: torch.empty(shape) for part in states}
-    for trail in weight.trails:
-        for shard in weight.shards:
-            fragment = reader.read(spec.name, trail, shard, states)
-            for part, tensor in slots.items():
-                weight.fragment(tensor, trail, shard).copy_(torch.from_numpy(fragment[part]))
-            if index is not None:
-                positions = torch.from_numpy(fragment["positions"]).long()
-                weight.fragment(index, trail, shard).copy_(flat_index(spec, weight.shards, shard, positions))
-    return Slots(index, slots)
-
-
-def load_statistics(reader: FragmentReader, model: nn.Module) -> None:
-    """Put a checkpoint's statistics into a model; raises as :func:`read_slots`."""
-    for name, statistic in statistics_of(model).items():
-        for trail in statistic.trails:
-            for shard in statistic.shards:
-                part = statistic.shard(trail, shard)
-                values = torch.from_numpy(reader.read(name, trail, shard, ("value",))["value"])
-                part.copy_(values.view(part.shape))
-
-
 @torch.no_grad()
-def load_values(path: Path, manifest: Manifest, model: nn.Module) -> None:
-    """Put a checkpoint's topologies, values and statistics into a model, without the moments.
+def read_weights(
+    path: Path, manifest: Manifest, model: nn.Module, moments: Sequence[str] = ()
+) -> Iterator[tuple[Weight, dict[str, torch.Tensor]]]:
+    """Put a checkpoint's statistics and topologies into a model; yield its weights, one by one, with their state.
 
     Args:
         path: The checkpoint, whose files were verified.
         manifest: Its manifest.
-        model: Built from the checkpoint's config.
+        model: The model, or the part of it held here.
+        moments: Which of the optimizer's moments to read; one that the checkpoint lacks is 0.
+
+    Yields:
+        A weight, and "value" and each moment: fp32, shaped like ``weight.values``.
 
     Raises:
-        CheckpointError: It is of another model, or a fragment is not what the manifest says.
+        CheckpointError: It is of another model, or a fragment is missing or not what the manifest says.
     """
     check_weights(path, manifest, model)
     with FragmentReader(path, manifest) as reader:
-        load_statistics(reader, model)
+        for name, statistic in statistics_of(model).items():
+            for trail, shard in product(statistic.trails, statistic.shards):
+                part = statistic.shard(trail, shard)
+                values = reader.read(name, trail, shard, ("value",))["value"]
+                part.copy_(torch.from_numpy(values).view(part.shape))
         for weight in weights_of(model).values():
-            index, states = read_slots(reader, weight, ("value",))
-            if index is not None:
-                weight.set_index(index.to(weight.values.device))
-            weight.values.copy_(weight.from_slots(states["value"].to(weight.values.device)))
+            yield weight, _read_weight(reader, weight, ("value", *moments))
+
+
+def _read_weight(reader: FragmentReader, weight: Weight, states: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Set the topology of one weight; return its states."""
+    spec, device = weight.spec, weight.values.device
+    slots = torch.zeros(len(states), len(weight.trails), weight.num_slots)
+    index = torch.empty(slots.shape[1:], dtype=torch.int64)
+    saved = [state for state in states if state in reader.manifest.states_of(spec.name)]
+    for trail, shard in product(weight.trails, weight.shards):
+        fragment = reader.read(spec.name, trail, shard, saved)
+        for state in saved:
+            values = torch.from_numpy(fragment[state])
+            weight.fragment(slots[states.index(state)], trail, shard).copy_(values)
+        if spec.is_sparse:
+            positions = torch.from_numpy(fragment["positions"]).long()
+            weight.fragment(index, trail, shard).copy_(flat_index(spec, weight.shards, shard, positions))
+    if spec.is_sparse:
+        weight.set_index(index.to(device))
+    return {state: weight.from_slots(row.to(device)) for state, row in zip(states, slots, strict=True)}
+
+
+@torch.no_grad()
+def load_values(path: Path, manifest: Manifest, model: nn.Module) -> None:
+    """Put a checkpoint's topologies, values and statistics into a model; see :func:`read_weights`."""
+    for weight, state in read_weights(path, manifest, model):
+        weight.values.copy_(state["value"])

@@ -190,12 +190,12 @@ class Family(ABC):
     def open_other_data(self, config: Config, path: str, exchange: Callable[[Callable[[], Any]], Any]) -> Any:
         """Another file, folder or pattern, read as the run's own data: an object with ``validation``."""
 
-    def tokenizer(self, config: Config, progress: Any, run: Path, prepared: Path | None, given: Path | None) -> Any:
+    def tokenizer(self, config: Config, state: Any, run: Path, prepared: Path | None, given: Path | None) -> Any:
         """What the texts of a run were read with, told from any other by its hash; None where there are no texts.
 
         Args:
             config: The run's.
-            progress: Of the run's checkpoint.
+            state: Where the run stood (the TrainingState of its checkpoint).
             run: Its folder.
             prepared, given: Where the prepared texts are and the tokenizer itself, if somebody says so.
 

@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import Subset
 
 from nt_dist.checkpoint import checkpoint
-from nt_dist.checkpoint.find import find_asked
+from nt_dist.checkpoint.folder import find_asked
+from nt_dist.checkpoint.manifest import CONFIG
 from nt_dist.config import Config
 from nt_dist.data.loader import EvaluationBatches
 from nt_dist.data.samples import Samples
@@ -201,7 +202,7 @@ def _batches(samples: Samples, num_samples: int, mesh: Mesh, config: Config) -> 
 
 def _config(path: Path, overrides: Sequence[str], world_size: int) -> tuple[Config, int]:
     """The checkpoint's config for this number of ranks, and how many samples its run evaluates on (0: all)."""
-    file, overrides = path / checkpoint.CONFIG, [*overrides, *ONE_COPY]
+    file, overrides = path / CONFIG, [*overrides, *ONE_COPY]
     config = load_config(file, overrides, check_paths=False)
     num_samples = config.run.eval_batches * config.train.batch_size
     # the global batch of training need not divide by the ranks of an evaluation

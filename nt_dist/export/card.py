@@ -23,7 +23,7 @@ Trained with nt_dist as NeuroTrails ([arXiv 2505.17909](https://arxiv.org/abs/25
 (density {config.sparsity.density:g})
 - hidden size {config.model.hidden_size}, vocabulary {config.model.vocab_size:,}, \
 sequences of {config.model.max_seq_len} tokens; weights in {dtype}
-- trained for {progress.step:,} of {config.train.steps:,} steps on {progress.consumed_samples:,} samples of \
+- trained for {state.step:,} of {config.train.steps:,} steps on {state.consumed_samples:,} samples of \
 `data.source = {config.data.source!r}`, by nt_dist {manifest.written_by}
 - written and read back with transformers {transformers.__version__}
 
@@ -59,7 +59,7 @@ def card(ensemble: Ensemble, trail: int | None, dtype: str) -> str:
         parameters=count_parameters(config),
         dtype=dtype,
         manifest=manifest,
-        progress=manifest.progress,
+        state=manifest.training_state,
         transformers=transformers,
         figures=_figures(ensemble, trail),
         remote=", trust_remote_code=True" if trail is None else "",
@@ -69,7 +69,7 @@ def card(ensemble: Ensemble, trail: int | None, dtype: str) -> str:
 
 def _figures(ensemble: Ensemble, trail: int | None) -> str:
     """The evaluation that the run made at the exported step, if it made one."""
-    step = ensemble.manifest.progress.step
+    step = ensemble.manifest.training_state.step
     records = read_metrics(ensemble.checkpoint.parent.parent / "metrics.jsonl")
     found = [record["eval"] for record in records if "eval" in record and record["step"] == step]
     if not found:

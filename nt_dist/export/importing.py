@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 
 from nt_dist.checkpoint import checkpoint
-from nt_dist.checkpoint.folder import checkpoints
-from nt_dist.checkpoint.manifest import Progress
+from nt_dist.checkpoint.folder import CHECKPOINTS, checkpoints
+from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.config import Config
 from nt_dist.engine.optimizer_state import State
 from nt_dist.errors import CheckpointError, ConfigError, DataError
@@ -23,7 +23,6 @@ from nt_dist.sparsity.spec import WeightSpec, padding_mask
 from nt_dist.sparsity.streams import normal, stream_keys
 from nt_dist.sparsity.weight import Fragments, Weight
 from nt_dist.text.corpus import OpenData
-from nt_dist.training.loop import CHECKPOINTS
 
 
 class Pruned(NamedTuple):
@@ -91,7 +90,7 @@ def import_run(foreign: Foreign, config: Config, mesh: Mesh, data: OpenData, noi
     model = build_model(config, device="meta").to_empty(device="cpu")
     pruned = fill(model, foreign, config, noise)
     extra = {"tokens": 0, "regrown": 0.0, "drop_fraction": 0.0, **data.identity}
-    progress, untrained = Progress(0, 0, 0, data.digest, extra), _Untrained(config.train.moments)
+    progress, untrained = TrainingState(0, 0, 0, data.digest, extra), _Untrained(config.train.moments)
     return checkpoint.save(Path(config.run.dir) / CHECKPOINTS, config, mesh, model, untrained, progress), pruned
 
 

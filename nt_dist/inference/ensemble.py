@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from nt_dist.checkpoint.find import find_asked
+from nt_dist.checkpoint.folder import find_asked
 from nt_dist.checkpoint.manifest import Manifest, read_manifest
 from nt_dist.checkpoint.weights import load_values
 from nt_dist.config import Config
@@ -48,7 +48,7 @@ class Ensemble:
     @property
     def classes(self) -> list[str]:
         """Names of the classes that pictures have, V of them; a number where the data name none."""
-        known = self.manifest.progress.extra.get("classes", [])
+        known = self.manifest.training_state.extra.get("classes", [])
         return [*known, *map(str, range(len(known), self.config.family.num_outputs(self.config)))]
 
     def check_task(self, task: str) -> None:
@@ -133,7 +133,7 @@ def load_ensemble(
     path = find_asked(Path(checkpoint))
     manifest = read_manifest(path)
     config = _config(manifest)
-    found = config.family.tokenizer(config, manifest.progress, path.parent.parent, prepared, tokenizer)
+    found = config.family.tokenizer(config, manifest.training_state, path.parent.parent, prepared, tokenizer)
     model = build_model(config, device="meta").to_empty(device=device).eval().requires_grad_(False)
     load_values(path, manifest, model)
     return Ensemble(model.to(dtype), config, found, path, manifest)

@@ -118,13 +118,13 @@ class Llama(Family):
 
         return open_texts(config, path, exchange)
 
-    def tokenizer(self, config, progress, run, prepared, given):
+    def tokenizer(self, config, state, run, prepared, given):
         """See :meth:`Family.tokenizer`."""
         from nt_dist.text.corpus import run_tokenizer
         from nt_dist.text.prepare import prepared_folder
 
         folders = [prepared] if prepared else list(dict.fromkeys([prepared_folder(config), run / "data"]))
-        return run_tokenizer(config, progress.data_digest, progress.extra, folders, given)
+        return run_tokenizer(config, state.data_digest, state.extra, folders, given)
 
     def corrupted(self, data, kind, share):
         """See :meth:`Family.corrupted`."""

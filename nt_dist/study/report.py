@@ -10,7 +10,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from nt_dist import __version__
-from nt_dist.checkpoint.checkpoint import CONFIG
+from nt_dist.checkpoint.manifest import CONFIG
 from nt_dist.config import Config
 from nt_dist.model.weights import weight_specs
 from nt_dist.pictures.run import loss_curves, reliability_diagram, topology_maps, trail_matrix, weight_table

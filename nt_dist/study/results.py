@@ -17,8 +17,8 @@ from torch import nn
 
 from nt_dist import __version__
 from nt_dist.checkpoint import checkpoint
-from nt_dist.checkpoint.folder import Found, checkpoints, locate
-from nt_dist.checkpoint.manifest import MANIFEST, read_manifest
+from nt_dist.checkpoint.folder import Found, checkpoints
+from nt_dist.checkpoint.manifest import CONFIG, MANIFEST, read_manifest
 from nt_dist.config import Config
 from nt_dist.config.family import Headline
 from nt_dist.errors import CheckpointError, RunError
@@ -134,15 +134,14 @@ def _read(file: Path) -> tuple[Result | None, Any]:
 
 def newest_whole(folder: Path) -> Found | None:
     """Return the newest checkpoint of a run that a quick look finds whole."""
-    whole = [found for found in checkpoints(locate(folder)[1]) if not found.problem]
+    whole = [found for found in checkpoints(folder) if not found.problem]
     return whole[-1] if whole else None
 
 
 def _newest_checkpoint(folder: Path) -> Path:
-    is_one, place = locate(folder)
-    if is_one and (place / MANIFEST).is_file():
-        return place
-    found = None if is_one else newest_whole(folder)
+    if (folder / MANIFEST).is_file():
+        return folder
+    found = newest_whole(folder)
     if not found:
         raise CheckpointError(f"{folder}: there is no whole checkpoint in it")
     return found.path
@@ -150,12 +149,12 @@ def _newest_checkpoint(folder: Path) -> Path:
 
 def saved_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     """Return the settings that a checkpoint was written with, for one rank that holds all of the model."""
-    return load_config(folder / checkpoint.CONFIG, [*overrides, *ONE_COPY], check_paths=False)
+    return load_config(folder / CONFIG, [*overrides, *ONE_COPY], check_paths=False)
 
 
 def _evaluate(name: str, paths: Sequence[Path], mesh: Mesh, overrides: Sequence[str]) -> Result:
     configs = {path: saved_config(path) for path in paths}
-    progress = [read_manifest(path).progress for path in paths]
+    progress = [read_manifest(path).training_state for path in paths]
     if len(paths) == 1:
         figures = evaluate_checkpoint(paths[0], mesh, overrides=overrides, full=True).figures
     else:

@@ -38,7 +38,7 @@ def _shares(reader: FragmentReader, spec: WeightSpec) -> np.ndarray:
     every = range(spec.shards)
     for trail in range(spec.trails):
         for shard in every:
-            positions = torch.from_numpy(reader.positions(spec.name, trail, shard)).long()
+            positions = torch.from_numpy(reader.read(spec.name, trail, shard, ())["positions"]).long()
             active[flat_index(spec, every, shard, positions)] += 1 / spec.trails  # no position stands there twice
     real = active.view(spec.shape).narrow(spec.cut_axis, 0, spec.valid)
     return shrunk(real.flatten(1)[None], SIDE)[0].numpy()

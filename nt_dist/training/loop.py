@@ -11,9 +11,10 @@ from typing import TypeVar
 import torch
 
 from nt_dist.checkpoint import checkpoint
-from nt_dist.checkpoint.find import find, verify
-from nt_dist.checkpoint.manifest import Progress, read_manifest
+from nt_dist.checkpoint.folder import CHECKPOINTS, find, verify
+from nt_dist.checkpoint.manifest import TrainingState, read_manifest
 from nt_dist.checkpoint.saving import Saver
+from nt_dist.checkpoint.weights import check_config
 from nt_dist.config import Config
 from nt_dist.data.loader import EvaluationBatches, StepLoader
 from nt_dist.data.order import first_of_step
@@ -42,7 +43,6 @@ from nt_dist.training.signals import LEFT_EARLY, ExitRequest, ExitRequested, lis
 from nt_dist.training.topology_updates import TopologyUpdater
 from nt_dist.watch.watching import agree_patiently, watched
 
-CHECKPOINTS = "checkpoints"
 T = TypeVar("T")
 
 
@@ -68,8 +68,8 @@ def train(config: Config) -> int:
         found = find(folder / CHECKPOINTS, config.run.resume_from, mesh)
         manifest = agree(mesh, lambda: read_manifest(found), only_main=True) if found else None
         if manifest:  # before any work is done for nothing
-            checkpoint.check_config(found, manifest, config, resuming=True)
-        done = manifest.progress.step if manifest else 0
+            check_config(found, manifest, config, resuming=True)
+        done = manifest.training_state.step if manifest else 0
         if done < last_step(config) or agree(mesh, lambda: lacks_evaluation(config, done), only_main=True):
             try:
                 with closing(Trainer(config, mesh, found, handler, exit_request)) as trainer:
@@ -318,7 +318,7 @@ class Trainer:
         extra = {"tokens": self.tokens, "regrown": self.regrown, "drop_fraction": self.drop_fraction}
         extra |= {"bad_steps": self.bad_steps.state(), "guard": self.guard.state()}
         extra |= self.data.identity
-        progress = Progress(self.step, self.consumed_samples, self.optimizer_state.step, self.data.digest, extra)
+        progress = TrainingState(self.step, self.consumed_samples, self.optimizer_state.step, self.data.digest, extra)
         self.saver.save(progress, is_last)
 
     def load(self, found: Path) -> None:

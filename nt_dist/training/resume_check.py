@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nt_dist.checkpoint.folder import checkpoints, delete, name_of
+from nt_dist.checkpoint.folder import CHECKPOINTS, checkpoints, delete, name_of
 from nt_dist.checkpoint.inspect import Comparison, compare
 from nt_dist.errors import RunError
 from nt_dist.parallel.launcher import LOOPBACK
-from nt_dist.training.loop import CHECKPOINTS
 from nt_dist.training.metrics_log import MEASURED, METRICS, read_metrics
 
 POLL_SECONDS = 0.02

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from nt_dist.checkpoint.checkpoint import Progress, load, save
+from nt_dist.checkpoint.checkpoint import load, save
+from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.config import Config
 from nt_dist.data.batch import Batch
 from nt_dist.data.loader import StepLoader
@@ -176,7 +177,7 @@ class Run:
         return self.record
 
     def save(self, folder: Path) -> Path:
-        progress = Progress(self.step, BATCH * self.step, self.state.step, "abc", {})
+        progress = TrainingState(self.step, BATCH * self.step, self.state.step, "abc", {})
         return save(folder, self.config, self.mesh, self.model, self.state, progress)
 
     def load(self, path: Path) -> "Run":

@@ -61,9 +61,10 @@ class Run:
         return losses
 
     def save(self, folder):
-        from nt_dist.checkpoint.checkpoint import Progress, save
+        from nt_dist.checkpoint.checkpoint import save
+        from nt_dist.checkpoint.manifest import TrainingState
 
-        progress = Progress(self.step, 4 * self.step, self.state.step, "abc", {"skipped": [2]})
+        progress = TrainingState(self.step, 4 * self.step, self.state.step, "abc", {"skipped": [2]})
         return save(folder, self.config, self.mesh, self.model, self.state, progress)
 
     def load(self, path):

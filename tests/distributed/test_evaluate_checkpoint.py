@@ -42,7 +42,7 @@ def _sections(folder, precision):
 def _train(rank, world_size, folder, precision):
     """A run of three steps that evaluates and saves, as the trainer does."""
     from nt_dist.checkpoint.checkpoint import save
-    from nt_dist.checkpoint.manifest import Progress
+    from nt_dist.checkpoint.manifest import TrainingState
     from nt_dist.data.loader import EvaluationBatches, StepLoader
     from nt_dist.engine.engine import build_engine, train_step
     from nt_dist.engine.optimizer_state import optimizer_state
@@ -62,11 +62,11 @@ def _train(rank, world_size, folder, precision):
     for step in range(1, STEPS + 1):
         train_step(engine, config, mesh, next(batches), step, topology.collects_at(step))
         if step == 1:
-            save(folder / "run" / "checkpoints", config, mesh, model, state, Progress(1, 6, 1, data.digest))
+            save(folder / "run" / "checkpoints", config, mesh, model, state, TrainingState(1, 6, 1, data.digest))
         if topology.updates_at(step):
             topology.update(step)
     figures = evaluate(model, EvaluationBatches(data.validation, 3, num_samples=12), mesh, config)
-    save(folder / "run" / "checkpoints", config, mesh, model, state, Progress(STEPS, 18, STEPS, data.digest))
+    save(folder / "run" / "checkpoints", config, mesh, model, state, TrainingState(STEPS, 18, STEPS, data.digest))
     return figures
 
 

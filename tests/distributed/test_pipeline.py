@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from nt_dist.checkpoint.checkpoint import Progress, load, save
+from nt_dist.checkpoint.checkpoint import load, save
+from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.data.batch import Batch
 from nt_dist.engine.engine import build_engine, train_step
 from nt_dist.engine.optimizer_state import State, optimizer_state
@@ -161,7 +162,9 @@ def _run(rank, world_size, layout, folder=None):
     config = config_of(world_size, layout)
     mesh, model, _, door, _ = parts = start(config)
     early = train(config, range(1, SAVED + 1), parts)
-    path = save(folder, config, mesh, model, door, Progress(SAVED, SAVED * BATCH, door.step, "")) if folder else None
+    path = (
+        save(folder, config, mesh, model, door, TrainingState(SAVED, SAVED * BATCH, door.step, "")) if folder else None
+    )
     late = train(config, range(SAVED + 1, STEPS + 1), parts)
     return early, late, sorted(weights_of(model)), path
 

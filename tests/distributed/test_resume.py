@@ -142,7 +142,7 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(tmp_path, corpus, sta
     assert {key.rsplit("/", 1)[1] for key in before} == {"positions", "value", "exp_avg", "exp_avg_sq"}
     different = [key for key in before if before[key].tobytes() != after[key].tobytes()]
     assert different == []
-    progress = [read_manifest(folder / last).progress for folder in (whole, broken)]
+    progress = [read_manifest(folder / last).training_state for folder in (whole, broken)]
     assert progress[0] == progress[1]
     assert (progress[0].step, progress[0].adam_step, progress[0].consumed_samples) == (STEPS, STEPS, STEPS * 8)
 
@@ -266,7 +266,7 @@ def test_a_run_that_goes_back_leaves_the_bad_batch_out_also_when_it_is_killed_an
     last = f"checkpoints/step-{STEPS:08d}"
     before, after = _fragments(whole / last), _fragments(broken / last)
     assert [key for key in before if before[key].tobytes() != after[key].tobytes()] == []
-    progress = [read_manifest(folder / last).progress for folder in (whole, broken)]
+    progress = [read_manifest(folder / last).training_state for folder in (whole, broken)]
     assert progress[0] == progress[1]
     assert (progress[0].adam_step, progress[0].consumed_samples) == (STEPS - 1, (STEPS + 1) * size)
     left_out = [[NOT_FINITE, NOT_FINITE + size], [SPIKED, SPIKED + size]]

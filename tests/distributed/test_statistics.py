@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nt_dist.checkpoint.checkpoint import load, save
-from nt_dist.checkpoint.manifest import Progress
+from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.engine.engine import build_engine
 from nt_dist.engine.optimizer_state import optimizer_state
 from nt_dist.engine.pipeline import build_mesh_model
@@ -46,7 +46,7 @@ def _save(rank, world_size, folder, precision, stage, layout):
         assert statistic.values.dtype == torch.float32
         fill(statistic)
     run.integrity.check("step 1")
-    progress = Progress(1, 4, 0, "")
+    progress = TrainingState(1, 4, 0, "")
     return save(folder, run.config, run.mesh, run.model, run.state, progress), contents(run.statistics)
 
 

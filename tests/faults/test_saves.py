@@ -16,8 +16,8 @@ import torch
 from safetensors.numpy import load_file
 
 from nt_dist.checkpoint import checkpoint
-from nt_dist.checkpoint.find import find, verify
-from nt_dist.checkpoint.manifest import Progress, read_manifest
+from nt_dist.checkpoint.folder import find, verify
+from nt_dist.checkpoint.manifest import TrainingState, read_manifest
 from nt_dist.checkpoint.saving import Saver
 from nt_dist.errors import CheckpointError
 from nt_dist.training.run_folder import RunFolder
@@ -38,7 +38,7 @@ def save_endlessly(folder, is_last, committed):
         saver = Saver(folder, with_run(keep=2), mesh, model, optimizer)
         for step in range(1, 1 << 20):
             fill(optimizer, step)
-            saver.save(Progress(step, step, step, "abc"), is_last)
+            saver.save(TrainingState(step, step, step, "abc"), is_last)
             fill(optimizer, -1)  # what is not in the snapshot now is lost
             saver.settle()
             os.write(committed, b".")
@@ -75,7 +75,7 @@ def test_killed_at_a_random_point_of_a_save(tmp_path, long_form, tally, is_last)
         for path in folder.glob("step-*"):  # what has its name is whole, every hash of it
             verify(path)
         found = find(folder)
-        step = read_manifest(found).progress.step
+        step = read_manifest(found).training_state.step
         assert step in (committed, committed + 1)  # + 1: killed between the rename and the report of it
         tensors = {key: array for file in found.glob("*.safetensors") for key, array in load_file(file).items()}
         values = [array for key, array in tensors.items() if not key.endswith("positions")]
@@ -112,11 +112,11 @@ def test_a_full_disk_fails_the_save_and_keeps_the_last_one(small_disk, tally, ca
             filler.write_bytes(bytes(free.f_bavail * free.f_bsize - 8192 if step == 2 else 0))
             fill(optimizer, step)
             try:
-                saver.save(Progress(step, step, step, "abc"), is_last)
+                saver.save(TrainingState(step, step, step, "abc"), is_last)
                 saver.settle()
             except CheckpointError as problem:
                 said.append(str(problem))
-            assert read_manifest(find(folder)).progress.step == (1 if step == 2 else step)
+            assert read_manifest(find(folder)).training_state.step == (1 if step == 2 else step)
             assert not list(folder.glob(".*")), "something half-written stays"
 
     on_one_rank(work)
@@ -132,7 +132,7 @@ def test_a_read_only_folder_is_named(small_disk, tally):
 
     def save(mesh):
         model, optimizer = model_part(mesh, "compact", CONFIG, 1)
-        checkpoint.save(small_disk / "checkpoints", CONFIG, mesh, model, optimizer, Progress(1, 1, 1, "abc"))
+        checkpoint.save(small_disk / "checkpoints", CONFIG, mesh, model, optimizer, TrainingState(1, 1, 1, "abc"))
 
     with pytest.raises(CheckpointError, match="Read-only file system"):
         on_one_rank(save)
@@ -145,7 +145,7 @@ def test_damage_of_any_kind_is_found_or_does_no_harm(tmp_path, long_form, tally)
 
     def save(mesh):
         model, optimizer = model_part(mesh, "compact", CONFIG, 1)
-        checkpoint.save(whole, CONFIG, mesh, model, optimizer, Progress(7, 7, 7, "abc"))
+        checkpoint.save(whole, CONFIG, mesh, model, optimizer, TrainingState(7, 7, 7, "abc"))
 
     on_one_rank(save)
     (path,) = whole.glob("step-*")

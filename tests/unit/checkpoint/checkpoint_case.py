@@ -9,7 +9,7 @@ from zlib import crc32
 import torch
 from torch import nn
 
-from nt_dist.checkpoint.checkpoint import Progress
+from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.families import make_config
 from nt_dist.model.weights import weight_specs
 from nt_dist.parallel.mesh import AXES
@@ -25,7 +25,7 @@ CONFIG = make_config(
         "run": {"keep": 2, "keep_every": 0},
     }
 )
-PROGRESS = Progress(step=7, consumed_samples=224, adam_step=6, data_digest="abc", extra={"skipped": [3, 5]})
+PROGRESS = TrainingState(step=7, consumed_samples=224, adam_step=6, data_digest="abc", extra={"skipped": [3, 5]})
 
 
 def with_run(**changes):

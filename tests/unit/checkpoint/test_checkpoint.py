@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nt_dist.checkpoint import fragments as checkpoint_files
-from nt_dist.checkpoint.checkpoint import collect, commit, find, load, save, write_part
-from nt_dist.checkpoint.folder import begin
+from nt_dist.checkpoint.checkpoint import collect, commit, load, save, write_part
+from nt_dist.checkpoint.folder import begin, find
 from nt_dist.checkpoint.inspect import examine
 from nt_dist.checkpoint.manifest import read_manifest
 from nt_dist.config.settings import Run
@@ -132,7 +132,7 @@ def test_a_snapshot_no_longer_changes_with_the_model(tmp_path, expected):
             for tensor in optimizer.states[weight.spec.name].values():
                 tensor.fill_(7.0)
         writing = begin(tmp_path, PROGRESS.step)
-        return commit(tmp_path, writing, CONFIG, mesh, snapshot, write_part(writing, snapshot))
+        return commit(writing, CONFIG, mesh, snapshot, lambda: write_part(writing, snapshot))
 
     ((_, _, found),) = load_on(on_one_rank(work))
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())

@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 
 from nt_dist.checkpoint import folder as checkpoint_folder
-from nt_dist.checkpoint.find import find
-from nt_dist.checkpoint.folder import begin, checkpoints, commit, prune
+from nt_dist.checkpoint.folder import begin, checkpoints, commit, find, prune
 from nt_dist.checkpoint.fragments import write_fragments
 from nt_dist.checkpoint.inspect import examine
-from nt_dist.checkpoint.manifest import Manifest, Progress, read_manifest
+from nt_dist.checkpoint.manifest import Manifest, TrainingState, read_manifest
 from nt_dist.errors import CheckpointError
 
 
@@ -20,7 +19,7 @@ def make(folder, step, note=""):
     """A checkpoint without weights."""
     writing = begin(folder, step)
     files = {"state-00000.safetensors": write_fragments(writing / "state-00000.safetensors", {})}
-    return commit(folder, writing, Manifest(0, "", "", Progress(step, 0, 0, note), (), {}, {}, files, {}))
+    return commit(writing, Manifest(0, "", "", TrainingState(step, 0, 0, note), (), {}, {}, files, {}))
 
 
 def names(folder):
@@ -73,11 +72,11 @@ def test_a_save_killed_anywhere_leaves_the_old_checkpoints_or_the_new_one(tmp_pa
             if not killed_at(monkeypatch, number, lambda folder=folder, steps=steps: save(folder, steps[-1], "new")):
                 break
             found = find(folder)
-            if found is None or read_manifest(found).progress.data_digest == "old":
-                assert before is None or read_manifest(found).progress.step == steps[-2], (steps, number)
+            if found is None or read_manifest(found).training_state.data_digest == "old":
+                assert before is None or read_manifest(found).training_state.step == steps[-2], (steps, number)
                 seen.add("old")
             else:
-                assert read_manifest(found).progress == Progress(steps[-1], 0, 0, "new")
+                assert read_manifest(found).training_state == TrainingState(steps[-1], 0, 0, "new")
                 seen.add("new")
             assert found is None or not examine(found)
             after = make(folder, 9, "after")  # and the next save clears everything away
@@ -219,7 +218,7 @@ def test_a_failed_rename_puts_the_replaced_one_back(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "rename", fails)
     with pytest.raises(CheckpointError, match="Input/output error"):
         make(tmp_path, 1, "new")
-    assert read_manifest(tmp_path / "step-00000001").progress.data_digest == "old"
+    assert read_manifest(tmp_path / "step-00000001").training_state.data_digest == "old"
 
 
 def test_serials_go_on_counting(tmp_path):
@@ -228,3 +227,25 @@ def test_serials_go_on_counting(tmp_path):
     shutil.rmtree(tmp_path / "step-00000005")
     assert read_manifest(make(tmp_path, 4)).serial == 3
     assert replace(read_manifest(tmp_path / "step-00000003"), saved_at="").serial == 2
+
+
+def test_the_name_of_the_newest_is_replaced_whole(tmp_path, monkeypatch):
+    make(tmp_path, 1)
+    fsync, count = os.fsync, 0
+
+    def full_at_last(file):
+        nonlocal count
+        count += 1
+        if count > 4:  # state, manifest, both folders; then comes ``latest``
+            raise OSError(28, "No space left on device")
+        fsync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_at_last)
+        with pytest.raises(CheckpointError, match="latest: cannot be written: No space left on device"):
+            make(tmp_path, 2)
+    assert (tmp_path / "latest").read_text() == "step-00000001\n" and find(tmp_path).name == "step-00000002"
+    (tmp_path / ".latest.12345").write_text("")  # of a save that was killed
+    make(tmp_path, 3)
+    assert (tmp_path / "latest").read_text() == "step-00000003\n"
+    assert [name for name in names(tmp_path) if name.startswith(".")] == []

@@ -12,10 +12,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from nt_dist.checkpoint import inspect as checkpoint_inspect
-from nt_dist.checkpoint.find import verify
+from nt_dist.checkpoint.folder import verify
 from nt_dist.checkpoint.fragments import (
     file_problems,
-    replace_file,
     topology_checksum,
     write_file,
     write_fragments,
@@ -213,19 +212,3 @@ def test_files_are_never_written_over_and_follow_the_umask(tmp_path):
     with pytest.raises(CheckpointError, match="x: cannot be written: File exists"):
         write_file(tmp_path / "x", [b"2"])
     assert (tmp_path / "x").read_bytes() == b"1"
-
-
-def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
-    replace_file(tmp_path / "latest", "one\n")
-
-    def full(file):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(CheckpointError, match="No space left on device"):
-            replace_file(tmp_path / "latest", "two\n")
-    assert (tmp_path / "latest").read_text() == "one\n"
-    replace_file(tmp_path / "latest", "three\n")
-    assert (tmp_path / "latest").read_text() == "three\n"
-    assert [each.name for each in tmp_path.iterdir()] == ["latest"]

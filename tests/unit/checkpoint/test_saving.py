@@ -5,15 +5,15 @@ import threading
 import pytest
 
 from nt_dist.checkpoint import checkpoint
-from nt_dist.checkpoint.find import find
-from nt_dist.checkpoint.manifest import Progress, read_manifest
+from nt_dist.checkpoint.folder import find
+from nt_dist.checkpoint.manifest import TrainingState, read_manifest
 from nt_dist.checkpoint.saving import Saver
 from nt_dist.errors import CheckpointError
 from tests.unit.checkpoint.checkpoint_case import CONFIG, model_part, on_one_rank, on_ranks, with_run
 
 
 def progress(step, **extra):
-    return Progress(step, step, step, "abc", extra)
+    return TrainingState(step, step, step, "abc", extra)
 
 
 def saver_of(mesh, folder, config=CONFIG):
@@ -44,7 +44,7 @@ def test_a_save_is_not_there_before_it_is_settled(tmp_path, gate):
         gate.set()
         saver.settle()
         assert not saver.is_under_way and saver.latest == find(tmp_path)
-        assert read_manifest(saver.latest).progress == progress(1, counts={"seen": 1})
+        assert read_manifest(saver.latest).training_state == progress(1, counts={"seen": 1})
         saver.settle()  # nothing is under way: nothing is done
 
     on_one_rank(work)
@@ -67,7 +67,7 @@ def test_a_rank_that_cannot_write_fails_the_save_on_all_and_the_next_one_is_made
     write = checkpoint.write_part
 
     def write_or_fail(writing, snapshot):
-        if snapshot.rank == 1 and snapshot.manifest.progress.step == 2:
+        if snapshot.file == "state-00001.safetensors" and snapshot.manifest.training_state.step == 2:
             raise CheckpointError("no space left")
         return write(writing, snapshot)
 

@@ -205,8 +205,8 @@ def test_an_import_starts_a_run_and_replaces_none(dense, tmp_path):
     foreign, data = open_foreign(dense[0]), open_data(config, is_writer=False)
     path, _ = on_one_rank(lambda mesh: import_run(foreign, config, mesh, data, 0.1))
     ensemble = load_ensemble(tmp_path / "run")
-    assert ensemble.checkpoint == path and ensemble.manifest.progress.step == 0
-    progress = ensemble.manifest.progress
+    assert ensemble.checkpoint == path and ensemble.manifest.training_state.step == 0
+    progress = ensemble.manifest.training_state
     assert progress.data_digest == data.digest and data.identity.items() <= progress.extra.items()
     torch.testing.assert_close(ensemble.logits(TOKENS), filled(dense[0], config, 0.1)[0](TOKENS)[..., :331])
     with pytest.raises(CheckpointError, match="run.dir = .* has checkpoints already"):

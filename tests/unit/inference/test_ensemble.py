@@ -41,7 +41,7 @@ def test_logits_are_those_of_the_model_that_was_saved_without_padding(run):
     logits = ensemble.logits(TOKENS)
     assert logits.shape == (3, 2, 9, 331) and logits.isfinite().all() and not logits.requires_grad
     torch.testing.assert_close(logits, model(TOKENS)[..., :331].detach())
-    assert ensemble.manifest.progress.step == 4 and ensemble.tokenizer.vocab_size == 331
+    assert ensemble.manifest.training_state.step == 4 and ensemble.tokenizer.vocab_size == 331
     low = load_ensemble(run / "checkpoints" / "step-00000004", dtype=torch.bfloat16).logits(TOKENS)
     assert low.dtype == torch.bfloat16 and (low - logits).abs().mean() < 0.1 * logits.std()
 
@@ -148,9 +148,9 @@ def test_a_checkpoint_that_does_not_name_its_tokenizer_has_it_by_its_data(tmp_pa
 
     run = write_run(tmp_path)
     ensemble = load_ensemble(run)
-    trained_run.write_checkpoint(ensemble.config, ensemble.manifest.progress.data_digest, {}, step=5)
+    trained_run.write_checkpoint(ensemble.config, ensemble.manifest.training_state.data_digest, {}, step=5)
     again = load_ensemble(run)
-    assert again.manifest.progress.step == 5 and again.tokenizer.sha256 == ensemble.tokenizer.sha256
+    assert again.manifest.training_state.step == 5 and again.tokenizer.sha256 == ensemble.tokenizer.sha256
     trained_run.write_checkpoint(ensemble.config, "another", {}, step=6)
     with pytest.raises(DataError, match="prepared texts are in none of .* with --prepared"):
         load_ensemble(run)

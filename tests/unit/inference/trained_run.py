@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from nt_dist.checkpoint.checkpoint import Progress, save
+from nt_dist.checkpoint.checkpoint import save
+from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.config import Config
 from nt_dist.families import make_config
 from nt_dist.model.trails import build_model, statistics_of, weights_of
@@ -72,6 +73,6 @@ def write_checkpoint(config: Config, digest: str, extra: dict, step: int = 4) ->
             "value": values.clone(),
             **{moment: torch.zeros_like(values) for moment in optimizer.moments},
         }
-    progress = Progress(step, 8 * step, step, digest, extra)
+    progress = TrainingState(step, 8 * step, step, digest, extra)
     place = Path(config.run.dir) / "checkpoints"
     return on_one_rank(lambda mesh: save(place, config, mesh, model, optimizer, progress))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nt_dist.checkpoint import checkpoint
-from nt_dist.checkpoint.manifest import Progress
+from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.engine.bad_steps import BadSteps, StepVerdict
 from nt_dist.engine.engine import StepResult
 from nt_dist.errors import CheckpointError
@@ -128,7 +128,7 @@ def _load(extra, monkeypatch):
     trainer.mesh = trainer.model = trainer.optimizer_state = None
     trainer.data, trainer.saver, trainer.bad_steps = SimpleNamespace(digest=""), SimpleNamespace(), BadSteps(5)
     trainer.guard = SimpleNamespace(restore=lambda state: state.get("losses"))
-    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: Progress(3, 24, 3, "", extra))
+    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: TrainingState(3, 24, 3, "", extra))
     trainer.load(Path("step-3"))
     return trainer
 
