@@ -21,8 +21,16 @@ from nt_dist.config.settings import Config
 from nt_dist.engine.stages import stage_bounds
 from nt_dist.model.losses import objective
 from nt_dist.model.place import Place
-from nt_dist.model.trails import FORK, TrailsModel, build_model, layer_makers, layer_names, run_layers, weights_of
-from nt_dist.model.weights import weight_specs
+from nt_dist.model.trails import (
+    FORK,
+    TrailsModel,
+    build_model,
+    layer_makers,
+    layer_names,
+    num_local_trails,
+    run_layers,
+    weights_of,
+)
 from nt_dist.parallel.mesh import Mesh
 
 # DeepSpeed would slice hidden states over its whole model axis, as if they were equal there; trails are not.
@@ -73,9 +81,9 @@ class PipelineModel(PipelineModule):
             super().__init__(makers, topology=topology, loss_fn=self._loss, partition_method=bounds)
         self.mesh, self.place = mesh, place
         self.recompute = config.train.activation_checkpointing
-        self.hidden_size = config.model.hidden_size
+        self.hidden_size = config.family.hidden_size(config)
         self.dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-        self.num_trails = len(place.trails(weight_specs(config)["norm"]))
+        self.num_trails = num_local_trails(config, place)
         is_forked = FORK not in layer_names(config)[bounds[mesh.pipe.rank] :]
         self.receives_trunk = not is_forked
         self._scale: torch.Tensor | float = 1.0

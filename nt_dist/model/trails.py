@@ -42,6 +42,11 @@ def layer_names(config: Config) -> list[str]:
     return [*names[:first], FORK, *names[first:]] if first else names
 
 
+def num_local_trails(config: Config, place: Place) -> int:
+    """Return how many trails are held here."""
+    return len(place.trails(next(spec for spec in weight_specs(config).values() if spec.in_trail)))
+
+
 def layer_makers(config: Config, place: Place, device: torch.device | str = "cpu") -> list[MakeLayer]:
     """Return one function per layer of :func:`layer_names` that makes it: a pipeline stage makes only its own."""
     specs, statistics = weight_specs(config), statistic_specs(config)
@@ -55,8 +60,7 @@ def layer_makers(config: Config, place: Place, device: torch.device | str = "cpu
         return STORAGES[storages[name]](spec, place.trails(spec), place.shards(spec), device)
 
     makers = config.family.layers(config, make, place)
-    num_trails = len(place.trails(next(spec for spec in specs.values() if spec.in_trail)))
-    makers.setdefault(FORK, lambda: Fork(num_trails, place))
+    makers.setdefault(FORK, lambda: Fork(num_local_trails(config, place), place))
     return [makers[name] for name in layer_names(config)]
 
 
