@@ -94,6 +94,8 @@ class Family(ABC):
     rules: ClassVar[tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], ...]]
     """Rules over several settings: the keys that one reads, and what yields a message for each thing that is wrong."""
 
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Values by section.key for what a config leaves out, by ``train.recipe``."""
     wants_accuracy: ClassVar[bool] = False
     """Whether its figures have shares of right answers, which take one more pass over the logits."""
 

@@ -89,7 +89,7 @@ def load_config(
     family = _family_of(families, sections, words, problems)
     settings = settings_of(family)
     typed: dict[str, dict[str, Any]] = {name: {} for name in sections_of(family)}
-    for dotted, value in _entries(family, sections, words, problems):
+    for dotted, value in [*_of_recipe(family, sections, words), *_entries(family, sections, words, problems)]:
         setting = settings.get(dotted)
         if setting is None:
             problems.append(_no_setting(families, family, dotted))
@@ -176,6 +176,14 @@ def _entries(
         else:
             keys = {f"{name}.{entry}": value for entry, value in entries.items()}
             yield from ((dotted, value) for dotted, value in keys.items() if dotted not in words)
+
+
+def _of_recipe(family: Family, sections: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """What the recipe says about settings that are not on the command line; a file's come after it."""
+    train = sections.get("train")
+    recipe = words.get("train.recipe", train.get("recipe", "default") if isinstance(train, Mapping) else "default")
+    of_recipe = family.recipes.get(recipe, {}) if isinstance(recipe, str) else {}
+    yield from ((dotted, value) for dotted, value in of_recipe.items() if dotted not in words)
 
 
 def _no_setting(families: Mapping[str, Family], family: Family, dotted: str) -> str:

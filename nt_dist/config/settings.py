@@ -88,6 +88,9 @@ class Sparsity:
 class Train:
     """The optimization."""
 
+    recipe: Literal["default", "paper"] = schedule(
+        "default", "Defaults of other settings: default (measured best) or paper (the NeuroTrails paper's code)."
+    )
     steps: int = schedule(1000, "Optimizer steps.", at_least(1))
     batch_size: int = schedule(32, "Sequences in a global step.", at_least(1))
     micro_batch_size: int = free(16, "Sequences in one pass on one rank.", at_least(1))

@@ -13,6 +13,7 @@ class Llama(Family):
 
     name, task = "llama", "text-generation"
     sections = {"model": settings.Model, "data": text.Data}  # noqa: RUF012
+    recipes = settings.RECIPES
     input_layer, output_layer = "embedding", "output"
     rules = settings.RULES
     alike = ("model.vocab_size", "model.max_seq_len", "data.layout")

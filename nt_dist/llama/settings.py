@@ -76,6 +76,24 @@ def _sequence_has_targets(config: Config) -> Iterator[str]:
         yield "model.max_seq_len = 1 must be at least 2 with data.layout = 'rows': a row begins with BOS"
 
 
+RECIPES = {
+    "paper": {  # the code of arXiv 2505.17909 for language
+        "train.optimizer": "adamw",
+        "train.objective": "sum",
+        "train.lr_embedding": 1.0,
+        "train.lr_output": 1.0,
+        "train.lr_trunk": 1.0,
+        "sparsity.distribution": "erk",
+        "sparsity.exempt": [],
+        "sparsity.drop": "soft_magnitude",
+        "sparsity.temperature": 3.0,
+        "sparsity.grow": "gradient",
+        "sparsity.drop_fraction": 0.5,
+        "sparsity.drop_schedule": "cosine",
+        "sparsity.stop_fraction": 1.0,
+        "sparsity.new_moments": "zero",
+    }
+}
 RULES = (*text.RULES, _heads_divide_hidden, _kv_heads_divide_heads, _shards_divide_axes, _sequence_has_targets)
 
 

@@ -11,6 +11,7 @@ class ResNet(Family):
     name, task = "resnet", "image-classification"
     sections = {"model": settings.Model, "data": images.Data}  # noqa: RUF012
     rules = settings.RULES
+    recipes = settings.RECIPES
     input_layer, output_layer = "stem", "classifier"
     wants_accuracy = True
     corruptions = {}  # noqa: RUF012

@@ -76,4 +76,28 @@ def _shards_divide_widths(config: Config) -> Iterator[str]:
             yield f"sparsity.topology_shards = {shards} must divide {name} = {width}; nearest: {near}"
 
 
+_SGD = {
+    "train.optimizer": "sgd",
+    "train.lr": 0.1,
+    "train.momentum": 0.9,
+    "train.nesterov": True,
+    "train.weight_decay": 5e-4,
+    "train.objective": "mean",
+}
+RECIPES = {
+    "default": _SGD | {"train.min_lr_ratio": 0.0},
+    "paper": _SGD  # the code of arXiv 2505.17909 for pictures
+    | {
+        "train.warmup_steps": 0,
+        "train.lr_schedule": "steps",
+        "train.decay_vectors": True,
+        "sparsity.drop": "magnitude",
+        "sparsity.grow": "gradient",
+        "sparsity.drop_fraction": 0.5,
+        "sparsity.drop_schedule": "cosine",
+        "sparsity.update_every": 1000,
+        "sparsity.stop_fraction": 1.0,
+    },
+}
+
 RULES = (*images.RULES, _norm_batch_divides, _is_not_cut, _shards_divide_widths)
