@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def load_config(
     family = _family_of(families, sections, words, problems)
     settings = settings_of(family)
     typed: dict[str, dict[str, Any]] = {name: {} for name in sections_of(family)}
-    for dotted, value in [*_of_recipe(family, sections, words), *_entries(family, sections, words, problems)]:
+    for dotted, value in chain(_of_recipe(family, sections, words), _entries(family, sections, words, problems)):
         setting = settings.get(dotted)
         if setting is None:
             problems.append(_no_setting(families, family, dotted))

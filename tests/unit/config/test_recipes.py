@@ -1,0 +1,38 @@
+"""A recipe says what a config leaves out; what stands in the file or on the command line wins."""
+
+import pytest
+
+from nt_dist.errors import ConfigError
+from nt_dist.families import FAMILIES, load_config
+
+PICTURES = {"model": {"family": "resnet"}, "data": {"source": "digits"}, "train": {"micro_batch_size": 32}}
+
+
+def with_train(sections=PICTURES, words=(), **train):
+    return load_config({**sections, "train": {**sections.get("train", {}), **train}}, words)
+
+
+def test_each_family_has_its_own_and_the_default_one_is_taken():
+    train = with_train().train
+    assert (train.optimizer, train.lr, train.nesterov, train.objective) == ("sgd", 0.1, True, "mean")
+    assert load_config({}).train.optimizer == "adamw"
+    paper = with_train(recipe="paper")
+    assert (paper.train.lr_schedule, paper.train.decay_vectors, paper.sparsity.drop) == ("steps", True, "magnitude")
+
+
+def test_the_file_and_the_command_line_win():
+    assert with_train(lr=0.5, recipe="paper").train.lr == 0.5
+    config = with_train(lr=0.5, words=["train.lr=0.25", "train.recipe=paper", "train.nesterov=false"])
+    assert (config.train.lr, config.train.nesterov, config.train.lr_schedule) == (0.25, False, "steps")
+
+
+@pytest.mark.parametrize("recipe", ["papier", 3, ["paper"]])
+def test_one_that_there_is_not_is_refused_by_name(recipe):
+    with pytest.raises(ConfigError, match=r"train\.recipe = .* must be"):
+        with_train(recipe=recipe)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_what_a_config_becomes_reads_back_as_the_same(family):
+    config = load_config({"model": {"family": family.name}, "train": {"recipe": "paper", "micro_batch_size": 32}})
+    assert load_config(config.to_dict()) == config
