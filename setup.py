@@ -14,7 +14,6 @@ EVAL = [
     "tokenizers>=0.22",
     "protobuf>=5.0",
     "torchmetrics>=1.5",
-    "scipy>=1.13",
     "lm_eval>=0.4.9",
     "accelerate>=1.0",
 ]
@@ -39,6 +38,7 @@ setup(
         "safetensors>=0.5",
         "numpy>=1.26",
         "scikit-learn>=1.5",
+        "scipy>=1.13",
         "pydantic>=2.0",
         "pillow>=10.0",
         "matplotlib>=3.9",

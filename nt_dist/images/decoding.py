@@ -1,25 +1,34 @@
 """One picture, from its bytes to [side, side, 3] bytes of red, green and blue."""
 
 import io
-from pathlib import Path
+import math
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from nt_dist.errors import DataError
 
-Box = tuple[float, float, float, float]  # left, top, width and height, as shares of a picture's sides
 _SHORT_SIDE = 256 / 224  # of the side that is cut out of the middle, as for ImageNet since He et al.
-_SQUARE: Box | None = None
+_ORIENTATION, _FIRST_ON_ITS_SIDE = 0x0112, 5  # EXIF's tag, and the first of its values that exchange width and height
 
 
-def decode(source: bytes | str | Path, side: int, box: Box | None = _SQUARE) -> np.ndarray:
+class Crop(NamedTuple):
+    """A part of a picture: which share of its area, width over height, and where, 0 to 1 from left and from top."""
+
+    area: float
+    ratio: float
+    right: float
+    down: float
+
+
+def decode(source: bytes | str | np.ndarray, side: int, crop: Crop | None = None) -> np.ndarray:
     """Read one picture.
 
     Args:
-        source: The contents of a file, or its path.
+        source: The contents of a file, its path, or a decoded picture [height, width, 3].
         side: Of the result, in pixels.
-        box: What to cut out and scale; None: the middle square, smaller than the picture by the customary margin where
+        crop: What to cut out and scale; None: the middle square, smaller than the picture by the customary margin where
             it has to be scaled down.
 
     Returns:
@@ -28,35 +37,51 @@ def decode(source: bytes | str | Path, side: int, box: Box | None = _SQUARE) -> 
     Raises:
         DataError: It cannot be read; without the name of the file.
     """
+    if isinstance(source, np.ndarray):
+        if crop is None and source.shape == (side, side, 3):
+            return source
+        return np.asarray(_scaled(Image.fromarray(source), side, crop))
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
-            if box is None:
-                picture.draft("RGB", (side * 2, side * 2))  # of a JPEG only so many coefficients are decoded
-            return np.asarray(_cut(_as_rgb(ImageOps.exif_transpose(picture)), side, box))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot be read as a picture: {error}") from error
+            # of a JPEG only so many coefficients are decoded as the result needs
+            size = picture.size
+            on_its_side = picture.getexif().get(_ORIENTATION, 1) >= _FIRST_ON_ITS_SIDE
+            left, top, right, bottom = _area(size[::-1] if on_its_side else size, side, crop)
+            scale = min(right - left, bottom - top) / side
+            picture.draft("RGB", (int(size[0] / scale), int(size[1] / scale)))
+            return np.asarray(_scaled(_as_rgb(ImageOps.exif_transpose(picture)), side, crop))
+    except MemoryError:
+        raise
+    except Exception as error:  # of a broken file Pillow's readers raise whatever they stumble over
+        raise DataError(f"cannot be read as a picture: {error or type(error).__name__}") from error
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16") or picture.mode == "I":  # 16 bits a pixel; Pillow would cut them off at 255
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
         picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
 
 
-def _cut(picture: Image.Image, side: int, box: Box | None) -> Image.Image:
-    width, height = picture.size
-    if (width, height) == (side, side) and box is None:
+def _scaled(picture: Image.Image, side: int, crop: Crop | None) -> Image.Image:
+    area = _area(picture.size, side, crop)
+    if area == (0, 0, side, side) == (0, 0, *picture.size):
         return picture
-    if box is None:
-        square = min(width, height)
-        inner = square / _SHORT_SIDE if square >= side * _SHORT_SIDE else square
-        left, top = (width - inner) / 2, (height - inner) / 2
-        area = (left, top, left + inner, top + inner)
-    else:
-        left, top = box[0] * width, box[1] * height
-        area = (left, top, left + box[2] * width, top + box[3] * height)
     return picture.resize((side, side), Image.Resampling.BILINEAR, box=area)
+
+
+def _area(size: tuple[int, int], side: int, crop: Crop | None) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what is scaled to the side, in pixels of a picture of this width and height."""
+    if crop is None:
+        square = min(size)
+        width = height = square / _SHORT_SIDE if square >= side * _SHORT_SIDE else square
+        right = down = 0.5
+    else:
+        root = math.sqrt(crop.area * size[0] * size[1])
+        width = min(size[0], root * math.sqrt(crop.ratio))
+        height = min(size[1], root / math.sqrt(crop.ratio))
+        right, down = crop.right, crop.down
+    left, top = right * (size[0] - width), down * (size[1] - height)
+    return left, top, left + width, top + height

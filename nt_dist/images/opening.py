@@ -1,7 +1,9 @@
 """A run's pictures, opened and checked."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,20 +13,26 @@ import numpy as np
 from nt_dist.config.settings import Config
 from nt_dist.data.order import samples_at
 from nt_dist.errors import DataError
-from nt_dist.images.samples import PictureSamples
-from nt_dist.images.sources import Pictures, open_pictures
+from nt_dist.images.samples import Broken, PictureSamples
+from nt_dist.images.sources import PARQUET, Pictures, open_pictures
+from nt_dist.progress import ProgressBar
 
 _IN_MEMORY = 1 << 31  # bytes of decoded pictures that a process keeps, at most
+_AT_ONCE = 256  # pictures between two looks at the progress bar
+_WORTH_A_BAR = 4096
 _logger = logging.getLogger(__name__)
+Exchange = Callable[[Callable[[], Any]], Any]
 
 
 class OpenPictures(NamedTuple):
-    """A run's data; see :meth:`nt_dist.config.family.Family.open_data`."""
+    """A run's data, or other pictures to evaluate on, which have no samples to train on and no digest."""
 
-    train: PictureSamples
+    train: PictureSamples | None
     validation: PictureSamples
-    digest: str
+    digest: str | None
     classes: list[str]
+    foreign: str = ""
+    """Why the classes of other pictures are not the model's; "" where they are."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -32,62 +40,70 @@ class OpenPictures(NamedTuple):
         return {"classes": self.classes}
 
 
-def open_data(config: Config, is_writer: bool, exchange: Callable[[Callable[[], Any]], Any]) -> OpenPictures:
+def open_data(config: Config, is_writer: bool, exchange: Exchange) -> OpenPictures:
     """Open a config's pictures: one rank lets ``datasets`` index them first.
 
     Raises:
-        DataError: They cannot be read, more of them than ``data.max_bad_share`` are broken, a label is out of range, or
-            a class has no picture.
+        DataError: They cannot be read, more of them than ``data.max_bad_share`` are broken, a label is out of range, a
+            class has no picture, or validation has a class that training lacks.
     """
     exchange(lambda: len(_open(config)))
     train, validation = _open(config)
-    for pictures in (train, validation):
-        _check_labels(pictures, config.model.num_classes)
     lacking = np.setdiff1d(np.arange(config.model.num_classes), train.labels)
     if len(lacking):
         names = ", ".join(train.classes[each] if len(train.classes) > each else str(each) for each in lacking[:5])
-        raise DataError(f"{train.name}: {len(lacking)} of {config.model.num_classes} classes have no picture: {names}")
-    digest = train.digest
+        raise DataError(
+            f"{train.name}: {len(lacking)} of model.num_classes = {config.model.num_classes} classes have no picture "
+            f"to train on: {names}{', …' if len(lacking) > 5 else ''}"
+        )
     if is_writer:
         for name, pictures in (("training", train), ("validation", validation)):
             _logger.info("%s: %s pictures of %d classes", name, f"{len(pictures):,}", config.model.num_classes)
-    train, validation = (_readable(config, pictures) for pictures in (train, validation))
-    return OpenPictures(_samples(config, train), _samples(config, validation), digest, list(train.classes))
+    digest = train.digest(whole=_fits(config, train))
+    samples = [_samples(config, pictures, is_writer) for pictures in (train, validation)]
+    return OpenPictures(*samples, digest, list(train.classes))
 
 
-def open_other(config: Config, path: str, exchange: Callable[[Callable[[], Any]], Any]) -> PictureSamples:
+def open_other(config: Config, path: str, exchange: Exchange, classes: Sequence[str] = ()) -> OpenPictures:
     """Open other pictures, a folder or parquet files, for an evaluation.
 
+    Their labels are told by the names of the model's ``classes``, where both have names. Where that cannot be, as with
+    pictures of other things, their labels are 0 and :attr:`OpenPictures.foreign` says why.
+
     Raises:
-        DataError: As :func:`open_data`.
+        DataError: They cannot be read.
     """
-    source = "folder" if Path(path).expanduser().is_dir() and not any(Path(path).glob("*.parquet")) else "parquet"
-    other = replace(config, data=replace(config.data, source=source))
-    exchange(lambda: len(_split(other, path, "train")))
-    pictures = _split(other, path, "train")
-    _check_labels(pictures, config.model.num_classes)
-    return _samples(config, _readable(config, pictures))
+    place = Path(path).expanduser()
+    has_tables = (place.is_dir() and any(place.glob(f"*{PARQUET}"))) or not place.is_dir()
+    other = replace(config, data=replace(config.data, source="parquet" if has_tables else "folder"))
+    exchange(lambda: len(_split(other, path, "train", "data")))
+    pictures, foreign = _split(other, path, "train", "data"), ""
+    try:
+        _check_labels(pictures, max(len(pictures.classes), config.model.num_classes))
+        pictures = pictures.labelled_as(classes)
+        _check_labels(pictures, config.model.num_classes)
+    except DataError as error:
+        pictures, foreign = replace(pictures, labels=np.zeros_like(pictures.labels)), str(error)
+    return OpenPictures(None, _samples(config, pictures, False), None, [], foreign)
 
 
-def _split(config: Config, path: Any, split: str) -> Pictures:
-    return open_pictures(config.data, path, split, Path(config.run.dir) / "data", config.model.image_size)
+def _split(config: Config, path: Any, split: str, key: str) -> Pictures:
+    folder = Path(config.run.dir) / "data"
+    return open_pictures(config.data, path, split, folder, key, config.model.image_size)
 
 
 def _open(config: Config) -> tuple[Pictures, Pictures]:
-    """Training and validation pictures."""
-    data = config.data
-    train = _split(config, data.path, "train")
-    if isinstance(data.validation, str):
-        path, split = (data.path, data.validation) if data.source == "hf" else (data.validation, "train")
-        validation = _split(config, path, split)
-        if data.max_images:
-            train = train.some(np.arange(min(data.max_images, len(train))))
-        unknown = sorted(set(validation.classes) - set(train.classes)) if len(train.classes) else []
-        if unknown:
-            raise DataError(f"data.validation = {data.validation!r}: training has no class {unknown[0]!r}")
-        return train, validation
+    """Training and validation pictures with their labels checked."""
+    data, num_classes = config.data, config.model.num_classes
+    train = _split(config, data.path, "train", "data.path")
     if data.max_images:
         train = train.some(np.arange(min(data.max_images, len(train))))
+    _check_labels(train, num_classes)
+    if isinstance(data.validation, str):
+        path, split = (data.path, data.validation) if data.source == "hf" else (data.validation, "train")
+        validation = _split(config, path, split, "data.validation")
+        _check_labels(validation, max(len(validation.classes), num_classes))
+        return train, validation.labelled_as(train.classes)
     order = samples_at(0, len(train), np.arange(len(train)))
     count = max(1, round(len(train) * data.validation))
     if count >= len(train):
@@ -96,6 +112,8 @@ def _open(config: Config) -> tuple[Pictures, Pictures]:
 
 
 def _check_labels(pictures: Pictures, num_classes: int) -> None:
+    if len(pictures.classes) > num_classes:
+        raise DataError(f"{pictures.name}: has {len(pictures.classes)} classes, model.num_classes = {num_classes}")
     wrong = (pictures.labels < 0) | (pictures.labels >= num_classes)
     if wrong.any():
         index = int(wrong.argmax())
@@ -105,33 +123,43 @@ def _check_labels(pictures: Pictures, num_classes: int) -> None:
         )
 
 
-def _samples(config: Config, pictures: Pictures) -> PictureSamples:
-    return PictureSamples(pictures, config.data, config.model.image_size, config.train.seed)
+def _fits(config: Config, pictures: Pictures) -> bool:
+    """Whether all are kept decoded: they fit into memory, and no part of them is cut out at full size."""
+    return config.data.crop != "resized" and len(pictures) * config.model.image_size**2 * 3 <= _IN_MEMORY
 
 
-def _readable(config: Config, pictures: Pictures) -> Pictures:
-    """Decoded once where all fit into memory and no part of them is cut out at full size; broken ones left out."""
-    side, data = config.model.image_size, config.data
-    if isinstance(pictures.raw, np.ndarray) or data.crop == "resized" or len(pictures) * side * side * 3 > _IN_MEMORY:
-        return pictures
-    decoded, broken = np.empty((len(pictures), side, side, 3), np.uint8), []
-    good = []
-    for index, picture in enumerate(_decoded(pictures, side, broken)):
-        if picture is not None:
-            decoded[len(good)] = picture
-            good.append(index)
-    if len(broken) > data.max_bad_share * len(pictures):
-        share = f"data.max_bad_share = {data.max_bad_share}"
-        raise DataError(f"{broken[0]}; {len(broken)} of {len(pictures)} pictures cannot be read, {share}")
-    if broken:
-        _logger.warning("%d of %d pictures are passed over; the first: %s", len(broken), len(pictures), broken[0])
-    return Pictures(pictures.name, pictures.labels[good], pictures.classes, decoded[: len(good)])
+def _samples(config: Config, pictures: Pictures, shows_progress: bool) -> PictureSamples:
+    """Pictures as samples: decoded once where that fits, broken ones left out."""
+    data, side = config.data, config.model.image_size
+    broken = Broken(data.max_bad_share, len(pictures))
+    if _fits(config, pictures) and not isinstance(pictures.raw, np.ndarray):
+        pictures = _decoded(pictures, side, broken, data.num_workers, shows_progress)
+    return PictureSamples(pictures, data, side, config.train.seed, broken)
 
 
-def _decoded(pictures: Pictures, side: int, broken: list[str]) -> Iterator[np.ndarray | None]:
-    for index in range(len(pictures)):
+def _decoded(pictures: Pictures, side: int, broken: Broken, num_workers: int, shows_progress: bool) -> Pictures:
+    def read(index: int) -> np.ndarray | None:
         try:
-            yield pictures.read(index, side)
+            return pictures.read(index, side)
         except DataError as error:
-            broken.append(str(error))
-            yield None
+            broken.add(index, error)
+            return None
+
+    count, good = len(pictures), []
+    found = np.empty((count, side, side, 3), np.uint8)
+    shows_bar = shows_progress and count >= _WORTH_A_BAR
+    with (
+        ThreadPoolExecutor(max(1, num_workers)) as pool,
+        ProgressBar(count, title="decoding pictures") if shows_bar else nullcontext() as bar,
+    ):
+        for first in range(0, count, _AT_ONCE):
+            indices = range(first, min(first + _AT_ONCE, count))
+            for index, picture in zip(indices, pool.map(read, indices), strict=True):
+                if picture is not None:
+                    found[len(good)] = picture
+                    good.append(index)
+            if bar:
+                bar.update(indices.stop)
+    if len(good) < count:
+        _logger.warning("%s: %d of %d pictures are passed over", pictures.name, count - len(good), count)
+    return replace(pictures, labels=pictures.labels[good], raw=found[: len(good)])

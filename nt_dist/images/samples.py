@@ -5,18 +5,46 @@ any number of threads.
 """
 
 import hashlib
+import logging
 import math
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from nt_dist.data.samples import Sample
-from nt_dist.images.decoding import Box
+from nt_dist.errors import DataError
+from nt_dist.images.decoding import Crop
 from nt_dist.images.settings import Data
 from nt_dist.images.sources import Pictures
 
 _LOG_RATIO = math.log(4 / 3)  # of width to height, at most; with 8 to 100 % of the area as in Szegedy et al., 1409.4842
 _SMALLEST_AREA = 0.08
+_logger = logging.getLogger(__name__)
+
+
+class Broken:
+    """The pictures that cannot be read, each counted once, up to ``share`` of ``total``."""
+
+    def __init__(self, share: float, total: int):
+        self.share, self.total = share, total
+        self._seen: set[int] = set()
+        self._lock = threading.Lock()
+
+    def add(self, index: int, error: DataError) -> None:
+        """Count a picture.
+
+        Raises:
+            DataError: They are too many.
+        """
+        with self._lock:
+            self._seen.add(index)
+            count = len(self._seen)
+        if count > self.share * self.total or count == self.total:
+            rule = f"data.max_bad_share = {self.share} of {self.total} pictures may be like that"
+            raise DataError(f"{error}; {count} so far, {rule}") from error
+        if count == 1:
+            _logger.warning("%s; it is passed over, as data.max_bad_share = %s allows", error, self.share)
 
 
 @dataclass(frozen=True)
@@ -27,6 +55,7 @@ class PictureSamples:
     data: Data
     side: int
     seed: int
+    broken: Broken = field(compare=False)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -34,21 +63,33 @@ class PictureSamples:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._sample(self.pictures.read(index, self.side), index)
+        try:
+            return self._sample(self.pictures.read(index, self.side), index)
+        except DataError as error:
+            self.broken.add(index, error)
+            return self.blank()
 
     def drawn(self, index: int, number: int) -> Sample:
-        """The ``index``-th picture, cropped and mirrored as global sample ``number`` is."""
+        """The ``index``-th picture, cropped and mirrored as global sample ``number`` is.
+
+        In place of one that cannot be read the next that can is taken.
+        """
         draws = uniform(self.seed, number)
-        if self.data.crop == "resized":
-            picture = self.pictures.read(index, self.side, resized_box(draws[:4]))
-        else:
-            picture = self.pictures.read(index, self.side)
-            if self.data.crop == "pad":
-                picture = shifted(picture, self.data.padding, draws[:2])
+        crop = resized_crop(draws[:4]) if self.data.crop == "resized" else None
+        while True:
+            try:
+                picture = self.pictures.read(index, self.side, crop)
+                break
+            except DataError as error:
+                self.broken.add(index, error)
+                index = (index + 1) % len(self)
+        if self.data.crop == "pad":
+            picture = shifted(picture, self.data.padding, draws[:2])
         return self._sample(picture[:, ::-1] if self.data.flip and draws[4] < 0.5 else picture, index)
 
     def _sample(self, picture: np.ndarray, index: int) -> Sample:
-        return Sample(np.ascontiguousarray(picture), self.pictures.labels[index : index + 1], np.ones(1, np.float32))
+        label = self.pictures.labels[index : index + 1]
+        return Sample(np.array(picture, order="C"), label.copy(), np.ones(1, np.float32))
 
     def blank(self) -> Sample:
         """A black picture, of weight 0."""
@@ -59,7 +100,7 @@ class PictureSamples:
 def uniform(seed: int, number: int) -> np.ndarray:
     """Eight numbers in [0, 1) that belong to a global sample number, float64."""
     words = hashlib.blake2b(f"picture/{seed}/{number}".encode(), digest_size=64).digest()
-    return np.frombuffer(words, dtype="<u8") / 2.0**64
+    return (np.frombuffer(words, dtype="<u8") >> 11) / 2.0**53
 
 
 def shifted(picture: np.ndarray, padding: int, draws: np.ndarray) -> np.ndarray:
@@ -70,9 +111,7 @@ def shifted(picture: np.ndarray, padding: int, draws: np.ndarray) -> np.ndarray:
     return wide[down : down + side, right : right + side]
 
 
-def resized_box(draws: np.ndarray) -> Box:
+def resized_crop(draws: np.ndarray) -> Crop:
     """A part of a picture: 8 to 100 % of its area, of three to four up to four to three, anywhere."""
     area = _SMALLEST_AREA + draws[0] * (1 - _SMALLEST_AREA)
-    ratio = math.exp((2 * draws[1] - 1) * _LOG_RATIO)
-    width, height = min(1.0, math.sqrt(area * ratio)), min(1.0, math.sqrt(area / ratio))
-    return draws[2] * (1 - width), draws[3] * (1 - height), width, height
+    return Crop(area, math.exp((2 * draws[1] - 1) * _LOG_RATIO), draws[2], draws[3])

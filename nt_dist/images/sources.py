@@ -1,22 +1,25 @@
 """Where pictures come from: ``data.source``. Each gives labelled pictures by number, in a fixed order.
 
-Folders, parquet files and the hub are read by the library ``datasets``, which indexes them once, in a folder of the run
-that is never half-written; a picture's bytes are read when it is asked for.
+Parquet files and the hub are read by the library ``datasets``, which indexes them once, in a folder of the run that is
+never half-written. A picture's bytes are read when it is asked for.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nt_dist.errors import DataError
-from nt_dist.images.decoding import Box, decode
+from nt_dist.images.decoding import Crop, decode
 from nt_dist.images.settings import Data
 
-SUFFIX = ".parquet"
+PARQUET = ".parquet"
+PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""How the names of picture files end."""
+_LOOKED_AT = 1024  # pictures whose contents are part of a digest where there are too many to read them all
 
 
 @dataclass(frozen=True)
@@ -27,46 +30,68 @@ class Pictures:
         name: For messages.
         labels: int64 [N].
         classes: Their names; empty where they have none.
-        raw: Contents or path of each picture, or the pictures themselves, bytes [side, side, 3].
+        raw: Of each picture the contents or the path of its file, or itself, bytes [height, width, 3].
     """
 
     name: str
     labels: np.ndarray
     classes: Sequence[str]
-    raw: Sequence[Any]
+    raw: Sequence[bytes | str | np.ndarray]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index: int, side: int, box: Box | None = None) -> np.ndarray:
+    def read(self, index: int, side: int, crop: Crop | None = None) -> np.ndarray:
         """One picture, bytes [side, side, 3]; see :func:`nt_dist.images.decoding.decode`.
 
         Raises:
             DataError: It cannot be read.
         """
-        found = self.raw[index]
-        if isinstance(found, np.ndarray):
-            return found
-        found = found["bytes"] or found["path"]
+        source = self.raw[index]
         try:
-            return decode(found, side, box)
+            return decode(source, side, crop)
         except DataError as error:
-            where = f" ({found})" if isinstance(found, str) else ""
+            where = f" ({source})" if isinstance(source, str) else ""
             raise DataError(f"{self.name}: picture {index}{where} {error}") from error
 
     def some(self, indices: np.ndarray) -> "Pictures":
         """Those with these numbers."""
-        return Pictures(self.name, self.labels[indices], self.classes, _Some(self.raw, indices))
+        return replace(self, labels=self.labels[indices], raw=_Some(self.raw, indices))
 
-    @property
-    def digest(self) -> str:
-        """Of the labels, and of what tells the pictures apart without decoding them all."""
+    def labelled_as(self, classes: Sequence[str]) -> "Pictures":
+        """The same with the labels that classes of these names have; as it is where either has no names.
+
+        Raises:
+            DataError: There is a class that is none of those.
+        """
+        if not (self.classes and classes) or list(self.classes) == list(classes):
+            return self
+        numbers = {name: number for number, name in enumerate(classes)}
+        unknown = [name for name in self.classes if name not in numbers]
+        if unknown:
+            raise DataError(
+                f"{self.name}: has the class {unknown[0]!r}, which training does not have ({len(unknown)} such)"
+            )
+        table = np.array([numbers[name] for name in self.classes])
+        return replace(self, labels=table[self.labels], classes=classes)
+
+    def digest(self, whole: bool) -> str:
+        """Of labels and pictures; not ``whole``: of the names of all files, and the contents of some pictures.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
         found = hashlib.blake2b(self.labels.tobytes(), digest_size=16)
-        for index in np.linspace(0, len(self) - 1, min(len(self), 256)).astype(int):
-            raw = self.raw[int(index)]
-            if not isinstance(raw, np.ndarray):
-                raw = raw["bytes"] or Path(raw["path"]).name.encode()
-            found.update(bytes(raw))
+        if isinstance(self.raw[0], str):
+            found.update("\0".join("/".join(Path(path).parts[-2:]) for path in self.raw).encode())
+        count = len(self) if whole else min(len(self), _LOOKED_AT)
+        for index in np.linspace(0, len(self) - 1, count).astype(int).tolist():
+            raw = self.raw[index]
+            try:
+                raw = Path(raw).read_bytes() if isinstance(raw, str) else bytes(raw)
+            except OSError as error:
+                raise DataError(f"{self.name}: picture {index} ({raw}) cannot be read: {error.strerror}") from error
+            found.update(len(raw).to_bytes(8, "little") + raw)
         return found.hexdigest()
 
 
@@ -84,7 +109,23 @@ class _Some(Sequence):
         return self.items[int(self.indices[index])]
 
 
-def open_pictures(data: Data, path: str | tuple[str, ...], split: str, folder: Path, side: int) -> Pictures:
+@dataclass(frozen=True)
+class _Column(Sequence):
+    """A column of pictures as ``datasets`` stores them: contents or path, by row."""
+
+    cells: Any
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, index: int) -> bytes | str:
+        cell = self.cells[index]
+        if not cell.is_valid:
+            return b""
+        return cell["bytes"].as_py() or cell["path"].as_py() or b""
+
+
+def open_pictures(data: Data, path: str | tuple[str, ...], split: str, folder: Path, key: str, side: int) -> Pictures:
     """Open pictures.
 
     Args:
@@ -92,57 +133,80 @@ def open_pictures(data: Data, path: str | tuple[str, ...], split: str, folder: P
         path: Where they are, as ``data.path`` says it.
         split: For hf.
         folder: Where ``datasets`` may keep its index.
-        side: Of pictures that come decoded.
+        key: What named the path, for messages.
+        side: To which digits are scaled.
 
     Raises:
         DataError: There are none, or they cannot be read.
     """
     if data.source == "digits":
         return _digits(side)
+    name = f"{key} = {path!r}" if data.source != "hf" else f"data.path = {path!r}, split {split!r}"
+    found = _folder(name, str(path)) if data.source == "folder" else _table(name, data, path, split, folder)
+    if not len(found):
+        raise DataError(f"{name}: holds no picture")
+    return found
+
+
+def _folder(name: str, path: str) -> Pictures:
+    """A folder for each class, in the order of their names, with pictures at any depth.
+
+    Not read by ``datasets``, which leaves out classes without a picture and takes names like "test" for splits.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{name}: must be a folder that holds a folder of pictures for each class")
+    folders = sorted(each for each in root.iterdir() if each.is_dir() and not each.name.startswith("."))
+    if not folders:
+        raise DataError(f"{name}: holds no folder; it must hold a folder of pictures for each class")
+    paths, labels = [], []
+    for label, folder in enumerate(folders):
+        files = sorted(str(each) for each in folder.rglob("*") if _is_picture(each))
+        paths += files
+        labels += [label] * len(files)
+    return Pictures(name, np.array(labels, np.int64), [each.name for each in folders], paths)
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file's name is that of a picture."""
+    return path.suffix.lower() in PICTURES and not path.name.startswith(".")
+
+
+def _table(name: str, data: Data, path: str | tuple[str, ...], split: str, folder: Path) -> Pictures:
+    """A table with a column of pictures and one of labels."""
     import datasets
 
     datasets.disable_progress_bars()
     options: dict[str, Any] = {"split": split, "cache_dir": str(folder)}
-    name = f"data.path = {path!r}"
-    try:
-        if data.source == "folder":
-            root = Path(str(path)).expanduser()
-            if not root.is_dir() or not any(each.is_dir() for each in root.iterdir()):
-                raise DataError(f"{name}: must be a folder that holds a folder of pictures for each class")
-            found = datasets.load_dataset("imagefolder", data_dir=str(root.resolve()), drop_labels=False, **options)
-        elif data.source == "parquet":
-            found = datasets.load_dataset("parquet", data_files=_files(name, path), **options)
-        else:
-            found = datasets.load_dataset(str(path), data.subset or None, **options)
-    except DataError:
-        raise
-    except Exception as error:  # datasets has no class of its own for what may go wrong
-        raise DataError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from error
-    keys = ("image", "label") if data.source == "folder" else (data.image_key, data.label_key)
-    for key, setting in zip(keys, ("data.image_key", "data.label_key"), strict=True):
+    if data.source == "parquet":
+        files = _files(name, path)
+        found = _tried(name, lambda: datasets.load_dataset("parquet", data_files=files, **options))
+    else:
+        found = _tried(name, lambda: datasets.load_dataset(str(path), data.subset or None, **options))
+    for setting, key in (("data.image_key", data.image_key), ("data.label_key", data.label_key)):
         if key not in found.column_names:
             raise DataError(f"{name}: has no column {setting} = {key!r}; it has {', '.join(found.column_names)}")
-    image, label = keys
-    feature = found.features[label]
-    found = found.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
-    labels = np.asarray(found.with_format("numpy")[label][:])
-    if labels.dtype.kind not in "iu":
-        raise DataError(f"{name}: data.label_key = {label!r} must hold whole numbers, not {feature.dtype}")
-    return Pictures(name, labels.astype(np.int64), getattr(feature, "names", ()), _Column(found, image))
+    feature = found.features[data.label_key]
+    labels = found.data.column(data.label_key)
+    if not np.issubdtype(labels.type.to_pandas_dtype(), np.integer):
+        raise DataError(f"{name}: data.label_key = {data.label_key!r} must hold whole numbers, not {feature.dtype}")
+    if labels.null_count:
+        raise DataError(f"{name}: data.label_key = {data.label_key!r} has no label in {labels.null_count} rows")
+    as_files = datasets.Image(decode=False)
+    try:
+        found = found.select_columns([data.image_key]).cast_column(data.image_key, as_files)
+    except Exception as error:
+        dtype = found.data.column(data.image_key).type
+        raise DataError(f"{name}: data.image_key = {data.image_key!r} must hold pictures, not {dtype}") from error
+    names = getattr(feature, "names", ())
+    return Pictures(name, labels.to_numpy().astype(np.int64), names, _Column(found.data.column(data.image_key)))
 
 
-@dataclass(frozen=True)
-class _Column(Sequence):
-    """One column of a table, by row."""
-
-    table: Any
-    key: str
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.table[int(index)][self.key]
+def _tried(name: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:  # datasets has no class of its own for what may go wrong
+        raise DataError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def _files(name: str, path: str | tuple[str, ...]) -> list[str]:
@@ -150,9 +214,9 @@ def _files(name: str, path: str | tuple[str, ...]) -> list[str]:
     files: list[str] = []
     for each in [path] if isinstance(path, str) else path:
         place = Path(each).expanduser()
-        found = sorted(map(str, place.rglob(f"*{SUFFIX}"))) if place.is_dir() else [str(place)]
+        found = sorted(map(str, place.rglob(f"*{PARQUET}"))) if place.is_dir() else [str(place)]
         if not found:
-            raise DataError(f"{name}: the folder {each!r} holds no file ending in {SUFFIX}")
+            raise DataError(f"{name}: the folder {each!r} holds no file ending in {PARQUET}")
         files += found
     return list(dict.fromkeys(files))
 

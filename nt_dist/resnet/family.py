@@ -101,9 +101,9 @@ class ResNet(Family):
 
     def open_other_data(self, config, path, exchange):
         """See :meth:`Family.open_other_data`."""
-        from nt_dist.images.opening import OpenPictures, open_other
+        from nt_dist.images.opening import open_other
 
-        return OpenPictures(None, open_other(config, path, exchange), digest=None, classes=[])
+        return open_other(config, path, exchange)
 
     def corrupted(self, data, kind, share):
         """There is none yet."""
