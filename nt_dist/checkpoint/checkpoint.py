@@ -33,7 +33,7 @@ from nt_dist.errors import CheckpointError
 from nt_dist.files import FileEntry
 from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.parallel.agree import agree
-from nt_dist.parallel.mesh import Mesh
+from nt_dist.parallel.mesh import AXES, Mesh
 from nt_dist.sparsity.weight import Weight
 
 
@@ -65,13 +65,7 @@ def save(
 ) -> Path:
     """Write a checkpoint of the run as it stands; delete the older ones that ``run.keep`` does not keep. Collective.
 
-    Args:
-        folder: The folder of checkpoints, ``<run.dir>/checkpoints``.
-        config: The run's configuration.
-        mesh: The ranks.
-        model: The model; every rank has its part of it.
-        optimizer_state: The masters and moments.
-        training_state: Where the run stands.
+    Every rank has its part of the model; ``folder`` is that of all checkpoints, ``<run.dir>/checkpoints``.
 
     Returns:
         The new checkpoint's folder.
@@ -113,15 +107,8 @@ def collect(
             for trail, shard in product(statistic.trails, statistic.shards):
                 values = statistic.shard(trail, shard).numpy(force=True).flatten()  # a copy
                 tensors[f"{name}/{trail}/{shard}/value"] = values
-    layout = {
-        "ranks": mesh.world_size,
-        "pipe": mesh.pipe.degree,
-        "data": mesh.data.degree,
-        "trail": mesh.trail.degree,
-        "tensor": mesh.tensor.degree,
-        "zero_stage": config.zero_stage,
-        "precision": config.train.precision,
-    }
+    layout = {"ranks": mesh.world_size, **{axis: getattr(mesh, axis).degree for axis in AXES}}
+    layout |= {"zero_stage": config.zero_stage, "precision": config.train.precision}
     written_by, moments = nt_dist.__version__, optimizer_state.moments
     manifest = Manifest(0, "", written_by, training_state, moments, layout, config.to_dict(), {}, entries)
     return Snapshot(file, tensors, manifest)
@@ -140,17 +127,14 @@ def _writers(weights: dict[str, Weight], mesh: Mesh) -> dict[str, int]:
 def _collect_weight(weight: Weight, state: State, tensors: dict[str, np.ndarray]) -> None:
     """Copy one weight's fragments into ``tensors``."""
     active = weight.all_to_slots(list(state.values()))
-    slots = {part: _to_host(tensor, torch.float32) for part, tensor in zip(state, active, strict=True)}
+    slots = {part: tensor.detach().to(torch.float32) for part, tensor in zip(state, active, strict=True)}
     if weight.spec.is_sparse:
-        slots["positions"] = _to_host(weight.slot_positions(), torch.int32)
-    for trail, shard in product(weight.trails, weight.shards):
-        for part, tensor in slots.items():
-            fragment = weight.fragment(tensor, trail, shard).numpy()
-            tensors[f"{weight.spec.name}/{trail}/{shard}/{part}"] = fragment
-
-
-def _to_host(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.detach().to("cpu", dtype).contiguous()  # already a copy: OptimizerState.read gives nothing else
+        slots["positions"] = weight.slot_positions().to(torch.int32)
+    for part, tensor in slots.items():
+        host = tensor.cpu().contiguous()  # already a copy: OptimizerState.read gives nothing else
+        for trail, shard in product(weight.trails, weight.shards):
+            fragment = weight.fragment(host, trail, shard)
+            tensors[f"{weight.spec.name}/{trail}/{shard}/{part}"] = fragment.numpy()
 
 
 def write_part(writing: Path, snapshot: Snapshot) -> dict[str, FileEntry]:
@@ -233,7 +217,7 @@ def load(
 
     Args:
         path: The checkpoint's folder.
-        config: The configuration of the run that goes on.
+        config: That of the run that goes on.
         mesh: The ranks.
         model: The model; every rank reads what it holds.
         optimizer_state: Where masters and moments go; None for the weights alone, as an evaluation wants them (then

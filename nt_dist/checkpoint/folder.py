@@ -74,8 +74,7 @@ def look(path: Path) -> Found:
         manifest = read_manifest(path)
     except CheckpointError as error:
         return Found(path, step, None, str(error), isinstance(error, VersionError))
-    problems = file_problems(path, manifest, hashes=False)
-    return Found(path, manifest.training_state.step, manifest, "\n".join(problems))
+    return Found(path, manifest.training_state.step, manifest, "\n".join(file_problems(path, manifest, hashes=False)))
 
 
 def checkpoints(path: Path | str) -> list[Found]:
@@ -91,11 +90,9 @@ def checkpoints(path: Path | str) -> list[Found]:
         return []
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from None
-    paths = {name: folder / name for name in names if _NAME.fullmatch(name)}
-    for name in names:  # killed between the two renames of a replacement: the old one is still good
-        match = _PASSING.fullmatch(name)
-        if match and match[2] == "replaced":
-            paths.setdefault(match[1], folder / name)
+    matches = [match for match in map(_PASSING.fullmatch, names) if match and match[2] == "replaced"]
+    paths = {match[1]: folder / match[0] for match in matches}  # killed in mid-replacement: the old one is still good
+    paths |= {name: folder / name for name in names if _NAME.fullmatch(name)}
     return sorted((look(path) for path in paths.values()), key=lambda found: found.age)
 
 
@@ -178,15 +175,14 @@ def _newest(folder: Path, mesh: Mesh | None) -> Path | None:
 
     found = on_main(mesh, candidates)
     for each in found:
-        problem = each.problem
-        if not problem:
-            try:
-                verify(each.path, mesh)
-                return each.path
-            except CheckpointError as error:
-                problem = str(error)
-        if mesh is None or mesh.is_main:
-            _LOGGER.warning("checkpoint %s is not used: %s", each.path.name, problem.replace("\n", "; "))
+        try:
+            if each.problem:
+                raise CheckpointError(each.problem)
+            verify(each.path, mesh)
+            return each.path
+        except CheckpointError as problem:
+            if mesh is None or mesh.is_main:
+                _LOGGER.warning("checkpoint %s is not used: %s", each.path.name, str(problem).replace("\n", "; "))
     if found:
         rule = f"none of the {len(found)} checkpoints is whole; move them away to start anew"
         raise CheckpointError(f"{folder}: {rule}")

@@ -79,8 +79,7 @@ def file_problems(
     Args:
         checkpoint: Its folder.
         manifest: Its manifest.
-        share: Of ``shares`` parts of the files, the one to look at: ranks divide the work.
-        shares: Number of parts.
+        share, shares: Which part of how many of the files to look at: ranks divide the work.
         hashes: Whether the content is hashed; otherwise names and sizes only.
     """
     problems = []
@@ -106,26 +105,13 @@ def file_problems(
     return problems
 
 
-class FragmentReader:
-    """Reads fragments out of a checkpoint, opening each file when it is first needed; a context manager.
-
-    Args:
-        checkpoint: The checkpoint's folder.
-        manifest: Its manifest.
-    """
+class FragmentReader(ExitStack):
+    """Reads fragments out of the checkpoint in a folder, opening each file when it is first needed."""
 
     def __init__(self, checkpoint: Path, manifest: Manifest):
-        self._checkpoint = checkpoint
-        self.manifest = manifest
+        super().__init__()
+        self._checkpoint, self.manifest = checkpoint, manifest
         self._open: dict[str, safe_open] = {}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "FragmentReader":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._open.clear()
-        self._stack.close()
 
     def read(self, name: str, trail: int, shard: int, states: Collection[str]) -> dict[str, np.ndarray]:
         """Return the parts of one fragment: positions (sparse weights only) and those of ``states``.
@@ -156,7 +142,7 @@ class FragmentReader:
     def _tensor(self, path: Path, key: str) -> np.ndarray:
         try:
             if path.name not in self._open:
-                self._open[path.name] = self._stack.enter_context(safe_open(path, framework="np"))
+                self._open[path.name] = self.enter_context(safe_open(path, framework="np"))
             return self._open[path.name].get_tensor(key)
         except FileNotFoundError:
             raise CheckpointError(f"{path}: missing") from None

@@ -71,39 +71,33 @@ class Saver:
         """
         self.settle()
         try:
-            if self.config.run.async_save and not is_last:
-                self._start(training_state)
-            else:
-                arguments = (self.config, self.mesh, self.model, self.optimizer_state, training_state)
-                self._note(checkpoint.save(self.folder, *arguments))
+            state = copy.deepcopy(training_state)  # it is written at the commit, steps later
+            snapshot = checkpoint.collect(self.config, self.mesh, self.model, self.optimizer_state, state)
+            writing = checkpoint.begin(self.folder, self.mesh, snapshot)
+            self._flight = _Flight(writing, snapshot, self._writer.submit(checkpoint.write_part, writing, snapshot))
+            if is_last or not self.config.run.async_save:
+                self._finish()
         except CheckpointError as problem:
             if is_last:
                 raise
             LOGGER.warning("step %d was not saved: %s", training_state.step, problem)
-
-    def _start(self, training_state: TrainingState) -> None:
-        state = copy.deepcopy(training_state)  # it is written at the commit, steps later
-        snapshot = checkpoint.collect(self.config, self.mesh, self.model, self.optimizer_state, state)
-        writing = checkpoint.begin(self.folder, self.mesh, snapshot)
-        self._flight = _Flight(writing, snapshot, self._writer.submit(checkpoint.write_part, writing, snapshot))
 
     def settle(self) -> None:
         """Make a checkpoint of the save under way, if there is one; one that fails is a warning. Collective.
 
         Waits for the ranks that are still writing.
         """
-        if self._flight is None:
-            return
-        flight, self._flight = self._flight, None
-        arguments = (flight.writing, self.config, self.mesh, flight.snapshot, flight.file.result)
-        try:
-            self._note(checkpoint.commit(*arguments))
-        except CheckpointError as problem:
-            LOGGER.warning("step %d was not saved: %s", flight.snapshot.manifest.training_state.step, problem)
+        if self._flight is not None:
+            step = self._flight.snapshot.manifest.training_state.step
+            try:
+                self._finish()
+            except CheckpointError as problem:
+                LOGGER.warning("step %d was not saved: %s", step, problem)
 
-    def _note(self, path: Path) -> None:
-        self.latest = path
-        LOGGER.info("saved %s", path)
+    def _finish(self) -> None:
+        flight, self._flight = self._flight, None
+        self.latest = checkpoint.commit(flight.writing, self.config, self.mesh, flight.snapshot, flight.file.result)
+        LOGGER.info("saved %s", self.latest)
 
     def close(self) -> None:
         """Leave a save under way as it is; the next one clears it away."""

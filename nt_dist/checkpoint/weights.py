@@ -23,13 +23,7 @@ from nt_dist.sparsity.weight import Weight
 
 
 def check_config(path: Path, manifest: Manifest, config: Config, resuming: bool) -> None:
-    """Compare a checkpoint's configuration with a run's.
-
-    Args:
-        path: The checkpoint, for messages.
-        manifest: Its manifest.
-        config: The configuration of the run.
-        resuming: Whether the run goes on, so that its schedule counts, too.
+    """Compare a checkpoint's configuration with that of a run; its schedule counts, too, where the run goes on.
 
     Raises:
         CheckpointError: It is of another model, or of a schedule that ``run.allow_schedule_change`` does not allow.
@@ -91,7 +85,7 @@ def read_weights(
         path: The checkpoint, whose files were verified.
         manifest: Its manifest.
         model: The model, or the part of it held here.
-        moments: Which of the optimizer's moments to read; one that the checkpoint lacks is 0.
+        moments: The optimizer's moments to read; one that the checkpoint lacks is 0.
 
     Yields:
         A weight, and "value" and each moment: fp32, shaped like ``weight.values``.

@@ -4,7 +4,7 @@ A flipped bit in a weight's copy on one rank never makes an error: that rank tra
 stays different for good. So all copies are compared now and then, by sums over their raw bits:
 
     replicated over       data ranks                             trail and tensor ranks (trunk; norms)
-    topology              always (topology.py)                   always
+    topology              always (topology_updates.py)                  always
     compute copy          ZeRO 0-2; at ZeRO 3 what is gathered   always
     masters, moments      ZeRO 0                                 always, whatever their partition
     statistics            always                                 always
@@ -43,13 +43,7 @@ class _Copy(NamedTuple):
 
 
 class Integrity:
-    """Checks a model's memory on all ranks; every rank has one.
-
-    Args:
-        mesh: The ranks.
-        model: The part of the model held here.
-        optimizer_state: Masters and moments, created.
-    """
+    """Checks on all ranks the memory of a model, each its own part of it; every rank has one."""
 
     def __init__(self, mesh: Mesh, model: nn.Module, optimizer_state: OptimizerState):
         self.mesh, self.place = mesh, mesh.place
@@ -58,21 +52,13 @@ class Integrity:
 
     @torch.no_grad()
     def check(self, when: str) -> None:
-        """Check everything. Collective.
-
-        Args:
-            when: For the message: "step 50".
+        """Check everything; ``when`` is for the message, as in "step 50". Collective.
 
         Raises:
             CorruptionError: On all ranks, with weight, what of it and ranks.
         """
-        problems = self._implausible()
-        copies = self._copies()
-        differing = self._differing(copies)
-        flags = self.mesh.all_reduce(
-            torch.tensor([bool(problems), bool(differing)], dtype=torch.int32, device=self.mesh.device), op="max"
-        )
-        if not flags.any():
+        problems, differing = self._implausible(), self._differing(self._copies())
+        if not self.mesh.any(bool(problems or differing))[0]:
             return
         found = self.mesh.gather_objects((problems, {self._key(copy): int(copy.sum) for copy in differing}))
         lines = [f"rank {rank}: {problem}" for rank, (each, _) in enumerate(found) for problem in each]
@@ -94,7 +80,7 @@ class Integrity:
             for part in ("value", *self.optimizer_state.moments):
                 if part == "value" and not partitioned:
                     continue  # it is the compute copy
-                total = _sum_bits(mine.state[part], mine.start) if mine else self._zero()
+                total = _sum_bits(mine.state[part], mine.start) if mine else torch.zeros_like(copies[-1].sum)
                 what = "master" if part == "value" else part
                 copies.append(_Copy(name, what, axes if partitioned else ("data", *axes), total))
         for name, statistic in self.statistics.items():
@@ -107,17 +93,11 @@ class Integrity:
                 copy.sum.copy_(total & MASK)
         return copies
 
-    def _zero(self) -> torch.Tensor:
-        return torch.zeros((), dtype=torch.int64, device=self.mesh.device)
-
     def _differing(self, copies: list[_Copy]) -> list[_Copy]:
         """Those of ``copies`` that are not the same on all ranks that hold them."""
-        by_axes: dict[tuple[str, ...], list[_Copy]] = {}
-        for copy in copies:
-            if copy.axes:
-                by_axes.setdefault(copy.axes, []).append(copy)
         differing = []
-        for axes, group in by_axes.items():
+        for axes in dict.fromkeys(copy.axes for copy in copies if copy.axes):
+            group = [copy for copy in copies if copy.axes == axes]
             sums = torch.stack([copy.sum for copy in group])
             highest, lowest = self.mesh.all_reduce(torch.stack([sums, ~sums]), axes, "max")
             differing += [group[number] for number in (highest != ~lowest).nonzero().flatten().tolist()]
@@ -183,11 +163,7 @@ def _sum_bits(tensor: torch.Tensor, start: int) -> torch.Tensor:
 
 
 def _name_ranks(found: list[dict[tuple, int]]) -> Iterator[str]:
-    """Say of each thing that differs which ranks have what most others have not.
-
-    Args:
-        found: Each rank's sums by key.
-    """
+    """Say of each thing that differs, given each rank's sums by key, which ranks have what most others have not."""
     for key in dict.fromkeys(key for sums in found for key in sums):
         sums = {rank: each[key] for rank, each in enumerate(found) if key in each}
         (usual, times), *others = Counter(sums.values()).most_common()
