@@ -20,15 +20,10 @@ PACE_SECONDS = 60.0  # the remaining time follows the pace of about the last min
 
 
 class ProgressBar:
-    """Shows how far something is; as a context, it closes itself.
+    """Shows how far something is, on standard error if nothing else is said; as a context, it closes itself.
 
-    Args:
-        total: The step at which it ends; 0 where that is not known.
-        start: The step it starts from (0, or a checkpoint's).
-        title: What a line begins with.
-        counts: Whether to say how many steps are done, not only their share.
-        stream: Where to write; standard error if None.
-        clock: Seconds from any origin.
+    It goes from ``start`` (0, or a checkpoint's step) to ``total``; 0 where that is not known. A line begins with
+    ``title``, and says how many steps are done where it ``counts``, otherwise only their share.
     """
 
     def __init__(

@@ -19,12 +19,7 @@ _MAPS_IN_A_ROW = 4
 
 @styled
 def loss_curves(records: Sequence[Mapping[str, Any]], family: Family) -> Figure:
-    """Draw the training loss and the validation's headline figure of every trail.
-
-    Args:
-        records: Lines of ``metrics.jsonl``, in which null stands for what is not finite.
-        family: Whose figures they are.
-    """
+    """Draw the training loss and the validation's headline figure of every trail, from lines of ``metrics.jsonl``."""
     losses = {record["step"]: record["loss_per_trail"] for record in records if "loss_per_trail" in record}
     headlines = {record["step"]: family.headline(record["eval"]) for record in records if "eval" in record}
     figure, (training, validation) = panels(2)
@@ -53,7 +48,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]], family: Family) -> Figure:
 
 
 def _trail_lines(axes: Axes, steps: Sequence[int], values: Sequence[Sequence[float | None]], **look) -> None:
-    """One line a trail, through ``values`` [steps, T]."""
+    """One line a trail, through ``values`` [steps, T], in which None stands for what is not finite."""
     for trail, line in enumerate(np.array(values, dtype=float).T):
         look |= {"color": nth(COLORS, trail), "linestyle": nth(LINES, trail), "label": f"trail {trail + 1}"}
         axes.plot(steps, line, linewidth=1.3, markersize=4, **look)
@@ -61,11 +56,9 @@ def _trail_lines(axes: Axes, steps: Sequence[int], values: Sequence[Sequence[flo
 
 @styled
 def reliability_diagram(reliability: Mapping[str, Any], samples: str) -> Figure:
-    """Draw accuracy against confidence, and how many samples have which confidence (Guo et al., arXiv 1706.04599).
+    """Draw accuracy against confidence, and how many ``samples`` have which (Guo et al., arXiv 1706.04599).
 
-    Args:
-        reliability: See evaluation.full: edges, and the bins of each predictor.
-        samples: What is predicted, in the plural.
+    ``reliability`` has edges, and the bins of each predictor: see evaluation.full.
     """
     figure = Figure(figsize=(5.0, 4.8), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -110,12 +103,9 @@ def trail_matrix(matrix: Sequence[Sequence[float]], title: str, label: str) -> F
 def weight_table(values: Mapping[str, float], layers: Mapping[str, str], title: str, label: str) -> Figure:
     """Draw a share of each weight: a row for each kind of matrix, a column for each of the layers that are alike.
 
-    Args:
-        values: By weight name, in the order of the layers. A layer none of whose matrices another layer has, too, has
-            no column: they stand in rows below, in the column of the layer before it.
-        layers: The weights' layers, by weight name; a matrix of "blocks.0" is called "blocks.0.KIND".
-        title: Above it.
-        label: What the share is of.
+    Values and layers are by weight name, in the order of the layers; a matrix of "blocks.0" is called "blocks.0.KIND".
+    A layer none of whose matrices another layer has, too, has no column: they stand in rows below, in the column of the
+    layer before it.
     """
     kinds = {name: name.removeprefix(f"{layers[name]}.") for name in values}
     counts = Counter(kinds.values())
@@ -136,12 +126,7 @@ def weight_table(values: Mapping[str, float], layers: Mapping[str, str], title: 
 
 @styled
 def topology_maps(shares: Mapping[str, np.ndarray]) -> Figure:
-    """Draw where the active weights of some matrices lie.
-
-    Args:
-        shares: By weight name: the share of positions that are active, over all trails, in each field of a grid laid
-            over the matrix; [rows, columns] of 0 .. 1.
-    """
+    """Draw where active weights lie: by weight name, their share in each field of a grid [rows, columns], 0 .. 1."""
     columns = min(_MAPS_IN_A_ROW, len(shares))
     rows = -(-len(shares) // columns)
     figure = Figure(figsize=(2.6 * columns + 0.8, max(3.2, 2.5 * rows)), layout="constrained")

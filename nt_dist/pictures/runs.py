@@ -24,10 +24,7 @@ def headline_against(costs: Mapping[str, Sequence[Point]]) -> Figure:
     """Draw the headline figure against one cost or several, a panel each, a run being a filled marker (its ensemble).
 
     Where a run has several trails, a thin line leads to it from the mean of theirs (a short bar): its length is what
-    the ensemble gains.
-
-    Args:
-        costs: The runs' points by what the cost is called.
+    the ensemble gains. Points are by what the cost is called.
     """
     figure, each = panels(len(costs), width=6.4, height=4.6)
     for axes, (label, points) in zip(each, costs.items(), strict=True):
@@ -85,10 +82,7 @@ def against_diversity(measures: Mapping[str, Sequence[StudyPoint]], label: str) 
     """Draw what came of the trails' prediction diversity, a panel for each measure of diversity.
 
     Colour says how long the trails are, the marker how dense; points of one length are joined in the order of density.
-
-    Args:
-        measures: Points by what the measure is called, the same ones in each.
-        label: What the points' ``y`` is called.
+    All measures have the same points; ``label`` is what their ``y`` is called.
     """
     figure, each = panels(len(measures), width=5.4, height=4.4)
     points = next(iter(measures.values()))

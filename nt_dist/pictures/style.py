@@ -72,11 +72,7 @@ def drawn(figure: Figure) -> Drawn:
 
 
 def save_pictures(pictures: Mapping[str, Drawn], folder: Path) -> None:
-    """Write each picture into ``folder`` as NAME.svg and NAME.png.
-
-    Raises:
-        RunError: One cannot be written.
-    """
+    """Write each picture into ``folder`` as NAME.svg and NAME.png; a RunError where that fails."""
     for name, picture in pictures.items():
         write_whole(folder / f"{name}.svg", picture.svg)
         write_whole(folder / f"{name}.png", picture.png)

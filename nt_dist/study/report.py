@@ -53,12 +53,7 @@ class Picture(NamedTuple):
 
 
 def make_report(run: Path, result: Result, comparison: StudyTable | None = None) -> tuple[str, dict[str, Drawn]]:
-    """Gather what is known of a run; return the file's contents and the pictures in it by name.
-
-    Args:
-        run: Its folder.
-        result: Its newest checkpoint's (study.results.result_of).
-        comparison: Other runs beside it.
+    """Gather what is known of a run, perhaps beside others; return the file's contents and the pictures in it by name.
 
     Raises:
         NTDistError: The checkpoint or ``metrics.jsonl`` cannot be used.
@@ -86,10 +81,10 @@ def make_report(run: Path, result: Result, comparison: StudyTable | None = None)
 
 
 def _facts(result: Result, config: Config) -> Mapping[str, str]:
-    blocks, sample, samples = config.model.num_layers, result.headline.sample, result.headline.samples
+    blocks, shared = config.model.num_layers, config.trunk_layers
+    sample, samples = result.headline.sample, result.headline.samples
     return {
-        "trails": f"{result.trails}; of {blocks} blocks {config.trunk_layers} shared, then "
-        f"{blocks - config.trunk_layers} in each",
+        "trails": f"{result.trails}; of {blocks} blocks {shared} shared, then {blocks - shared} in each",
         "weights": f"{result.weights_stored:,} stored (all of them active) of {result.weights_dense:,}",
         "training": f"step {result.steps:,} of {config.train.steps:,}, {result.tokens_seen:,} {samples}",
         f"training FLOP a {sample}": _flops(result.training_flops_sparse, result.training_flops_dense),

@@ -89,10 +89,9 @@ def result_of(name: str, folders: Sequence[Path], mesh: Mesh, kept: Path, overri
     """Return the result of a run, or of several together; evaluate it unless that has been done.
 
     Args:
-        name: What to call it, and its file in ``kept``.
+        name: What to call it, and its file in ``kept``, the folder of results.
         folders: Checkpoints, or folders of runs (then their newest checkpoints).
-        mesh: From evaluation.evaluate_checkpoint.join, of one rank.
-        kept: The folder of results.
+        mesh: Of one rank.
         overrides: ``section.key=value`` over the runs' settings, for the evaluation.
 
     Raises:
@@ -207,15 +206,9 @@ def _evaluate_together(
 
 
 def check_alike(configs: Mapping[Path, Config], digests: Sequence[str], digest: str) -> None:
-    """Check that models read the same samples and give the same classes.
+    """Raise a CheckpointError unless models, by checkpoint, read the same samples and give the same classes.
 
-    Args:
-        configs: Their settings, by checkpoint.
-        digests: Of the data that each was trained on.
-        digest: Of the data whose validation part they are evaluated on.
-
-    Raises:
-        CheckpointError: They do not.
+    ``digests`` are of the data that each was trained on, ``digest`` of that whose validation part they are to read.
     """
     problems, first = [], next(iter(configs.values()))
     for (path, config), own in zip(configs.items(), digests, strict=True):

@@ -17,17 +17,14 @@ class SweepPoint(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its run."""
+        """Its run's name."""
         return f"density_{self.density:g}_layers_{self.layers}"
 
 
 def parse_points(densities: str, layers: str, points: str) -> list[SweepPoint]:
     """Read the points of a study from the command line.
 
-    Args:
-        densities: As in "0.2,0.5,0.9".
-        layers: Blocks in a trail, as in "2,4,6".
-        points: Some of those points alone, as in "0.9:4,0.5:2"; empty for all.
+    All ``densities`` and ``layers``, as in "0.2,0.5,0.9" and "2,4,6", or some of these ``points``, as in "0.9:4,0.5:2".
 
     Raises:
         ConfigError: Something is no number, or one of ``points`` is not in the study.

@@ -15,21 +15,13 @@ from nt_dist.pictures.style import Drawn, drawn, save_pictures
 
 @dataclass(frozen=True)
 class StudyTable:
-    """Rows twice, and what goes with them.
-
-    Attributes:
-        name: Of the files.
-        cells: The rows as people read them, by heading.
-        rows: The rows with every digit, by column.
-        notes: What the table means and rests on.
-        figures: What is drawn, by file name.
-    """
+    """The rows twice, and what goes with them; ``name`` is that of the files."""
 
     name: str
-    cells: Sequence[Mapping[str, str]]
-    rows: Sequence[Mapping[str, Any]]
+    cells: Sequence[Mapping[str, str]]  # as people read them, by heading
+    rows: Sequence[Mapping[str, Any]]  # with every digit, by column
     notes: Sequence[str]
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, Figure]  # by file name
 
     def markdown(self) -> str:
         """The table as a Markdown one, with the notes."""
@@ -48,11 +40,7 @@ class StudyTable:
         return buffer.getvalue()
 
     def write(self, folder: Path) -> dict[str, Drawn]:
-        """Write NAME.md, NAME.csv and each figure as PNG and SVG into ``folder``; return the pictures.
-
-        Raises:
-            RunError: Something cannot be written.
-        """
+        """Write NAME.md, NAME.csv and each figure as PNG and SVG; return the pictures. RunError where that fails."""
         write_whole(folder / f"{self.name}.md", self.markdown())
         write_whole(folder / f"{self.name}.csv", self.csv())
         pictures = {name: drawn(figure) for name, figure in self.figures.items()}

@@ -22,9 +22,6 @@ def topology_shares(checkpoint: Path, config: Config) -> dict[str, np.ndarray]:
     Returns:
         By weight name: the share of positions that are active, over all trails, in each field of a grid of at most
         SIDE × SIDE laid over the matrix without its padding; a kernel's rows are what makes up one output.
-
-    Raises:
-        CheckpointError: Something in it cannot be used.
     """
     specs = weight_specs(config).values()
     layers = list(dict.fromkeys(spec.layer for spec in specs))

@@ -21,10 +21,8 @@ _LOGGER = logging.getLogger(__name__)
 def train_missing(runs: Iterable[PlannedRun], launcher: str = "") -> None:
     """Train, or continue, every run that has not come to its last step.
 
-    Args:
-        runs: The runs.
-        launcher: What stands before ``train.py`` on its command line, as in "deepspeed --num_gpus 2"; empty for this
-            interpreter, one rank.
+    ``launcher`` stands before ``train.py`` on its command line, as in "deepspeed --num_gpus 2"; without one it is this
+    interpreter, one rank.
 
     Raises:
         RunError: A run failed, or was asked to leave (which this process passes on to it).
@@ -40,11 +38,7 @@ def train_missing(runs: Iterable[PlannedRun], launcher: str = "") -> None:
 
 
 def is_done(run: PlannedRun) -> bool:
-    """Whether the newest checkpoint of a run is of its last step.
-
-    Raises:
-        CheckpointError: It is of a run with other settings.
-    """
+    """Whether the newest checkpoint of a run is of its last step; a CheckpointError where it is of other settings."""
     newest = newest_whole(run.dir)
     if newest:
         check_config(newest.path, newest.manifest, run.config, resuming=True)

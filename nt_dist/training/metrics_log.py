@@ -19,11 +19,7 @@ MEASURED = ("tokens_per_second", "flops_per_second_dense_equivalent", "flops_per
 
 
 class MetricsLog:
-    """Appends objects to a file; the main rank alone has one.
-
-    Args:
-        path: The file; made where there is none.
-        last_step: The step of the checkpoint that the run continues from (0: from the start). Later lines are cut off.
+    """Appends objects to a file, from which lines after ``last_step`` (0: all) are cut off; the main rank has one.
 
     Raises:
         RunError: A line other than the last is no JSON object with a step, or the file cannot be written.
@@ -70,9 +66,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def last_evaluation(path: Path) -> dict[str, Any] | None:
-    """The newest evaluation in a metrics file, as ``{"step": …, "eval": {…}}``, or None.
-
-    Raises:
-        RunError: As for ``read_metrics``.
-    """
+    """The newest evaluation in a metrics file, as ``{"step": …, "eval": {…}}``, or None; see ``read_metrics``."""
     return next((record for record in reversed(read_metrics(path)) if "eval" in record), None)

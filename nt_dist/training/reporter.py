@@ -20,13 +20,7 @@ TENSORBOARD = "tensorboard"
 class Reporter:
     """The progress bar, ``metrics.jsonl`` and TensorBoard of one run.
 
-    Args:
-        folder: ``run.dir``.
-        family: Whose figures they are.
-        first_step: The step that the run continues from (0: from the start).
-        last_step: The step at which it ends.
-        weights: The model's weights, of which one is drawn.
-        handler: Where messages go; they are written above the bar as long as there is one.
+    It goes on from ``first_step`` (0: from the start) and ends at ``last_step``. One of its weights is drawn.
 
     Raises:
         RunError: ``metrics.jsonl`` holds something else.
@@ -66,12 +60,7 @@ class Reporter:
             self._metrics.write(record)
 
     def evaluated(self, record: dict[str, Any], overlap: Overlap | None) -> None:
-        """Writes and draws one evaluation, and the topology as it is then.
-
-        Args:
-            record: Its line of ``metrics.jsonl``.
-            overlap: How alike the trails' topologies are; None where no sparse weight has several trails.
-        """
+        """Writes and draws one evaluation, given as its line of ``metrics.jsonl``, and the topology as it is then."""
         step, figures = record["step"], record["eval"]
         headline = self._family.headline(figures)
         with self._writing():

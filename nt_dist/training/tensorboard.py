@@ -28,13 +28,8 @@ _SECTIONS = {
 class TensorBoard:
     """Writes the events of one run.
 
-    Curves of a run that was killed and continues would go back in time; TensorBoard hides the old part when the new
-    file says from which step on it holds (``purge_step``).
-
-    Args:
-        folder: ``<run.dir>/tensorboard``.
-        last_step: The step that the run continues from (0: from the start); what older files say of later steps is
-            hidden.
+    Curves of a run that was killed and continues from ``last_step`` (0: from the start) would go back in time;
+    TensorBoard hides the old part when the new file says from which step on it holds (``purge_step``).
     """
 
     def __init__(self, folder: Path, last_step: int):
@@ -75,12 +70,9 @@ class TensorBoard:
 
 
 def draw_pictures(folder: Path, pictures: Mapping[str, bytes], step: int) -> None:
-    """Show pictures of a finished run, or of several, in TensorBoard, in place of those shown before.
+    """Show pictures (PNG files by name) of finished runs in TensorBoard, in place of those shown before.
 
-    Args:
-        folder: A run's folder of events, or one for the pictures alone; they go into a folder of their own in it.
-        pictures: The contents of PNG files by name.
-        step: The step that they are of.
+    They go into a folder of their own in ``folder``, which may be a run's folder of events.
     """
     own = folder / "pictures"
     shutil.rmtree(own, ignore_errors=True)
