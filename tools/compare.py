@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nt_dist.command_line import run_main
 from nt_dist.errors import RunError
-from nt_dist.study.plan import read_plan
+from nt_dist.study.plan import name_runs, parse_together, read_plan
 
 
 def main() -> int:
@@ -40,8 +40,8 @@ def main() -> int:
 
     from nt_dist.evaluation.evaluate_checkpoint import join
     from nt_dist.messages import start_logging
-    from nt_dist.study import compare  # takes seconds: torch
-    from nt_dist.study.results import RESULTS, result_of
+    from nt_dist.study.results import RESULTS, result_of  # takes seconds: torch
+    from nt_dist.study.tables import compare
     from nt_dist.study.training import is_done, train_missing
     from nt_dist.training.reporter import TENSORBOARD
     from nt_dist.training.tensorboard import draw_pictures
@@ -54,17 +54,17 @@ def main() -> int:
         apart = {name: members for name, members in plan.ensembles.items() if all(each in done for each in members)}
         folders = done | {name: [plan.runs[each].dir for each in members] for name, members in apart.items()}
     else:
-        folders = compare.named(named) | compare.parse_together(arguments.together)
+        folders = name_runs(named) | parse_together(arguments.together)
     out = arguments.out or plan.dir
     if not folders:
         raise RunError(f"{plans[0]}: none of its runs has been trained")
     mesh = join(1)
     results = [result_of(name, paths, mesh, out / RESULTS, overrides) for name, paths in folders.items()]
-    comparison = compare.compare(results)
+    comparison = compare(results)
     pixels = {name: picture.png for name, picture in comparison.write(out).items()}
     draw_pictures(out / TENSORBOARD, pixels, max(each.steps for each in results))
     print(comparison.markdown())
-    print(f"written: {out / compare.TABLE}.md and .csv, pictures beside them")
+    print(f"written: {out / comparison.name}.md and .csv, pictures beside them")
     return 0
 
 

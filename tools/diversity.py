@@ -14,7 +14,7 @@ from pathlib import Path
 from nt_dist.command_line import run_main
 from nt_dist.config import parse_command_line
 from nt_dist.errors import RunError
-from nt_dist.study.sweep import parse_points, plan_sweep
+from nt_dist.study.plan import parse_points, plan_sweep
 
 
 def main() -> int:
@@ -34,8 +34,8 @@ def main() -> int:
 
     from nt_dist.evaluation.evaluate_checkpoint import join
     from nt_dist.messages import start_logging
-    from nt_dist.study import diversity  # takes seconds: torch and matplotlib
-    from nt_dist.study.results import RESULTS, result_of
+    from nt_dist.study.results import RESULTS, result_of  # takes seconds: torch and matplotlib
+    from nt_dist.study.tables import diversity_study
     from nt_dist.study.training import is_done, train_missing
 
     start_logging(0)
@@ -45,12 +45,12 @@ def main() -> int:
     if not done:
         raise RunError(f"{arguments.out}: none of its points has been trained")
     mesh, kept = join(1), arguments.out / RESULTS
-    study = diversity.diversity_study(
+    study = diversity_study(
         {point: result_of(point.name, [runs[point.name].dir], mesh, kept, overrides) for point in done}
     )
     study.write(arguments.out)
     print(study.markdown())
-    print(f"written: {arguments.out / diversity.TABLE}.md and .csv, pictures beside them")
+    print(f"written: {arguments.out / study.name}.md and .csv, pictures beside them")
     return 0
 
 

@@ -30,9 +30,9 @@ def main() -> int:
     from nt_dist.files import write_whole
     from nt_dist.messages import start_logging
     from nt_dist.pictures.style import save_pictures  # takes seconds: torch and matplotlib
-    from nt_dist.study.compare import read_comparison
     from nt_dist.study.report import make_report
     from nt_dist.study.results import result_of
+    from nt_dist.study.tables import read_comparison
     from nt_dist.training.reporter import TENSORBOARD
     from nt_dist.training.tensorboard import draw_pictures
 

@@ -13,20 +13,22 @@
     [ensembles]                         # runs that are evaluated together, as one ensemble of all their trails
     deep_ensemble = ["single_dense", "another"]
 
+Other plans are the diversity study's, one config at several densities and trail lengths, and runs that are there.
 Nothing is trained here.
 """
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nt_dist.config import Config
 from nt_dist.config.names import hint, nearest
 from nt_dist.config.values import toml_value
-from nt_dist.errors import ConfigError
+from nt_dist.errors import ConfigError, RunError
 from nt_dist.families import load_config
 
 _KEYS = {"base": str, "dir": str, "runs": dict, "settings": dict, "ensembles": dict}
@@ -158,3 +160,87 @@ def _wrong_contents(content: Mapping[str, Any]) -> Iterator[str]:
 
 def _overrides(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [f"{name}.{key}={toml_value(value)}" for name, entries in sections.items() for key, value in entries.items()]
+
+
+class SweepPoint(NamedTuple):
+    """A density, and the number of blocks in a trail."""
+
+    density: float
+    layers: int
+
+    @property
+    def name(self) -> str:
+        """Its run's name."""
+        return f"density_{self.density:g}_layers_{self.layers}"
+
+
+def parse_points(densities: str, layers: str, points: str) -> list[SweepPoint]:
+    """Read the points of a study from the command line.
+
+    All ``densities`` and ``layers``, as in "0.2,0.5,0.9" and "2,4,6", or some of these ``points``, as in "0.9:4,0.5:2".
+
+    Raises:
+        ConfigError: Something is no number, or one of ``points`` is not in the study.
+    """
+    try:
+        every = [SweepPoint(float(d), int(n)) for n in layers.split(",") for d in densities.split(",")]
+        some = [SweepPoint(float(d), int(n)) for d, n in (each.split(":") for each in points.split(",") if each)]
+    except ValueError:
+        rule = "--densities and --layers must be numbers with commas between, --points as in 0.9:4,0.5:2"
+        raise ConfigError([rule]) from None
+    strange = [f"{each.density:g}:{each.layers}" for each in some if each not in every]
+    if strange:
+        raise ConfigError([f"--points {each}: is not among the densities and layers of the study" for each in strange])
+    return [each for each in dict.fromkeys(every) if not some or each in some]
+
+
+def plan_sweep(
+    points: Sequence[SweepPoint], base: str, folder: Path, steps: int | None, overrides: Sequence[str]
+) -> dict[str, PlannedRun]:
+    """The runs of a study: those of one config at each point, with a warm-up in proportion to the steps.
+
+    Raises:
+        ConfigError: With everything that is wrong, point by point.
+    """
+    train, common = load_config(base, overrides, check_paths=False).train, list(overrides)
+    if steps is not None:
+        common.append(f"train.steps={steps}")
+        if not any(each.startswith("train.warmup_steps=") for each in overrides):
+            common.append(f"train.warmup_steps={max(1, round(train.warmup_steps * steps / train.steps))}")
+    variants = {
+        point.name: [*common, f"sparsity.density={point.density}", f"trails.layers={point.layers}"] for point in points
+    }
+    return plan_runs(base, folder, variants, base)
+
+
+def parse_together(texts: Sequence[str]) -> dict[str, list[Path]]:
+    """Read ``NAME=RUN,RUN,…`` each: runs to evaluate together.
+
+    Raises:
+        RunError: One is not of that form, or a name stands there twice.
+    """
+    found: dict[str, list[Path]] = {}
+    for text in texts:
+        name, _, rest = text.partition("=")
+        folders = [Path(each) for each in rest.split(",") if each]
+        if not name or len(folders) < 2 or name in found:
+            raise RunError(f"--together {text}: must be NAME=RUN,RUN with a new name and two runs or more")
+        found[name] = folders
+    return found
+
+
+def name_runs(folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """Name runs by their folders' last parts, with the part before where two are alike.
+
+    Raises:
+        RunError: A folder stands there twice.
+    """
+    lasts = Counter(folder.resolve().name for folder in folders)
+    found: dict[str, list[Path]] = {}
+    for folder in folders:
+        place = folder.resolve()
+        name = place.name if lasts[place.name] == 1 else f"{place.parent.name}_{place.name}"
+        if name in found:
+            raise RunError(f"{found[name][0]}, {folder}: cannot be told apart by their names")
+        found[name] = [folder]
+    return found

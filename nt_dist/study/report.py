@@ -4,23 +4,29 @@ from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from nt_dist import __version__
-from nt_dist.checkpoint.manifest import CONFIG
+from nt_dist.checkpoint.fragments import FragmentReader
+from nt_dist.checkpoint.manifest import CONFIG, read_manifest
 from nt_dist.config import Config
 from nt_dist.model.weights import weight_specs
 from nt_dist.pictures.run import loss_curves, reliability_diagram, topology_maps, trail_matrix, weight_table
 from nt_dist.pictures.runs import short
 from nt_dist.pictures.style import Drawn, drawn
+from nt_dist.sparsity.spec import WeightSpec, flat_index
 from nt_dist.study.results import Result, saved_config
-from nt_dist.study.table import StudyTable
-from nt_dist.study.topology_maps import topology_shares
+from nt_dist.study.tables import StudyTable
 from nt_dist.training.metrics_log import METRICS, read_metrics
+from nt_dist.training.tensorboard import shrunk
 
+MAP_SIDE = 48  # fields a side, at most
 # What a page of this policy can load is what stands in it: no script, nothing from another place.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
@@ -178,6 +184,31 @@ def _pictures(run: Path, config: Config, result: Result, comparison: StudyTable 
     better = "Lower" if headline.lower_is_better else "Higher"
     for name, figure in comparison.figures.items() if comparison else ():
         yield Picture(name, "Beside other runs", figure, f"{better} is better, and so is further left.")
+
+
+def topology_shares(checkpoint: Path, config: Config) -> dict[str, np.ndarray]:
+    """Read the topologies of the sparse matrices in the two layers at either end, which are the most unlike.
+
+    Returns:
+        By weight name: the share of positions that are active, over all trails, in each field of a grid of at most
+        MAP_SIDE × MAP_SIDE laid over the matrix without its padding; a kernel's rows are what makes up one output.
+    """
+    specs = weight_specs(config).values()
+    layers = list(dict.fromkeys(spec.layer for spec in specs))
+    ends = {*layers[:2], *layers[-2:]}
+    with FragmentReader(checkpoint, read_manifest(checkpoint)) as reader:
+        return {spec.name: _shares(reader, spec) for spec in specs if spec.is_sparse and spec.layer in ends}
+
+
+def _shares(reader: FragmentReader, spec: WeightSpec) -> np.ndarray:
+    active = torch.zeros(prod(spec.shape))
+    every = range(spec.shards)
+    for trail in range(spec.trails):
+        for shard in every:
+            positions = torch.from_numpy(reader.read(spec.name, trail, shard, ())["positions"]).long()
+            active[flat_index(spec, every, shard, positions)] += 1 / spec.trails  # no position stands there twice
+    real = active.view(spec.shape).narrow(spec.cut_axis, 0, spec.valid)
+    return shrunk(real.flatten(1)[None], MAP_SIDE)[0].numpy()
 
 
 def _list(facts: Mapping[str, str]) -> str:

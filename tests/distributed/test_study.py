@@ -15,8 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nt_dist.inference import load_ensemble
-from nt_dist.study.plan import plan_runs, read_plan
-from nt_dist.study.sweep import parse_points, plan_sweep
+from nt_dist.study.plan import parse_points, plan_runs, plan_sweep, read_plan
 from nt_dist.testing import RankError, run_distributed
 from nt_dist.text.corpus import open_data
 from tests.unit.inference.trained_run import write_checkpoint

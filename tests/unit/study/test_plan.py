@@ -5,11 +5,18 @@ from pathlib import Path
 import pytest
 
 from nt_dist.config.rules import warnings
-from nt_dist.errors import ConfigError
+from nt_dist.errors import ConfigError, RunError
 from nt_dist.families import load_config
 from nt_dist.model.weights import count_parameters
-from nt_dist.study.plan import plan_runs, read_plan
-from nt_dist.study.sweep import SweepPoint, parse_points, plan_sweep
+from nt_dist.study.plan import (
+    SweepPoint,
+    name_runs,
+    parse_points,
+    parse_together,
+    plan_runs,
+    plan_sweep,
+    read_plan,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 BASE = str(ROOT / "configs" / "quickstart.toml")
@@ -168,3 +175,14 @@ def test_a_sweep_scales_the_warm_up_with_the_steps(tmp_path):
     assert given.config.train.warmup_steps == 9
     with pytest.raises(ConfigError, match="density_0.5_layers_7: trails.layers = 7"):
         plan_sweep(parse_points("0.5", "7", ""), BASE, tmp_path, None, [])
+
+
+def test_runs_are_named_by_their_folders(tmp_path):
+    assert name_runs([tmp_path / "a", tmp_path / "b"]) == {"a": [tmp_path / "a"], "b": [tmp_path / "b"]}
+    assert list(name_runs([tmp_path / "x" / "run", tmp_path / "y" / "run"])) == ["x_run", "y_run"]
+    with pytest.raises(RunError, match="cannot be told apart"):
+        name_runs([tmp_path / "a", tmp_path / "a"])
+    assert [str(each) for each in parse_together(["deep=a,b"])["deep"]] == ["a", "b"]
+    for wrong in (["deep"], ["deep=a"], ["=a,b"], ["deep=a,b", "deep=c,d"]):
+        with pytest.raises(RunError, match="--together"):
+            parse_together(wrong)

@@ -13,10 +13,9 @@ from nt_dist.errors import CheckpointError, RunError
 from nt_dist.families import FAMILIES, make_config
 from nt_dist.files import write_whole
 from nt_dist.llama.family import Llama
-from nt_dist.study.compare import compare, named, parse_together, read_comparison
-from nt_dist.study.diversity import diversity_study
+from nt_dist.study.plan import SweepPoint
 from nt_dist.study.results import check_alike, saved_config
-from nt_dist.study.sweep import SweepPoint
+from nt_dist.study.tables import compare, diversity_study, read_comparison
 from tests.unit.study.study_case import result
 
 RESULTS = [result("single", 1, 2_250_000), result("trails", 3, 4_420_000)]
@@ -77,17 +76,6 @@ def test_names_that_would_lie_on_one_another_are_moved_apart():
     texts = compare(alike).figures["perplexity_against_parameters"].axes[0].texts
     heights = sorted(text.xyann[1] for text in texts)
     assert min(b - a for a, b in itertools.pairwise(heights)) > 8.5
-
-
-def test_runs_are_named_by_their_folders(tmp_path):
-    assert named([tmp_path / "a", tmp_path / "b"]) == {"a": [tmp_path / "a"], "b": [tmp_path / "b"]}
-    assert list(named([tmp_path / "x" / "run", tmp_path / "y" / "run"])) == ["x_run", "y_run"]
-    with pytest.raises(RunError, match="cannot be told apart"):
-        named([tmp_path / "a", tmp_path / "a"])
-    assert [str(each) for each in parse_together(["deep=a,b"])["deep"]] == ["a", "b"]
-    for wrong in (["deep"], ["deep=a"], ["=a,b"], ["deep=a,b", "deep=c,d"]):
-        with pytest.raises(RunError, match="--together"):
-            parse_together(wrong)
 
 
 class Pictures(Llama):
