@@ -360,6 +360,43 @@ def test_losses_are_means_over_the_real_tokens_of_the_global_step():
     run_distributed(_first_step_by_hand, 2)
 
 
+def _joint_step_by_hand(rank, world_size, stage, mean, of_trails):
+    sections = _config(world_size, stage).to_dict()
+    sections["trails"] |= {"joint": 0.7, "joint_mean": mean}
+    sections["train"] |= {"objective": of_trails}
+    config = make_config(sections, {"zero_optimization": {"stage": stage}}, world_size)
+    batch = Batch(*(torch.cat(parts) for parts in zip(*_batches(1), strict=True)))
+    plain = build_model(config)
+    logits = plain(batch.inputs)
+    joint = logits.mean(0).log_softmax(-1) if mean == "logits" else logits.softmax(-1).mean(0).log()
+    means = [
+        (
+            nn.functional.nll_loss(each.flatten(0, 1), batch.targets.flatten(), reduction="none")
+            * batch.weights.flatten()
+        )
+        .sum()
+        .div(batch.weights.sum())
+        for each in (*logits.log_softmax(-1), joint)
+    ]
+    trails = torch.stack(means[:-1])
+    minimised = (trails.sum() if of_trails == "sum" else trails.mean()) + 0.7 * means[-1]
+    minimised.backward()
+    mesh, _, engine, _, _ = _start(config)
+    result = train_step(engine, config, mesh, _batches(1, rank, world_size), 1)
+    assert result.loss_per_trail == pytest.approx(trails.tolist(), rel=1e-5)
+    assert result.joint_loss == pytest.approx(float(means[-1]), rel=1e-5)
+    assert result.objective == pytest.approx(float(minimised), rel=1e-5)
+    norm = torch.stack([each.grad.norm() for each in plain.parameters()]).norm()
+    assert result.grad_norm == pytest.approx(float(norm), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stage", "mean", "of_trails"), [(0, "logits", "sum"), (2, "probabilities", "mean"), (3, "logits", "mean")]
+)
+def test_the_ensembles_own_loss_is_that_of_plain_torch(stage, mean, of_trails):
+    run_distributed(_joint_step_by_hand, 2, stage, mean, of_trails)
+
+
 def _skip_a_step(rank, world_size, stage):
     config = _config(world_size, stage)
     mesh, model, engine, door, updater = _start(config)

@@ -161,10 +161,28 @@ PARALLEL = [
         REPLICATED,
     ),
     Mutation(
-        "the ensemble's loss: its probabilities are over those of the best trail held here",
+        "joint loss: not added",
+        "return sums[:-1].sum() + joint * sums[-1] if joint else sums.sum()",
+        "return sums[:-1].sum() if joint else sums.sum()",
+        "tests/unit/model/test_losses.py::test_the_ensembles_loss_and_gradient_are_those_of_its_mean",
+    ),
+    Mutation(
+        "joint loss: its figure stays on this data rank",
+        'sums = self.mesh.all_reduce(torch.cat([self.place.all_trails(trails), joint]), ("pipe", "data"))',
+        'sums = torch.cat([self.mesh.all_reduce(self.place.all_trails(trails), ("pipe", "data")), joint])',
+        _LAYOUT.format("data 2, ZeRO 2").replace("fp32", "fp32, joint probabilities"),
+    ),
+    Mutation(
+        "rates: all groups learn alike",
+        'group["lr"] = rate * group["lr_factor"]',
+        'group["lr"] = rate',
+        "tests/distributed/test_training.py::test_groups_learn_at_their_own_rates_as_in_plain_torch",
+    ),
+    Mutation(
+        "joint loss: its probabilities are over those of the best trail held here",
         'return self.mesh.all_reduce(figures, ("trail",), op="min")',
         "return figures",
-        _LAYOUT.format("trail 3, replicated trunk, joint probabilities"),
+        _LAYOUT.format("trail 3, replicated trunk").replace("fp32", "fp32, joint probabilities"),
     ),
     # The pipeline.
     Mutation(

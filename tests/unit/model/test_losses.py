@@ -48,7 +48,8 @@ def test_the_ensembles_loss_and_gradient_are_those_of_its_mean(mean, dtype):
     chosen = torch.cat([plain.log_softmax(-1), joint[None]]).gather(-1, targets.expand(4, -1, -1)[..., None])[..., 0]
     wanted = -(chosen * weights[0]).sum((1, 2))
     torch.testing.assert_close(ours, wanted)
-    gradients = [torch.autograd.grad(objective(sums, 0.7), logits)[0] for sums in (ours, wanted)]
+    minimised = objective(ours, 0.7), wanted[:-1].sum() + 0.7 * wanted[-1]
+    gradients = [torch.autograd.grad(each, logits)[0] for each in minimised]
     limits = {"rtol": 2e-2, "atol": 2e-3} if dtype == torch.bfloat16 else {}  # ours adds two rounded gradients
     torch.testing.assert_close(*gradients, **limits)
 
