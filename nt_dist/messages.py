@@ -32,11 +32,7 @@ class BarHandler(logging.StreamHandler):
 
 
 def start_logging(rank: int) -> BarHandler:
-    """Makes this process log as its rank should; DeepSpeed's own logger is left at warnings.
-
-    Returns:
-        The handler, whose ``bar`` may be set to the progress bar of the run.
-    """
+    """Makes this process log as its rank should; DeepSpeed's own logger is left at warnings. Returns the handler."""
     LOGGER.handlers = [BarHandler(rank)]
     LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO if rank == 0 else logging.WARNING)

@@ -115,12 +115,7 @@ class ProgressBar:
 
 
 def format_seconds(seconds: float) -> str:
-    """``1:05``, ``2:03:04`` or ``3 d 04:05``.
-
-    Examples:
-        >>> format_seconds(65)
-        '1:05'
-    """
+    """Write 65 seconds as ``1:05``, and longer times as ``2:03:04`` or ``3 d 04:05``."""
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

@@ -32,7 +32,7 @@ from nt_dist.errors import ConfigError, RunError
 from nt_dist.families import load_config
 
 _KEYS = {"base": str, "dir": str, "runs": dict, "settings": dict, "ensembles": dict}
-_OPTIONAL = ("settings", "ensembles")
+_OPTIONAL = {"settings": {}, "ensembles": {}}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -60,11 +60,7 @@ class Plan:
     ensembles: dict[str, tuple[str, ...]]
 
     def only(self, names: Iterable[str]) -> "Plan":
-        """The part of the plan that ``names`` (of runs and ensembles) need.
-
-        Raises:
-            ConfigError: A name is none of the plan's.
-        """
+        """The part of the plan that ``names`` (of runs and ensembles) need; a ConfigError where one is not in it."""
         names, known = list(names), [*self.runs, *self.ensembles]
         unknown = [name for name in names if name not in known]
         if unknown:
@@ -75,13 +71,12 @@ class Plan:
 
 
 def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
-    """Read and check a plan and the config of each of its runs; ``overrides`` win over what it says, for all runs.
+    """Read a plan and the config of each of its runs, over which ``overrides`` win.
 
-    Raises:
-        ConfigError: With everything that is wrong, run by run.
+    A ConfigError has everything that is wrong, run by run.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = _OPTIONAL | tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror}"]) from None
     except ValueError as error:
@@ -89,10 +84,10 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     problems = [*_wrong_keys(content)] or [*_wrong_contents(content)]
     if problems:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
-    common = _overrides(content.get("settings", {}))
+    common = _overrides(content["settings"])
     variants = {name: [*common, *_overrides(own), *overrides] for name, own in content["runs"].items()}
     runs = plan_runs(content["base"], Path(content["dir"]), variants, path)
-    return Plan(Path(content["dir"]), runs, {name: tuple(each) for name, each in content.get("ensembles", {}).items()})
+    return Plan(Path(content["dir"]), runs, {name: tuple(each) for name, each in content["ensembles"].items()})
 
 
 def plan_runs(
@@ -100,14 +95,8 @@ def plan_runs(
 ) -> dict[str, PlannedRun]:
     """Make the runs of a plan: each in a folder of its own in ``folder``, with one folder of prepared data for all.
 
-    Args:
-        base: The config file.
-        folder: The plan's folder.
-        variants: ``section.key=value`` over the base, by the run's name.
-        named: What error messages begin with: where the variants come from.
-
-    Raises:
-        ConfigError: With everything that is wrong, run by run.
+    ``variants`` are ``section.key=value`` over the base, by the run's name. A ConfigError has everything that is wrong,
+    run by run, each message beginning with ``named``: where the variants come from.
     """
     runs, problems = {}, []
     for name, overrides in variants.items():
@@ -130,15 +119,15 @@ def _wrong_keys(content: Mapping[str, Any]) -> Iterator[str]:
     for key in [key for key in content if key not in _KEYS]:
         yield f"{key} is no key of a plan{hint(nearest(key, _KEYS))}"
     for key, kind in _KEYS.items():
-        if key not in content and key not in _OPTIONAL:
+        if key not in content:
             yield f"{key} is missing"
-        elif not isinstance(content.get(key, kind()), kind):
+        elif not isinstance(content[key], kind):
             yield f"{key} = {content[key]!r} must be {'a string' if kind is str else 'a table'}"
 
 
 def _wrong_contents(content: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with a plan that has its keys, apart from the settings of its runs."""
-    runs, ensembles = content["runs"], content.get("ensembles", {})
+    runs, ensembles = content["runs"], content["ensembles"]
     if not runs:
         yield "[runs] is empty"
     for name in [*runs, *ensembles]:
@@ -146,7 +135,7 @@ def _wrong_contents(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name!r} cannot be a name: letters, digits, '.', '_' and '-', and not 'data'"
         if name in runs and name in ensembles:
             yield f"{name!r} is the name of a run and of an ensemble"
-    for name, table in {**runs, "settings": content.get("settings", {})}.items():
+    for name, table in {**runs, "settings": content["settings"]}.items():
         if not isinstance(table, dict) or not all(isinstance(values, dict) for values in table.values()):
             yield f"{name}: must hold settings, as in train.steps = 400"
     for name, members in ensembles.items():
@@ -178,9 +167,7 @@ def parse_points(densities: str, layers: str, points: str) -> list[SweepPoint]:
     """Read the points of a study from the command line.
 
     All ``densities`` and ``layers``, as in "0.2,0.5,0.9" and "2,4,6", or some of these ``points``, as in "0.9:4,0.5:2".
-
-    Raises:
-        ConfigError: Something is no number, or one of ``points`` is not in the study.
+    A ConfigError where something is no number, or one of ``points`` is not in the study.
     """
     try:
         every = [SweepPoint(float(d), int(n)) for n in layers.split(",") for d in densities.split(",")]
@@ -197,11 +184,7 @@ def parse_points(densities: str, layers: str, points: str) -> list[SweepPoint]:
 def plan_sweep(
     points: Sequence[SweepPoint], base: str, folder: Path, steps: int | None, overrides: Sequence[str]
 ) -> dict[str, PlannedRun]:
-    """The runs of a study: those of one config at each point, with a warm-up in proportion to the steps.
-
-    Raises:
-        ConfigError: With everything that is wrong, point by point.
-    """
+    """The runs of a study: one config at each point, with a warm-up in proportion to the steps; see plan_runs."""
     train, common = load_config(base, overrides, check_paths=False).train, list(overrides)
     if steps is not None:
         common.append(f"train.steps={steps}")
@@ -214,11 +197,7 @@ def plan_sweep(
 
 
 def parse_together(texts: Sequence[str]) -> dict[str, list[Path]]:
-    """Read ``NAME=RUN,RUN,…`` each: runs to evaluate together.
-
-    Raises:
-        RunError: One is not of that form, or a name stands there twice.
-    """
+    """Read ``NAME=RUN,RUN,…`` each, runs to evaluate together; a RunError where one is not of that form, or twice."""
     found: dict[str, list[Path]] = {}
     for text in texts:
         name, _, rest = text.partition("=")
@@ -230,11 +209,7 @@ def parse_together(texts: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def name_runs(folders: Sequence[Path]) -> dict[str, list[Path]]:
-    """Name runs by their folders' last parts, with the part before where two are alike.
-
-    Raises:
-        RunError: A folder stands there twice.
-    """
+    """Name runs by their folders' last parts, with the part before where two are alike; a RunError where both are."""
     lasts = Counter(folder.resolve().name for folder in folders)
     found: dict[str, list[Path]] = {}
     for folder in folders:

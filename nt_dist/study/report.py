@@ -59,11 +59,7 @@ class Picture(NamedTuple):
 
 
 def make_report(run: Path, result: Result, comparison: StudyTable | None = None) -> tuple[str, dict[str, Drawn]]:
-    """Gather what is known of a run, perhaps beside others; return the file's contents and the pictures in it by name.
-
-    Raises:
-        NTDistError: The checkpoint or ``metrics.jsonl`` cannot be used.
-    """
+    """Gather what is known of a run, perhaps beside others; return the file's text and the pictures in it by name."""
     checkpoint, name = Path(result.checkpoints[0]), escape(run.resolve().name)
     config = saved_config(checkpoint)
     pictures = list(_pictures(run, config, result, comparison))

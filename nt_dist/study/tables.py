@@ -122,11 +122,7 @@ def _cells(result: Result) -> dict[str, str]:
 
 
 def read_comparison(folder: Path) -> StudyTable:
-    """Read a comparison that was written into ``folder``.
-
-    Raises:
-        RunError: There is none, or it is damaged.
-    """
+    """Read a comparison that was written into ``folder``; a RunError where there is none, or it is damaged."""
     try:
         rows = csv.DictReader((folder / f"{_COMPARISON}.csv").read_text(encoding="utf-8").splitlines())
         return compare([read_result(folder / RESULTS / f"{row['name']}.json") for row in rows])

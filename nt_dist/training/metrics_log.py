@@ -44,11 +44,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file, in order; none if there is no such file.
-
-    Raises:
-        RunError: A line other than the last is no JSON object with a step.
-    """
+    """All whole lines of a metrics file, or none if there is no such file; a RunError where one has no step."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

@@ -70,11 +70,8 @@ class TensorBoard:
 
 
 def draw_pictures(folder: Path, pictures: Mapping[str, bytes], step: int) -> None:
-    """Show pictures (PNG files by name) of finished runs in TensorBoard, in place of those shown before.
-
-    They go into a folder of their own in ``folder``, which may be a run's folder of events.
-    """
-    own = folder / "pictures"
+    """Show pictures (PNG files by name) of finished runs in TensorBoard, in place of those shown before."""
+    own = folder / "pictures"  # a folder of events of their own
     shutil.rmtree(own, ignore_errors=True)
     with SummaryWriter(str(own)) as writer:
         for name, png in pictures.items():
