@@ -368,16 +368,11 @@ def _joint_step_by_hand(rank, world_size, stage, mean, of_trails):
     batch = Batch(*(torch.cat(parts) for parts in zip(*_batches(1), strict=True)))
     plain = build_model(config)
     logits = plain(batch.inputs)
+    own = logits.log_softmax(-1)
     joint = logits.mean(0).log_softmax(-1) if mean == "logits" else logits.softmax(-1).mean(0).log()
-    means = [
-        (
-            nn.functional.nll_loss(each.flatten(0, 1), batch.targets.flatten(), reduction="none")
-            * batch.weights.flatten()
-        )
-        .sum()
-        .div(batch.weights.sum())
-        for each in (*logits.log_softmax(-1), joint)
-    ]
+    real, targets = batch.weights.flatten(), batch.targets.flatten()
+    losses = [nn.functional.nll_loss(each.flatten(0, 1), targets, reduction="none") for each in (*own, joint)]
+    means = [(each * real).sum() / real.sum() for each in losses]
     trails = torch.stack(means[:-1])
     minimised = (trails.sum() if of_trails == "sum" else trails.mean()) + 0.7 * means[-1]
     minimised.backward()
