@@ -12,6 +12,7 @@ parts by one rename (collective); saving.py does that. Until that rename nothing
 Whatever one rank finds wrong is an error on all of them.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
@@ -182,7 +183,7 @@ def commit(
         return on_main(mesh, finish)
     except CheckpointError:
         if mesh.is_main:
-            checkpoint_folder.give_up(writing)
+            shutil.rmtree(writing, ignore_errors=True)  # what stays, the next save clears away
         raise
 
 

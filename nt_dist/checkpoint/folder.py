@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from nt_dist import files
 from nt_dist.checkpoint.fragments import file_problems, write_file
 from nt_dist.checkpoint.manifest import MANIFEST, Manifest, VersionError, read_manifest
 from nt_dist.errors import CheckpointError
-from nt_dist.files import sync_folder, write_whole
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
 
@@ -142,7 +142,7 @@ def find_asked(path: Path, mesh: Mesh | None = None, asked: str | None = None) -
     Args:
         path: A checkpoint, a folder of checkpoints or a run's folder (then its newest whole checkpoint).
         mesh: As for :func:`find`.
-        asked: How, for the message; by default with ``--checkpoint``.
+        asked: How the user asks, for the message; by default with ``--checkpoint``.
 
     Raises:
         CheckpointError: There is none, parts of it are missing or damaged, or it has another format version.
@@ -220,7 +220,7 @@ def begin(folder: Path, step: int) -> Path:
     Raises:
         CheckpointError: It cannot be made.
     """
-    try:
+    with files.writing(folder, CheckpointError):
         folder.mkdir(parents=True, exist_ok=True)
         for name in os.listdir(folder):
             match = _PASSING.fullmatch(name)
@@ -232,14 +232,7 @@ def begin(folder: Path, step: int) -> Path:
                 os.unlink(folder / name)
         writing = folder / f".{name_of(step)}.writing"
         writing.mkdir()
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from error
     return writing
-
-
-def give_up(writing: Path) -> None:
-    """Delete the temporary folder of a save that failed; what cannot be deleted, the next save clears away."""
-    shutil.rmtree(writing, ignore_errors=True)
 
 
 def commit(writing: Path, manifest: Manifest) -> Path:
@@ -259,17 +252,17 @@ def commit(writing: Path, manifest: Manifest) -> Path:
     final = folder / name_of(manifest.training_state.step)
     replaced = folder / f".{final.name}.replaced"
     try:
-        sync_folder(writing)
+        files.sync_folder(writing)
         if final.exists():
             os.rename(final, replaced)
         os.rename(writing, final)
-        sync_folder(folder)
+        files.sync_folder(folder)
     except OSError as error:
         if replaced.exists() and not final.exists():
             os.rename(replaced, final)
         raise CheckpointError(f"{final}: cannot be put in its place: {error.strerror}") from error
     shutil.rmtree(replaced, ignore_errors=True)
-    write_whole(folder / LATEST, final.name + "\n", CheckpointError)
+    files.write_whole(folder / LATEST, final.name + "\n", CheckpointError)
     return final
 
 

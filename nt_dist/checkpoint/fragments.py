@@ -13,8 +13,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,7 @@ def topology_checksum(positions: np.ndarray) -> str:
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
-    """Write ``chunks`` to a new file and see them on the disk.
-
-    Raises:
-        CheckpointError: The file exists or cannot be written (a full disk, no rights).
-    """
+    """Write ``chunks`` to a new file and see them on the disk, or raise a CheckpointError."""
     with writing(path, CheckpointError):
         return write_new(path, chunks)
 
@@ -55,14 +52,8 @@ def write_fragments(path: Path, tensors: Mapping[str, np.ndarray]) -> FileEntry:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of its elements' size
     pieces = (memoryview(tensor).cast("B") for tensor in tensors.values() if tensor.size)
-    return write_file(path, _chain(len(text).to_bytes(8, "little") + text, pieces))
-
-
-def _chain(header: bytes, pieces: Iterable[memoryview]) -> Iterator[bytes | memoryview]:
-    yield header
-    for piece in pieces:
-        for begin in range(0, len(piece), _CHUNK):
-            yield piece[begin : begin + _CHUNK]
+    chunks = (piece[begin : begin + _CHUNK] for piece in pieces for begin in range(0, len(piece), _CHUNK))
+    return write_file(path, chain([len(text).to_bytes(8, "little"), text], chunks))
 
 
 def hash_file(path: Path) -> str:

@@ -40,7 +40,7 @@ def describe(found: Found) -> str:
 
 
 def examine(path: Path) -> list[str]:
-    """Check a checkpoint wholly: manifest, sizes, hashes, and every fragment's shape, positions and numbers.
+    """Check manifest, sizes, hashes, and every fragment's shape, positions and numbers of a checkpoint.
 
     Returns:
         What is wrong, one message a file or fragment; empty if it is sound.

@@ -207,7 +207,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def read_manifest(checkpoint: Path | str) -> Manifest:
-    """Read the manifest of a checkpoint (its folder) and check that it is whole and means something.
+    """Read the manifest in a checkpoint's folder and check that it is whole and means something.
 
     Raises:
         VersionError: It has another format version.

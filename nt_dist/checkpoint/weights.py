@@ -56,12 +56,8 @@ def weight_entry(weight: Weight | Statistic, file: str = "") -> WeightEntry:
     )
 
 
-def check_weights(path: Path, manifest: Manifest, model: nn.Module) -> None:
-    """Compare shapes, shards and slots of a checkpoint's weights and statistics with a model's.
-
-    Raises:
-        CheckpointError: With every difference.
-    """
+def _check_weights(path: Path, manifest: Manifest, model: nn.Module) -> None:
+    """Compare shapes, shards and slots of a checkpoint's weights and statistics with a model's."""
     problems = []
     for name, weight in (weights_of(model) | statistics_of(model)).items():
         if name not in manifest.weights:
@@ -93,7 +89,7 @@ def read_weights(
     Raises:
         CheckpointError: It is of another model, or a fragment is missing or not what the manifest says.
     """
-    check_weights(path, manifest, model)
+    _check_weights(path, manifest, model)
     with FragmentReader(path, manifest) as reader:
         for name, statistic in statistics_of(model).items():
             for trail, shard in product(statistic.trails, statistic.shards):

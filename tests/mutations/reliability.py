@@ -68,6 +68,18 @@ RELIABILITY = [
         "tests/distributed/test_integrity.py::test_a_bit_in_a_partition_is_found_where_it_makes_no_sense",
     ),
     Mutation(
+        "integrity: statistics are not compared",
+        'copies.append(_Copy(name, "value", axes, _sum_bits(statistic.values.flatten(), 0)))',
+        "pass",
+        "tests/distributed/test_statistics.py::test_a_rank_whose_copy_differs_is_named",
+    ),
+    Mutation(
+        "checkpoint: statistics are not loaded",
+        "part.copy_(torch.from_numpy(values).view(part.shape))",
+        "pass",
+        "tests/unit/checkpoint/test_statistics.py::test_what_any_layout_saves_any_other_loads",
+    ),
+    Mutation(
         "signals: nobody says that it was asked",
         "return mesh.any(self.is_set)[0]",
         "return mesh.any(False)[0]",
