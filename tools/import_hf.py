@@ -1,13 +1,14 @@
 """Starts a run from another program's checkpoint; train.py with the same config then continues it.
 
-    python tools/import_hf.py --model llama-folder --config run.toml [--noise 0.1] [section.key=value …]
+    python tools/import_hf.py --model folder --config run.toml [--noise 0.1] [section.key=value …]
 
---model is a folder with config.json and *.safetensors of a dense LLaMA (transformers' layout): the trunk is taken from
-its first blocks, every trail from its last ones, and each matrix is pruned by magnitude to the config's density. With
---noise the trails' matrices differ from the start, by so many of their own standard deviations. Or it is a checkpoint
-of the NeuroTrails paper's code (backbone_model.…, head_model_<number>.…; *.safetensors or pytorch_model.bin): its
-trails stay what they are, and trails.final_norm_twice must be true. The config's sizes must be the model's, and
-data.tokenizer its tokenizer. The result is step 0 in run.dir, which must have no checkpoint yet.
+--model is a folder with config.json and *.safetensors of a dense LLaMA or ResNet in transformers' layout
+(LlamaForCausalLM, ResNetForImageClassification): the trunk is taken from its first blocks, every trail from its last
+ones, and each matrix is pruned by magnitude to the config's density. With --noise the trails' matrices differ from the
+start, by so many of their own standard deviations. Or it is a checkpoint of the NeuroTrails paper's language code
+(backbone_model.…, head_model_<number>.…; *.safetensors or pytorch_model.bin): its trails stay what they are, and
+trails.final_norm_twice must be true. The config's sizes must be the model's, data.tokenizer its tokenizer, and classes
+of pictures in its order. The result is step 0 in run.dir, which must have no checkpoint yet.
 """
 
 import argparse
@@ -31,14 +32,13 @@ def main() -> int:
     from nt_dist.export.foreign import open_foreign
     from nt_dist.export.importing import check, import_run
     from nt_dist.parallel.mesh import close, init_mesh
-    from nt_dist.text.corpus import open_data
     from nt_dist.training.run_folder import RunFolder
 
-    foreign = open_foreign(arguments.model)
+    foreign = open_foreign(arguments.model, config.family)
     check(foreign, config, arguments.noise)
     mesh = init_mesh(config)
     with closing(RunFolder(Path(config.run.dir))):
-        data = open_data(config)
+        data = config.family.open_data(config, True, lambda work: work())
         path, pruned = import_run(foreign, config, mesh, data, arguments.noise)
     print(
         f"{path}: {pruned.kept:,} of {pruned.found:,} non-zero weights kept"

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from nt_dist.config.settings import Config
 from nt_dist.errors import ConfigError
@@ -74,6 +74,18 @@ class LayerActivations:
     inner: int
     all_reduced: int
     recomputed: int = 0
+
+
+class Twin(NamedTuple):
+    """A model as transformers has it.
+
+    Attributes:
+        settings: Of its config.json: "model_type", or "auto_map" with classes in the files of nt_dist/export/hf.
+        key: Its name of a weight or statistic, by the config, our name and the trail's number.
+    """
+
+    settings: dict[str, Any]
+    key: Callable[[Config, str, int], str]
 
 
 @dataclass(frozen=True)
@@ -172,6 +184,20 @@ class Family(ABC):
     @abstractmethod
     def headline(self, figures: Mapping[str, Any]) -> Headline:
         """Read the headline out of :meth:`figures`, perhaps from a run's metrics."""
+
+    # -- the same in other programs ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def twin(self, config: Config, one_trail: bool) -> Twin:
+        """The ensemble in transformers, by a modeling file of ours, or trunk and one trail as what they are there."""
+
+    @abstractmethod
+    def trail_problems(self, config: Config) -> Iterator[str]:
+        """Messages on why trunk and one trail are no model that transformers has."""
+
+    @abstractmethod
+    def foreign(self) -> list[type]:
+        """The layouts that weights can be taken from: subclasses of :class:`nt_dist.model.foreign.Foreign`."""
 
     # -- its data ----------------------------------------------------------------------------------------------------
 

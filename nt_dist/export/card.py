@@ -2,6 +2,7 @@
 
 import transformers
 
+from nt_dist.export.task import Task
 from nt_dist.inference import Ensemble
 from nt_dist.model.weights import count_parameters
 from nt_dist.training.metrics_log import read_metrics
@@ -9,7 +10,7 @@ from nt_dist.training.metrics_log import read_metrics
 _CARD = """\
 ---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {task.name}
 tags:
 - neurotrails
 ---
@@ -21,8 +22,7 @@ Trained with nt_dist as NeuroTrails ([arXiv 2505.17909](https://arxiv.org/abs/25
 - {config.trails.count} trails of {behind} blocks behind a trunk of {config.trunk_layers}{which}
 - {parameters[stored]:,} weights that are not zero, of {parameters[dense]:,} in the whole ensemble \
 (density {config.sparsity.density:g})
-- hidden size {config.model.hidden_size}, vocabulary {config.model.vocab_size:,}, \
-sequences of {config.model.max_seq_len} tokens; weights in {dtype}
+- {sizes}; weights in {dtype}
 - trained for {state.step:,} of {config.train.steps:,} steps on {state.consumed_samples:,} samples of \
 `data.source = {config.data.source!r}`, by nt_dist {manifest.written_by}
 - written and read back with transformers {transformers.__version__}
@@ -30,22 +30,16 @@ sequences of {config.model.max_seq_len} tokens; weights in {dtype}
 {figures}
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("this folder"{remote})
-tokenizer = AutoTokenizer.from_pretrained("this folder"{remote})
-tokens = tokenizer("A text", return_tensors="pt")
-print(tokenizer.decode(model.generate(**tokens, max_new_tokens=50)[0]))
-```
+{example}```
 """
 _OUTPUTS = """
 `logits` are the log of the mean of the trails' probabilities; `model.config.combine` set to `"logit"` takes the mean \
-of their logits, a number one trail (from 0). `model(**tokens, output_trail_logits=True)` has each trail's own as \
+of their logits, a number one trail (from 0). `model(…, output_trail_logits=True)` has each trail's own as \
 `trail_logits`. `loss` is the cross-entropy of what the ensemble predicts.
 """
 
 
-def card(ensemble: Ensemble, trail: int | None, dtype: str) -> str:
+def card(ensemble: Ensemble, task: Task, trail: int | None, dtype: str) -> str:
     """Return a README.md with the model's sizes, its run's figures at the exported step, and a first example.
 
     ``trail`` is the one that was exported, from 0, or None for all; ``dtype`` that of its weights.
@@ -62,7 +56,9 @@ def card(ensemble: Ensemble, trail: int | None, dtype: str) -> str:
         state=manifest.training_state,
         transformers=transformers,
         figures=_figures(ensemble, trail),
-        remote=", trust_remote_code=True" if trail is None else "",
+        task=task,
+        sizes=task.sizes(config),
+        example=task.example.format(remote=", trust_remote_code=True" if trail is None else ""),
     )
     return text + _OUTPUTS if trail is None else text
 

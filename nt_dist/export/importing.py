@@ -1,28 +1,27 @@
 """A run that starts from another program's checkpoint: weights pruned to the config's density, saved as step 0.
 
-From a dense LLaMA, trunk and trails are its first and last blocks, every trail the same; noise makes them differ. In
+From a dense model, trunk and trails are its first and last blocks, every trail the same; noise makes them differ. In
 each topology shard the largest weights stay (magnitude pruning: Zhu and Gupta, arXiv 1710.01878, §3).
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from nt_dist.checkpoint import checkpoint
 from nt_dist.checkpoint.folder import CHECKPOINTS, checkpoints
 from nt_dist.checkpoint.manifest import TrainingState
-from nt_dist.config import Config
+from nt_dist.config.settings import Config
 from nt_dist.engine.optimizer_state import State
-from nt_dist.errors import CheckpointError, ConfigError, DataError
-from nt_dist.export.foreign import Foreign, problems
-from nt_dist.model.trails import TrailsModel, build_model, weights_of
+from nt_dist.errors import CheckpointError, ConfigError
+from nt_dist.model.foreign import Foreign
+from nt_dist.model.trails import TrailsModel, build_model, statistics_of, weights_of
 from nt_dist.model.weights import real_shape
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.spec import WeightSpec, padding_mask
 from nt_dist.sparsity.streams import normal, stream_keys
 from nt_dist.sparsity.weight import Fragments, Weight
-from nt_dist.text.corpus import OpenData
 
 
 class Pruned(NamedTuple):
@@ -53,7 +52,7 @@ def check(foreign: Foreign, config: Config, noise: float) -> None:
         ConfigError: With everything in which model and config differ.
         CheckpointError: The run has checkpoints already.
     """
-    found = problems(foreign, config)
+    found = foreign.problems(config)
     if not 0 <= noise < float("inf"):
         found.append(f"--noise {noise:g} must be at least 0")
     if found:
@@ -64,29 +63,16 @@ def check(foreign: Foreign, config: Config, noise: float) -> None:
         )
 
 
-def check_tokenizer(foreign: Foreign, data: OpenData) -> None:
-    """Refuse a run whose tokenizer is not the one that lies beside the imported model.
-
-    Raises:
-        DataError: There is a tokenizer.model, and it is another one.
-    """
-    theirs = foreign.path / "tokenizer.model"
-    if theirs.is_file() and theirs.read_bytes() != data.tokenizer.data:
-        raise DataError(
-            f"data.tokenizer: {data.tokenizer.name} is not the imported model's; set data.tokenizer={theirs}"
-        )
-
-
-def import_run(foreign: Foreign, config: Config, mesh: Mesh, data: OpenData, noise: float = 0.0) -> tuple[Path, Pruned]:
+def import_run(foreign: Foreign, config: Config, mesh: Mesh, data: Any, noise: float = 0.0) -> tuple[Path, Pruned]:
     """Save a foreign checkpoint, checked by :func:`check`, as step 0 of a run, which train.py then continues.
 
-    ``mesh`` is of one rank; for ``noise`` see :func:`fill`.
+    ``mesh`` is of one rank, ``data`` what the family opened; for ``noise`` see :func:`fill`.
 
     Raises:
-        DataError: See :func:`check_tokenizer`.
+        DataError: See :meth:`Foreign.check_data`.
         CheckpointError: A tensor holds something that is no number, or the checkpoint cannot be written.
     """
-    check_tokenizer(foreign, data)
+    foreign.check_data(config, data)
     model = build_model(config, device="meta").to_empty(device="cpu")
     pruned = fill(model, foreign, config, noise)
     extra = {"tokens": 0, "regrown": 0.0, "drop_fraction": 0.0, **data.identity}
@@ -96,7 +82,7 @@ def import_run(foreign: Foreign, config: Config, mesh: Mesh, data: OpenData, noi
 
 @torch.no_grad()
 def fill(model: TrailsModel, foreign: Foreign, config: Config, noise: float = 0.0) -> Pruned:
-    """Put a foreign checkpoint's weights, pruned, into a model.
+    """Put a foreign checkpoint's weights, pruned, and its statistics into a model.
 
     ``noise`` is the standard deviation of what is added to each matrix of a trail before pruning, as a share of that
     matrix's own; it is drawn from the run's seed, by weight, trail and shard.
@@ -105,7 +91,7 @@ def fill(model: TrailsModel, foreign: Foreign, config: Config, noise: float = 0.
     lost = 0.0
     for weight in weights_of(model).values():
         spec = weight.spec
-        tensors = [_read(foreign, foreign.key(config, spec, trail)) for trail in range(spec.trails)]
+        tensors = _read(foreign, config, spec)
         dense = torch.zeros(spec.trails, *spec.shape)  # with padding
         dense[(slice(None), *map(slice, real_shape(spec)))] = torch.stack(tensors)
         is_noisy = noise and spec.in_trail and not spec.is_vector
@@ -122,14 +108,20 @@ def fill(model: TrailsModel, foreign: Foreign, config: Config, noise: float = 0.
             kept += int(values.count_nonzero())
             found += int(blocks.count_nonzero())
             lost = max(lost, float(blocks.abs().scatter_(1, positions, 0.0).max()))
+    for statistic in statistics_of(model).values():
+        statistic.values.copy_(torch.stack(_read(foreign, config, statistic.spec)))
     return Pruned(kept, found, lost)
 
 
-def _read(foreign: Foreign, key: str) -> torch.Tensor:
-    tensor = foreign.read(key).float()
-    if not tensor.isfinite().all():
-        raise CheckpointError(f"{foreign.path}: {key}: {int((~tensor.isfinite()).sum())} values are not finite")
-    return tensor
+def _read(foreign: Foreign, config: Config, spec: WeightSpec) -> list[torch.Tensor]:
+    """What each trail is taken from, fp32."""
+    tensors = []
+    for key in (foreign.key(config, spec, trail) for trail in range(spec.trails)):
+        tensors.append(foreign.read(key).float())
+        if not tensors[-1].isfinite().all():
+            count = int((~tensors[-1].isfinite()).sum())
+            raise CheckpointError(f"{foreign.path}: {key}: {count} values are not finite")
+    return tensors
 
 
 def _noise(spec: WeightSpec, fragments: Fragments, seed: int) -> torch.Tensor:

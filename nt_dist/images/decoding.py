@@ -22,6 +22,11 @@ class Crop(NamedTuple):
     down: float
 
 
+def scaled_side(side: int) -> int:
+    """Return the shorter side of a large picture from whose middle ``side`` pixels are taken."""
+    return round(side * _SHORT_SIDE)
+
+
 def decode(source: bytes | str | np.ndarray, side: int, crop: Crop | None = None) -> np.ndarray:
     """Read one picture.
 

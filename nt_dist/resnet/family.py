@@ -93,6 +93,24 @@ class ResNet(Family):
         ensembles = figures["accuracy_ensemble_prob"], figures["accuracy_ensemble_logit"]
         return Headline("accuracy", figures["accuracy_trails"], *ensembles, False, ".2%", "picture")
 
+    def twin(self, config, one_trail):
+        """See :meth:`Family.twin`."""
+        from nt_dist.resnet.names import twin
+
+        return twin(config, one_trail)
+
+    def trail_problems(self, config):
+        """See :meth:`Family.trail_problems`."""
+        from nt_dist.resnet.names import trail_problems
+
+        return trail_problems(config)
+
+    def foreign(self):
+        """See :meth:`Family.foreign`."""
+        from nt_dist.resnet.foreign import Dense
+
+        return [Dense]
+
     def open_data(self, config, is_writer, exchange):
         """See :meth:`Family.open_data`."""
         from nt_dist.images.opening import open_data

@@ -156,9 +156,9 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(run, tmp_path):
 def test_other_logits_than_the_checkpoints_leave_nothing(run, tmp_path, monkeypatch):
     filled = huggingface._filled
 
-    def wrong(kind, settings, state):
+    def wrong(model, state):
         state["trunk.0.self_attn.q_proj.weight"] = state["trunk.0.self_attn.k_proj.weight"].repeat(2, 1)
-        return filled(kind, settings, state)
+        return filled(model, state)
 
     monkeypatch.setattr(huggingface, "_filled", wrong)
     with pytest.raises(RunError, match="the model's logits differ by .* nothing was exported"):

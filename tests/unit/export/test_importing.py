@@ -11,9 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nt_dist.errors import CheckpointError, ConfigError, DataError
 from nt_dist.export.foreign import open_foreign
-from nt_dist.export.importing import check, check_tokenizer, fill, import_run
-from nt_dist.families import make_config
+from nt_dist.export.importing import check, fill, import_run
+from nt_dist.families import DEFAULT, make_config
 from nt_dist.inference import load_ensemble
+from nt_dist.llama.foreign import Dense
 from nt_dist.model.trails import build_model, weights_of
 from nt_dist.sparsity.spec import to_blocks
 from nt_dist.text.corpus import open_data
@@ -53,13 +54,13 @@ def dense(tmp_path_factory):
 
 def filled(folder, config, noise=0.0):
     model = build_model(config, device="meta").to_empty(device="cpu").requires_grad_(False)
-    return model, fill(model, open_foreign(folder), config, noise)
+    return model, fill(model, open_foreign(folder, DEFAULT), config, noise)
 
 
 def test_every_trail_of_density_one_is_the_dense_model(dense):
     folder, theirs = dense
     config = config_of(sparsity={"density": 1.0})
-    check(open_foreign(folder), config, 0.0)
+    check(open_foreign(folder, DEFAULT), config, 0.0)
     model, (kept, found, lost) = filled(folder, config)
     logits = model(TOKENS)[..., :331]
     for trail in logits:
@@ -132,7 +133,7 @@ def write_paper(folder, pickled=True):
 def test_the_papers_layout_gives_its_own_trails(tmp_path, pickled):
     trails = write_paper(tmp_path, pickled)
     config = config_of(sparsity={"density": 1.0}, trails={"final_norm_twice": True})
-    check(open_foreign(tmp_path), config, 0.0)
+    check(open_foreign(tmp_path, DEFAULT), config, 0.0)
     model, _ = filled(tmp_path, config)
     for found, theirs in zip(model(TOKENS)[..., :331], trails, strict=True):
         torch.testing.assert_close(found, theirs(TOKENS).logits, rtol=1e-4, atol=1e-4)
@@ -141,7 +142,7 @@ def test_the_papers_layout_gives_its_own_trails(tmp_path, pickled):
 def test_a_config_of_another_model_is_refused_with_every_difference(dense, tmp_path):
     config = config_of(model={"ffn_size": 64, "num_layers": 4}, trails={"final_norm_twice": True})
     with pytest.raises(ConfigError) as caught:
-        check(open_foreign(dense[0]), config, -1.0)
+        check(open_foreign(dense[0], DEFAULT), config, -1.0)
     assert str(caught.value).splitlines() == [
         "model.ffn_size = 64 must be 48, the intermediate_size of the imported model",
         "model.num_layers = 4 must be 3, the num_hidden_layers of the imported model",
@@ -150,7 +151,7 @@ def test_a_config_of_another_model_is_refused_with_every_difference(dense, tmp_p
     ]
     write_paper(tmp_path)
     with pytest.raises(ConfigError) as caught:
-        check(open_foreign(tmp_path), config_of(trails={"count": 2, "layers": 1}), 0.0)
+        check(open_foreign(tmp_path, DEFAULT), config_of(trails={"count": 2, "layers": 1}), 0.0)
     assert str(caught.value).splitlines() == [
         "trails.count = 2 must be 3, the num_ensemble of the imported model",
         "trails.layers = 1 must be 2, the blocks_in_head of the imported model",
@@ -167,7 +168,7 @@ def test_tensors_of_another_model_are_named(dense, tmp_path):
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(ConfigError) as caught:
-        check(open_foreign(tmp_path), config_of(), 0.0)
+        check(open_foreign(tmp_path, DEFAULT), config_of(), 0.0)
     assert str(caught.value).splitlines() == [
         f"{tmp_path}: has no tensor lm_head.weight",
         f"{tmp_path}: model.layers.1.mlp.up_proj.weight has shape [40, 32], must have [48, 32]",
@@ -184,25 +185,25 @@ def test_files_that_cannot_be_read_or_would_run_code_are_refused(tmp_path, capsy
     (tmp_path / "config.json").write_text("{}")
     torch.save({"head_model_0.x": Evil()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"pytorch_model.bin: is no file of tensors alone"):
-        open_foreign(tmp_path)
+        open_foreign(tmp_path, DEFAULT)
     assert "must not run" not in capsys.readouterr().out
     torch.save({"model.embed_tokens.weight": torch.zeros(2, 2)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"a dense LLaMA is read from \*.safetensors only"):
-        open_foreign(tmp_path)
+        open_foreign(tmp_path, DEFAULT)
     (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     with pytest.raises(CheckpointError, match="neither a LLaMA .* nor in the layout of the paper's code"):
-        open_foreign(tmp_path)
+        open_foreign(tmp_path, DEFAULT)
     (tmp_path / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match="model.safetensors: cannot be read"):
-        open_foreign(tmp_path)
+        open_foreign(tmp_path, DEFAULT)
     with pytest.raises(CheckpointError, match="config.json cannot be read"):
-        open_foreign(tmp_path / "nowhere")
+        open_foreign(tmp_path / "nowhere", DEFAULT)
 
 
 def test_an_import_starts_a_run_and_replaces_none(dense, tmp_path):
     corpus = write_jsonl(tmp_path / "corpus.jsonl", [sentences(12, seed) for seed in range(10)])
     config = config_of(data={"path": str(corpus)}, run={"dir": str(tmp_path / "run")})
-    foreign, data = open_foreign(dense[0]), open_data(config, is_writer=False)
+    foreign, data = open_foreign(dense[0], DEFAULT), open_data(config, is_writer=False)
     path, _ = on_one_rank(lambda mesh: import_run(foreign, config, mesh, data, 0.1))
     ensemble = load_ensemble(tmp_path / "run")
     assert ensemble.checkpoint == path and ensemble.manifest.training_state.step == 0
@@ -215,7 +216,7 @@ def test_an_import_starts_a_run_and_replaces_none(dense, tmp_path):
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"theirs")
-    foreign = SimpleNamespace(path=tmp_path)
-    check_tokenizer(foreign, SimpleNamespace(tokenizer=SimpleNamespace(data=b"theirs", name="")))
+    foreign = Dense(tmp_path, {}, {}, None)
+    foreign.check_data(None, SimpleNamespace(tokenizer=SimpleNamespace(data=b"theirs", name="")))
     with pytest.raises(DataError, match=r"data.tokenizer: own.model is not the imported model's; set data.tokenizer="):
-        check_tokenizer(foreign, SimpleNamespace(tokenizer=SimpleNamespace(data=b"ours", name="own.model")))
+        foreign.check_data(None, SimpleNamespace(tokenizer=SimpleNamespace(data=b"ours", name="own.model")))

@@ -1,12 +1,14 @@
 """What weights and sizes of this package's LLaMA are called elsewhere: one table, which exports and imports read.
 
-hf/modeling_neurotrails.py, which may import nothing of this package, has ENSEMBLE's names as attributes; an export
-loads them strictly.
+nt_dist/export/hf/modeling_neurotrails.py, which may import nothing of this package, has ENSEMBLE's names as attributes;
+an export loads them strictly.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from nt_dist.config import Config
+from nt_dist.config.family import Twin
+from nt_dist.config.settings import Config
 
 _SIZES = {
     "hidden_size": "hidden_size",
@@ -75,3 +77,32 @@ PAPER = Layout(
     output="head_model_{trail}.lm_head",
 )
 """Public checkpoints of the paper's code (arXiv 2505.17909)."""
+
+
+def twin(config: Config, one_trail: bool) -> Twin:
+    """See :meth:`nt_dist.config.family.Family.twin`."""
+    settings = dict(shared_settings(config).values())
+    settings |= {"max_position_embeddings": config.model.max_seq_len, "tie_word_embeddings": False}
+    if one_trail:
+        return Twin({"model_type": "llama", **settings}, LLAMA.key)
+    settings |= {
+        "num_trails": config.trails.count,
+        "trunk_layers": config.trunk_layers,
+        "trail_layers": config.model.num_layers - config.trunk_layers,
+        "fork_at_embedding": config.trails.fork == "embedding",
+        "final_norm_twice": config.trails.final_norm_twice,
+        "auto_map": {
+            "AutoConfig": "configuration_neurotrails.NeuroTrailsConfig",
+            "AutoModelForCausalLM": "modeling_neurotrails.NeuroTrailsForCausalLM",
+        },
+    }
+    return Twin(settings, ENSEMBLE.key)
+
+
+def trail_problems(config: Config) -> Iterator[str]:
+    """See :meth:`nt_dist.config.family.Family.trail_problems`."""
+    if config.trails.final_norm_twice:
+        yield (
+            "trails.final_norm_twice = true: a LlamaForCausalLM has one final norm, so --trail cannot be exported; "
+            "the ensemble can"
+        )

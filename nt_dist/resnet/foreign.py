@@ -1,0 +1,75 @@
+"""ResNets of other programs: transformers' ResNetForImageClassification."""
+
+import json
+from typing import Any
+
+from nt_dist.errors import DataError
+from nt_dist.model.foreign import Foreign
+from nt_dist.resnet.names import NORM_EPS, hidden_sizes, shared_settings, trail_key
+
+
+class Dense(Foreign):
+    """transformers' ResNetForImageClassification; every trail of ours is taken from the same blocks."""
+
+    title = "a dense ResNet"
+    sign = "a ResNetForImageClassification (resnet.embedder.embedder.convolution.weight)"
+
+    @classmethod
+    def fits(cls, shapes):
+        """See :meth:`Foreign.fits`."""
+        return "resnet.embedder.embedder.convolution.weight" in shapes
+
+    def key(self, config, spec, trail):
+        """See :meth:`Foreign.key`."""
+        return trail_key(config, spec.name)
+
+    def sizes(self, config):
+        """See :meth:`Foreign.sizes`."""
+        return shared_settings(config)
+
+    def defaults(self):
+        """See :meth:`Foreign.defaults`: those of transformers' ResNetConfig."""
+        labels = len(self.settings.get("id2label") or ("", ""))
+        return {"layer_type": "bottleneck", "depths": [3, 4, 6, 3], "embedding_size": 64, "num_labels": labels}
+
+    def rules(self, config):
+        """See :meth:`Foreign.rules`."""
+        settings, file, model = self.settings, self.settings_file, config.model
+        sizes, ours = list(settings.get("hidden_sizes") or (256, 512, 1024, 2048)), hidden_sizes(config)
+        if sizes != [sizes[0] << stage for stage in range(len(sizes))]:
+            yield f"{file}: hidden_sizes = {sizes} must double from stage to stage"
+        elif sizes[0] != ours[0]:
+            width = sizes[0] // (4 if settings.get("layer_type", "bottleneck") == "bottleneck" else 1)
+            yield f"model.width = {model.width} must be {width} for hidden_sizes = {sizes} of the imported model"
+        if model.stem != "large":
+            yield f"model.stem = {model.stem!r} must be 'large': a ResNetForImageClassification has no other"
+        if model.norm_eps != NORM_EPS:
+            yield f"model.norm_eps = {model.norm_eps:g} must be {NORM_EPS:g}, which transformers' batch norms add"
+        same = {"hidden_act": "relu", "num_channels": 3}
+        same |= {"downsample_in_first_stage": False, "downsample_in_bottleneck": False}
+        for name, value in same.items():
+            if settings.get(name, value) != value:
+                yield f"{file}: {name} = {settings[name]!r} must be {value!r}: there is nothing else"
+
+    def check_data(self, config, data):
+        """Order of the classes, and the colours' means and deviations; see :meth:`Foreign.check_data`."""
+        labels = self.settings.get("id2label") or {}
+        theirs, ours = [labels.get(str(number)) for number in range(len(labels))], list(data.classes)
+        if theirs != ours and len(theirs) == len(ours) and set(theirs) == set(ours):
+            number = next(number for number, pair in enumerate(zip(theirs, ours, strict=True)) if len(set(pair)) == 2)
+            raise DataError(
+                f"the data's class {number} is {ours[number]!r}, the imported model's {theirs[number]!r}: they must be "
+                "in the same order"
+            )
+        for key, name in (("mean", "image_mean"), ("std", "image_std")):
+            value, given = list(getattr(config.data, key)), self._of_processor(name)
+            if given is not None and given != value:
+                raise DataError(f"data.{key} = {value} is not the imported model's; set data.{key}={given}")
+
+    def _of_processor(self, name: str) -> Any:
+        """What the image processor beside the model says, if there is one."""
+        file = self.path / "preprocessor_config.json"
+        try:
+            return json.loads(file.read_bytes()).get(name) if file.is_file() else None
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(f"{file}: cannot be read: {error}") from None
