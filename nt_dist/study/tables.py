@@ -79,7 +79,7 @@ def compare(results: Sequence[Result]) -> StudyTable:
     others = [result.name for result in results if result.data_digest != results[0].data_digest]
     if others or len(evaluated) > 1:
         rows = f" ({', '.join(others)})" if others else ""
-        notes.append(f"Not all rows are of the same texts{rows}: their figures cannot be compared.")
+        notes.append(f"Not all rows are of the same data{rows}: their figures cannot be compared.")
     flops = f"FLOP a {headline.sample}, sparse-effective"
     panels = {
         "parameters": {"weights stored": "weights_stored"},

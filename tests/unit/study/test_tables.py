@@ -51,7 +51,7 @@ def test_the_csv_has_every_digit():
 def test_rows_of_other_texts_are_named():
     assert "cannot be compared" not in compare(RESULTS).markdown()
     other = result("other", 1, 1000, digest="xyz")
-    assert "same texts (other)" in compare([*RESULTS, other]).markdown()
+    assert "same data (other)" in compare([*RESULTS, other]).markdown()
 
 
 def test_a_comparison_that_cannot_be_read_is_refused(tmp_path):
