@@ -22,6 +22,7 @@ _SHARES = Rule(
 )
 _BETAS = Rule("must be two numbers in [0, 1)", lambda value: all(0 <= beta < 1 for beta in value))
 _SEED = Rule("must be in [0, 2^63)", lambda value: 0 <= value < 2**63)
+_SMOOTHING = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
 _MOMENTUM = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
 
 
@@ -117,6 +118,7 @@ class Train:
     )
     decay_vectors: bool = schedule(False, "Let norms and biases decay too.")
     objective: Literal["sum", "mean"] = schedule("sum", "What is minimised: the sum or the mean of the trails' losses.")
+    label_smoothing: float = schedule(0.0, "Share of each target that all classes have alike.", _SMOOTHING)
     grad_clip: float = schedule(0.0, "Largest norm of the gradient; 0: no clipping.", at_least(0))
     on_spike: Literal["off", "warn", "skip", "rollback"] = free(
         "warn",

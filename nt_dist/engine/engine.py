@@ -184,7 +184,8 @@ def _pass_through(
 ) -> None:
     """What :meth:`PipelineModel.train_step` does, without stages; a micro-batch's sums are appended to ``nll``."""
     for number, batch in enumerate(micro_batches):
-        sums = place.trail_losses(engine(batch.inputs), batch.targets, batch.weights, config.trails.trained_mean)
+        how = config.trails.trained_mean, config.train.label_smoothing
+        sums = place.trail_losses(engine(batch.inputs), batch.targets, batch.weights, *how)
         nll.append(sums.detach())
         before_backward(number)
         engine.backward(objective(sums, config.joint_weight) * scale)

@@ -86,6 +86,7 @@ class PipelineModel(PipelineModule):
         self.num_trails = num_local_trails(config, place)
         is_forked = FORK not in layer_names(config)[bounds[mesh.pipe.rank] :]
         self.receives_trunk = not is_forked
+        self.smoothing = config.train.label_smoothing
         self._scale: torch.Tensor | float = 1.0
         self.joint_mean, self.joint_weight = config.trails.trained_mean, config.joint_weight
         self.nll = torch.zeros(self.num_trails + bool(config.trails.joint), device=mesh.device)
@@ -131,7 +132,7 @@ class PipelineModel(PipelineModule):
 
     def _loss(self, logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         targets, weights = labels
-        sums = self.place.trail_losses(logits, targets, weights, self.joint_mean)
+        sums = self.place.trail_losses(logits, targets, weights, self.joint_mean, self.smoothing)
         self.nll += sums.detach()
         return objective(sums, self.joint_weight) * self._scale
 

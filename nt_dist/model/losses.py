@@ -9,8 +9,13 @@ from nt_dist.model.functions import lots
 Join = Callable[[torch.Tensor], torch.Tensor]  # figures of the classes held here -> those of all
 
 
-def token_losses(logits: torch.Tensor, targets: torch.Tensor, maximum: Join, total: Join) -> torch.Tensor:
+def token_losses(
+    logits: torch.Tensor, targets: torch.Tensor, maximum: Join, total: Join, smoothing: float = 0.0
+) -> torch.Tensor:
     """Return the negative log-likelihoods in nats, fp32 [T, B, S].
+
+    With ``smoothing`` s the target is a mixture of the right class, 1 - s, and of all real ones alike, s (label
+    smoothing; Szegedy et al., arXiv 1512.00567, §7). Padded classes have logits of -inf.
 
     Computed in fp32 from logits of any type. For backward the logits are kept as they are and nothing of their size
     beside them: their softmax is computed again, some rows at a time, where it becomes their gradient.
@@ -20,9 +25,10 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor, maximum: Join, tot
         targets: Classes [B, S], counted from the first one held here. Those outside must be held by others: a class
             that nobody holds gets a number that means nothing.
         maximum: Joins maxima [rows] over all holders of classes.
-        total: Joins sums [2, rows] over them.
+        total: Joins sums [2, rows], or [4, rows] with smoothing, over them.
+        smoothing: s.
     """
-    return _TokenLosses.apply(logits, targets, maximum, total)
+    return _TokenLosses.apply(logits, targets, maximum, total, smoothing)
 
 
 def objective(sums: torch.Tensor, joint: float) -> torch.Tensor:
@@ -32,26 +38,39 @@ def objective(sums: torch.Tensor, joint: float) -> torch.Tensor:
 
 class _TokenLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, targets, maximum, total):
+    def forward(ctx, logits, targets, maximum, total, smoothing):
         rows, targets = logits.flatten(0, -2), targets.expand(logits.shape[:-1]).flatten()
         highest = maximum(rows.amax(-1).float())
         here = (targets >= 0) & (targets < rows.shape[-1])
         index = targets.masked_fill(~here, 0)[:, None]
         sums = torch.stack([highest, (rows.gather(-1, index)[:, 0] - highest).masked_fill_(~here, 0.0)])
+        if smoothing:
+            sums = torch.cat([sums, torch.empty_like(sums)])  # sum and number of the real classes' logits
         for some in lots(*rows.shape, rows.device):
-            sums[0, some] = (rows[some] - highest[some, None]).exp_().sum(-1)
-        normalizer, target = total(sums)
+            below = rows[some] - highest[some, None]
+            if smoothing:
+                real = below.isfinite()
+                sums[2, some], sums[3, some] = below.where(real, 0.0).sum(-1), real.sum(-1).float()
+            sums[0, some] = below.exp_().sum(-1)
+        normalizer, target, *rest = total(sums)
         normalizer.log_()
-        ctx.save_for_backward(logits, highest + normalizer, index, here)
+        share = torch.zeros_like(normalizer)
+        if smoothing:
+            total_logit, count = rest
+            target, share = (1 - smoothing) * target + smoothing * total_logit / count, smoothing / count
+        ctx.smoothing = smoothing
+        ctx.save_for_backward(logits, highest + normalizer, index, here, share)
         return (normalizer - target).view(logits.shape[:-1])
 
     @staticmethod
     def backward(ctx, gradient):
-        logits, normalizer, index, here = ctx.saved_tensors
+        logits, normalizer, index, here, share = ctx.saved_tensors
         rows, gradient = logits.flatten(0, -2), gradient.reshape(-1, 1)
         grad_rows = torch.empty_like(rows)
-        less = -here[:, None].float()
+        less = -(1 - ctx.smoothing) * here[:, None].float()
         for some in lots(*rows.shape, rows.device):
             softmax = (rows[some] - normalizer[some, None]).exp_()
+            if ctx.smoothing:
+                softmax -= share[some, None] * rows[some].isfinite()
             torch.mul(softmax.scatter_add_(1, index[some], less[some]), gradient[some], out=grad_rows[some])
-        return grad_rows.view(logits.shape), None, None, None
+        return grad_rows.view(logits.shape), None, None, None, None

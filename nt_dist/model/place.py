@@ -40,12 +40,17 @@ class Place:
         """Pass the trunk's hidden state [1, b, S, H] to the trails held here, which need that of all B sequences."""
         return x
 
-    def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def token_losses(self, logits: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
         """Return the losses [T, B, S] of targets [B, S] under the logits held here [T, B, S, V]."""
-        return token_losses(logits, targets, self.max_over_classes, self.sum_over_classes)
+        return token_losses(logits, targets, self.max_over_classes, self.sum_over_classes, smoothing)
 
     def trail_losses(
-        self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, joint_mean: str = ""
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        joint_mean: str = "",
+        smoothing: float = 0.0,
     ) -> torch.Tensor:
         """Return the sums of token losses, fp32 [T], of the trails held here; after them that of all trails' mean.
 
@@ -55,13 +60,15 @@ class Place:
             weights: fp32 [B, S]; 0 for padding.
             joint_mean: The mean over all trails whose loss comes last, [T + 1] then: "logits", "probabilities" or ""
                 for none. Its gradient is that of the logits held here.
+            smoothing: Of the trails' own targets; see losses.token_losses.
         """
-        losses = self.token_losses(logits, targets)
+        losses = self.token_losses(logits, targets, smoothing)
         if joint_mean == "logits":
             losses = torch.cat([losses, self.token_losses(self.mean_of_trails(logits)[None], targets)])
         elif joint_mean == "probabilities":
-            least = self.min_over_trails(losses.detach().amin(0))
-            probability = self.mean_of_trails((least - losses).exp())  # of the target, over that of the best trail
+            exact = self.token_losses(logits, targets) if smoothing else losses
+            least = self.min_over_trails(exact.detach().amin(0))
+            probability = self.mean_of_trails((least - exact).exp())  # of the target, over that of the best trail
             losses = torch.cat([losses, (least - probability.log())[None]])
         return (losses * weights).flatten(1).sum(1)
 

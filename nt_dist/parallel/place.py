@@ -80,9 +80,9 @@ class MeshPlace(Place):
             return _copied_to(x, self.mesh.trail)
         return _GatheredShares.apply(x[0], self.mesh.trail)[None]
 
-    def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def token_losses(self, logits: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
         """Cross-entropies with the classes cut over the tensor axis; see :class:`Place`."""
-        return super().token_losses(logits, targets - self.mesh.tensor.rank * logits.shape[-1])
+        return super().token_losses(logits, targets - self.mesh.tensor.rank * logits.shape[-1], smoothing)
 
     def all_trails(self, figures: torch.Tensor) -> torch.Tensor:
         """Gather over the trail axis."""

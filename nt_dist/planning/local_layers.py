@@ -18,6 +18,7 @@ from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storages import STORAGES
 
 _LOSS_BYTES = 12  # of a trail and position, fp32: highest logit, sum of exponentials, target's logit
+_SMOOTHING_BYTES = 8  # likewise: sum and number of all classes' logits
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class LayerPart:
         forks: Whether the fork comes right before it.
         is_first, is_last: Where it stands in the model.
         joint_mean: The trails' mean that has a loss of its own, "" for none.
+        is_smoothed: Whether labels are smoothed.
         element: Bytes of an activation's element.
     """
 
@@ -84,6 +86,7 @@ class LayerPart:
     is_first: bool
     is_last: bool
     joint_mean: str
+    is_smoothed: bool
     element: int
 
     @property
@@ -125,8 +128,11 @@ class LayerPart:
     @property
     def all_reduced_bytes(self) -> int:
         """Bytes that the tensor ranks add up for a micro-batch."""
-        losses = self.is_last * _LOSS_BYTES * (self.trails + (self.joint_mean == "logits"))
-        return self._bytes(self.activations.all_reduced) + losses * self.positions
+        passes = self.trails * (2 if self.is_smoothed and self.joint_mean == "probabilities" else 1)
+        losses = (
+            _LOSS_BYTES * (passes + (self.joint_mean == "logits")) + self.is_smoothed * _SMOOTHING_BYTES * self.trails
+        )
+        return self._bytes(self.activations.all_reduced) + self.is_last * losses * self.positions
 
     @property
     def joined_bytes(self) -> int:
@@ -164,6 +170,7 @@ def layer_parts(config: Config) -> list[LayerPart]:
                 is_first=before is None,
                 is_last=name == names[-1],
                 joint_mean=config.trails.trained_mean,
+                is_smoothed=config.train.label_smoothing > 0,
                 element=config.element_bytes,
             )
         )

@@ -63,6 +63,7 @@ def config_of(layout: Layout) -> Config:
     train = {"steps": STEPS, "batch_size": BATCH, "micro_batch_size": MICRO_BATCH, "lr": 3e-3, "warmup_steps": 2}
     train |= {"adam_eps": 1e-4, "weight_decay": 0.1, "grad_clip": 0.5, "precision": layout.precision}
     train |= {"lr_embedding": 2.0, "lr_output": 0.5, "lr_trunk": 1.5}
+    train |= {"label_smoothing": 0.1} if layout.joint else {}
     sections = {
         "model": model | {"vocab_size": VOCABULARY, "max_seq_len": SEQUENCE},
         "trails": {"count": 6, "layers": 1, **({"joint": 0.7, "joint_mean": layout.joint} if layout.joint else {})},

@@ -109,13 +109,14 @@ def _count_passes(rank, world_size, config):
         tokens, targets = torch.randint(61, (2, 2, 8), generator=torch.Generator().manual_seed(0))
         traffic.start(mesh)
         weights = torch.ones(targets.shape)
-        place.trail_losses(model(tokens), targets, weights, config.trails.trained_mean).sum().backward()
+        how = config.trails.trained_mean, config.train.label_smoothing
+        place.trail_losses(model(tokens), targets, weights, *how).sum().backward()
         return traffic.stop(), sum(parameter.numel() for parameter in model.parameters())
 
 
-def _cut(axis, checkpointing=False, fork="blocks", trunk="auto", joint=""):
+def _cut(axis, checkpointing=False, fork="blocks", trunk="auto", joint="", smoothing=0.0):
     trails = {"fork": fork, **({"joint": 0.5, "joint_mean": joint} if joint else {})}
-    config = _config(trails=trails, batch_size=4, activation_checkpointing=checkpointing)
+    config = _config(trails=trails, batch_size=4, activation_checkpointing=checkpointing, label_smoothing=smoothing)
     degrees = replace(Parallel(trunk=trunk), **{axis: 2})
     return replace(config, parallel=degrees, train=replace(config.train, batch_size=2))
 
@@ -129,6 +130,8 @@ MODEL_AXES = {
     "trail, replicated trunk": _cut("trail", trunk="replicated"),
     "tensor, joint logits": _cut("tensor", joint="logits"),
     "tensor, joint probabilities": _cut("tensor", joint="probabilities"),
+    "tensor, smoothed labels": _cut("tensor", smoothing=0.1),
+    "tensor, joint probabilities, smoothed labels": _cut("tensor", joint="probabilities", smoothing=0.1),
     "trail, joint logits": _cut("trail", joint="logits"),
     "trail, joint probabilities": _cut("trail", joint="probabilities"),
 }

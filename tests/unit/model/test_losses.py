@@ -90,3 +90,25 @@ def test_nothing_of_the_logits_size_is_kept_beside_them():
         Place().token_losses(logits, targets)
     large = [each for each in kept if each.numel() >= logits.numel()]
     assert [each.data_ptr() for each in large] == [logits.data_ptr()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_smoothed_labels_are_torchs_and_leave_padding_out(dtype):
+    logits, targets, upstream = example(dtype)
+    padded = F.pad(logits, (0, 2), value=-torch.inf)
+    ours = Place().token_losses(padded, targets, 0.2)
+    (gradient,) = torch.autograd.grad((ours * upstream).sum(), logits)
+    flat = F.cross_entropy(
+        logits.flatten(0, -2).float(), targets.expand(3, -1, -1).flatten(), reduction="none", label_smoothing=0.2
+    )
+    torch.testing.assert_close(ours, flat.view(3, 2, 5))
+    torch.testing.assert_close(gradient, torch.autograd.grad((flat.view(3, 2, 5) * upstream).sum(), logits)[0])
+
+
+@pytest.mark.parametrize("mean", ["logits", "probabilities"])
+def test_the_ensembles_own_loss_has_exact_labels(mean):
+    logits, targets, _ = example()
+    weights = torch.ones(2, 5)
+    exact, smoothed = (Place().trail_losses(logits, targets, weights, mean, each) for each in (0.0, 0.2))
+    torch.testing.assert_close(exact[3:], smoothed[3:])
+    assert not torch.isclose(exact[:3], smoothed[:3]).any()
