@@ -37,7 +37,8 @@ print(model.config.id2label[int(logits.argmax())])
     def write(self, ensemble, folder):
         """Write the image processor, of a kind that needs Pillow only; see :meth:`Task.write`.
 
-        Of a picture it takes the middle square, with the margin that pictures of the large stem are read with.
+        It takes a picture's middle square, and leaves the customary margin around it if training cut parts out of
+        larger pictures; without such crops they came in the model's size.
         """
         config = ensemble.config
         side = config.model.image_size
@@ -45,7 +46,7 @@ print(model.config.id2label[int(logits.argmax())])
             "image_processor_type": "BitImageProcessor",
             "do_convert_rgb": True,
             "do_resize": True,
-            "size": {"shortest_edge": scaled_side(side) if config.model.stem == "large" else side},
+            "size": {"shortest_edge": scaled_side(side) if config.data.crop == "resized" else side},
             "resample": 2,  # bilinear
             "do_center_crop": True,
             "crop_size": {"height": side, "width": side},

@@ -144,12 +144,12 @@ def test_statistics_that_are_not_the_checkpoints_leave_nothing(plain, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("model", "width", "height"),
-    [(PLAIN | {"image_size": 56}, 240, 160), ({}, 8, 8), ({}, 9, 9)],
+    ("sections", "width", "height"),
+    [({"model": {"image_size": 56}, "data": {"crop": "resized"}}, 240, 160), ({}, 8, 8), ({}, 9, 9)],
     ids=["large", "as it is", "small"],
 )
-def test_the_image_processor_reads_a_picture_as_training_did(tmp_path, model, width, height):
-    ensemble = load_ensemble(write_pictures_run(tmp_path, model=model))
+def test_the_image_processor_reads_a_picture_as_training_did(tmp_path, sections, width, height):
+    ensemble = load_ensemble(write_pictures_run(tmp_path, **sections))
     export(ensemble, tmp_path / "out")
     down, right = np.mgrid[:height, :width]
     smooth = np.stack([127 + 100 * np.sin(down / height * 5), right * 250.0 / width, down * 0.0], -1).astype(np.uint8)
