@@ -8,7 +8,7 @@ import torch
 from benchmarks.allocations import Allocations
 from benchmarks.setup import Bench, at_density, build_bench, check
 from nt_dist.config import Config
-from nt_dist.model.trails import weights_of
+from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.model.weights import count_parameters
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.planning.memory_plan import MemoryPlan, plan_memory
@@ -86,7 +86,10 @@ def measure_memory(config: Config, mesh: Mesh, density: float) -> MemoryReport:
     rest = allocations.at("rest")
     is_sparse = bool(bench.topology.sparse)
     batches = sum(tensor.nbytes for batch in bench.batches for tensor in batch)
-    held["gradients"] = allocations.at("backward") - sum(held.values()) - batches - _buckets(bench)
+    statistics = sum(
+        2 * each.values.nbytes for each in statistics_of(bench.engine.module).values()
+    )  # and a step's sums
+    held["gradients"] = allocations.at("backward") - sum(held.values()) - batches - statistics - _buckets(bench)
     held["update"] = allocations.peak("update", "updated") - rest if is_sparse else 0
     step_peak = allocations.peak("ordinary", "rest")
     return MemoryReport(

@@ -10,6 +10,7 @@ from benchmarks.communication import measure_traffic, traffic_table
 from benchmarks.inference import measure_inference
 from benchmarks.memory import measure_memory, memory_table
 from benchmarks.saving import measure_saving
+from benchmarks.setup import unit
 from benchmarks.speed import measure_speed
 from benchmarks.trunk import measure_trunk
 from nt_dist.config import Config
@@ -19,7 +20,7 @@ Say = Callable[[str], None]
 
 
 def run_speed(
-    config: Config, mesh: Mesh, densities: list[float], say: Say, *, num_rounds: int, num_steps: int
+    config: Config, mesh: Mesh, densities: list[float], say: Say, *, num_rounds: int, num_steps: int, cpu_time: bool
 ) -> tuple[str, dict]:
     """Measures the speed; see speed.measure_speed.
 
@@ -29,9 +30,11 @@ def run_speed(
     Returns:
         Markdown, and every round's figures.
     """
-    report = measure_speed(config, mesh, densities, num_rounds=num_rounds, num_steps=num_steps, progress=say)
+    turns = {"num_rounds": num_rounds, "num_steps": num_steps, "cpu_time": cpu_time}
+    report = measure_speed(config, mesh, densities, **turns, progress=say)
     where = describe(config, mesh.device)
-    head = f"{where}; {num_rounds} rounds of {num_steps} steps of {report.tokens_per_step:,} tokens\n\n"
+    head = f"{where}; {num_rounds} rounds of {num_steps} steps of {report.per_step:,} {report.unit}"
+    head += f"{', by CPU time' if cpu_time else ''}\n\n"
     return head + report.table(), {"where": where, **report.to_dict()}
 
 
@@ -133,19 +136,19 @@ def run_inference(
 
 def describe(config: Config, device: torch.device) -> str:
     """The model, its training and the machine, in one line."""
+    samples = config.train.micro_batch_size * config.family.positions(config)
     return (
-        f"{_sizes(config)}, {config.train.precision}, "
-        f"ZeRO {config.zero_stage}, {config.train.micro_batch_size * config.model.max_seq_len:,} tokens a micro-batch, "
-        f"{_machine(device)}"
+        f"{_sizes(config)}, {config.train.precision}, ZeRO {config.zero_stage}, "
+        f"{samples:,} {unit(config)} a micro-batch, {_machine(device)}"
     )
 
 
 def _sizes(config: Config) -> str:
-    model, trails = config.model, config.trails
-    return (
-        f"hidden {model.hidden_size}, ffn {model.ffn_size}, {config.trunk_layers} + {trails.count} × "
-        f"{model.num_layers - config.trunk_layers} blocks, vocabulary {model.vocab_size:,}"
-    )
+    model = config.model
+    blocks = f"{config.trunk_layers} + {config.trails.count} × {model.num_layers - config.trunk_layers} blocks"
+    if config.family.task == "image-classification":
+        return f"width {model.width}, {blocks} ({model.block}), {model.image_size} pixels, {model.num_classes} classes"
+    return f"hidden {model.hidden_size}, ffn {model.ffn_size}, {blocks}, vocabulary {model.vocab_size:,}"
 
 
 def _machine(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""What both benchmarks measure: one trainer a density, on the same random tokens, on one rank."""
+"""What both benchmarks measure: one trainer a density, on the same random samples, on one rank."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,14 +51,24 @@ def check(config: Config) -> None:
 
 
 def random_batches(config: Config, device: torch.device) -> list[Batch]:
-    """The micro-batches of one step: uniformly random tokens, every one of them real."""
+    """The micro-batches of one step: uniformly random inputs and targets, every one of them real."""
     generator = torch.Generator().manual_seed(config.train.seed)
-    shape = (2, config.train.micro_batch_size, config.model.max_seq_len)
+    shape = (config.train.micro_batch_size, config.family.positions(config))
     batches = []
     for _ in range(config.accumulation_steps):
-        tokens, targets = torch.randint(config.model.vocab_size, shape, generator=generator)
-        batches.append(Batch(tokens, targets, torch.ones(shape[1:])).to(device))
+        if config.family.task == "image-classification":
+            pictures = (config.train.micro_batch_size, config.model.image_size, config.model.image_size, 3)
+            inputs = torch.randint(256, pictures, generator=generator, dtype=torch.uint8)
+        else:
+            inputs = torch.randint(config.model.vocab_size, shape, generator=generator)
+        targets = torch.randint(config.family.num_outputs(config), shape, generator=generator)
+        batches.append(Batch(inputs, targets, torch.ones(shape)).to(device))
     return batches
+
+
+def unit(config: Config) -> str:
+    """What a trainer's speed is counted in."""
+    return "pictures" if config.family.task == "image-classification" else "tokens"
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
-"""Tokens per second of this trainer against a plain loop over plain linear layers, and what a topology update costs.
+"""Samples per second of this trainer against a plain loop over plain dense layers, and what a topology update costs.
 
 All contenders live in one process and take turns round by round, in rotating order, so that whatever else the machine
 does meets all of them. Figures are ratios within a round: their median, and the range over rounds.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.plain_model import PlainTrainer
-from benchmarks.setup import at_density, build_bench, check, synchronizer
+from benchmarks.plain_trainer import PlainTrainer
+from benchmarks.setup import at_density, build_bench, check, synchronizer, unit
 from benchmarks.timing import Clock, Spread, rotated
 from nt_dist.config import Config
 from nt_dist.parallel.mesh import Mesh
@@ -22,16 +23,18 @@ class SpeedReport:
     """What `measure_speed` found.
 
     Attributes:
-        tokens_per_step: Tokens in one step of each contender.
-        plain: Tokens per second of the plain loop.
-        trainer: Tokens per second of this trainer, by density.
+        unit: What is counted: tokens or pictures.
+        per_step: How many one step of each contender has.
+        plain: So many per second of the plain loop.
+        trainer: So many per second of this trainer, by density.
         ratio: trainer over plain of the same round, by density.
         update_share: Extra time of a step with a topology update (its dense gradients, update and check) over an
             ordinary step of the same round, divided by update_every, by density: the update's share of training.
         update_steps: The same, not divided: the update's cost in ordinary steps.
     """
 
-    tokens_per_step: int
+    unit: str
+    per_step: int
     plain: Spread
     trainer: dict[float, Spread]
     ratio: dict[float, Spread]
@@ -41,16 +44,19 @@ class SpeedReport:
     def table(self) -> str:
         """The report for a terminal, and as Markdown."""
         lines = [
-            "| | tokens per second | of plain: median (range) | topology update, share of training | in steps |",
-            "|---|---|---|---|---|",
-            f"| plain dense layers, plain loop | {self.plain.median:.0f} | 1 | - | - |",
+            f"| | {self.unit} per second | of plain: median (range) | updates included | topology update, share of "
+            "training | in steps |",
+            "|---|---|---|---|---|---|",
+            f"| plain dense layers, plain loop | {self.plain.median:.0f} | 1 | 1 | - | - |",
         ]
         for density, ratio in self.ratio.items():
             share, steps = self.update_share.get(density), self.update_steps.get(density)
             update = (
                 f"{share.median:.2%} ({min(share.rounds):.2%}-{max(share.rounds):.2%}) | {steps}" if share else "- | -"
             )
-            lines.append(f"| density {density:g} | {self.trainer[density].median:.0f} | {ratio} | {update} |")
+            whole = f"{ratio.median / (1 + (share.median if share else 0)):.3f}"
+            rate = f"{self.trainer[density].median:.0f}"
+            lines.append(f"| density {density:g} | {rate} | {ratio} | {whole} | {update} |")
         return "\n".join(lines)
 
     def to_dict(self) -> dict:
@@ -63,7 +69,7 @@ class SpeedReport:
             }
             for density in self.ratio
         }
-        return {"tokens_per_step": self.tokens_per_step, "plain": self.plain.rounds, "density": by_density}
+        return {"unit": self.unit, "per_step": self.per_step, "plain": self.plain.rounds, "density": by_density}
 
 
 def measure_speed(
@@ -73,6 +79,7 @@ def measure_speed(
     *,
     num_rounds: int,
     num_steps: int,
+    cpu_time: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> SpeedReport:
     """Measures the trainer at some densities against the plain loop.
@@ -83,6 +90,7 @@ def measure_speed(
         densities: 1 is allowed, and has no topology update.
         num_rounds: Rounds; each contender takes `num_steps` steps in every one.
         num_steps: Steps timed together.
+        cpu_time: Measure time computed, not time passed; it says little about more than one thread.
         progress: Told of every round.
 
     Raises:
@@ -96,7 +104,7 @@ def measure_speed(
     batches = next(iter(benches.values())).batches
     steps = {PLAIN: lambda: plain.step(batches)} | {density: bench.step for density, bench in benches.items()}
     updates = {density: bench for density, bench in benches.items() if bench.topology.sparse}
-    clock = Clock(synchronizer(mesh.device))
+    clock = Clock(synchronizer(mesh.device), time.process_time if cpu_time else time.perf_counter)
     for step in steps.values():
         for _ in range(WARM_UP_STEPS):
             step()
@@ -117,14 +125,15 @@ def measure_speed(
                 (clock.seconds(bench.step_before_update, 1) + clock.seconds(bench.update, 1)) / ordinary - 1
             )
         progress(f"round {number + 1} of {num_rounds}: " + ", ".join(f"{n} {s[-1]:.3f} s" for n, s in seconds.items()))
-    tokens = sum(batch.inputs.numel() for batch in batches)
-    rates = {name: Spread([tokens / each for each in times]) for name, times in seconds.items()}
+    per_step = sum(batch.targets.numel() for batch in batches)
+    rates = {name: Spread([per_step / each for each in times]) for name, times in seconds.items()}
     ratios = {
         density: Spread([p / t for p, t in zip(seconds[PLAIN], seconds[density], strict=True)]) for density in densities
     }
     every = config.sparsity.update_every
     return SpeedReport(
-        tokens_per_step=tokens,
+        unit=unit(config),
+        per_step=per_step,
         plain=rates.pop(PLAIN),
         trainer=rates,
         ratio=ratios,

@@ -1,15 +1,15 @@
 """Measures what sparsity costs and saves on this machine, mostly on one rank; prints Markdown.
 
-    python tools/benchmark.py speed [--densities 0.9,0.2] [--rounds 7] [--steps 2]
+    python tools/benchmark.py speed [--densities 0.9,0.2] [--rounds 7] [--steps 2] [--cpu_time]
     python tools/benchmark.py memory [--densities 0.1,0.2,0.5,0.9,1]
     torchrun --nproc-per-node 2 tools/benchmark.py communication [--densities 0.1,0.2,0.5,0.9,1]
     torchrun --nproc-per-node 2 tools/benchmark.py trunk [--rounds 7] [--steps 2] trails.count=4 parallel.trail=2
     python tools/benchmark.py inference [--densities 0.1,0.3,0.5,0.7,0.9] [--rounds 5] [--prompt 128] [--steps 32]
     python tools/benchmark.py saving [--rounds 7] [--steps 2] [--folder runs]
 
-speed: tokens per second of the trainer against the same model of plain dense linear layers in a plain PyTorch loop
-(fused AdamW; with train.precision=bf16, a bf16 module with fp32 masters), in turns; and what a topology update adds to
-training, averaged over sparsity.update_every. memory: bytes per stored parameter, counted / by formula.
+speed: tokens or pictures per second of the trainer against the same model of plain dense layers in a plain PyTorch loop
+(a fused optimizer; with train.precision=bf16, a bf16 module with fp32 masters), in turns; and what a topology update
+adds to training, averaged over sparsity.update_every. memory: bytes per stored parameter, counted / by formula.
 communication: bytes that data-parallel ranks send in a step, counted at the collectives, on two or more ranks. trunk:
 time, bytes and memory of a step where trail ranks split the trunk's micro-batch, and where each computes all of it, in
 turns. inference: tokens per second and memory of the exported ensemble, a single dense model and a full dense ensemble
@@ -52,6 +52,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="what", required=True, metavar="COMMAND")
     speed = commands.add_parser("speed", help="tokens per second against a plain loop")
     speed.add_argument("--densities", type=densities, default=[0.9, 0.2])
+    speed.add_argument("--cpu_time", action="store_true", help="time computed, on one thread, not time passed")
     memory = commands.add_parser("memory", help="bytes per stored parameter")
     memory.add_argument("--densities", type=densities, default=[0.1, 0.2, 0.5, 0.9, 1.0])
     traffic = commands.add_parser("communication", help="bytes between data ranks")
@@ -92,7 +93,7 @@ def main() -> int:
     elif arguments.what == "trunk":
         table, figures = run.run_trunk(config, say, num_rounds=arguments.rounds, num_steps=arguments.steps)
     elif arguments.what == "speed":
-        turns = {"num_rounds": arguments.rounds, "num_steps": arguments.steps}
+        turns = {"num_rounds": arguments.rounds, "num_steps": arguments.steps, "cpu_time": arguments.cpu_time}
         table, figures = run.run_speed(config, mesh, arguments.densities, say, **turns)
     elif arguments.what == "inference":
         turns = {"num_rounds": arguments.rounds, "prompt": arguments.prompt, "num_steps": arguments.steps}

@@ -54,16 +54,16 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients):
         kernels = _laid_out(ctx.weight.build(ctx.values))
-        stride, padding, of_kernels, of_states = [ctx.stride] * 2, [ctx.padding] * 2, [], []
+        stride, padding, of_states, of_values = [ctx.stride] * 2, [ctx.padding] * 2, [], None
         needed = [ctx.needs_input_grad[3], ctx.needs_input_grad[0], False]
-        for x, gradient, kernel in zip(ctx.saved_tensors, gradients, kernels, strict=True):
+        dense = kernels[0].new_empty(len(kernels), *kernels[0].shape) if ctx.needs_input_grad[0] else None
+        for row, (x, gradient, kernel) in enumerate(zip(ctx.saved_tensors, gradients, kernels, strict=True)):
             arguments = (None, stride, padding, [1, 1], False, [0, 0], 1, needed)
             of_state, of_kernel, _ = torch.ops.aten.convolution_backward(gradient, x, kernel, *arguments)
             of_states.append(of_state)
-            of_kernels.append(of_kernel)
-        of_values = None
-        if ctx.needs_input_grad[0]:
-            dense = torch.stack([each.contiguous() for each in of_kernels])
+            if dense is not None:
+                dense[row] = of_kernel  # which is in channels_last
+        if dense is not None:
             of_values = ctx.weight.take_gradient(dense, may_overwrite=True)
         return of_values, None, None, *of_states
 

@@ -47,7 +47,8 @@ class BatchNorm(nn.Module):
     def _by_batch(self, row: int, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         assert len(x) % self.size == 0, f"{len(x)} pictures are no whole number of batches of {self.size}"
         normalized = []
-        for some in x.split(self.size):
+        # a batch norm's whole micro-batch is not split: backward would copy its gradient
+        for some in x.split(self.size) if len(x) > self.size else [x]:
             each, mean, inverse = torch.native_batch_norm(some, scale, shift, None, None, True, 0.0, self.eps)
             count = some.numel() // some.shape[1]
             biased = inverse.detach().float().pow(-2) - self.eps

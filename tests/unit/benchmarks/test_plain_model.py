@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.plain_model import PlainModel, PlainTrainer
+from benchmarks.plain_model import PlainModel
+from benchmarks.plain_trainer import PlainTrainer
 from nt_dist.families import make_config
 from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, weights_of
