@@ -96,6 +96,8 @@ class Family(ABC):
     """As ``model.family`` gives it."""
     task: ClassVar[str]
     """What its models do, as Hugging Face names it: "text-generation", "image-classification"."""
+    sample: ClassVar[str] = "token"
+    """What losses and figures are means over, one of it."""
     sections: ClassVar[Mapping[str, type]]
     """Its own sections of a config: "model", which has ``num_layers``, the residual blocks on the way to an output, and
     "data"."""

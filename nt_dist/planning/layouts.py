@@ -104,5 +104,5 @@ def _columns(plan: LayoutPlan) -> list[tuple[str, str]]:
         *((name, f"{each / 2**20:,.0f}") for name, each in moved),
         ("bubble", f"{time.bubble:.0%}"),
         ("step (s)", f"{time.total:.3g}"),
-        ("tokens/s", f"{plan.tokens_per_second:,.0f}"),
+        (f"{config.family.sample}s/s", f"{plan.tokens_per_second:,.0f}"),
     ]

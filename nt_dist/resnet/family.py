@@ -9,6 +9,7 @@ class ResNet(Family):
     """ResNets (He et al., arXiv 1512.03385) and Wide ResNets (Zagoruyko, Komodakis, arXiv 1605.07146) on pictures."""
 
     name, task = "resnet", "image-classification"
+    sample = "picture"
     sections = {"model": settings.Model, "data": images.Data}  # noqa: RUF012
     rules = settings.RULES
     recipes = settings.RECIPES
@@ -91,7 +92,7 @@ class ResNet(Family):
     def headline(self, figures):
         """See :meth:`Family.headline`: accuracy."""
         ensembles = figures["accuracy_ensemble_prob"], figures["accuracy_ensemble_logit"]
-        return Headline("accuracy", figures["accuracy_trails"], *ensembles, False, ".2%", "picture")
+        return Headline("accuracy", figures["accuracy_trails"], *ensembles, False, ".2%", self.sample)
 
     def twin(self, config, one_trail):
         """See :meth:`Family.twin`."""

@@ -46,7 +46,7 @@ class Reporter:
 
     def stepped(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Moves the bar."""
-        self._bar.update(step, f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s")
+        self._bar.update(step, f"loss {loss:.4f}  {tokens_per_second:,.0f} {self._family.sample}s/s")
 
     def logged(self, record: dict[str, Any]) -> None:
         """Writes and draws one logged step, given as its line of ``metrics.jsonl``."""
