@@ -69,7 +69,8 @@ def _model_line(config: Config) -> str:
     parameters, flops = count_parameters(config), token_flops(config)
     return (
         f"{parameters['stored']:,} weights stored of {parameters['dense']:,}, {config.train.precision}; training, FLOP "
-        f"a {config.family.sample}: {flops.training_dense:.4g} dense-equivalent, {flops.training_sparse:.4g} sparse-effective"
+        f"a {config.family.sample}: {flops.training_dense:.4g} dense-equivalent, "
+        f"{flops.training_sparse:.4g} sparse-effective"
     )
 
 

@@ -1,4 +1,4 @@
-"""Pictures, as commands: a run that stops and goes on is the run that did not, and its figures are those of its checkpoint."""
+"""Pictures, as commands: a run that stops and goes on is the run that did not; its checkpoint has its figures."""
 
 import json
 
