@@ -24,7 +24,6 @@ from nt_dist.files import new_folder
 from nt_dist.inference import Ensemble
 from nt_dist.inference.ensemble import LOGIT, PROB, combine
 from nt_dist.model.trails import TrailsModel, statistics_of, weights_of
-from nt_dist.model.weights import real_shape
 
 TASKS: dict[str, Task] = {task.name: task for task in (TextGeneration(), ImageClassification())}
 TOLERANCE = 1e-4  # of the largest logit: what another order of sums can do in fp32
@@ -136,7 +135,7 @@ def _state(model: TrailsModel, config: Config, twin: Twin, trail: int | None) ->
     specs, state = config.family.weights(config), {}
     for spec in specs:
         for number in range(spec.trails) if trail is None else [min(trail, spec.trails - 1)]:
-            real = rows[spec.name][(number, *map(slice, real_shape(spec)))]
+            real = rows[spec.name][(number, *map(slice, spec.real_shape))]
             state[twin.key(config, spec.name, number)] = real.contiguous()
     return state
 

@@ -17,7 +17,6 @@ from nt_dist.engine.optimizer_state import State
 from nt_dist.errors import CheckpointError, ConfigError
 from nt_dist.model.foreign import Foreign
 from nt_dist.model.trails import TrailsModel, build_model, statistics_of, weights_of
-from nt_dist.model.weights import real_shape
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.spec import WeightSpec, padding_mask
 from nt_dist.sparsity.streams import normal, stream_keys
@@ -93,7 +92,7 @@ def fill(model: TrailsModel, foreign: Foreign, config: Config, noise: float = 0.
         spec = weight.spec
         tensors = _read(foreign, config, spec)
         dense = torch.zeros(spec.trails, *spec.shape)  # with padding
-        dense[(slice(None), *map(slice, real_shape(spec)))] = torch.stack(tensors)
+        dense[(slice(None), *map(slice, spec.real_shape))] = torch.stack(tensors)
         is_noisy = noise and spec.in_trail and not spec.is_vector
         deviations = noise * torch.stack([each.std() for each in tensors]) if is_noisy else None
         for fragments in weight.groups():

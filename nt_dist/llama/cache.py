@@ -4,15 +4,15 @@ T trails (1 in the trunk, whose keys and values are thus held once), B sequences
 """
 
 import torch
+from torch import nn
 
-from nt_dist.llama.layers import Block
-from nt_dist.model.trails import TrailsModel
+from nt_dist.model.trails import ResidualBlock, TrailsModel
 
 _FIRST_CAPACITY = 64
 
 
 class KeyValues:
-    """Of one block's attention; what :class:`nt_dist.llama.layers.Attention` calls a past.
+    """Of one block's attention.
 
     Args:
         padding: Tokens at the left of each sequence that nothing may see, int64 [B]; None: none.
@@ -68,37 +68,30 @@ class KeyValues:
         return seen.repeat(rows // len(self._padding), 1, 1)[:, None]
 
 
-class Cache:
-    """Of all blocks of a model.
-
-    Args:
-        padding: As :class:`KeyValues` has it.
-    """
+class Cache(dict[nn.Module, KeyValues]):
+    """Of all blocks of a model, each made when it is first asked for; ``padding`` as :class:`KeyValues` has it."""
 
     def __init__(self, padding: torch.Tensor | None = None):
+        super().__init__()
         self._padding = padding
-        self._of_blocks: dict[Block, KeyValues] = {}
 
-    def of(self, block: Block) -> KeyValues:
-        """Return the keys and values of a block."""
-        if block not in self._of_blocks:
-            self._of_blocks[block] = KeyValues(self._padding)
-        return self._of_blocks[block]
+    def __missing__(self, block: nn.Module) -> KeyValues:
+        return self.setdefault(block, KeyValues(self._padding))
 
     @property
     def length(self) -> int:
         """Tokens so far."""
-        return max((each.length for each in self._of_blocks.values()), default=0)
+        return max((each.length for each in self.values()), default=0)
 
     @property
     def num_bytes(self) -> int:
         """Memory of the keys and values so far."""
-        return sum(each.num_bytes for each in self._of_blocks.values())
+        return sum(each.num_bytes for each in self.values())
 
 
 def step(model: TrailsModel, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
     """Return the trails' logits [T, B, S, V] for the tokens [B, S] after those in ``cache``, which they join."""
     x = tokens
     for layer in model:
-        x = layer(x, cache.of(layer)) if isinstance(layer, Block) else layer(x)
+        x = layer(x, cache[layer]) if isinstance(layer, ResidualBlock) else layer(x)
     return x

@@ -9,7 +9,7 @@ from nt_dist.text import settings as text
 
 
 class Llama(Family):
-    """LLaMAs (Touvron et al., arXiv 2302.13971) on text."""
+    """LLaMAs (Touvron et al., arXiv 2302.13971) on text; :class:`Family` says what each method is for."""
 
     name, task = "llama", "text-generation"
     sections = {"model": settings.Model, "data": text.Data}  # noqa: RUF012
@@ -23,11 +23,9 @@ class Llama(Family):
     }
 
     def hidden_size(self, config):
-        """See :meth:`Family.hidden_size`."""
         return config.model.hidden_size
 
     def divided_by_tensor(self, config):
-        """See :meth:`Family.divided_by_tensor`."""
         model = config.model
         return {
             "model.num_attention_heads": model.num_attention_heads,
@@ -36,38 +34,31 @@ class Llama(Family):
         }
 
     def ignored(self, config):
-        """See :meth:`Family.ignored`."""
         return text.ignored_settings(config)
 
     def paths(self, config):
-        """See :meth:`Family.paths`."""
         return text.paths(config)
 
     def unify(self, sections):
-        """``num_kv_heads`` 0 is as many as attention heads; see :meth:`Family.unify`."""
+        """``num_kv_heads`` 0 is as many as attention heads."""
         model = sections["model"]
         model["num_kv_heads"] = model["num_kv_heads"] or model["num_attention_heads"]
 
     def weight_names(self, config):
-        """See :meth:`Family.weight_names`."""
         return settings.weight_names(config)
 
     def weights(self, config):
-        """See :meth:`Family.weights`."""
         from nt_dist.llama.weights import weights
 
         return weights(config)
 
     def positions(self, config):
-        """See :meth:`Family.positions`."""
         return config.model.max_seq_len
 
     def num_outputs(self, config):
-        """See :meth:`Family.num_outputs`."""
         return config.model.vocab_size
 
     def activations(self, config, layer):
-        """See :meth:`Family.activations`."""
         from nt_dist.llama.activations import activations
 
         return activations(config, layer)
@@ -77,21 +68,14 @@ class Llama(Family):
         return 4 * config.model.max_seq_len * config.model.hidden_size if layer.startswith("blocks.") else 0
 
     def layers(self, config, make, place):
-        """See :meth:`Family.layers`."""
         from nt_dist.llama.layers import layers
 
         return layers(config, make, place)
 
     def figures(self, means):
-        """See :meth:`Family.figures`.
+        """Perplexities of the trails, of the mean of their probabilities and of the mean of their logits.
 
-        Returns:
-            ppl_trails: perplexity of each trail, exp of its mean negative log-likelihood.
-            ppl_ensemble_prob, ppl_ensemble_logit: of the mean of probabilities and the mean of logits.
-            disagreement: as EnsembleSums.means has it.
-            ensemble_gain: mean of ppl_trails minus ppl_ensemble_prob, in perplexity: what averaging is worth over
-                using one trail at random.
-            tokens: sum of the weights.
+        ``ensemble_gain`` is what averaging probabilities is worth, in perplexity, over one trail at random.
         """
         nll = means["nll"]
         found = {
@@ -103,7 +87,6 @@ class Llama(Family):
         return {**found, "ensemble_gain": self.headline(found).gain, "tokens": means["count"]}
 
     def headline(self, figures):
-        """See :meth:`Family.headline`: perplexity."""
         ensembles = figures["ppl_ensemble_prob"], figures["ppl_ensemble_logit"]
         return Headline("perplexity", figures["ppl_trails"], *ensembles)
 
@@ -126,19 +109,16 @@ class Llama(Family):
         return [Dense, Paper]
 
     def open_data(self, config, is_writer, exchange):
-        """See :meth:`Family.open_data`."""
         from nt_dist.text.corpus import open_data
 
         return open_data(config, is_writer, exchange)
 
     def open_other_data(self, config, path, exchange):
-        """See :meth:`Family.open_other_data`."""
         from nt_dist.text.corpus import open_texts
 
         return open_texts(config, path, exchange)
 
     def tokenizer(self, config, state, run, prepared, given):
-        """See :meth:`Family.tokenizer`."""
         from nt_dist.text.corpus import run_tokenizer
         from nt_dist.text.prepare import prepared_folder
 
@@ -146,7 +126,6 @@ class Llama(Family):
         return run_tokenizer(config, state.data_digest, state.extra, folders, given)
 
     def corrupted(self, data, kind, share):
-        """See :meth:`Family.corrupted`."""
         from nt_dist.text.samples import Corrupted, misspell, shuffle
 
         corrupt = partial(shuffle, share=share)

@@ -5,13 +5,13 @@ one batched product over trails, so the same block serves trunk and trails.
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from nt_dist.config.settings import Config
+from nt_dist.llama.cache import KeyValues
 from nt_dist.model.functions import rms_norm, rotate
 from nt_dist.model.layers import Linear, Lookup
 from nt_dist.model.place import Place
@@ -59,18 +59,6 @@ class Norm(nn.Module):
         return self.scale(lambda scale, x: rms_norm(x, scale.dense()[:, None, None, :], self.eps), x)
 
 
-class Past(Protocol):
-    """Keys and values of the tokens before those of a pass; see cache.KeyValues."""
-
-    length: int
-
-    def append(
-        self, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Add those of this pass; return all, and which of them each new token sees (None: all up to itself)."""
-        ...
-
-
 class Attention(nn.Module):
     """Causal self-attention with rotary positions and grouped key/value heads (Ainslie et al., arXiv 2305.13245)."""
 
@@ -85,7 +73,7 @@ class Attention(nn.Module):
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (-1, self.head_size)).flatten(0, 1).transpose(1, 2)  # [T*B, heads, S, head_size]
 
-    def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: KeyValues | None = None) -> torch.Tensor:
         """Attend within x [T, B, S, H] and, where there is a past, to it; x is added to it."""
         trails, batch = x.shape[:2]
         x = self.place.into_columns(self.norm(x))
@@ -124,7 +112,7 @@ class Block(ResidualBlock):
         self.attention = Attention(config, f"blocks.{number}.attention", make, place)
         self.mlp = FeedForward(config, f"blocks.{number}.mlp", make, place)
 
-    def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: KeyValues | None = None) -> torch.Tensor:
         """Transform x [T, B, S, H], the tokens after ``past``."""
         x = x + self.attention(x, past)
         return x + self.mlp(x)

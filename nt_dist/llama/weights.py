@@ -6,7 +6,6 @@ Column-parallel matrices are cut along their rows (axis 0), row-parallel ones al
 import math
 
 from nt_dist.config.settings import Config
-from nt_dist.model.weights import is_in_trail
 from nt_dist.sparsity.spec import WeightSpec
 
 # Of initial values, as the paper's public code draws fresh ones: an embedding begins near the scale at which norms hand
@@ -55,7 +54,7 @@ def weights(config: Config) -> list[WeightSpec]:
 
     specs = [matrix("embedding", padded, COLUMN, config.trails.fork == "embedding", "embedding", "lookup", vocab)]
     for block in range(config.model.num_layers):
-        behind, layer = is_in_trail(config, block), f"blocks.{block}"
+        behind, layer = block >= config.trunk_layers, f"blocks.{block}"
         for name, (rows, columns, cut_axis) in _block_shapes(config).items():
             if name in ("attention.query", "mlp.gate"):
                 specs.append(norm(f"{layer}.{name.split('.')[0]}.norm", behind, layer))

@@ -1,10 +1,9 @@
 """Floating-point operations of one token, from the table of weights: an explicit formula, no profiler.
 
-A product of one token with a matrix of n entries takes 2 n operations forward and 4 n backward (the gradients of the
-input and of the matrix), so 6 n in training (Kaplan et al., arXiv 2001.08361, section 2.1). What a layer does beyond,
-as attention's products with keys and values (arXiv 2204.02311, appendix B), its family counts. Looking up the
-embedding, norms, rotary embedding, softmax and activations are left out, and so is what activation checkpointing
-computes twice.
+A product of one token with a matrix of n entries takes 2 n operations forward and 4 n backward, so 6 n in training
+(Kaplan et al., arXiv 2001.08361, section 2.1). What a layer does beyond, as attention's products with keys and values,
+its family counts. Looking up the embedding, norms, rotary embedding, softmax and activations are left out, and so is
+what activation checkpointing computes twice.
 
 *Dense-equivalent* counts all entries of every matrix: what this program's products really are, since it multiplies
 dense matrices. *Sparse-effective* counts active entries only: what a program that skips zeros would need. Where an
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 
 from nt_dist.config import Config
 from nt_dist.model.weights import weight_specs
-from nt_dist.sparsity.schedule import last_update_step
+from nt_dist.sparsity.rules import last_update_step
 
 
 @dataclass(frozen=True)

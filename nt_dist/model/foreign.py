@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from nt_dist.config.settings import Config
-from nt_dist.model.weights import real_shape, statistic_specs, weight_specs
+from nt_dist.model.weights import statistic_specs, weight_specs
 from nt_dist.sparsity.spec import WeightSpec
 
 
@@ -87,7 +87,7 @@ class Foreign(ABC):
     def _tensor_problems(self, config: Config) -> list[str]:
         there, path = self.shapes, self.path
         expected = {
-            self.key(config, spec, trail): real_shape(spec)
+            self.key(config, spec, trail): spec.real_shape
             for spec in (weight_specs(config) | statistic_specs(config)).values()
             for trail in range(spec.trails)
         }

@@ -1,12 +1,12 @@
 """THE table of the model's weights: names, shapes, what cuts them, densities, storages.
 
 Sharding, checkpoints, plans and tests all read this one. Everything follows from the config's global shapes, never from
-local modules. Column-parallel matrices are cut along their rows (axis 0), row-parallel ones along their columns (axis
-1).
+local modules.
 """
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from types import MappingProxyType
@@ -15,11 +15,6 @@ from nt_dist.config.settings import Config
 from nt_dist.sparsity.density import spread_density
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storages import STORAGES
-
-
-def is_in_trail(config: Config, block: int) -> bool:
-    """Say whether block number ``block`` lies behind the fork."""
-    return block >= config.trunk_layers
 
 
 @lru_cache(maxsize=64)
@@ -34,32 +29,20 @@ def statistic_specs(config: Config) -> dict[str, WeightSpec]:
     return {spec.name: spec for spec in config.family.weights(config) if spec.role == "statistic"}
 
 
-def is_exempt(config: Config, name: str) -> bool:
-    """Say whether ``sparsity.exempt`` keeps the weight dense."""
-    return any(fnmatchcase(name, pattern) for pattern in config.sparsity.exempt)
-
-
-def real_shape(spec: WeightSpec) -> tuple[int, ...]:
-    """Return one trail's shape without padding."""
-    shape = list(spec.shape)
-    shape[spec.cut_axis] = spec.valid
-    return tuple(shape)
-
-
 def _with_densities(config: Config, specs: list[WeightSpec]) -> list[WeightSpec]:
     sparse = {
-        spec.name: (real_shape(spec), spec.trails)
+        spec.name: (spec.real_shape, spec.trails)
         for spec in specs
-        if not spec.is_vector and not is_exempt(config, spec.name)
+        if not spec.is_vector and not any(fnmatchcase(spec.name, pattern) for pattern in config.sparsity.exempt)
     }
     density = spread_density(sparse, config.sparsity.density, config.sparsity.distribution) if sparse else {}
-    return [spec.with_density(density[spec.name]) if spec.name in density else spec for spec in specs]
+    return [replace(spec, density=density.get(spec.name, spec.density)) for spec in specs]
 
 
 def count_parameters(config: Config) -> dict[str, int]:
     """Count the model's parameters: those stored (active, without padding) and those of its dense shapes."""
     specs = weight_specs(config).values()
-    dense = {spec.name: math.prod(real_shape(spec)) * spec.trails for spec in specs}
+    dense = {spec.name: math.prod(spec.real_shape) * spec.trails for spec in specs}
     stored = sum(spec.total_slots() * spec.trails if spec.is_sparse else dense[spec.name] for spec in specs)
     return {"stored": stored, "dense": sum(dense.values())}
 

@@ -8,29 +8,17 @@ every weight the same density.
 
 import math
 
-Shape = tuple[int, ...]
 
-
-def _raw(shape: Shape, distribution: str) -> float:
-    if distribution == "uniform":
-        return 1.0
-    axes = shape[:2] if distribution == "er" else shape
-    return sum(axes) / math.prod(axes)
-
-
-def spread_density(shapes: dict[str, tuple[Shape, int]], density: float, distribution: str) -> dict[str, float]:
-    """Return the density of every weight.
-
-    Args:
-        shapes: For each weight its real shape and how many copies of it the model has (1 for a trunk's).
-        density: Overall share of active entries, in (0, 1].
-        distribution: "erk", "er" or "uniform".
-    """
+def spread_density(
+    shapes: dict[str, tuple[tuple[int, ...], int]], density: float, distribution: str
+) -> dict[str, float]:
+    """Return the density of every weight, given its real shape and how many copies of it the model has."""
     assert distribution in ("erk", "er", "uniform"), distribution
     if density == 1.0:  # exactly: a rounding error below would make a weight sparse
         return dict.fromkeys(shapes, 1.0)
     sizes = {name: math.prod(shape) * copies for name, (shape, copies) in shapes.items()}
-    raw = {name: _raw(shape, distribution) for name, (shape, _) in shapes.items()}
+    axes = {name: shape[:2] if distribution == "er" else shape for name, (shape, _) in shapes.items()}
+    raw = {name: 1.0 if distribution == "uniform" else sum(each) / math.prod(each) for name, each in axes.items()}
     wanted = density * sum(sizes.values())
     full: set[str] = set()
     while len(full) < len(shapes):

@@ -1,11 +1,45 @@
-"""Which weights go and which come: pure functions over shards, one row a shard (docs/design.md §4).
+"""When the topology changes, how much of it, which weights go and which come (docs/design.md §4).
 
 Shapes: R rows (shards of equal size), k active slots, n entries.
 """
 
+import math
+
 import torch
 
 from nt_dist.sparsity.streams import gumbel, uniform
+
+FLOOR = 0.01  # the last drop fraction as a share of the first
+
+
+def last_update_step(total_steps: int, stop_fraction: float) -> int:
+    """Return the step after which the topology no longer changes."""
+    return int(total_steps * stop_fraction)
+
+
+def is_update_step(step: int, update_every: int, total_steps: int, stop_fraction: float) -> bool:
+    """Say whether the topology is updated after optimizer step ``step`` (counted from 1).
+
+    An update after the very last step would leave new weights untrained: there is none.
+    """
+    if update_every <= 0 or step % update_every:
+        return False
+    return step <= last_update_step(total_steps, stop_fraction) and step < total_steps
+
+
+def drop_fraction_at(step: int, first: float, schedule: str, total_steps: int, stop_fraction: float) -> float:
+    """Return the share of active weights that an update at ``step`` drops: ``first`` at the start of the run.
+
+    The cosine is RigL's (arXiv 1911.11134, eq. 1), down to a hundredth of the first share (as in the NeuroTrails
+    paper's code) instead of zero. ``schedule`` may also be "linear" or "constant".
+    """
+    done = min(step / max(last_update_step(total_steps, stop_fraction), 1), 1.0)
+    if schedule == "constant":
+        return first
+    if schedule == "linear":
+        return first * (1.0 - (1.0 - FLOOR) * done)
+    assert schedule == "cosine", schedule
+    return first * (FLOOR + (1.0 - FLOOR) * 0.5 * (1.0 + math.cos(math.pi * done)))
 
 
 def choose_kept(
@@ -17,10 +51,9 @@ def choose_kept(
         rule: "magnitude" (largest |w|), "soft_magnitude" (without replacement, with probability ∝ |w|^T: Gumbel top-k
             over T·log|w|; NeuroTrails, arXiv 2505.17909, §3) or "set" (of the positive the largest, of the negative
             the smallest, in proportion to how many there are; arXiv 1707.04780).
-        values: fp32 masters of the active slots [R, k].
+        values: fp32 masters of the active slots [R, k], which lie at ``positions`` [R, k] of their shards.
         count: Slots to keep, at most k.
         keys: int64 [R, 1], the rows' drop streams.
-        positions: Integer positions of the slots in their shards [R, k].
         temperature: T of ``soft_magnitude``.
 
     Returns:
@@ -68,8 +101,7 @@ def choose_grown(
         gradient: Dense gradient [R, n]; not used by "random".
         closed: bool [R, n], entries that may not be chosen: those that are kept, and padding.
         dropped: bool [R, n], entries that this update has dropped; they are open.
-        count: Entries to choose in each row.
-        keys: int64 [R, 1], the rows' grow streams.
+        count, keys: Entries to choose in each row, and the rows' grow streams, int64 [R, 1].
 
     Returns:
         int64 [R, count], positions in no particular order.

@@ -3,13 +3,12 @@
 A weight is cut into equal shards along one axis. Each shard has its own slot count, streams, drop and regrow, so a rank
 that owns whole shards needs no other rank for an update, and any layout trains the same model.
 
-Shapes: a *dense* tensor is [trails, *shape]; its *blocks* are [trails, shards, shard_elements], each block one shard
-flattened in row-major order. A *position* counts inside one block; a *flat index* counts inside one trail's dense
+A *position* counts inside one shard, flattened in row-major order; a *flat index* counts inside one trail's dense
 tensor as this rank holds it.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -78,7 +77,7 @@ class WeightSpec:
     @property
     def slice_elements(self) -> int:
         """Entries of the weight for each entry of the cut axis."""
-        return math.prod(self.shape) // self.shape[self.cut_axis]
+        return math.prod(self.shape_of(1))
 
     def real_length(self, shard: int) -> int:
         """Real entries of the cut axis in ``shard``."""
@@ -98,23 +97,18 @@ class WeightSpec:
         """Active entries of one trail over ``shards`` (all of them by default)."""
         return sum(self.slots(shard) for shard in (shards if shards is not None else range(self.shards)))
 
+    def shape_of(self, length: int) -> tuple[int, ...]:
+        """One trail's dense shape with ``length`` entries of the cut axis."""
+        return (*self.shape[: self.cut_axis], length, *self.shape[self.cut_axis + 1 :])
+
     def local_shape(self, shards: range) -> tuple[int, ...]:
         """One trail's dense shape on a rank that holds ``shards``."""
-        shape = list(self.shape)
-        shape[self.cut_axis] = self.shard_length * len(shards)
-        return tuple(shape)
+        return self.shape_of(self.shard_length * len(shards))
 
-    def with_density(self, density: float) -> "WeightSpec":
-        """Return the same weight at another density."""
-        return replace(self, density=density)
-
-
-def to_blocks(spec: WeightSpec, dense: torch.Tensor) -> torch.Tensor:
-    """Return ``dense`` [trails, *local_shape] as blocks [trails, local shards, shard_elements], a view if it can be."""
-    axis = spec.cut_axis + 1
-    count = dense.shape[axis] // spec.shard_length
-    cut = dense.unflatten(axis, (count, spec.shard_length)).movedim(axis, 1)
-    return cut.reshape(dense.shape[0], count, spec.shard_elements)
+    @property
+    def real_shape(self) -> tuple[int, ...]:
+        """One trail's dense shape without padding."""
+        return self.shape_of(self.valid)
 
 
 def flat_index(spec: WeightSpec, shards: range, shard: int, positions: torch.Tensor) -> torch.Tensor:
@@ -142,8 +136,6 @@ def padding_mask(spec: WeightSpec, shard: int, device: torch.device | str = "cpu
     real = spec.real_length(shard)
     if real == spec.shard_length:
         return None
-    block_shape = list(spec.shape)
-    block_shape[spec.cut_axis] = spec.shard_length
-    mask = torch.zeros(block_shape, dtype=torch.bool, device=device)
+    mask = torch.zeros(spec.shape_of(spec.shard_length), dtype=torch.bool, device=device)
     mask.narrow(spec.cut_axis, real, spec.shard_length - real).fill_(True)
     return mask.flatten()

@@ -14,8 +14,7 @@ class Statistic(nn.Module):
         trails, shards: Global numbers of the trails and shards held here (all by default).
         values: fp32 [T, *local shape].
         momentum: By what share a step's mean moves them.
-        sums: What was added since the last step, over all additions; fp32, shaped like ``values``.
-        count: Additions to each row of it.
+        sums: What was added since the last step; fp32, shaped like ``values``.
     """
 
     def __init__(

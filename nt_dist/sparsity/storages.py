@@ -4,6 +4,8 @@
 - ``masked``: ``values`` is dense with zeros, and its gradient is multiplied by a mask.
 - ``compact``: ``values`` [T, slots] are the active entries, ``index`` their flat places; the dense tensor exists only
   while a product needs it.
+
+What each method is for is said there.
 """
 
 import math
@@ -19,19 +21,15 @@ class _DenseShaped(Weight):
 
     @staticmethod
     def value_shape(spec, shards):
-        """One trail's dense shape."""
         return spec.local_shape(shards)
 
     def build(self, values):
-        """The values themselves."""
         return values.detach()
 
     def read(self, tensor, fragments, positions):
-        """See :meth:`Weight.read`."""
         return self.blocks(tensor, fragments).gather(1, positions)
 
     def write(self, tensor, fragments, positions, slots):
-        """See :meth:`Weight.write`."""
         for fragment, places, entries in zip(fragments, positions, slots, strict=True):
             part = self.block(tensor, *fragment)
             part.copy_(entries.new_zeros(self.spec.shard_elements).scatter_(0, places, entries).view(part.shape))
@@ -47,19 +45,16 @@ class DenseWeight(_DenseShaped):
         super().__init__(spec, *args, **kwargs)
 
     def dense(self):
-        """The Parameter."""
         return self.values
 
     def gradient_of(self, dense, may_overwrite):
-        """All of it."""
         return dense
 
     def active(self, fragments):
-        """Every position."""
         return torch.arange(self.spec.shard_elements, device=self.values.device).expand(len(fragments), -1)
 
     def set_active(self, fragments, positions):
-        """There is nothing to set."""
+        pass  # all are
 
 
 class MaskedWeight(_DenseShaped):
@@ -77,16 +72,13 @@ class MaskedWeight(_DenseShaped):
         return (2 * element + 1) * entries
 
     def gradient_of(self, dense, may_overwrite):
-        """0 where nothing is active."""
         bits = self.mask.view(torch.uint8)  # a product with bool is several times slower on CPUs
         return dense.mul_(bits) if may_overwrite else dense * bits
 
     def active(self, fragments):
-        """Where the mask is True."""
         return self.blocks(self.mask, fragments).nonzero()[:, 1].view(len(fragments), -1)
 
     def set_active(self, fragments, positions):
-        """See :meth:`Weight.set_active`."""
         self.write(self.mask, fragments, positions, torch.ones_like(positions, dtype=torch.bool))
 
 
@@ -101,7 +93,6 @@ class CompactWeight(Weight):
 
     @staticmethod
     def value_shape(spec, shards):
-        """The slots."""
         return (spec.total_slots(shards),)
 
     @staticmethod
@@ -110,34 +101,28 @@ class CompactWeight(Weight):
         return builds * (element * entries + (20 + 2 * element) * slots) + (4 + 2 * element) * slots
 
     def build(self, values):
-        """See :meth:`Weight.build`."""
         dense = values.new_zeros(len(self.trails), math.prod(self.local_shape))
         for row, index, entries in zip(dense, self.index, values.detach(), strict=True):
             row.scatter_(0, index.long(), entries)  # by int32 it is several times slower on CPUs
         return dense.view(len(self.trails), *self.local_shape)
 
     def gradient_of(self, dense, may_overwrite):
-        """Those of the slots."""
         taken = dense.new_empty(self.index.shape)
         for row, index, out in zip(dense.flatten(1), self.index, taken, strict=True):
             torch.index_select(row, 0, index, out=out)
         return taken
 
     def active(self, fragments):
-        """See :meth:`Weight.active`."""
         return block_positions(self.spec, self.shards, self.read(self.index, fragments, None).long())
 
     def set_active(self, fragments, positions):
-        """See :meth:`Weight.set_active`."""
         for (trail, shard), places in zip(fragments, positions, strict=True):
             self.fragment(self.index, trail, shard).copy_(flat_index(self.spec, self.shards, shard, places))
 
     def read(self, tensor, fragments, positions):
-        """A part of ``tensor``, wherever the positions are."""
         return torch.stack([self.fragment(tensor, *fragment) for fragment in fragments])
 
     def write(self, tensor, fragments, positions, slots):
-        """See :meth:`Weight.write`."""
         for fragment, entries in zip(fragments, slots, strict=True):
             self.fragment(tensor, *fragment).copy_(entries)
 

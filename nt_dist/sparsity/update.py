@@ -15,7 +15,6 @@ from nt_dist.sparsity.streams import stream_keys
 from nt_dist.sparsity.weight import Fragments, Weight
 
 SECOND_MOMENT = "exp_avg_sq"
-NEW_MOMENTS = ("zero", "gradient", "mean")
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,10 @@ def update_topology(
     the mean over its shard's surviving slots ("mean").
 
     Args:
-        weight: The weight; its index or mask changes.
+        weight: Its index or mask changes.
         state: fp32 "value" and moments by name, all shaped like ``weight.values``; changed in place.
         gradient: Its dense gradient [T, *local_shape], the same on all replicas; None if no rule needs it.
-        rules: The rules.
+        rules: How it changes.
         step: Optimizer step, part of the streams' keys.
         fraction: Share of each shard's slots that is dropped and regrown.
 

@@ -8,6 +8,7 @@ shard, ascending within each), ``local_shape`` one trail's dense shape here. A *
 fragments of equally many slots are worked on together.
 """
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -33,12 +34,7 @@ def fragments_at_once(spec: WeightSpec, device_type: str) -> int:
 class Weight(nn.Module, ABC):
     """One weight of the model, or the part of it that this rank holds; each storage is a subclass.
 
-    Args:
-        spec: What the weight is.
-        trails: Global numbers of the trails held here (all by default).
-        shards: Global numbers of the topology shards held here (all by default).
-        device: Where the tensors are made; :meth:`reset` fills them.
-        dtype: Type of the values.
+    ``trails`` and ``shards`` are the global numbers of those held here, all by default; :meth:`reset` fills them.
     """
 
     def __init__(
@@ -117,20 +113,13 @@ class Weight(nn.Module, ABC):
     def take_gradient(self, dense: torch.Tensor, may_overwrite: bool = False) -> torch.Tensor:
         """Turn a dense gradient [T, *local_shape] into that of ``values``; keep the dense one while collecting.
 
-        Args:
-            dense: The gradient.
-            may_overwrite: Whether nobody else needs ``dense``, so that the result may take its place.
+        The result may take the place of ``dense`` where nobody else needs it.
         """
-        if self.collecting:
-            if self.dense_gradient is None:
-                self.dense_gradient = dense.float() if dense.dtype != torch.float32 else dense.clone()
-            else:
-                self.dense_gradient += dense
+        if self.collecting and self.dense_gradient is None:
+            self.dense_gradient = dense.to(torch.float32, copy=True)
+        elif self.collecting:
+            self.dense_gradient += dense
         return self.gradient_of(dense, may_overwrite)
-
-    def drop_gradient(self) -> None:
-        """Forget the collected dense gradient."""
-        self.dense_gradient = None
 
     # -- sizes -------------------------------------------------------------------------------------------------------
 
@@ -145,39 +134,25 @@ class Weight(nn.Module, ABC):
         return self.spec.total_slots(self.shards)
 
     @property
-    def dense_elements(self) -> int:
-        """Entries of the dense tensor, over the trails held here."""
-        return len(self.trails) * math.prod(self.local_shape)
-
-    @property
     def active_elements(self) -> int:
         """Active entries, over the trails held here."""
         return len(self.trails) * self.num_slots
-
-    def slot_ranges(self) -> list[tuple[int, int, int]]:
-        """Return (shard, start, stop) of each local shard's slots."""
-        ranges, start = [], 0
-        for shard in self.shards:
-            ranges.append((shard, start, start + self.spec.slots(shard)))
-            start = ranges[-1][2]
-        return ranges
 
     # -- initial state -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
         """Draw the initial topology and values from the streams of ``seed``."""
-        for trail in self.trails:
-            for shard in self.shards:
-                words = (self.spec.name, trail, shard)
-                positions = self._first_positions(seed, shard, words)
-                if self.spec.init is None:
-                    values = torch.ones(positions.shape, device=positions.device)
-                else:
-                    key = stream_keys([(seed, "init value", *words)], positions.device)
-                    values = (normal(key, positions) * self.spec.init).float()
-                self.set_active([(trail, shard)], positions[None])
-                self.write(self.values.data, [(trail, shard)], positions[None], values[None])
+        for trail, shard in itertools.product(self.trails, self.shards):
+            words = (self.spec.name, trail, shard)
+            positions = self._first_positions(seed, shard, words)
+            if self.spec.init is None:
+                values = torch.ones(positions.shape, device=positions.device)
+            else:
+                key = stream_keys([(seed, "init value", *words)], positions.device)
+                values = (normal(key, positions) * self.spec.init).float()
+            self.set_active([(trail, shard)], positions[None])
+            self.write(self.values.data, [(trail, shard)], positions[None], values[None])
 
     def _first_positions(self, seed: int, shard: int, words: tuple) -> torch.Tensor:
         device = self.values.device
@@ -192,25 +167,27 @@ class Weight(nn.Module, ABC):
 
     # -- slots of all that is held here: what checkpoints read and write ---------------------------------------------
 
-    def _by_shard(self) -> Iterator[tuple[Fragments, slice]]:
+    def by_shard(self) -> Iterator[tuple[Fragments, slice]]:
         """Yield the fragments of each shard, and where its slots lie among all."""
-        for shard, start, stop in self.slot_ranges():
+        stop = 0
+        for shard in self.shards:
+            start, stop = stop, stop + self.spec.slots(shard)
             yield [(trail, shard) for trail in self.trails], slice(start, stop)
 
     def slot_positions(self) -> torch.Tensor:
         """Return each slot's position in its own shard: int64 [T, slots]."""
-        return torch.cat([self.active(fragments) for fragments, _ in self._by_shard()], dim=1)
+        return torch.cat([self.active(fragments) for fragments, _ in self.by_shard()], dim=1)
 
     def slot_index(self) -> torch.Tensor:
         """Return each slot's flat place in its trail's local dense tensor: int64 [T, slots]."""
-        parts = [(fragments[0][1], self.active(fragments)) for fragments, _ in self._by_shard()]
+        parts = [(fragments[0][1], self.active(fragments)) for fragments, _ in self.by_shard()]
         return torch.cat([flat_index(self.spec, self.shards, shard, each) for shard, each in parts], dim=1)
 
     @torch.no_grad()
     def set_index(self, index: torch.Tensor) -> None:
         """Make the entries at ``index`` (integers [T, slots], in slot order) the active ones; values are left alone."""
         positions = block_positions(self.spec, self.shards, index.long())
-        for fragments, where in self._by_shard():
+        for fragments, where in self.by_shard():
             self.set_active(fragments, positions[:, where])
 
     def to_slots(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -220,7 +197,7 @@ class Weight(nn.Module, ABC):
     def all_to_slots(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return :meth:`to_slots` of each tensor; where the active entries are is found out once."""
         parts: list[list[torch.Tensor]] = [[] for _ in tensors]
-        for fragments, _ in self._by_shard():
+        for fragments, _ in self.by_shard():
             positions = self.active(fragments)
             for part, tensor in zip(parts, tensors, strict=True):
                 part.append(self.read(tensor, fragments, positions))
@@ -229,7 +206,7 @@ class Weight(nn.Module, ABC):
     def from_slots(self, slots: torch.Tensor) -> torch.Tensor:
         """Return a tensor shaped like ``values`` with the active entries ``slots`` [T, slots], 0 elsewhere."""
         tensor = slots.new_empty(len(self.trails), *self.value_shape(self.spec, self.shards))
-        for fragments, where in self._by_shard():
+        for fragments, where in self.by_shard():
             self.write(tensor, fragments, self.active(fragments), slots[:, where])
         return tensor
 
@@ -275,7 +252,6 @@ class Weight(nn.Module, ABC):
         return sums
 
     def extra_repr(self) -> str:
-        """Say what is stored, for ``print(model)``."""
         return f"{self.spec.name} {tuple(self.values.shape)}, {self.name}, density {self.spec.density:.3f}"
 
 

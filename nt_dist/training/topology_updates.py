@@ -21,7 +21,7 @@ from nt_dist.model.trails import weights_of
 from nt_dist.model.weights import weight_specs
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.sparsity.schedule import drop_fraction_at, is_update_step
+from nt_dist.sparsity.rules import drop_fraction_at, is_update_step
 from nt_dist.sparsity.update import UpdateRules, update_topology
 from nt_dist.sparsity.weight import Weight
 
@@ -85,7 +85,7 @@ class TopologyUpdater:
     def skip(self) -> None:
         """Forget the dense gradients of a step that was not applied: its update is skipped as well."""
         for weight in self.sparse.values():
-            weight.drop_gradient()
+            weight.dense_gradient = None
 
     def _gradient_scale(self) -> torch.Tensor:
         """Return what turns the sum of the ranks' dense gradients into the gradient that Adam was given.
@@ -100,7 +100,7 @@ class TopologyUpdater:
     def _update(self, weight: Weight, step: int, fraction: float, scale: torch.Tensor | None) -> torch.Tensor:
         """Update one weight; return how many of its slots have a new place, a scalar tensor."""
         gradient = weight.dense_gradient
-        weight.drop_gradient()
+        weight.dense_gradient = None
         if scale is not None:
             assert gradient is not None, f"{weight.spec.name}: step {step} has not collected its dense gradient"
             if self.mesh.splits_trunk and not weight.spec.in_trail:

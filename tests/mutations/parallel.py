@@ -45,13 +45,13 @@ PARALLEL = [
     Mutation(
         "drop and grow streams with the trail's number on this rank",
         "(rules.seed, purpose, spec.name, trail, shard, step) for",
-        "(rules.seed, purpose, spec.name, trail - rows[0][0], shard, step) for",
+        "(rules.seed, purpose, spec.name, trail - fragments[0][0], shard, step) for",
         STREAMS,
     ),
     Mutation(
         "drop and grow streams with the shard's number on this rank",
         "(rules.seed, purpose, spec.name, trail, shard, step) for",
-        "(rules.seed, purpose, spec.name, trail, shard - rows[0][1], step) for",
+        "(rules.seed, purpose, spec.name, trail, shard - fragments[0][1], step) for",
         STREAMS,
     ),
     # The split trunk.

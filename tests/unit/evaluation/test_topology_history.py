@@ -1,5 +1,6 @@
 """Overlap, churn and the share ever active, against sets of positions; and which checkpoints count."""
 
+import dataclasses
 import itertools
 from dataclasses import replace
 
@@ -121,5 +122,5 @@ def test_a_topology_that_is_not_the_manifests_is_refused_on_all_ranks(run, tmp_p
 
 
 def test_a_dense_model_has_none():
-    dense = {name: spec.with_density(1.0) for name, spec in SPECS.items()}
+    dense = {name: dataclasses.replace(spec, density=1.0) for name, spec in SPECS.items()}
     assert on_one_rank(lambda mesh: topology_figures(None, mesh, dense)) is None

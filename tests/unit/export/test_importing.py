@@ -16,7 +16,6 @@ from nt_dist.families import DEFAULT, make_config
 from nt_dist.inference import load_ensemble
 from nt_dist.llama.foreign import Dense
 from nt_dist.model.trails import build_model, weights_of
-from nt_dist.sparsity.spec import to_blocks
 from nt_dist.text.corpus import open_data
 from tests.unit.checkpoint.checkpoint_case import on_one_rank
 from tests.unit.inference.trained_run import SECTIONS
@@ -74,12 +73,14 @@ def test_each_shard_keeps_its_largest_weights(dense):
     model, (kept, found, lost) = filled(folder, config)
     weight = weights_of(model)["blocks.2.mlp.down"]  # cut along its columns, in the trails
     whole = theirs.state_dict()["model.layers.2.mlp.down_proj.weight"]
-    blocks = to_blocks(weight.spec, weight.dense())
-    for shard, expected in enumerate(to_blocks(weight.spec, whole[None])[0]):
+    shards, dense = range(weight.spec.shards), weight.dense()
+    for shard, expected in enumerate(weight.blocks(whole[None], [(0, shard) for shard in shards])):
         count = weight.spec.slots(shard)
         least = expected.abs().sort(descending=True).values[count - 1]
         for trail in range(3):
-            torch.testing.assert_close(blocks[trail, shard], expected.where(expected.abs() >= least, 0.0))
+            torch.testing.assert_close(
+                weight.block(dense, trail, shard).flatten(), expected.where(expected.abs() >= least, 0.0)
+            )
     assert 0.45 * found < kept < 0.55 * found and lost > 0
     table = weights_of(model)["embedding"]
     assert table.positions(0, 3).max() < 82 * 32  # of its 83 rows the last one is padding

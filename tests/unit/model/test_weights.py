@@ -8,7 +8,7 @@ import torch
 
 from nt_dist.families import load_config
 from nt_dist.model.trails import build_model, weights_of
-from nt_dist.model.weights import bytes_per_parameter, choose_storages, count_parameters, real_shape, weight_specs
+from nt_dist.model.weights import bytes_per_parameter, choose_storages, count_parameters, weight_specs
 
 from .tiny import tiny
 
@@ -33,7 +33,7 @@ def test_every_shipped_config_builds_on_the_meta_device_with_its_parameters(path
     assert list(weights) == list(weight_specs(config))
     stored = sum(weight.active_elements for weight in weights.values())
     padding = sum(
-        (math.prod(each.spec.shape) - math.prod(real_shape(each.spec))) * each.spec.trails
+        (math.prod(each.spec.shape) - math.prod(each.spec.real_shape)) * each.spec.trails
         for each in weights.values()
         if not each.spec.is_sparse
     )
@@ -67,7 +67,7 @@ def test_exempt_weights_are_dense_and_the_others_meet_the_density():
     specs = weight_specs(tiny(sparsity={"exempt": ["embedding", "blocks.*.attention.*"]}))
     assert not any(specs[name].is_sparse for name in ("embedding", "blocks.1.attention.query", "norm"))
     sparse = [spec for spec in specs.values() if spec.is_sparse]
-    size = [math.prod(real_shape(spec)) * spec.trails for spec in sparse]
+    size = [math.prod(spec.real_shape) * spec.trails for spec in sparse]
     active = sum(spec.density * each for spec, each in zip(sparse, size, strict=True))
     assert active / sum(size) == pytest.approx(0.5)
 

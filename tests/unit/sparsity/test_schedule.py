@@ -2,7 +2,7 @@
 
 import pytest
 
-from nt_dist.sparsity.schedule import drop_fraction_at, is_update_step
+from nt_dist.sparsity.rules import drop_fraction_at, is_update_step
 
 
 def test_updates_come_every_so_many_steps_and_not_after_the_last():

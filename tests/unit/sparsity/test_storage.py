@@ -150,7 +150,7 @@ def test_collected_gradients_add_up_over_micro_batches_in_fp32():
     assert weight.dense_gradient.dtype == torch.float32
     once = x.float().sum((1, 2))[:, None].expand(3, 16, 12)
     torch.testing.assert_close(weight.dense_gradient, 2 * once, rtol=0.02, atol=0.02)
-    weight.drop_gradient()
+    weight.dense_gradient = None
     assert weight.dense_gradient is None
 
 
@@ -163,7 +163,7 @@ def test_nothing_is_collected_unasked():
 def test_a_changed_index_changes_its_own_checksum_only():
     weight = made(SPARSE[0], "compact")
     before = weight.checksum()
-    start = weight.slot_ranges()[2][1]
+    start = list(weight.by_shard())[2][1].start
     free = set(range(8 * 12, 12 * 12)) - set(weight.index[1].tolist())
     weight.index[1, start] = min(free)
     changed = weight.checksum() != before
