@@ -131,8 +131,8 @@ PARALLEL = [
     ),
     Mutation(
         "cut cross-entropy: exponentials and target's logit not summed",
-        "normalizer, target = total(sums)",
-        "normalizer, target = sums",
+        "normalizer, target, *rest = total(sums)",
+        "normalizer, target, *rest = sums",
         TENSOR,
     ),
     Mutation(
