@@ -8,11 +8,10 @@ of DeepSpeed 0.19.8's ``runtime/config.py``, ``runtime/zero/config.py`` and ``ru
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from nt_dist.config.keys import Rule, at_least
+from nt_dist.config.keys import Rule, at_least, checked, plain
 from nt_dist.config.names import hint, nearest
 from nt_dist.config.rules import BATCH_KEYS
 from nt_dist.config.settings import Config
-from nt_dist.config.values import checked, plain
 
 AUTO = "auto"
 _STAGE, _BUCKET = "zero_optimization.stage", "zero_optimization.reduce_bucket_size"
@@ -122,11 +121,9 @@ _NUMBERS = {
 def resolve(given: Any, config: Config, wrong: set[str]) -> tuple[dict[str, Any], list[str]]:
     """Make the configuration that DeepSpeed is started with of what the JSON holds, None without one.
 
-    The JSON is not compared with the keys of the TOML that are ``wrong``, whose values cannot be used.
-
-    Returns:
-        The JSON with every "auto" filled in and what the TOML decides added, and one message for each problem. Where
-        there are problems it is usable by other rules, not for training.
+    Every "auto" is filled in, and what the TOML decides is added. Returns one message for each problem too; where there
+    are any, the configuration is usable by other rules, not for training. The JSON is not compared with the keys of the
+    TOML that are ``wrong``, whose values cannot be used.
     """
     if given is not None and not isinstance(given, Mapping):
         return resolve(None, config, wrong)[0], ["the DeepSpeed JSON must be an object, { … }"]

@@ -16,25 +16,15 @@ from nt_dist.errors import ConfigError
 
 @dataclass(frozen=True)
 class Headline:
-    """The figure by which people compare models of a family.
+    """The figure by which people compare models of a family."""
 
-    Attributes:
-        name: For logs, tables and axes, as in "perplexity".
-        trails: Of each trail.
-        prob: Of the mean of the trails' probabilities.
-        logit: Of the softmax of the mean of their logits.
-        lower_is_better: As a perplexity or an error is; an accuracy is not.
-        form: How a value is written, for ``format``.
-        sample: What the figure is a mean over, one of it.
-    """
-
-    name: str
+    name: str  # for logs, tables and axes, as in "perplexity"
     trails: Sequence[float]
-    prob: float
-    logit: float
+    prob: float  # of the mean of the trails' probabilities
+    logit: float  # of the softmax of the mean of their logits
     lower_is_better: bool = True
-    form: str = ",.2f"
-    sample: str = "token"
+    form: str = ",.2f"  # how a value is written, for ``format``
+    sample: str = "token"  # what the figure is a mean over, one of it
 
     @property
     def samples(self) -> str:
@@ -58,22 +48,13 @@ class Headline:
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """Bytes of one layer for one position of a sample and one trail, on one of ``parallel.tensor`` ranks; for plans.
+    """Bytes of one layer for one position of a sample and one trail, on one of ``parallel.tensor`` ranks; for plans."""
 
-    Attributes:
-        input: What it reads; backward needs it too.
-        output: What it gives; of the last layer the logits that are held here.
-        inner: What backward needs besides.
-        all_reduced: Hidden states that the tensor ranks add up in it, forward and backward together.
-        recomputed: Gradients alive at once where the layer is computed again in backward, beside what that needs; 0
-            where it is not.
-    """
-
-    input: int
-    output: int
-    inner: int
-    all_reduced: int
-    recomputed: int = 0
+    input: int  # what it reads; backward needs it too
+    output: int  # what it gives; of the last layer the logits that are held here
+    inner: int  # what backward needs besides
+    all_reduced: int  # hidden states that the tensor ranks add up in it, forward and backward together
+    recomputed: int = 0  # gradients alive at once where it is computed again in backward, beside what that needs
 
 
 class Twin(NamedTuple):
@@ -223,15 +204,9 @@ class Family(ABC):
     def tokenizer(self, config: Config, state: Any, run: Path, prepared: Path | None, given: Path | None) -> Any:
         """What the texts of a run were read with, told from any other by its hash; None where there are no texts.
 
-        Args:
-            config: The run's.
-            state: Where the run stood (the TrainingState of its checkpoint).
-            run: Its folder.
-            prepared, given: Where the prepared texts are and the tokenizer itself, if somebody says so.
-
-        Raises:
-            ConfigError: Somebody does, and there are no texts.
-            DataError: It is not the run's, or is not there.
+        ``state`` is the TrainingState of the run's checkpoint, ``run`` its folder; ``prepared`` and ``given`` say where
+        the prepared texts and the tokenizer itself are now. Raises ConfigError if they do and there are no texts,
+        DataError if it is not the run's, or is not there.
         """
         if given or prepared:
             key = "--tokenizer" if given else "--prepared"

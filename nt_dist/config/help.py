@@ -5,10 +5,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import Field
 
 from nt_dist.config.family import Family
-from nt_dist.config.keys import keys_of
+from nt_dist.config.keys import keys_of, toml_value
 from nt_dist.config.load import DEFAULT_CONFIG
 from nt_dist.config.settings import sections_of
-from nt_dist.config.values import toml_value
 
 _USAGE = f"""\
 usage: train.py [--config FILE.toml] [--ds_config FILE.json] [section.key=value …]

@@ -1,15 +1,27 @@
-"""What one setting is: a default, a mark, a sentence, and the rule that its value alone must keep.
+"""What one setting is: a default, a mark, a sentence, the rule that its value alone must keep; and values as text.
 
 The marks say what a resume does with a setting that differs from the checkpoint's:
 ``identity`` must match, ``schedule`` needs ``run.allow_schedule_change``, ``free`` may change.
 """
 
+import json
+import re
+import sys
+import tomllib
+import types
+import typing
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import Field, field, fields
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from nt_dist.config.names import hint, nearest
 
 IDENTITY, SCHEDULE, FREE = "identity", "schedule", "free"
+_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+# Control characters, and undecodable bytes of a command line: a string with one could not be written again.
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class Rule(NamedTuple):
@@ -33,10 +45,7 @@ NOT_EMPTY = Rule("must not be empty", lambda value: value != "")
 
 
 def _key(mark: str, default: Any, doc: str, rule: Rule | None = None) -> Any:
-    """Declare a setting of a section: ``doc`` is one sentence for ``--help`` and the README.
-
-    Rules over several settings stand in ``rules.py``.
-    """
+    """Declare a setting of a section: ``doc`` is one sentence for ``--help`` and the README."""
     return field(default=default, metadata={"doc": doc, "mark": mark, "rule": rule})
 
 
@@ -51,3 +60,82 @@ def keys_of(section: Any) -> dict[str, Field]:
 def reads(*keys: str) -> Callable[[Callable], tuple[tuple[str, ...], Callable]]:
     """Make a rule of a check over several settings: the keys that it reads, and itself."""
     return lambda check: (keys, check)
+
+
+def _describe(kind: Any) -> str:
+    """A type in words, as an error message names it."""
+    members = typing.get_args(kind)
+    if kind in _NAMES:
+        return _NAMES[kind]
+    if isinstance(kind, types.UnionType):
+        return " or ".join(map(_describe, members))
+    if typing.get_origin(kind) is Literal:
+        return f"one of {', '.join(members)}"
+    plural = {str: "strings", float: "numbers"}[members[0]]
+    return f"a list of {plural}" if members[1] is Ellipsis else f"a list of {len(members)} {plural}"
+
+
+def convert(value: Any, kind: Any) -> Any:
+    """The value as type ``kind``; a TypeError, which says in words what it should be, if it is of another type.
+
+    Booleans are no integers, integers may stand for floats, lists become tuples. Not-a-number, infinity and control
+    characters are no values.
+    """
+    origin, members = typing.get_origin(kind), typing.get_args(kind)
+    asked = ""
+    if origin is types.UnionType:
+        for member in members:
+            with suppress(TypeError):
+                return convert(value, member)
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            kinds = [members[0]] * len(value) if members[1] is Ellipsis else members
+            if len(kinds) == len(value):
+                return tuple(map(convert, value, kinds))
+    elif origin is Literal:
+        if value in members:
+            return value
+        asked = hint(nearest(value, members)) if isinstance(value, str) else ""
+    elif kind is float:
+        if type(value) in (int, float) and abs(value) <= sys.float_info.max:
+            return float(value)
+    elif type(value) is kind and not (kind is str and _NO_TEXT.search(value)):
+        return value
+    raise TypeError(_describe(kind) + asked)
+
+
+def checked(dotted: str, value: Any, kind: Any, rule: Rule | None) -> Any:
+    """The value of a key as its type; raises ValueError with the message if it has another or breaks the key's rule."""
+    try:
+        converted = convert(value, kind)
+    except TypeError as error:
+        raise ValueError(f"{dotted} = {value!r} must be {error}") from error
+    if rule and not rule.holds(converted):
+        raise ValueError(f"{dotted} = {value!r} {rule.text}")
+    return converted
+
+
+def parse_override(text: str, kind: Any) -> Any:
+    """The value that ``text`` on the command line stands for: TOML where that has the right type, else a string.
+
+    A TypeError, as :func:`convert`'s, if it can be neither.
+    """
+    with suppress(TypeError, ValueError, RecursionError):
+        read = tomllib.loads(f"value = {text}")
+        if len(read) == 1:  # a line break in the text would begin a second key
+            return convert(read["value"], kind)
+    return convert(text, kind)
+
+
+def plain(value: Any) -> Any:
+    """A setting's value as JSON and TOML have it: tuples become lists."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def toml_value(value: Any) -> str:
+    """A setting's value in TOML."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)  # TOML's strings, booleans and integers are JSON's

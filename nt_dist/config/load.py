@@ -18,10 +18,9 @@ from typing import Any
 
 from nt_dist.config import deepspeed_json, rules
 from nt_dist.config.family import Family
-from nt_dist.config.keys import keys_of
+from nt_dist.config.keys import checked, keys_of, parse_override
 from nt_dist.config.names import hint, nearest, nearest_key
 from nt_dist.config.settings import Config, sections_of, settings_of
-from nt_dist.config.values import checked, parse_override
 from nt_dist.errors import ConfigError
 
 DEFAULT_CONFIG = "configs/quickstart.toml"
@@ -31,13 +30,8 @@ _FLAGS = ("--config", "--ds_config", "--local_rank")
 def parse_command_line(argv: Sequence[str]) -> tuple[str, str | None, list[str]]:
     """Take a command line apart: ``[--config FILE] [--ds_config FILE] [section.key=value …]``.
 
-    DeepSpeed's injected ``--local_rank`` is accepted and dropped: ranks come from the environment.
-
-    Returns:
-        The config's path, the DeepSpeed JSON's path or None, and the overrides as written.
-
-    Raises:
-        ConfigError: With every unknown flag, flag without its value and word that is no override.
+    DeepSpeed's injected ``--local_rank`` is accepted and dropped: ranks come from the environment. Returns the config's
+    path, the DeepSpeed JSON's or None, and the overrides as written; ConfigError names every word that is none of them.
     """
     options: dict[str, str] = {}
     overrides, problems = [], []
@@ -70,7 +64,7 @@ def load_config(
     world_size: int = 1,
     check_paths: bool = True,
 ) -> Config:
-    """Read, resolve and check a configuration.
+    """Read, resolve and check a configuration; ConfigError with every problem found.
 
     Args:
         families: All families by name, the default one first.
@@ -79,9 +73,6 @@ def load_config(
         ds_config: A DeepSpeed JSON (a file, or its contents), or None for the built-in one.
         world_size: Ranks of the run.
         check_paths: Also check that the files it names are there.
-
-    Raises:
-        ConfigError: With every problem found.
     """
     problems: list[str] = []
     wrong: set[str] = set()  # keys whose values cannot be used: rules over them would only confuse

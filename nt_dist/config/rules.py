@@ -187,41 +187,35 @@ _SPARSE = ("sparsity.distribution", "sparsity.storage", "sparsity.exempt", "spar
 
 def warnings(config: Config) -> Iterator[str]:
     """Name the settings that differ from their defaults and will be ignored, and what makes them so."""
-    sparsity, trails, run, steps = config.sparsity, config.trails, config.run, config.train.steps
-    if sparsity.density == 1:
-        yield from ignored(config, "sparsity.density = 1.0", *_SPARSE, *_UPDATE)
-    elif sparsity.update_every == 0:
-        yield from ignored(config, "sparsity.update_every = 0", *_UPDATE)
-    elif sparsity.update_every > int(sparsity.stop_fraction * steps) or sparsity.update_every >= steps:
-        yield (
-            f"sparsity.update_every = {sparsity.update_every}: the topology is never updated in train.steps = {steps} "
-            f"with sparsity.stop_fraction = {sparsity.stop_fraction}"
-        )
-    if sparsity.drop != "soft_magnitude":
-        yield from ignored(config, f"sparsity.drop = {sparsity.drop!r}", "sparsity.temperature")
-    if sparsity.grow == "random":
-        yield from ignored(config, "sparsity.grow = 'random'", "sparsity.regrow_from")
-    if trails.fork == "embedding" and trails.layers != config.model.num_layers:
-        yield from ignored(config, "trails.fork = 'embedding'", "trails.layers")
-    if trails.joint == 0:
-        yield from ignored(config, "trails.joint = 0.0", "trails.joint_mean")
-    if config.trunk_layers == 0:
-        yield from ignored(config, "the trails begin before the first block", "train.lr_trunk")
+    sparsity, trails, train, run = config.sparsity, config.trails, config.train, config.run
+    is_static, full = sparsity.update_every == 0, trails.fork == "embedding"
     adamw, sgd = ("train.betas", "train.adam_eps"), ("train.momentum", "train.nesterov")
-    other = adamw if config.train.optimizer == "sgd" else sgd
-    yield from ignored(config, f"train.optimizer = {config.train.optimizer!r}", *other)
     of_steps, of_cosine = ("train.milestones", "train.lr_decay"), ("train.min_lr_ratio",)
-    unused = of_steps if config.train.lr_schedule == "cosine" else of_cosine
-    yield from ignored(config, f"train.lr_schedule = {config.train.lr_schedule!r}", *unused)
-    if config.train.weight_decay == 0:
-        yield from ignored(config, "train.weight_decay = 0.0", "train.decay_vectors")
-    if config.parallel.trail == 1:
-        yield from ignored(config, "parallel.trail = 1", "parallel.trunk")
-    elif trails.fork == "embedding":
-        yield from ignored(config, "trails.fork = 'embedding' leaves no trunk", "parallel.trunk")
+    table = (
+        (sparsity.density == 1, "sparsity.density = 1.0", (*_SPARSE, *_UPDATE)),
+        (sparsity.density != 1 and is_static, "sparsity.update_every = 0", _UPDATE),
+        (sparsity.drop != "soft_magnitude", f"sparsity.drop = {sparsity.drop!r}", ("sparsity.temperature",)),
+        (sparsity.grow == "random", "sparsity.grow = 'random'", ("sparsity.regrow_from",)),
+        (full and trails.layers != config.model.num_layers, "trails.fork = 'embedding'", ("trails.layers",)),
+        (trails.joint == 0, "trails.joint = 0.0", ("trails.joint_mean",)),
+        (config.trunk_layers == 0, "the trails begin before the first block", ("train.lr_trunk",)),
+        (True, f"train.optimizer = {train.optimizer!r}", adamw if train.optimizer == "sgd" else sgd),
+        (True, f"train.lr_schedule = {train.lr_schedule!r}", of_steps if train.lr_schedule == "cosine" else of_cosine),
+        (train.weight_decay == 0, "train.weight_decay = 0.0", ("train.decay_vectors",)),
+        (config.parallel.trail == 1, "parallel.trail = 1", ("parallel.trunk",)),
+        (config.parallel.trail > 1 and full, "trails.fork = 'embedding' leaves no trunk", ("parallel.trunk",)),
+        (run.stop_after >= train.steps, f"train.steps = {train.steps}", ("run.stop_after",)),
+    )
+    for holds, because, keys in table:
+        if holds:
+            yield from ignored(config, because, *keys)
     yield from config.family.ignored(config)
-    if run.stop_after >= steps:
-        yield from ignored(config, f"train.steps = {steps}", "run.stop_after")
+    never = sparsity.update_every > int(sparsity.stop_fraction * train.steps) or sparsity.update_every >= train.steps
+    if sparsity.density != 1 and never:
+        yield (
+            f"sparsity.update_every = {sparsity.update_every}: the topology is never updated in "
+            f"train.steps = {train.steps} with sparsity.stop_fraction = {sparsity.stop_fraction}"
+        )
     if run.keep_every and (not run.save_every or run.keep_every % run.save_every):
         yield (
             f"run.keep_every = {run.keep_every} is no multiple of run.save_every = {run.save_every}: "

@@ -10,8 +10,20 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, field
 from typing import Any, Literal
 
-from nt_dist.config.keys import IDENTITY, NOT_EMPTY, SCHEDULE, Rule, above, at_least, free, identity, keys_of, schedule
-from nt_dist.config.values import plain, toml_value
+from nt_dist.config.keys import (
+    IDENTITY,
+    NOT_EMPTY,
+    SCHEDULE,
+    Rule,
+    above,
+    at_least,
+    free,
+    identity,
+    keys_of,
+    plain,
+    schedule,
+    toml_value,
+)
 
 ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
 _FRACTION = Rule("must be in [0, 1]", lambda value: 0 <= value <= 1)
@@ -200,24 +212,17 @@ def settings_of(family: Any) -> dict[str, Field]:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole, checked configuration: the TOML's sections and the DeepSpeed JSON that goes with them.
+    """A whole, checked configuration: the TOML's sections and the DeepSpeed JSON that goes with them."""
 
-    Attributes:
-        family: The :class:`nt_dist.config.family.Family`: what kind of network is trained.
-        model: The family's own section, as ``data`` is.
-        deepspeed: The DeepSpeed configuration, every "auto" filled in.
-        world_size: Ranks of the run.
-    """
-
-    family: Any
-    model: Any
+    family: Any  # the nt_dist.config.family.Family: what kind of network is trained
+    model: Any  # the family's own section, as ``data`` is
     trails: Trails
     sparsity: Sparsity
     data: Any
     train: Train
     parallel: Parallel
     run: Run
-    deepspeed: dict[str, Any] = field(hash=False)
+    deepspeed: dict[str, Any] = field(hash=False)  # DeepSpeed's configuration, every "auto" filled in
     world_size: int
 
     @property
@@ -281,17 +286,11 @@ class Config:
 
 
 def differences(saved: Mapping[str, Mapping[str, Any]], now: Config) -> tuple[list[str], list[str]]:
-    """Compare the settings that a resume may not change, or only when asked to.
+    """Compare a run's settings with its checkpoint's, ``saved`` as ``Config.to_dict`` gave them.
 
     What a checkpoint does not name, being older than the setting, has its default. Settings that say the same in other
-    words, as ``num_kv_heads`` 0 does, do not differ.
-
-    Args:
-        saved: The checkpoint's sections, as ``Config.to_dict`` gave them.
-        now: The run's config.
-
-    Returns:
-        One message for each ``identity`` setting that differs, and one for each ``schedule`` setting.
+    words, as ``num_kv_heads`` 0 does, do not differ. Returns one message for each ``identity`` setting that differs,
+    and one for each ``schedule`` setting.
     """
     then, today = _unified(now.family, saved), _unified(now.family, now.to_dict())
     found: dict[str, list[str]] = defaultdict(list)

@@ -8,9 +8,8 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from nt_dist.config.keys import FREE, IDENTITY, SCHEDULE, keys_of
+from nt_dist.config.keys import FREE, IDENTITY, SCHEDULE, convert, keys_of, parse_override
 from nt_dist.config.settings import sections_of
-from nt_dist.config.values import convert, parse_override
 from nt_dist.families import DEFAULT, make_config
 from nt_dist.llama.weights import padded_vocab_size
 
