@@ -9,11 +9,7 @@ class NTDistError(Exception):
 
 
 class ConfigError(NTDistError):
-    """Everything that is wrong with a configuration, reported together.
-
-    Args:
-        problems: One message per problem.
-    """
+    """Everything that is wrong with a configuration, reported together: one message per problem."""
 
     def __init__(self, problems: list[str]):
         super().__init__("\n".join(problems))

@@ -18,10 +18,8 @@ from nt_dist.errors import NTDistError, RunError
 def replacing(path: Path, error: type[NTDistError] = RunError, make_folder: bool = True) -> Iterator[BinaryIO]:
     """Open a file that takes the place of ``path`` by one rename, and is on the disk, when the context ends.
 
-    Its folder is made where there is none, or else must be there. When the context fails, ``path`` stays as it was.
-
-    Raises:
-        NTDistError: It cannot be written; of the kind ``error``.
+    Its folder is made where there is none, or else must be there. When the context fails, ``path`` stays as it was;
+    where it cannot be written, ``error`` is raised.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -84,11 +82,7 @@ def write_new(path: Path, blocks: Iterable) -> FileEntry:
 
 
 def check_free(out: Path) -> None:
-    """Refuse, before any work, an --out that holds something or cannot be made.
-
-    Raises:
-        RunError: It is not empty, no folder, or its parent is none that can be written to.
-    """
+    """Refuse by a RunError, before any work, an --out that holds something or cannot be made."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise RunError(f"--out {out}: must be a folder, or nothing yet")
     if out.is_dir() and any(out.iterdir()):
@@ -102,8 +96,7 @@ def check_free(out: Path) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``out``, which becomes ``out`` by one rename when all has gone well.
 
-    Raises:
-        RunError: As :func:`check_free`, or a file cannot be written; then nothing is left behind.
+    RunError as :func:`check_free`'s, or where a file cannot be written; then nothing is left behind.
     """
     check_free(out)
     parent = out.absolute().parent

@@ -4,6 +4,7 @@ Which documents a chunk holds depends on the source alone, and its file keeps a 
 an earlier, interrupted run left is used again exactly when it holds what it should.
 """
 
+import contextlib
 import hashlib
 import itertools
 import multiprocessing
@@ -100,11 +101,7 @@ def hash_texts(texts: list[str]) -> np.ndarray:
 
 
 def read_chunk(path: Path) -> TokenizedChunk:
-    """Read the file of a chunk.
-
-    Raises:
-        DataError: If it is missing or damaged.
-    """
+    """Read the file of a chunk; DataError if it is missing or damaged."""
     chunk = TokenizedChunk(*_read_arrays(path, *TokenizedChunk._fields))
     if chunk.lengths.sum() != len(chunk.tokens) or len(chunk.lengths) != len(chunk.hashes):
         raise DataError(f"{path}: is damaged: its lengths do not add up")
@@ -125,18 +122,13 @@ def _read_arrays(path: Path, *names: str) -> list[np.ndarray]:
 
 
 def _is_done(path: Path, texts: list[str]) -> bool:
-    try:
+    with contextlib.suppress(DataError):
         return path.exists() and np.array_equal(read_chunk(path).hashes, hash_texts(texts))
-    except DataError:
-        return False
+    return False
 
 
 def write_chunk(path: Path, texts: list[str], tokenizer: Tokenizer) -> None:
-    """Tokenize texts into the file of a chunk, which appears under its name when it is whole.
-
-    Raises:
-        DataError: If it cannot be written.
-    """
+    """Tokenize texts into the file of a chunk, which appears under its name when whole; DataError if it cannot."""
     kind = token_type(tokenizer.vocab_size)
     documents = [np.array(tokenizer.document(text), dtype=kind) for text in texts]
     lengths = np.array([len(tokens) for tokens in documents], dtype=np.int64)
@@ -149,10 +141,7 @@ def tokenize(chunks: Iterator[Chunk], folder: Path, tokenizer: Tokenizer, proces
     """Make the files of chunks, but for those that ``folder`` has already, and give each chunk that is done.
 
     Chunks are read a few ahead. Processes start with the first chunk to make; 0 works in this one. They are spawned,
-    not forked, because this one may hold the threads of torch and of MPI.
-
-    Raises:
-        DataError: If a text cannot be read or a file not written, or a process dies.
+    not forked, because this one may hold the threads of torch and of MPI. DataError if one of them dies.
     """
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, spawn, _start_worker) if processes else None

@@ -42,7 +42,7 @@ def open_communicator() -> Iterator[Communicator]:
     """What this process was started in: all ranks under mpirun or srun, else itself alone.
 
     MPI is left in order on the way out, for the process may end without its exit handlers; a rank that fails alone
-    takes the others down. Raises RunError if there are several ranks and mpi4py is missing.
+    takes the others down. RunError if there are several ranks and mpi4py is missing.
     """
     if max(int(os.environ.get(name, "1")) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")) == 1:
         yield Communicator()

@@ -28,8 +28,7 @@ class OpenData(NamedTuple):
     train: TextSamples | None
     validation: TextSamples
     tokenizer: Tokenizer
-    digest: str | None
-    """Of the training tokens and the tokenizer: two runs with the same digest train on the same documents."""
+    digest: str | None  # of the training tokens and the tokenizer: runs with the same one train on the same documents
 
     @property
     def identity(self) -> dict[str, str]:
@@ -40,8 +39,7 @@ class OpenData(NamedTuple):
 def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambda work: work()) -> OpenData:
     """Open the prepared data of a config; what is missing is prepared first, by one rank; the writer reports.
 
-    Raises:
-        DataError: If something cannot be read, written or used, or prepared files are damaged.
+    Raises DataError if something cannot be read, written or used, or prepared files are damaged.
     """
     folder = exchange(lambda: str(prepare_data(config).resolve()))
     record, tokenizer, (train, validation) = _open_folder(config, Path(folder), "train", "validation")
@@ -73,11 +71,9 @@ def run_tokenizer(
 ) -> Tokenizer:
     """The tokenizer that a run was trained with, told from any other by its hash; its corpus need not be there.
 
-    It is looked for in ``folders`` of prepared texts and at ``data.tokenizer``, or the .model file ``given`` is taken.
-    ``data_digest`` and ``identity`` are those of the run's :class:`OpenData`, as far as its checkpoint has them.
-
-    Raises:
-        DataError: It is not there, or the one that is given is another one.
+    It is looked for in ``folders`` of prepared texts and at ``data.tokenizer``, or the .model file ``given`` is taken;
+    DataError if it is not there, or is another one. ``data_digest`` and ``identity`` are those of the run's
+    :class:`OpenData`, as far as its checkpoint has them.
     """
     vocab_size, where = config.model.vocab_size, ", ".join(map(str, folders))
     own = {}

@@ -41,10 +41,7 @@ def expand(key: str, patterns: tuple[str, ...], suffixes: tuple[str, ...]) -> li
     """The files that the setting ``key`` names, each once: files as listed, folders and glob patterns sorted by path.
 
     Folders are read with all folders in them, hidden entries and files without one of the suffixes (compression aside;
-    empty: any) left out; "**" in a pattern crosses folders.
-
-    Raises:
-        DataError: If one of them is missing or names no file.
+    empty: any) left out; "**" in a pattern crosses folders. DataError if one is missing or names no file.
     """
     found: list[Path] = []
     for pattern in patterns:
@@ -68,8 +65,7 @@ def expand(key: str, patterns: tuple[str, ...], suffixes: tuple[str, ...]) -> li
 def read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
     """The contents of a file, decompressed by its suffix, each block with the file's own bytes read so far.
 
-    Raises:
-        DataError: If it cannot be read, is damaged or cut short, or is binary: holds a NUL byte, which no text does.
+    DataError if it cannot be read, is damaged or cut short, or is binary: holds a NUL byte, which no text does.
     """
     try:
         with open(path, "rb") as file:

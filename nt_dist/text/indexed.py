@@ -58,11 +58,7 @@ def write_indexed(
 
 
 class IndexedTokens:
-    """Read ``<prefix>.bin`` and ``<prefix>.idx``; everything is checked on opening.
-
-    Raises:
-        DataError: If a file is missing, cut short, or does not fit the other; it names the file.
-    """
+    """Read ``<prefix>.bin`` and ``<prefix>.idx``; all is checked on opening; a DataError names the file at fault."""
 
     def __init__(self, prefix: Path):
         self.bin_path, idx_path = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")

@@ -66,13 +66,10 @@ def prepared_folder(config: Config) -> Path:
 
 
 def prepare_data(config: Config, communicator: Communicator = _ALONE) -> Path:
-    """Prepare the tokenizer and the texts of training and validation, as far as they are not there yet.
+    """Prepare the tokenizer and the texts of training and validation where they are not there; return their folder.
 
-    All processes of the communicator call this, and share the work. They must see the same files. Returns the folder
-    that holds what was prepared.
-
-    Raises:
-        DataError: For input that cannot be used, or files that cannot be written.
+    All processes of the communicator call this, see the same files and share the work. DataError for input that cannot
+    be used, or files that cannot be written.
     """
     names = ("train", "validation") if isinstance(config.data.validation, str) else ("train",)
     streams = communicator.agree(lambda: {name: open_source(config.data, name) for name in names})
@@ -81,11 +78,7 @@ def prepare_data(config: Config, communicator: Communicator = _ALONE) -> Path:
 
 
 def find_tokenizer(config: Config, source: Source, communicator: Communicator = _ALONE) -> Tokenizer:
-    """The tokenizer of ``data.tokenizer``; an "auto" one is trained on the source when it is not there yet.
-
-    Raises:
-        DataError: If it cannot be used, or not be trained or written.
-    """
+    """The tokenizer of ``data.tokenizer``; an "auto" one is trained on the source when it is not there yet."""
     data, vocab_size, folder = config.data, config.model.vocab_size, prepared_folder(config)
 
     def train() -> Path:
@@ -163,10 +156,7 @@ def choose_validation(hashes: np.ndarray, fraction: float) -> np.ndarray:
     """Which documents are held out: the round(fraction * documents) with the smallest hashes, at least one.
 
     A choice by content: it does not change with the order of files, and copies of one text fall on the same side (but
-    for those at the very border). True for each that is. [documents] -> [documents]
-
-    Raises:
-        DataError: If there are fewer than two documents.
+    for those at the very border). True for each that is; DataError if there are fewer than two. [documents]
     """
     count = len(hashes)
     if count < 2:

@@ -30,11 +30,7 @@ class TextSamples(ABC):
     def _read(self, index: int) -> np.ndarray: ...
 
     def tokens(self, index: int) -> np.ndarray:
-        """The real tokens of one sample, the caller's own, int64. [<= S + 1]
-
-        Raises:
-            DataError: If the file cannot be read or holds a token outside the vocabulary.
-        """
+        """The real tokens of one sample, the caller's own, int64 [<= S + 1]; DataError for one past the vocabulary."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         tokens = self._read(index)

@@ -44,11 +44,7 @@ class Source:
     """What must be the same for two readings to give the same documents; plain values."""
 
     def documents(self, unit: int) -> Iterator[Document]:
-        """The texts of one unit, none of them blank.
-
-        Raises:
-            DataError: If the unit is empty, binary, cut short, or not in its format.
-        """
+        """The texts of one unit, none of them blank; DataError if it is empty, binary, cut short, not in its format."""
         raise NotImplementedError
 
     def check(self) -> None:
@@ -235,11 +231,11 @@ class HubSource(Source):
         for number in itertools.count():
             where = f"{self}, shard {unit}, row {number}"
             try:
-                row = next(rows)
-            except StopIteration:
-                return
+                row = next(rows, None)
             except Exception as error:  # as above
                 raise DataError(f"{where}: {_one_line(error)}") from error
+            if row is None:
+                return
             text = _field(row, self.text_key, where)
             if text.strip():
                 yield Document(text, 0)
@@ -262,11 +258,7 @@ _FORMATS = {
 
 
 def open_source(data: Data, split: str = "train") -> Source:
-    """The source of the training texts, or for "validation" of ``data.validation``, a path or for hf a split.
-
-    Raises:
-        DataError: If a path is missing.
-    """
+    """The source of the training texts, or for "validation" of ``data.validation``; DataError if a path is missing."""
     is_train = split == "train"
     if data.source == "hf":
         return HubSource(data.path, data.subset, "train" if is_train else data.validation, data.text_key)
@@ -280,9 +272,6 @@ def open_files(key: str, path: str | tuple[str, ...], source: str | None, text_k
     """The files, folders and patterns that the setting ``key`` names, of the format ``source``.
 
     Where that is no format of files ("stdlib", say), they are read by the suffix of the first.
-
-    Raises:
-        DataError: If one is missing or names no file.
     """
     reader, suffixes = _FORMATS.get(source, (None, ()))
     files = expand(key, (path,) if isinstance(path, str) else tuple(path), suffixes)

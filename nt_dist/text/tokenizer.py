@@ -39,8 +39,7 @@ _SETTINGS = {
 class Tokenizer:
     """A sentencepiece model: the bytes of a .model file, and where they come from, for messages.
 
-    Raises:
-        DataError: If it is none, or has no end-of-sentence token.
+    DataError if it is none, or has no end-of-sentence token.
     """
 
     def __init__(self, data: bytes, name: str):
@@ -72,11 +71,7 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer") -> Tokenizer:
-    """Read a .model file, which the setting ``key`` named.
-
-    Raises:
-        DataError: If it cannot be read, is none, or its size is not ``vocab_size``, that is ``model.vocab_size``.
-    """
+    """Read a .model file, which the setting ``key`` named; DataError unless it has ``vocab_size`` pieces."""
     try:
         data = Path(path).expanduser().read_bytes()
     except OSError as error:
@@ -89,12 +84,9 @@ def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer
 
 
 def train_tokenizer(source: Source, vocab_size: int, max_documents: int = 0) -> bytes:
-    """Train a tokenizer on a source; of a large one, on the beginnings of units spread over it.
+    """Train a tokenizer on a source (of a large one, on the beginnings of units spread over it); return its file.
 
-    The vocabulary includes the 256 bytes and 3 control tokens. Returns the bytes of a .model file.
-
-    Raises:
-        DataError: If the source cannot be read, or has too little text for so many tokens.
+    The vocabulary includes the 256 bytes and 3 control tokens. DataError if there is too little text for so many.
     """
     lines = iter(list(_lines(source, max_documents)))  # an error in reading must not cross sentencepiece
     model, train = io.BytesIO(), sentencepiece.SentencePieceTrainer.train

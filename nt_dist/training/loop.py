@@ -25,6 +25,7 @@ from nt_dist.engine.pipeline import build_mesh_model
 from nt_dist.engine.step_guard import StepGuard
 from nt_dist.errors import CheckpointError
 from nt_dist.evaluation.evaluate import evaluate
+from nt_dist.evaluation.report import evaluation_table
 from nt_dist.evaluation.topology import trail_overlap
 from nt_dist.messages import LOGGER, BarHandler, start_logging
 from nt_dist.model.flops import token_flops
@@ -36,24 +37,22 @@ from nt_dist.parallel.handshake import check_alike
 from nt_dist.parallel.lost_ranks import naming_lost_ranks
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
 from nt_dist.training.integrity import Integrity
-from nt_dist.training.reporter import Reporter
-from nt_dist.training.run_end import lacks_evaluation, print_table
+from nt_dist.training.metrics_log import METRICS, last_evaluation
+from nt_dist.training.reporter import TENSORBOARD, Reporter
 from nt_dist.training.run_folder import RunFolder
 from nt_dist.training.signals import LEFT_EARLY, ExitRequest, ExitRequested, listening
 from nt_dist.training.topology_updates import TopologyUpdater
 from nt_dist.watch.watching import agree_patiently, watched
 
 T = TypeVar("T")
+_KEPT = ("tokens", "regrown", "drop_fraction")  # numbers of a Trainer that a checkpoint keeps
 
 
 def train(config: Config) -> int:
     """Trains or continues the run in ``run.dir`` and ends with its table; every rank calls it.
 
-    Returns:
-        The exit code: 0, or LEFT_EARLY where a signal asked the run to save and leave.
-
-    Raises:
-        NTDistError: The run cannot start or go on; on every rank.
+    Returns the exit code: 0, or LEFT_EARLY where a signal asked the run to save and leave. NTDistError on every rank if
+    the run cannot start or go on.
     """
     handler, code = start_logging(launcher.rank()), 0
     folder = Path(config.run.dir)
@@ -91,6 +90,30 @@ def last_step(config: Config) -> int:
     return min(config.run.stop_after or config.train.steps, config.train.steps)
 
 
+def lacks_evaluation(config: Config, done: int) -> bool:
+    """Whether training has ended, but was asked to leave in its last evaluation."""
+    if done < config.train.steps:
+        return False
+    record = last_evaluation(Path(config.run.dir) / METRICS)
+    return record is None or record["step"] < done
+
+
+def print_table(config: Config) -> None:
+    """Prints the newest evaluation of the run in ``run.dir`` as a table, and how to look further."""
+    folder = Path(config.run.dir)
+    record = last_evaluation(folder / METRICS)
+    if record is None:
+        LOGGER.info("%s has no evaluation yet", folder)
+        return
+    parameters = count_parameters(config)
+    facts = {
+        "weights": f"{parameters['stored']:,} stored of {parameters['dense']:,}",
+        "evaluated": f"after step {record['step']} of {config.train.steps}",
+        "curves": f"tensorboard --logdir {folder / TENSORBOARD}",
+    }
+    print(evaluation_table(config.family, record["eval"], facts), flush=True)
+
+
 def is_due(step: int, every: int, end: int) -> bool:
     """Whether what is done every so many steps (0: never) is done after ``step``; at the end it always is."""
     return step == end or (every > 0 and step % every == 0)
@@ -99,13 +122,8 @@ def is_due(step: int, every: int, end: int) -> bool:
 class Trainer:
     """One run between its first and its last step; every rank has one.
 
-    Args:
-        found: A checkpoint, verified, to continue from, or None.
-        handler: Where this rank's messages go.
-
-    Raises:
-        ExitRequested: A signal came while data was prepared.
-        NTDistError: Data, checkpoint or folder cannot be used; on every rank.
+    ``found`` is a checkpoint, verified, to continue from. ExitRequested if a signal came while data was prepared;
+    NTDistError on every rank if data, checkpoint or folder cannot be used.
     """
 
     def __init__(self, config: Config, mesh: Mesh, found: Path | None, handler: BarHandler, exit_request: ExitRequest):
@@ -194,11 +212,8 @@ class Trainer:
     def train_one(self, step: int) -> StepResult:
         """One optimizer step, and the topology update that follows it where one is due.
 
-        A bad step changes nothing but ``step`` and ``consumed_samples``, or takes the run back to its last checkpoint.
-
-        Raises:
-            RunError: There were too many bad steps in a row.
-            TopologyError: The replicas' topologies differ.
+        A bad step changes nothing but ``step`` and ``consumed_samples``, or takes the run back to its last checkpoint;
+        RunError if there were too many in a row.
         """
         collect = self.topology.collects_at(step)
         size = self.config.train.batch_size
@@ -212,8 +227,7 @@ class Trainer:
             self.bad_steps.applied(step)
             if self.topology.updates_at(step):
                 self.heartbeat.enter("updating topology")
-                report = self.topology.update(step)
-                self.regrown, self.drop_fraction = report.regrown, report.drop_fraction
+                _, self.regrown, self.drop_fraction = self.topology.update(step)
                 self.checksum = self.topology.check(f"the update at step {step}")
         self.step, self.consumed_samples = step, first + size
         return result
@@ -237,11 +251,7 @@ class Trainer:
         return found is not None
 
     def go_back(self, found: Path) -> None:
-        """Continues from a checkpoint with what is known now about bad steps, metrics and curves cut off behind it.
-
-        Raises:
-            CheckpointError: It has been damaged since it was written.
-        """
+        """Continues from a checkpoint with what is known now about bad steps, metrics and curves cut off behind it."""
         known = self.bad_steps.state()
         verify(found, self.mesh)
         self.load(found)
@@ -289,11 +299,7 @@ class Trainer:
         self.seconds, self.timed_tokens = 0.0, 0
 
     def evaluate(self) -> bool:
-        """Evaluates on the first validation samples and writes the result's line of ``metrics.jsonl``.
-
-        Returns:
-            True; False if a signal has stopped it, and nothing is written.
-        """
+        """Evaluates on the first validation samples and writes the line; False if a signal has stopped it before."""
         config, axis, stops = self.config, self.mesh.data, []
         self.heartbeat.enter("evaluating")
         batches = EvaluationBatches(
@@ -315,23 +321,18 @@ class Trainer:
     def save(self, is_last: bool) -> None:
         """Saves. What fails is a warning as long as it is not this process's last save."""
         self.heartbeat.enter("saving")
-        extra = {"tokens": self.tokens, "regrown": self.regrown, "drop_fraction": self.drop_fraction}
+        extra = {name: getattr(self, name) for name in _KEPT} | self.data.identity
         extra |= {"bad_steps": self.bad_steps.state(), "guard": self.guard.state()}
-        extra |= self.data.identity
         progress = TrainingState(self.step, self.consumed_samples, self.optimizer_state.step, self.data.digest, extra)
         self.saver.save(progress, is_last)
 
     def load(self, found: Path) -> None:
-        """Continues from a checkpoint.
-
-        Raises:
-            CheckpointError: It is not one of a run with this config and data; on every rank.
-        """
+        """Continues from a checkpoint; CheckpointError on every rank if it is not of this config and data."""
         arguments = (found, self.config, self.mesh, self.model, self.optimizer_state)
         progress = checkpoint.load(*arguments, data_digest=self.data.digest, verified=True)
         self.saver.latest = found
         self.step, self.consumed_samples, extra = progress.step, progress.consumed_samples, progress.extra
-        for name in ("tokens", "regrown", "drop_fraction"):
+        for name in _KEPT:
             if not isinstance(extra.get(name), int | float):
                 raise CheckpointError(f"{found}: the manifest's progress.extra.{name} must be a number")
             setattr(self, name, extra[name])

@@ -29,19 +29,12 @@ LOG_LINES = 20
 
 @dataclass(frozen=True)
 class ResumeCheck:
-    """How the resumed run compares with the uninterrupted one.
+    """How the resumed run compares with the uninterrupted one."""
 
-    Attributes:
-        steps: Steps whose lines of metrics were compared.
-        killed_at: The last step that was logged before the kill.
-        lines: What differs in the lines, one message each.
-        state: What differs between the last checkpoints.
-    """
-
-    steps: int
-    killed_at: int
-    lines: list[str]
-    state: Comparison
+    steps: int  # whose lines of metrics were compared
+    killed_at: int  # the last step that was logged before the kill
+    lines: list[str]  # what differs in the lines, one message each
+    state: Comparison  # what differs between the last checkpoints
 
     @property
     def is_same(self) -> bool:
@@ -52,14 +45,9 @@ class ResumeCheck:
 def check_resume(command: Sequence[str], folder: Path, ranks: int, half: int) -> ResumeCheck:
     """Run twice, once killed and resumed, and compare.
 
-    Args:
-        command: The training command without the settings that are given here: interpreter, train.py, arguments.
-        folder: An empty or new folder for both runs.
-        ranks: Ranks, all on this machine.
-        half: N: the step at which a checkpoint is saved; the runs end at 2N.
-
-    Raises:
-        RunError: A run failed or ended before it could be killed; shows the end of what rank 0 said.
+    ``command`` is that of :func:`training_command`, ``folder`` an empty or new one for both runs, whose ``ranks`` are
+    all on this machine. A checkpoint is saved at step N = ``half``; the runs end at 2N. RunError, with the end of what
+    rank 0 said, if a run failed or ended before it could be killed.
     """
     settings = (f"run.save_every={half}", "run.log_every=1", "run.eval_every=0", "run.keep=1000")
     stop = f"run.stop_after={2 * half}"

@@ -13,12 +13,7 @@ class RunFolder:
     """``run.dir``, made where there is none and locked against a second run for as long as this object is open.
 
     The main rank alone has one. The lock is the operating system's: it goes with the process, however that ends.
-
-    Args:
-        path: The folder.
-
-    Raises:
-        RunError: It cannot be made or written, or another run is working in it.
+    RunError if the folder cannot be made or written, or another run is working in it.
     """
 
     def __init__(self, path: Path):

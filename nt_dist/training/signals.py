@@ -53,22 +53,14 @@ class ExitRequest:
         return mesh.any(self.is_set)[0]
 
     def check_before_first_step(self, mesh: "Mesh") -> None:
-        """Leave where a step is about to begin and none has been done. Collective.
-
-        Raises:
-            ExitRequested: On every rank, if any has been asked.
-        """
+        """Raise ExitRequested, where no step has been done yet, on every rank if any has been asked. Collective."""
         if self.is_set_anywhere(mesh):
             why = "asked to leave before a first step: there is nothing to save, the same command starts anew"
             raise ExitRequested(why)
 
     @contextmanager
     def interrupts_work(self) -> Iterator[None]:
-        """Let a signal end what this context does, which must be something that can be stopped anywhere.
-
-        Raises:
-            ExitRequested: A signal came.
-        """
+        """Let a signal end, by ExitRequested, what this context does: something that can be stopped anywhere."""
         what = "asked to leave while data was prepared: what is done is kept, the same command goes on with it"
         self._interrupts = True
         try:

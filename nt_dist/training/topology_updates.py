@@ -6,8 +6,7 @@ rewritten.
 """
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,8 +25,7 @@ from nt_dist.sparsity.update import UpdateRules, update_topology
 from nt_dist.sparsity.weight import Weight
 
 
-@dataclass(frozen=True)
-class UpdateReport:
+class UpdateReport(NamedTuple):
     """One topology update of the whole model's sparse weights."""
 
     replaced: int  # slots that have a new place
@@ -36,25 +34,18 @@ class UpdateReport:
 
 
 class TopologyUpdater:
-    """Rewires the sparse weights of a model while it trains.
-
-    Attributes:
-        sparse: The sparse weights held here, by name.
-        density: Active over all entries of the whole model's matrices; an update does not change it.
-    """
+    """Rewires the sparse weights of a model while it trains; every rank has one."""
 
     def __init__(self, config: Config, mesh: Mesh, model: nn.Module, optimizer_state: OptimizerState, engine: Any):
         self.config, self.mesh, self.place = config, mesh, mesh.place
         self.optimizer_state, self.engine = optimizer_state, engine
         self.sparse = {name: weight for name, weight in weights_of(model).items() if weight.spec.is_sparse}
         specs = weight_specs(config).values()
-        self.density = density(specs)
+        self.density = density(specs)  # of the whole model, which an update does not change
         self._slots = sum(spec.trails * spec.total_slots() for spec in specs if spec.is_sparse)  # of the whole model
-        settings = config.sparsity
-        self.rules = UpdateRules(
-            settings.drop, settings.temperature, settings.grow, settings.new_moments, config.train.seed
-        )
-        self.needs_gradient = "gradient" in (settings.grow, settings.new_moments)
+        how = config.sparsity
+        self.rules = UpdateRules(how.drop, how.temperature, how.grow, how.new_moments, config.train.seed)
+        self.needs_gradient = "gradient" in (how.grow, how.new_moments)
 
     def updates_at(self, step: int) -> bool:
         """Say whether the topology changes after optimizer step ``step`` (from 1)."""
@@ -66,9 +57,9 @@ class TopologyUpdater:
         return self.needs_gradient and self.updates_at(step)
 
     def update(self, step: int) -> UpdateReport:
-        """Update every sparse weight after optimizer step ``step``, which was applied.
+        """Update every sparse weight after optimizer step ``step``, which was applied. Collective.
 
-        A collective of all ranks. The dense gradients are used up. :meth:`check` compares the outcome.
+        The dense gradients are used up. :meth:`check` compares the outcome.
         """
         assert self.updates_at(step), f"no update is due after step {step}"
         settings, steps = self.config.sparsity, self.config.train.steps
@@ -116,16 +107,10 @@ class TopologyUpdater:
 
     @torch.no_grad()
     def check(self, when: str) -> str:
-        """Compare the topologies of all replicas; a collective of all ranks.
+        """Compare the topologies of all replicas. Collective.
 
-        Args:
-            when: What has just happened, for the message: "the start", "loading", "the update at step 50".
-
-        Returns:
-            16 hex digits that stand for the topology of the whole model, the same in every layout and storage.
-
-        Raises:
-            TopologyError: On all ranks, with the first weight that differs and both checksums.
+        Returns 16 hex digits that stand for the topology of the whole model, the same in every layout and storage.
+        Else a TopologyError on all ranks says that after ``when`` ("loading", "the update at step 50") they differ.
         """
         table = {name: weight.checksum() for name, weight in self.sparse.items()}
         extremes = self._over_replicas(table)
@@ -144,10 +129,7 @@ class TopologyUpdater:
         return f"{((high << 32) + low) % (1 << 64):016x}"
 
     def _over_replicas(self, table: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the highest and the lowest checksum, [2, trails, shards], over the ranks that hold copies.
-
-        All weights with the same such ranks go at once.
-        """
+        """Return the highest and the lowest checksum, [2, trails, shards], over the ranks that hold copies."""
         by_axes: dict[tuple[str, ...], list[str]] = {}
         for name, weight in self.sparse.items():
             by_axes.setdefault(self.place.replica_axes(weight), []).append(name)

@@ -22,33 +22,21 @@ class Limits(NamedTuple):
 
 @dataclass
 class View:
-    """What is known of one rank.
-
-    Attributes:
-        rank, host: Which.
-        phase, step, beats: Of its last report.
-        idle: Seconds since its last beat, then.
-        late: Whether its beat was overdue.
-        stopped: Seconds for which its process has been stopped (SIGSTOP).
-        gone: Whether its process has ended; ``code`` is what it left with, None if it said nothing.
-        unwatched: Its watcher is gone, though it had not said so.
-        silent: Seconds since its last report came.
-        threads: Where its threads stand, as faulthandler writes it.
-    """
+    """What is known of one rank, most of it from its last report; times are in seconds."""
 
     rank: int
     host: str = "?"
     phase: str = "starting"
     step: int = 0
     beats: int = 0
-    idle: float = 0.0
-    late: bool = False
-    stopped: float = 0.0
-    gone: bool = False
-    code: int | None = None
-    unwatched: bool = False
-    silent: float = 0.0
-    threads: str = ""
+    idle: float = 0.0  # since its last beat, when it reported
+    late: bool = False  # its beat was overdue
+    stopped: float = 0.0  # for which its process has been stopped (SIGSTOP)
+    gone: bool = False  # its process has ended
+    code: int | None = None  # what it left with; None if it said nothing
+    unwatched: bool = False  # its watcher is gone, though it had not said so
+    silent: float = 0.0  # since its last report came
+    threads: str = ""  # where they stand, as faulthandler writes it
 
     @property
     def failed(self) -> bool:
@@ -99,15 +87,14 @@ def culprits(views: list[View], limits: Limits) -> list[View]:
         return [view for _, view in sorted(sure, key=lambda found: found[0])]
     idle = max((view.idle for view in views if view.late and not view.gone), default=0.0)
     still = [view for view in views if not view.gone and (view.late or view.idle >= idle / 2)]
-    suspects = [view for view in still if view.threads and not waits(view.threads)] or still
+    suspects = [view for view in still if view.threads and not _waits(view.threads)] or still
     least = min(((view.step, view.beats) for view in suspects), default=None)
     return [view for view in suspects if (view.step, view.beats) == least]
 
 
 def describe(view: View, limits: Limits) -> str:
     """One line on a rank at fault."""
-    still = f" has stood still for {view.idle:.0f} s in {view.place()}"
-    _, how = _sure_sign(view, limits) or (None, still)
+    _, how = _sure_sign(view, limits) or (None, f" has stood still for {view.idle:.0f} s in {view.place()}")
     return f"rank {view.rank} on {view.host}{how}"
 
 
@@ -136,7 +123,7 @@ def main_thread(threads: str) -> list[str]:
     return [line.strip() for line in block if line.strip().startswith("File ")]
 
 
-def waits(threads: str) -> bool:
+def _waits(threads: str) -> bool:
     """Whether a rank's main thread waits for other ranks."""
     return any(part in frame for frame in main_thread(threads)[:4] for part in WAITS_IN)
 

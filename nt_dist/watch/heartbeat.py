@@ -63,10 +63,7 @@ def map_shared(descriptor: int) -> mmap.mmap:
 class Heartbeat:
     """The rank's side: says in which phase the main thread is and that it gets on.
 
-    Args:
-        memory: From :func:`map_shared`; None where nobody watches.
-        stall_timeout: ``run.stall_timeout``: the least time without a beat that counts as a standstill, in seconds.
-        phase_timeout: ``run.phase_timeout``: the most that a phase of unknown length may take.
+    ``memory`` is None where nobody watches; the timeouts, in seconds, are those of the section ``run``.
     """
 
     def __init__(self, memory: mmap.mmap | None = None, stall_timeout: float = 0.0, phase_timeout: float = 0.0):

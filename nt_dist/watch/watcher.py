@@ -148,10 +148,8 @@ def say(text: str) -> None:
 class Watcher:
     """One watcher; that of rank 0 has links to all others, each other one has a link to it.
 
-    Args:
-        process: The rank watched.
-        control: The link to it, which tells by its end that it is dead.
-        order: What it said: rank, size, host, limits, and where the watcher of rank 0 listens.
+    ``control`` is the link to the rank itself, which tells by its end that it is dead; ``order`` is what came over it:
+    rank, size, host, limits, and where the watcher of rank 0 listens.
     """
 
     def __init__(self, process: RankProcess, control: Link, order: dict[str, Any]):
@@ -265,9 +263,9 @@ class Watcher:
             say(f"error: {describe(self.view, self.limits)}")
         if self.rank == 0:
             self.judge(0.0 if gap else since)
-        else:
-            self.tell(gap)
-        if self.rank and self.view.gone:
+            return
+        self.tell(gap)
+        if self.view.gone:
             self.leave()
 
     def tell(self, gap: float) -> None:

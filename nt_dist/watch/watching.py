@@ -41,10 +41,8 @@ FAILED = 1  # stands for the exit code that a rank with an error is about to lea
 def watched(mesh: "Mesh", config: Config) -> Iterator[Heartbeat]:
     """Have this rank watched for as long as the context lasts; gives its heartbeat. Collective.
 
-    With ``run.stall_timeout = 0`` nobody watches, and the beats are for nobody.
-
-    Raises:
-        RunError: On every rank: a watcher cannot be started on one of them.
+    With ``run.stall_timeout = 0`` nobody watches, and the beats are for nobody. RunError on every rank if a watcher
+    cannot be started on one of them.
     """
     stall = config.run.stall_timeout
     if not stall:
