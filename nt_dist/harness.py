@@ -53,10 +53,7 @@ class EnsembleLM(HFLM):
         max_length: Tokens that the model sees at once; None for as many as it was trained on.
         add_bos_token: Whether a text begins with BOS; None for whether the tokenizer has one.
         tokenizer, prepared: The run's .model file and prepared texts, where they are no longer in their place.
-        unknown: Whatever else was given, which is refused.
-
-    Raises:
-        NTDistError: The checkpoint or an argument cannot be used.
+        unknown: Whatever else was given, which is refused; NTDistError for all that cannot be used.
     """
 
     def __init__(
@@ -159,11 +156,7 @@ class EnsembleLM(HFLM):
         return ordered.get_original(texts)
 
     def _generate(self, contexts: list[list[int]], settings: dict[str, Any]) -> list[str]:
-        """Continues contexts side by side.
-
-        Raises:
-            ConfigError: A setting of the generation is not known here.
-        """
+        """Continues contexts side by side; ConfigError if a setting of the generation is not known here."""
         settings = normalize_gen_kwargs(settings, default_max_gen_toks=256)
         if strange := [name for name in settings if name not in _SAMPLING]:
             known = ", ".join(_SAMPLING)
@@ -215,13 +208,9 @@ class _Tokens:
 
 
 def load_tasks(tasks: Sequence[str]) -> list[Any]:
-    """Load tasks and build a first request of each, so that what is wrong with one is said before a model is loaded.
+    """Load tasks, by name or as files (*.yaml), and build a first request of each, before a model is loaded.
 
-    Args:
-        tasks: Names of the harness's tasks, or of task files (*.yaml).
-
-    Raises:
-        ConfigError: With each task that the harness cannot use, in its own words.
+    ConfigError with each task that the harness cannot use, in its own words.
     """
     files = {task for task in tasks if task.endswith((".yaml", ".yml"))}
     manager = TaskManager(include_defaults=len(files) < len(tasks))  # its own take seconds
@@ -246,11 +235,7 @@ def load_tasks(tasks: Sequence[str]) -> list[Any]:
 
 
 def evaluate_tasks(checkpoint: Path, tasks: Sequence[str], combine: str = "prob") -> tuple[str, dict[str, Any]]:
-    """Evaluate a checkpoint on tasks (see :func:`load_tasks`); return the harness's table, and its results by task.
-
-    Raises:
-        NTDistError: The checkpoint or a task cannot be used.
-    """
+    """Evaluate a checkpoint on tasks (see :func:`load_tasks`); return the harness's table, and its results by task."""
     loaded = load_tasks(tasks)
     results = simple_evaluate(EnsembleLM(checkpoint, combine, batch_size="auto"), tasks=loaded, log_samples=False)
     return make_table(results), {"results": results["results"], "versions": results["versions"]}

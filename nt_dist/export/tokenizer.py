@@ -41,8 +41,7 @@ SAMPLES = (
 def fast_tokenizer(tokenizer: Tokenizer) -> FastTokenizer:
     """Return a tokenizers.Tokenizer that gives the same tokens, BOS before each text where there is one.
 
-    Raises:
-        DataError: The model is of a kind that cannot be rewritten: not BPE, without byte fallback, with normalization.
+    DataError if the model is of a kind that cannot be rewritten: not BPE, without byte fallback, with normalization.
     """
     model = proto.ModelProto.FromString(tokenizer.data)
     if broken := [rule for rule, holds in _rules(model).items() if not holds]:
@@ -95,11 +94,8 @@ def _merges(model: proto.ModelProto) -> list[tuple[str, str]]:
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
     """Write the three files; the first two are read back and compared with the original on :data:`SAMPLES`, both ways.
 
-    ``max_length`` is the length of the sequences that the model was trained on, in tokens.
-
-    Raises:
-        DataError: The tokenizer cannot be rewritten, or the two differ on a text.
-        OSError: A file cannot be written.
+    ``max_length`` is the length of the sequences that the model was trained on, in tokens. DataError if the tokenizer
+    cannot be rewritten, or the two differ on a text; OSError if a file cannot be written.
     """
     fast = fast_tokenizer(tokenizer)
     eos, bos = fast.id_to_token(tokenizer.eos), tokenizer.bos

@@ -27,10 +27,8 @@ PROB, LOGIT = "prob", "logit"
 class Ensemble:
     """The trails of a checkpoint and, if they read text, the tokenizer that they were trained with."""
 
-    model: TrailsModel
-    """All of it, in evaluation mode, without gradients."""
-    config: Config
-    """The settings that it was trained with, but on one device."""
+    model: TrailsModel  # all of it, in evaluation mode, without gradients
+    config: Config  # the settings that it was trained with, but on one device
     tokenizer: Tokenizer | None
     checkpoint: Path
     manifest: Manifest
@@ -84,11 +82,7 @@ def combine(logits: torch.Tensor, how: str | int = PROB) -> torch.Tensor:
 
 
 def parse_combination(text: str, num_trails: int, key: str = "combine") -> str | int:
-    """Read what :func:`combine` takes from a command line, where it is called ``key`` and trails are counted from 1.
-
-    Raises:
-        ConfigError: It is neither of them.
-    """
+    """Read what :func:`combine` takes from a command line, where it is called ``key`` and trails are counted from 1."""
     if text in (PROB, LOGIT):
         return text
     if text.isdecimal() and 1 <= int(text) <= num_trails:
@@ -97,11 +91,7 @@ def parse_combination(text: str, num_trails: int, key: str = "combine") -> str |
 
 
 def parse_device(text: str) -> torch.device:
-    """Read the name of a device that there is.
-
-    Raises:
-        ConfigError: There is none of that name.
-    """
+    """Read the name of a device; ConfigError if there is none of that name."""
     try:
         return torch.empty(0, device=text).device
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
@@ -117,16 +107,11 @@ def load_ensemble(
 ) -> Ensemble:
     """Load a trained ensemble for computing with it; needs no DeepSpeed and no process group.
 
-    Args:
-        checkpoint: A checkpoint, a folder of checkpoints or a run's folder (then its newest whole checkpoint).
-        device: Where to compute.
-        dtype: Of the weights.
-        tokenizer: A .model file to take; None to look where the run has its own.
-        prepared: Where the run's prepared texts are now; None for where it had them.
+    ``checkpoint`` is one, a folder of them or a run's folder (then its newest whole one); ``tokenizer`` is a .model
+    file and ``prepared`` a folder of prepared texts, where the run's own are no longer in their place.
 
     Raises:
-        CheckpointError: There is none, parts of it are missing or damaged, it has another format version, a topology
-            does not match its checksum.
+        CheckpointError: There is none, it is damaged or of another format version.
         DataError: The tokenizer is not the run's, or is not there.
         ConfigError: The checkpoint's settings are no config, or there are no texts to have a tokenizer.
     """

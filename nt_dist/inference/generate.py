@@ -24,16 +24,10 @@ _RESET = "\x1b[0m"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """How the next token is chosen; ConfigError with everything that is out of its range."""
 
-    Raises:
-        ConfigError: With everything that is out of its range.
-    """
-
-    temperature: float = 1.0
-    """Divides the log-probabilities; 0 takes the most likely token."""
-    top_p: float = 1.0
-    """The smallest set of the most likely tokens with at least this probability is drawn from; 1: all."""
+    temperature: float = 1.0  # divides the log-probabilities; 0 takes the most likely token
+    top_p: float = 1.0  # the smallest set of likely tokens with at least this probability is drawn from; 1: all
     seed: int = 0
 
     def __post_init__(self):
@@ -79,9 +73,7 @@ def generate(
 ) -> Iterator[Piece]:
     """Yield the text that follows ``prompt`` as it is written, up to ``max_tokens`` or the end of a document.
 
-    A prompt, and a text that grows, longer than the sequences that were trained on go on from their last half: the
-    others are forgotten.
-
+    A text longer than the sequences that were trained on goes on from its last half; what was before is forgotten.
     ``how`` is the trails' combination, as ensemble.combine takes it; ``kind`` that of the uncertainty, as
     :func:`uncertainty` takes it, or "none", which costs nothing: pieces have 0.
     """

@@ -28,17 +28,11 @@ LOG_LINES = 60
 
 
 class RankError(Exception):
-    """A rank failed, died or did not answer in time.
-
-    Attributes:
-        rank: The rank that failed first.
-        error: The exception it raised; None if it died, hung, or raised what cannot be pickled.
-    """
+    """A rank failed, died or did not answer in time: which did first, and with what exception, if that is known."""
 
     def __init__(self, rank: int, message: str, error: BaseException | None = None):
         super().__init__(message)
-        self.rank = rank
-        self.error = error
+        self.rank, self.error = rank, error
 
 
 def run_distributed(
@@ -49,12 +43,8 @@ def run_distributed(
     torch.distributed is initialised when ``fn`` is called, and RANK, WORLD_SIZE and LOCAL_RANK are set; the process
     group is destroyed after it. With backend "nccl" rank r has GPU r as its current device; the same body runs there.
 
-    Args:
-        fn: A function at the top level of a module; it, its arguments and its results travel by pickle.
-        world_size: 1 to 4 ranks.
-        args: Further arguments of ``fn``, the same on every rank.
-        backend: "gloo" or "nccl".
-        timeout: Seconds after which the ranks are stopped, whatever they do.
+    ``fn`` stands at the top level of a module; it, its arguments and its results travel by pickle. After ``timeout``
+    seconds the ranks are stopped, whatever they do.
 
     Raises:
         RankError: with the traceback of the rank that failed first, or where each rank stood at the timeout. Its cause
@@ -80,12 +70,11 @@ class _Worker:
         self.log = folder / f"rank-{rank}.log"
         ours, theirs = socket.socketpair()
         package_root = str(Path(__file__).resolve().parents[2])
-        environment = dict(os.environ)
-        environment.update(
-            OMP_NUM_THREADS="1",
-            DS_ACCELERATOR="cuda" if backend == "nccl" else "cpu",
-            PYTHONPATH=os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])]),
-        )
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cuda" if backend == "nccl" else "cpu",
+            "PYTHONPATH": os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
         with theirs, self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "nt_dist.testing.worker", str(theirs.fileno()), backend],
@@ -104,9 +93,7 @@ class _Worker:
 
     def output(self) -> str:
         """The last lines this rank printed in the task at hand."""
-        with self.log.open("rb") as log:
-            log.seek(self.log_start)
-            lines = log.read().decode(errors="replace").splitlines()
+        lines = self.log.read_bytes()[self.log_start :].decode(errors="replace").splitlines()
         return "\n".join(lines[-LOG_LINES:])
 
     def stop(self) -> None:
@@ -116,11 +103,7 @@ class _Worker:
 
 
 class Pool:
-    """Ranks 0 … n-1, started when first needed and started again when one was lost.
-
-    Args:
-        backend: torch.distributed backend of every task.
-    """
+    """Ranks 0 … n-1, started when first needed and started again when one was lost."""
 
     def __init__(self, backend: str):
         self.backend = backend

@@ -4,6 +4,8 @@ Each task begins as if the interpreter were new: the globals that DeepSpeed and 
 they were after the import, as are the environment, the working folder, sys.path and torch's generator and default type.
 """
 
+import contextlib
+import copy
 import datetime
 import faulthandler
 import gc
@@ -15,6 +17,7 @@ import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
+from types import NoneType
 from typing import Any
 
 import torch
@@ -37,10 +40,10 @@ class GlobalState:
 
     def __init__(self):
         self.variables = [
-            (module, name, value, _copied(value))
+            (module, name, value, copy.copy(value))
             for module in map(importlib.import_module, STATEFUL_MODULES)
             for name, value in vars(module).items()
-            if not name.startswith("__") and _is_state(value)
+            if not name.startswith("__") and isinstance(value, (NoneType, bool, int, float, str, list, dict, set))
         ]
         # ZeRO 3 numbers modules in a default argument and parameters in a class, and compares them over all ranks
         register = importlib.import_module("deepspeed.runtime.zero.parameter_offload").DeepSpeedZeRoOffload
@@ -72,14 +75,6 @@ class GlobalState:
         gc.collect()  # and what only those variables had held on to: each gloo group has threads of its own
 
 
-def _is_state(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str, list, dict, set))
-
-
-def _copied(value: Any) -> Any:
-    return value.copy() if isinstance(value, (list, dict, set)) else None
-
-
 def _refill(value: Any, content: Any) -> None:
     """Put a container's first content back in place, since other modules may hold the same container."""
     if isinstance(value, list):
@@ -109,20 +104,14 @@ def _run_task(task: bytes, backend: str) -> bytes:
         return pickle.dumps((True, fn(rank, world_size, *args), ""))
     except BaseException as error:  # SystemExit too: a command that leaves is an answer like any other
         text = traceback.format_exc()
-        error.__traceback__ = None  # its frames would keep engines and groups alive
-        return _pickled_failure(error, text)
+        error.__traceback__ = error.__cause__ = error.__context__ = None  # frames would keep engines and groups alive
+        with contextlib.suppress(Exception):
+            answer = pickle.dumps((False, error, text))
+            pickle.loads(answer)  # some exceptions pickle well and then do not unpickle
+            return answer
+        return pickle.dumps((False, None, text))
     finally:
         faulthandler.cancel_dump_traceback_later()
-
-
-def _pickled_failure(error: BaseException, text: str) -> bytes:
-    error.__cause__ = error.__context__ = None
-    try:
-        answer = pickle.dumps((False, error, text))
-        pickle.loads(answer)  # some exceptions pickle well and then do not unpickle
-    except Exception:
-        answer = pickle.dumps((False, None, text))
-    return answer
 
 
 def _receive(connection: Connection, tasks: queue.Queue) -> None:
@@ -136,8 +125,7 @@ def _receive(connection: Connection, tasks: queue.Queue) -> None:
 
 def main(arguments: list[str]) -> None:
     """Answer tasks until the parent closes the connection or dies."""
-    connection = Connection(int(arguments[0]))
-    backend = arguments[1]
+    connection, backend = Connection(int(arguments[0])), arguments[1]
     tasks: queue.Queue = queue.Queue()
     threading.Thread(target=_receive, args=(connection, tasks), daemon=True).start()
     state = GlobalState()

@@ -39,11 +39,7 @@ def pack(weight: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def unpack(parts: dict[str, torch.Tensor], shape: torch.Size) -> torch.Tensor:
-    """Invert :func:`pack` for a weight of ``shape``.
-
-    Raises:
-        KeyError, ValueError: The parts are not those of such a weight.
-    """
+    """Invert :func:`pack` for a weight of ``shape``; KeyError or ValueError if the parts are not those of one."""
     if "" in parts:
         if parts[""].shape != shape:
             raise ValueError(f"has shape {list(parts[''].shape)}, must have {list(shape)}")
@@ -112,16 +108,13 @@ def _rows_are_faster(weight: torch.Tensor, tokens: int, known: dict[tuple, bool]
 
 @torch.no_grad()
 def load_sparse(model: nn.Module, folder: Path, kernel: str = "fastest", tokens: int = 1) -> None:
-    """Fill a model, which may be on the meta device, from a sparse file.
+    """Fill a model, which may be on the meta device, from a sparse file; ValueError if the file is not of this model.
 
     Args:
         model: Of the file's sizes; linear layers whose matrices stay sparse are replaced.
         folder: Where the file is.
         kernel: "dense"; "csr", compressed rows; or "fastest", whichever a short measurement finds for each matrix.
         tokens: In the passes that matter for "fastest": 1 for writing text, more for reading it.
-
-    Raises:
-        ValueError: There is no such kernel, or the file is not of this model.
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel = {kernel!r} must be one of {', '.join(KERNELS)}")
