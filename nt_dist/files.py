@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, BinaryIO
@@ -38,12 +39,15 @@ def replacing(path: Path, error: type[NTDistError] = RunError, make_folder: bool
 
 
 @contextlib.contextmanager
-def writing(path: Path, error: type[NTDistError] = RunError) -> Iterator[None]:
-    """Raise ``error``, which names ``path``, for an OSError in the context."""
+def _naming(done: str, path: Path | str, error: type[NTDistError] = RunError) -> Iterator[None]:
+    """Raise ``error``, which says that ``path`` cannot be ``done``, for an OSError in the context."""
     try:
         yield
     except OSError as problem:
-        raise error(f"{path}: cannot be written: {problem.strerror or problem}") from problem
+        raise error(f"{path}: cannot be {done}: {problem.strerror or problem}") from problem
+
+
+reading, writing = partial(_naming, "read"), partial(_naming, "written")
 
 
 def write_whole(path: Path, content: str | bytes, error: type[NTDistError] = RunError) -> None:
@@ -100,14 +104,12 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     check_free(out)
     parent = out.absolute().parent
-    try:
+    with writing(f"--out {out}"):
         parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{out.name}.", dir=parent) as temporary:
-            writing = Path(temporary, "writing")
-            writing.mkdir()
-            yield writing
-            for file in writing.iterdir():  # safetensors writes files that only their owner may read
-                file.chmod(writing.stat().st_mode & 0o666)  # as the user's umask has it
-            os.rename(writing, out)
-    except OSError as error:
-        raise RunError(f"--out {out}: cannot be written: {error.strerror or error}") from error
+            folder = Path(temporary, "writing")
+            folder.mkdir()
+            yield folder
+            for file in folder.iterdir():  # safetensors writes files that only their owner may read
+                file.chmod(folder.stat().st_mode & 0o666)  # as the user's umask has it
+            os.rename(folder, out)

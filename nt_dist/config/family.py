@@ -73,26 +73,20 @@ class Twin(NamedTuple):
 class Family(ABC):
     """One model family; all objects of a class are equal."""
 
-    name: ClassVar[str]
-    """As ``model.family`` gives it."""
-    task: ClassVar[str]
-    """What its models do, as Hugging Face names it: "text-generation", "image-classification"."""
-    sample: ClassVar[str] = "token"
-    """What losses and figures are means over, one of it."""
+    name: ClassVar[str]  # as model.family gives it
+    task: ClassVar[str]  # what its models do, as Hugging Face names it: "text-generation", "image-classification"
+    sample: ClassVar[str] = "token"  # what losses and figures are means over, one of it
     sections: ClassVar[Mapping[str, type]]
     """Its own sections of a config: "model", which has ``num_layers``, the residual blocks on the way to an output, and
     "data"."""
-    input_layer: ClassVar[str]
-    """The layer that reads the samples, as weights' specs name it: ``train.lr_embedding`` is its rate."""
-    output_layer: ClassVar[str]
-    """The layer that makes the logits: ``train.lr_output`` is its rate."""
+    input_layer: ClassVar[str]  # that reads the samples, as weights' specs name it: train.lr_embedding is its rate
+    output_layer: ClassVar[str]  # that makes the logits: train.lr_output is its rate
     rules: ClassVar[tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], ...]]
     """Rules over several settings: the keys that one reads, and what yields a message for each thing that is wrong."""
 
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Values by section.key for what a config leaves out, by ``train.recipe``."""
-    wants_accuracy: ClassVar[bool] = False
-    """Whether its figures have shares of right answers, which take one more pass over the logits."""
+    wants_accuracy: ClassVar[bool] = False  # its figures have shares of right answers: one more pass over the logits
 
     # -- what the config asks, without torch -------------------------------------------------------------------------
 

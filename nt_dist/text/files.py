@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nt_dist.errors import DataError
+from nt_dist.files import reading
 
 _BLOCK = 1 << 18  # bytes of a file; deflate makes at most a thousand times as many of them
 
@@ -67,15 +68,12 @@ def read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
 
     DataError if it cannot be read, is damaged or cut short, or is binary: holds a NUL byte, which no text does.
     """
-    try:
-        with open(path, "rb") as file:
-            blocks: Iterable[bytes] = iter(lambda: file.read(_BLOCK), b"")
-            for block in _decompress(path, blocks) if path.suffix in _DECOMPRESSORS else blocks:
-                if b"\0" in block:
-                    raise DataError(f"{path}: holds a NUL byte: it is binary, not text")
-                yield block, file.tell()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    with reading(path, DataError), open(path, "rb") as file:
+        blocks: Iterable[bytes] = iter(lambda: file.read(_BLOCK), b"")
+        for block in _decompress(path, blocks) if path.suffix in _DECOMPRESSORS else blocks:
+            if b"\0" in block:
+                raise DataError(f"{path}: holds a NUL byte: it is binary, not text")
+            yield block, file.tell()
 
 
 def _decompress(path: Path, blocks: Iterable[bytes]) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from nt_dist.errors import DataError
-from nt_dist.files import FileEntry, write_new
+from nt_dist.files import FileEntry, reading, write_new
 
 _MAGIC = b"MMIDIDX"
 _HEADER = np.dtype("S9, <u8, u1, <u8, <u8")
@@ -111,21 +111,17 @@ class _File:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
+        with reading(path, DataError):
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             weakref.finalize(self, os.close, self._descriptor)
             self.size = os.fstat(self._descriptor).st_size
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
     def read(self, begin: int, kind: np.dtype, first: int, count: int) -> np.ndarray:
         """Entries of an array that begins at byte ``begin``. [count]"""
         data, place, end = b"", begin + first * kind.itemsize, begin + (first + count) * kind.itemsize
         while place + len(data) < end:  # Linux reads at most 2 GiB at once
-            try:
+            with reading(self.path, DataError):
                 block = os.pread(self._descriptor, end - place - len(data), place + len(data))
-            except OSError as error:
-                raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
             if not block:
                 raise DataError(f"{self.path}: ends before byte {end}: it was cut short while in use")
             data += block

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nt_dist.errors import DataError
+from nt_dist.files import reading
 from nt_dist.text.files import expand, plain_suffix, read_lines, read_text
 from nt_dist.text.settings import Data
 
@@ -83,10 +84,8 @@ class FileSource(Source):
 
 def _size_and_time(file: Path) -> tuple[int, int]:
     """Bytes, and nanoseconds of the last change."""
-    try:
+    with reading(file, DataError):
         stat = file.stat()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     return stat.st_size, stat.st_mtime_ns
 
 

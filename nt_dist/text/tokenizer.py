@@ -14,6 +14,7 @@ from pathlib import Path
 import sentencepiece
 
 from nt_dist.errors import DataError
+from nt_dist.files import reading
 from nt_dist.text.sources import Source
 
 _CHARACTERS = 16_000_000  # to train on, at most: seconds of work, and enough for tens of thousands of tokens
@@ -72,10 +73,8 @@ class Tokenizer:
 
 def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer") -> Tokenizer:
     """Read a .model file, which the setting ``key`` named; DataError unless it has ``vocab_size`` pieces."""
-    try:
+    with reading(f"{key} = {str(path)!r}", DataError):
         data = Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise DataError(f"{key} = {str(path)!r}: cannot be read: {error.strerror}") from error
     tokenizer = Tokenizer(data, str(path))
     if tokenizer.vocab_size != vocab_size:
         has = f"{key} = {str(path)!r} has {tokenizer.vocab_size} pieces"
