@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.communication import measure_traffic, traffic_table
 from benchmarks.inference import measure_inference
+from benchmarks.loading import measure_loading
 from benchmarks.memory import measure_memory, memory_table
 from benchmarks.saving import measure_saving
 from benchmarks.setup import unit
@@ -86,6 +87,19 @@ def run_saving(config: Config, mesh: Mesh, folder: Path, *, num_rounds: int, num
     report = measure_saving(config, mesh, folder, num_rounds, num_steps)
     where = describe(config, mesh.device)
     return f"{where}; {num_rounds} rounds\n\n{report.table()}", {"where": where, **report.to_dict()}
+
+
+def run_loading(config: Config, mesh: Mesh, *, num_rounds: int, cpu_time: bool) -> tuple[str, dict]:
+    """Measures the loader of pictures; see loading.measure_loading.
+
+    Returns:
+        Markdown, and every round's figures.
+    """
+    report = measure_loading(config, mesh, num_rounds, cpu_time)
+    where = describe(config, mesh.device)
+    head = f"{where}; {num_rounds} rounds of {config.train.batch_size} pictures, one thread loads"
+    head += f"{', by CPU time' if cpu_time else ''}\n\n"
+    return head + report.table(), {"where": where, "rates": report.to_dict()}
 
 
 def run_trunk(config: Config, say: Say, *, num_rounds: int, num_steps: int) -> tuple[str, dict]:

@@ -5,6 +5,7 @@
     torchrun --nproc-per-node 2 tools/benchmark.py communication [--densities 0.1,0.2,0.5,0.9,1]
     torchrun --nproc-per-node 2 tools/benchmark.py trunk [--rounds 7] [--steps 2] trails.count=4 parallel.trail=2
     python tools/benchmark.py inference [--densities 0.1,0.3,0.5,0.7,0.9] [--rounds 5] [--prompt 128] [--steps 32]
+    python tools/benchmark.py loading --config configs/vision_mini.toml [--rounds 7] [--cpu_time]
     python tools/benchmark.py saving [--rounds 7] [--steps 2] [--folder runs]
 
 speed: tokens or pictures per second of the trainer against the same model of plain dense layers in a plain PyTorch loop
@@ -13,8 +14,9 @@ adds to training, averaged over sparsity.update_every. memory: bytes per stored 
 communication: bytes that data-parallel ranks send in a step, counted at the collectives, on two or more ranks. trunk:
 time, bytes and memory of a step where trail ranks split the trunk's micro-batch, and where each computes all of it, in
 turns. inference: tokens per second and memory of the exported ensemble, a single dense model and a full dense ensemble
-on the CPU, for a prompt read at once and for text written token by token. saving: how long the training stands still
-for a checkpoint written in its way and beside it, in --folder. All take --config (default configs/bench_speed.toml),
+on the CPU, for a prompt read at once and for text written token by token. loading: pictures per second of the loader
+beside those of a training step. saving: how long the training stands still for a checkpoint written in its way and
+beside it, in --folder. All take --config (default configs/bench_speed.toml),
 --ds_config, --json FILE and section.key=value; --inference is inference, and so on.
 """
 
@@ -52,23 +54,25 @@ def main() -> int:
     commands = parser.add_subparsers(dest="what", required=True, metavar="COMMAND")
     speed = commands.add_parser("speed", help="tokens per second against a plain loop")
     speed.add_argument("--densities", type=densities, default=[0.9, 0.2])
-    speed.add_argument("--cpu_time", action="store_true", help="time computed, on one thread, not time passed")
     memory = commands.add_parser("memory", help="bytes per stored parameter")
     memory.add_argument("--densities", type=densities, default=[0.1, 0.2, 0.5, 0.9, 1.0])
     traffic = commands.add_parser("communication", help="bytes between data ranks")
     traffic.add_argument("--densities", type=densities, default=[0.1, 0.2, 0.5, 0.9, 1.0])
     saving = commands.add_parser("saving", help="how long a save stops the training")
     saving.add_argument("--folder", type=Path, default=Path("runs"), help="on the disk to be measured (default runs)")
+    loading = commands.add_parser("loading", help="pictures per second of the loader")
     trunk = commands.add_parser("trunk", help="a trunk that trail ranks split against a replicated one")
-    for command in (speed, trunk, saving):
+    for command in (speed, trunk, saving, loading):
         command.add_argument("--rounds", type=positive, default=7, help="each contender's turns (default 7)")
+    for command in (speed, trunk, saving):
         command.add_argument("--steps", type=positive, default=2, help="steps in a turn (default 2)")
     inference = commands.add_parser("inference", help="tokens per second of a trained model in use")
     inference.add_argument("--densities", type=densities, default=[0.1, 0.3, 0.5, 0.7, 0.9])
     inference.add_argument("--rounds", type=positive, default=5, help="each contender's turns (default 5)")
     inference.add_argument("--prompt", type=positive, default=128, help="tokens read at once (default 128)")
     inference.add_argument("--steps", type=positive, default=32, help="tokens written (default 32)")
-    inference.add_argument("--cpu_time", action="store_true", help="time computed, on one thread, not time passed")
+    for command in (speed, loading, inference):
+        command.add_argument("--cpu_time", action="store_true", help="time computed, on one thread, not time passed")
     for command in commands.choices.values():
         command.add_argument("--json", type=Path, help="file for all figures")
     words = [word.removeprefix("--") if word.removeprefix("--") in commands.choices else word for word in sys.argv[1:]]
@@ -99,6 +103,9 @@ def main() -> int:
         turns = {"num_rounds": arguments.rounds, "prompt": arguments.prompt, "num_steps": arguments.steps}
         turns["cpu_time"] = arguments.cpu_time
         table, figures = run.run_inference(config, arguments.densities, say, **turns)
+    elif arguments.what == "loading":
+        turns = {"num_rounds": arguments.rounds, "cpu_time": arguments.cpu_time}
+        table, figures = run.run_loading(config, mesh, **turns)
     elif arguments.what == "saving":
         turns = {"num_rounds": arguments.rounds, "num_steps": arguments.steps}
         table, figures = run.run_saving(config, mesh, arguments.folder, **turns)
