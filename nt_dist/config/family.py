@@ -58,15 +58,10 @@ class LayerActivations:
 
 
 class Twin(NamedTuple):
-    """A model as transformers has it.
+    """A model as transformers has it."""
 
-    Attributes:
-        settings: Of its config.json: "model_type", or "auto_map" with classes in the files of nt_dist/export/hf.
-        key: Its name of a weight or statistic, by the config, our name and the trail's number.
-    """
-
-    settings: dict[str, Any]
-    key: Callable[[Config, str, int], str]
+    settings: dict[str, Any]  # of config.json: "model_type", or "auto_map" with classes in nt_dist/export/hf's files
+    key: Callable[[Config, str, int], str]  # its name of a weight or statistic, by config, our name, trail's number
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ def above(low: float) -> Rule:
     return Rule(f"must be above {low}", lambda value: value > low)
 
 
+FRACTION = Rule("must be in [0, 1]", lambda value: 0 <= value <= 1)
+SHARE = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
 NOT_EMPTY = Rule("must not be empty", lambda value: value != "")
 
 

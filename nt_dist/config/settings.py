@@ -11,9 +11,11 @@ from dataclasses import Field, dataclass, field
 from typing import Any, Literal
 
 from nt_dist.config.keys import (
+    FRACTION,
     IDENTITY,
     NOT_EMPTY,
     SCHEDULE,
+    SHARE,
     Rule,
     above,
     at_least,
@@ -26,8 +28,6 @@ from nt_dist.config.keys import (
 )
 
 ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
-_FRACTION = Rule("must be in [0, 1]", lambda value: 0 <= value <= 1)
-_SHARE = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
 _SHARES = Rule(
     "must be rising numbers in (0, 1)",
     lambda value: list(value) == sorted({*value}) and all(0 < each < 1 for each in value),
@@ -63,7 +63,7 @@ class Trails:
 class Sparsity:
     """How many weights are stored, where, and how their topology changes in training."""
 
-    density: float = identity(0.9, "Share of the weights that is stored; 1: dense.", _SHARE)
+    density: float = identity(0.9, "Share of the weights that is stored; 1: dense.", SHARE)
     distribution: Literal["erk", "er", "uniform"] = identity(
         "erk", "Density of each weight: erk or er (Erdős–Rényi, with or without kernel sizes) or uniform."
     )
@@ -82,12 +82,12 @@ class Sparsity:
     grow: Literal["gradient", "random"] = schedule(
         "gradient", "Weights regrown: gradient (where the dense gradient is largest) or random."
     )
-    drop_fraction: float = schedule(0.5, "Share of a shard's slots replaced in the first update.", _SHARE)
+    drop_fraction: float = schedule(0.5, "Share of a shard's slots replaced in the first update.", SHARE)
     drop_schedule: Literal["cosine", "linear", "constant"] = schedule(
         "cosine", "Course of the dropped share: cosine (to a hundredth), linear or constant."
     )
     update_every: int = schedule(50, "Steps between topology updates; 0: none (static sparse).", at_least(0))
-    stop_fraction: float = schedule(1.0, "Share of train.steps after which the topology stays as it is.", _FRACTION)
+    stop_fraction: float = schedule(1.0, "Share of train.steps after which the topology stays as it is.", FRACTION)
     new_moments: Literal["zero", "gradient", "mean"] = schedule(
         "zero", "AdamW's second moment of a new slot: zero, gradient (the regrowth gradient's) or mean (the shard's)."
     )
@@ -115,11 +115,11 @@ class Train:
     lr_schedule: Literal["cosine", "steps"] = schedule(
         "cosine", "Course of the learning rate after the warm-up: cosine (to min_lr_ratio) or steps (at milestones)."
     )
-    min_lr_ratio: float = schedule(0.1, "Last learning rate of a cosine, as a share of the highest.", _FRACTION)
+    min_lr_ratio: float = schedule(0.1, "Last learning rate of a cosine, as a share of the highest.", FRACTION)
     milestones: tuple[float, ...] = schedule(
         (0.25, 0.5, 0.75), "Shares of train.steps at which steps are taken.", _SHARES
     )
-    lr_decay: float = schedule(0.1, "What a step multiplies the learning rate with.", _SHARE)
+    lr_decay: float = schedule(0.1, "What a step multiplies the learning rate with.", SHARE)
     optimizer: Literal["adamw", "sgd"] = schedule("adamw", "adamw, or sgd (stochastic gradient descent).")
     momentum: float = schedule(0.9, "SGD's momentum; 0: none.", _MOMENTUM)
     nesterov: bool = schedule(False, "Use Nesterov's momentum in SGD.")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from nt_dist.config.keys import NOT_EMPTY, Rule, at_least, free, reads, schedule
+from nt_dist.config.keys import FRACTION, NOT_EMPTY, Rule, at_least, free, reads, schedule
 from nt_dist.config.rules import ignored
 from nt_dist.config.settings import Config
 
@@ -14,7 +14,6 @@ _VALIDATION = Rule(
 )
 _THREE = Rule("must be three numbers", lambda value: len(value) == 3)
 _STD = Rule("must be three numbers above 0", lambda value: len(value) == 3 and min(value) > 0)
-_SHARE = Rule("must be in [0, 1]", lambda value: 0 <= value <= 1)
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Data:
         0.2, "Path of the validation pictures (for hf: name of a split), or a share of the pictures.", _VALIDATION
     )
     max_images: int = schedule(0, "Read only the first so many training pictures; 0: all.", at_least(0))
-    max_bad_share: float = free(0.0, "Share of pictures that cannot be read and may be passed over.", _SHARE)
+    max_bad_share: float = free(0.0, "Share of pictures that cannot be read and may be passed over.", FRACTION)
     crop: Literal["none", "pad", "resized"] = schedule(
         "pad",
         "Training crops: pad (shifted by up to data.padding pixels), resized (8 to 100 % of the area) or none.",

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from nt_dist.config.keys import Rule, above, at_least, identity, reads
+from nt_dist.config.keys import SHARE, Rule, above, at_least, identity, reads
 from nt_dist.config.names import nearest_numbers
 from nt_dist.config.settings import Config
 from nt_dist.images import settings as images
 
 _DEPTHS = Rule("must be one or more numbers above 0", lambda value: len(value) > 0 and min(value) > 0)
-_MOMENTUM = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Model:
     norm_batch: int = identity(
         32, "Pictures whose mean and variance a batch norm takes; a divisor of every micro-batch.", at_least(2)
     )
-    norm_momentum: float = identity(0.1, "Share of a step's mean and variance in the running ones.", _MOMENTUM)
+    norm_momentum: float = identity(0.1, "Share of a step's mean and variance in the running ones.", SHARE)
     norm_eps: float = identity(1e-5, "Added to the variance in batch norm.", above(0))
 
     @property

@@ -102,18 +102,14 @@ def hash_texts(texts: list[str]) -> np.ndarray:
 
 def read_chunk(path: Path) -> TokenizedChunk:
     """Read the file of a chunk; DataError if it is missing or damaged."""
-    chunk = TokenizedChunk(*_read_arrays(path, *TokenizedChunk._fields))
+    chunk = TokenizedChunk(*read_arrays(path, *TokenizedChunk._fields))
     if chunk.lengths.sum() != len(chunk.tokens) or len(chunk.lengths) != len(chunk.hashes):
         raise DataError(f"{path}: is damaged: its lengths do not add up")
     return chunk
 
 
-def read_hashes(path: Path) -> np.ndarray:
-    """The hashes alone of :func:`read_chunk`. [documents]"""
-    return _read_arrays(path, "hashes")[0]
-
-
-def _read_arrays(path: Path, *names: str) -> list[np.ndarray]:
+def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
+    """Some of the arrays of a chunk's file alone; as :func:`read_chunk`."""
     try:
         with np.load(path, allow_pickle=False) as arrays:  # a zip file: each array has its checksum
             return [arrays[name] for name in names]
