@@ -31,7 +31,6 @@ class StepVerdict(IntEnum):
         return self in (StepVerdict.NORM_SPIKE, StepVerdict.LOSS_SPIKE)
 
     def __str__(self) -> str:
-        """As a message says it."""
         return (
             "nothing is wrong",
             "the norm of its gradient is far outside its recent spread",
@@ -43,23 +42,14 @@ class StepVerdict(IntEnum):
 
 @dataclass(frozen=True)
 class BadStep:
-    """One bad step.
-
-    Attributes:
-        step: The optimizer step.
-        why: What was wrong, in words.
-        loss: Its loss, mean over trails.
-        grad_norm: The norm of its gradient.
-        samples: Its first sample number, and the one after its last.
-        what_was_done: "seen" (it was taken all the same), "skipped" or "rolled back".
-    """
+    """One bad optimizer step."""
 
     step: int
-    why: str
-    loss: float
+    why: str  # in words
+    loss: float  # mean over trails
     grad_norm: float
-    samples: tuple[int, int]
-    what_was_done: str
+    samples: tuple[int, int]  # the number of the first one, and the one after the last
+    what_was_done: str  # "seen" (it was taken all the same), "skipped" or "rolled back"
 
     def __str__(self) -> str:
         first, end = self.samples
@@ -68,10 +58,7 @@ class BadStep:
 
 
 class BadSteps:
-    """Counts bad steps.
-
-    Args:
-        most: Bad steps in a row that a run may have (``train.max_bad_steps``).
+    """Counts bad steps, of which a run may have ``most`` in a row (``train.max_bad_steps``).
 
     Attributes:
         counts: Steps that were no numbers, spikes (also those only seen), and returns to a checkpoint.

@@ -7,8 +7,9 @@ import contextlib
 import copy
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import deepspeed
 import torch
@@ -19,15 +20,12 @@ from nt_dist.config import Config
 from nt_dist.data.batch import Batch
 from nt_dist.engine import pipeline
 from nt_dist.engine.bad_steps import StepVerdict
-from nt_dist.engine.mpu import ModelParallelUnit
-from nt_dist.engine.optimizers import Clipped, make_optimizer, set_learning_rate
+from nt_dist.engine.optimizers import Clipped, make_optimizer
 from nt_dist.engine.statistics import update_statistics
 from nt_dist.engine.step_guard import StepGuard
 from nt_dist.model.losses import objective
 from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.parallel.place import MeshPlace
-from nt_dist.sparsity.weight import Weight
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class StepResult:
 
     @property
     def joint_loss(self) -> float | None:
-        """The ensemble's own mean token loss, by ``trails.joint_mean``; None where it is not trained on."""
+        """The ensemble's own mean token loss, by ``trails.joint_mean``."""
         return None if self.joint_nll is None else float(self.joint_nll / self.tokens)
 
     @property
@@ -109,7 +107,7 @@ def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.Deep
     if mesh.pipe.degree > 1:
         settings["pipeline"] = dict(pipeline.SETTINGS)
     # Without an mpu all ranks are data ranks; a pipeline has its own.
-    mpu = ModelParallelUnit(mesh) if mesh.model.degree > 1 and mesh.pipe.degree == 1 else None
+    mpu = _model_parallel_unit(mesh) if mesh.model.degree > 1 and mesh.pipe.degree == 1 else None
     with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints how much memory it uses
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, mpu=mpu, dist_init_required=False
@@ -120,6 +118,24 @@ def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.Deep
         # It would copy all gradients to sum them over one rank.
         engine.enable_backward_allreduce = engine.pipeline_enable_backward_allreduce = False
     return engine
+
+
+def _model_parallel_unit(mesh: Mesh) -> SimpleNamespace:
+    """What DeepSpeed asks about the mesh, by Megatron's names: its model axis is trail × tensor, and ZeRO partitions
+    over the data axis alone.
+
+    The names for tensor parallelism are left out on purpose: then DeepSpeed takes the whole model axis where it asks
+    which gradients are counted once.
+    """
+    model, data = mesh.model, mesh.data
+    return SimpleNamespace(
+        get_model_parallel_rank=lambda: model.rank,
+        get_model_parallel_world_size=lambda: model.degree,
+        get_model_parallel_group=lambda: model.group,
+        get_data_parallel_rank=lambda: data.rank,
+        get_data_parallel_world_size=lambda: data.degree,
+        get_data_parallel_group=lambda: data.group,
+    )
 
 
 def train_step(
@@ -138,15 +154,15 @@ def train_step(
 
     Args:
         engine: From :func:`build_engine`.
-        config: The config.
-        mesh: The mesh.
+        config, mesh: What it was built with.
         micro_batches: This rank's A micro-batches.
         step: Optimizer step, from 1.
         collect: Whether the sparse weights keep their dense gradients, for a topology update after this step.
     """
     assert len(micro_batches) == config.accumulation_steps, f"{len(micro_batches)} micro-batches"
     rate = learning_rate(config, step)
-    set_learning_rate(engine.basic_optimizer, rate)
+    for group in engine.basic_optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]
     engine.train()
     micro_batches = [batch.to(mesh.device) for batch in micro_batches]
     tokens = mesh.all_reduce(torch.stack([batch.weights.sum() for batch in micro_batches]).sum(), ("data",))
@@ -156,42 +172,27 @@ def train_step(
 
     def before_backward(number: int) -> None:
         is_last = number == len(micro_batches) - 1
-        _set_collecting(weights, collect and (is_last or config.sparsity.regrow_from == "all"))
+        for weight in weights:
+            weight.collecting = collect and (is_last or config.sparsity.regrow_from == "all")
 
     guard: StepGuard = engine.step_guard
     if mesh.pipe.degree > 1:
         guard.expect(tokens, lambda: engine.module.nll)
         engine.module.train_step(engine, micro_batches, scale, before_backward)
     else:
-        sums: list[torch.Tensor] = []
-        guard.expect(tokens, lambda: sum(sums))
-        _pass_through(engine, config, mesh.place, micro_batches, scale, before_backward, sums)
-    _set_collecting(weights, False)
+        nll: list[torch.Tensor] = []  # of each micro-batch
+        how = config.trails.trained_mean, config.train.label_smoothing
+        guard.expect(tokens, lambda: sum(nll))
+        for number, batch in enumerate(micro_batches):
+            # nobody else may hold the logits: they are freed where their gradient is made
+            sums = mesh.place.trail_losses(engine(batch.inputs), batch.targets, batch.weights, *how)
+            nll.append(sums.detach())
+            before_backward(number)
+            engine.backward(objective(sums, config.joint_weight) * scale)
+            engine.step()  # steps the optimizer after the last micro-batch only
+    for weight in weights:
+        weight.collecting = False
     applied = engine.was_step_applied()
     update_statistics(statistics_of(engine.module).values(), mesh, applied)
     joint = guard.joint_nll, config.joint_weight
     return StepResult(guard.nll, tokens, guard.norm, applied, guard.verdict, rate, objective_scale, *joint)
-
-
-def _pass_through(
-    engine: deepspeed.DeepSpeedEngine,
-    config: Config,
-    place: MeshPlace,
-    micro_batches: Sequence[Batch],
-    scale: torch.Tensor,
-    before_backward: Callable[[int], None],
-    nll: list[torch.Tensor],
-) -> None:
-    """What :meth:`PipelineModel.train_step` does, without stages; a micro-batch's sums are appended to ``nll``."""
-    for number, batch in enumerate(micro_batches):
-        how = config.trails.trained_mean, config.train.label_smoothing
-        sums = place.trail_losses(engine(batch.inputs), batch.targets, batch.weights, *how)
-        nll.append(sums.detach())
-        before_backward(number)
-        engine.backward(objective(sums, config.joint_weight) * scale)
-        engine.step()  # steps the optimizer after the last micro-batch only
-
-
-def _set_collecting(weights: list[Weight], on: bool) -> None:
-    for weight in weights:
-        weight.collecting = on

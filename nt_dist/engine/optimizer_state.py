@@ -34,42 +34,31 @@ and shaped like ``weight.values``. Entries of a masked weight that are not activ
 
 
 class Partition(NamedTuple):
-    """The part of a parameter whose state this rank keeps.
+    """The part of a parameter whose state this rank keeps."""
 
-    Attributes:
-        start: Its first entry, in the flattened parameter.
-        state: Views [entries] of master and moments.
-    """
-
-    start: int
-    state: State
+    start: int  # its first entry, in the flattened parameter
+    state: State  # views [entries] of master and moments
 
 
 class ComputeCopy(NamedTuple):
-    """What this rank holds of a parameter to compute with.
+    """What this rank holds of a parameter to compute with."""
 
-    Attributes:
-        start: Its first entry, in the flattened parameter.
-        values: View [entries], in the precision of forward passes.
-        is_whole: Whether that is the whole parameter, as on every data rank then.
-    """
-
-    start: int
-    values: torch.Tensor
-    is_whole: bool
+    start: int  # its first entry, in the flattened parameter
+    values: torch.Tensor  # view [entries], in the precision of forward passes
+    is_whole: bool  # whether that is the whole parameter, as on every data rank then
 
 
 class OptimizerState(ABC):
-    """Reads and writes the state of one engine's optimizer; one subclass for each place it may be.
+    """Reads and writes the state of one engine's optimizer; one subclass for each place it may be."""
 
-    Args:
-        engine: The DeepSpeed engine.
-    """
+    is_partitioned = True
+    """Whether masters are flat partitions apart from the parameters."""
 
     def __init__(self, engine: Any):
         self.engine, self.wrapper = engine, engine.optimizer
         self.optimizer: torch.optim.Optimizer = engine.basic_optimizer
         self.moments: tuple[str, ...] = engine.moments
+        self._has_step = isinstance(self.optimizer, torch.optim.AdamW)
 
     def create(self) -> None:
         """Make the moments (zero) and Adam's step (0), which otherwise exist only after the first step."""
@@ -88,7 +77,7 @@ class OptimizerState(ABC):
 
         A collective of the data ranks: all read the same weights in the same order.
         """
-        shape, partition = _whole_shape(weight.values), self._partition(weight.values)
+        shape, partition = _whole_shape(weight.values), self.partition(weight)
         if comm.get_world_size(self.engine.data_parallel_group) == 1 or not self.is_partitioned:
             return {name: part.clone().view(shape) for name, part in partition.state.items()}
         names = ("value", *self.moments)
@@ -103,19 +92,14 @@ class OptimizerState(ABC):
     @torch.no_grad()
     def write(self, weight: Weight, state: State) -> None:
         """Replace the state of ``weight`` (the same on all data ranks), its compute copy included. No communication."""
-        shape, partition = _whole_shape(weight.values), self._partition(weight.values)
+        shape, partition = _whole_shape(weight.values), self.partition(weight)
         assert state.keys() == {"value", *self.moments}, f"{weight.spec.name}: {sorted(state)}"
         for part in state.values():
-            assert part.shape == shape, f"{weight.spec.name}: {part.shape} in place of {shape}"
-            assert part.dtype == torch.float32, f"{weight.spec.name}: {part.dtype}"
+            assert (part.shape, part.dtype) == (shape, torch.float32), f"{weight.spec.name}: {part.dtype} {part.shape}"
         if partition is not None:
             for name, mine in partition.state.items():
                 mine.copy_(state[name].flatten().narrow(0, partition.start, mine.numel()))
         self._write_compute_copy(weight.values, state["value"])
-
-    @property
-    def _has_step(self) -> bool:
-        return isinstance(self.optimizer, torch.optim.AdamW)
 
     @property
     def step(self) -> int:
@@ -135,15 +119,6 @@ class OptimizerState(ABC):
         moments = sum(self.optimizer.state[master][name].nbytes for master in masters for name in self.moments)
         return moments + (sum(master.nbytes for master in masters) if self.is_partitioned else 0)
 
-    @property
-    def is_partitioned(self) -> bool:
-        """Whether masters are flat partitions apart from the parameters."""
-        return True
-
-    def partition(self, weight: Weight) -> Partition | None:
-        """Return views of what this rank keeps of the state of ``weight``; None if it keeps nothing of it."""
-        return self._partition(weight.values)
-
     def compute_copy(self, weight: Weight) -> ComputeCopy:
         """Return what forward passes read of ``weight`` on this rank."""
         return ComputeCopy(0, weight.values.data.view(-1), True)
@@ -153,8 +128,8 @@ class OptimizerState(ABC):
         """Return (parameter group, fp32 tensor) for all that is stepped on this rank."""
 
     @abstractmethod
-    def _partition(self, parameter: nn.Parameter) -> Partition | None:
-        """Return this rank's partition of ``parameter``, if it has any."""
+    def partition(self, weight: Weight) -> Partition | None:
+        """Return views of what this rank keeps of the state of ``weight``; None if it keeps nothing of it."""
 
     def _write_compute_copy(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Put the whole ``value`` where forward passes read it."""
@@ -169,9 +144,9 @@ class PlainState(OptimizerState):
     def _masters(self) -> list[tuple[dict, torch.Tensor]]:
         return [(group, parameter) for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def _partition(self, parameter: nn.Parameter) -> Partition:
-        state = self.optimizer.state[parameter]
-        parts = {"value": parameter, **{name: state[name] for name in self.moments}}
+    def partition(self, weight: Weight) -> Partition:
+        state = self.optimizer.state[weight.values]
+        parts = {"value": weight.values, **{name: state[name] for name in self.moments}}
         return Partition(0, {name: part.data.view(-1) for name, part in parts.items()})
 
     def _write_compute_copy(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
@@ -182,19 +157,16 @@ class LinkedState(OptimizerState):
     """ZeRO 1 and 2, and DeepSpeed's bf16 optimizer: each parameter is linked to its range of a flat partition."""
 
     def create(self) -> None:
-        """Make the state, and link the parameters to its moments."""
         super().create()
         self.wrapper._lazy_init_hp_params_optimizer_state()
 
     def _masters(self) -> list[tuple[dict, torch.Tensor]]:
-        if isinstance(self.wrapper, BF16_Optimizer):
-            flat = self.wrapper.fp32_groups_flat_partition
-        else:
-            flat = self.wrapper.single_partition_of_fp32_groups
+        is_bf16 = isinstance(self.wrapper, BF16_Optimizer)
+        flat = self.wrapper.fp32_groups_flat_partition if is_bf16 else self.wrapper.single_partition_of_fp32_groups
         return list(zip(self.optimizer.param_groups, flat, strict=True))
 
-    def _partition(self, parameter: nn.Parameter) -> Partition | None:
-        link = parameter._hp_mapping
+    def partition(self, weight: Weight) -> Partition | None:
+        link = weight.values._hp_mapping
         if link is None:
             return None
         moments = {name: link.get_hp_fragment(name) for name in self.moments}
@@ -216,18 +188,17 @@ class Stage3State(OptimizerState):
         return start, max(min(size, parameter.ds_numel - start), 0)
 
     def compute_copy(self, weight: Weight) -> ComputeCopy:
-        """Return the whole where it is kept gathered, else this rank's partition."""
         parameter = weight.values
-        if parameter.ds_status == ZeroParamStatus.AVAILABLE:
+        if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # kept gathered
             return super().compute_copy(weight)
         start, entries = self._range(parameter)
         return ComputeCopy(start, parameter.ds_tensor.data.narrow(0, 0, entries), False)
 
-    def _partition(self, parameter: nn.Parameter) -> Partition | None:
-        start, entries = self._range(parameter)
+    def partition(self, weight: Weight) -> Partition | None:
+        start, entries = self._range(weight.values)
         if entries == 0:
             return None
-        sub_group, offset, _ = self.wrapper.grad_position[self.wrapper.get_param_id(parameter)]
+        sub_group, offset, _ = self.wrapper.grad_position[self.wrapper.get_param_id(weight.values)]
         master = self.wrapper.fp32_partitioned_groups_flat[sub_group]
         parts = {"value": master.detach(), **{name: self.optimizer.state[master][name] for name in self.moments}}
         return Partition(start, {name: part.narrow(0, offset, entries) for name, part in parts.items()})

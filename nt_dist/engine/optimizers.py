@@ -22,13 +22,8 @@ class Clipped(torch.optim.Optimizer):
     For fp32 at ZeRO 0, where DeepSpeed steps the client's optimizer directly: there it keeps no norm, skips no step,
     and its clipping all-reduces a norm that is the same on all data ranks. ``_global_grad_norm`` and ``overflow`` are
     the names under which the engine looks for them. ``admits`` says of a norm whether the step may be taken; the guard
-    replaces it (step_guard.py).
-
-    Args:
-        groups: Parameter groups; the norm counts parameters whose ``model_parallel`` is set, each on one rank.
-        mesh: The ranks.
-        clip: Largest norm of all gradients together; 0: no clipping.
-        options: The torch optimizer's.
+    replaces it (step_guard.py). The norm counts parameters whose ``model_parallel`` is set, each on one rank. ``clip``
+    is the largest norm of all gradients together, 0 for no clipping.
     """
 
     def __init__(self, groups: list[dict], mesh: Mesh, clip: float, **options: Any):
@@ -87,7 +82,7 @@ def group_key(config: Config, spec: WeightSpec) -> tuple[bool, float]:
 def parameter_groups(config: Config, model: nn.Module) -> list[dict]:
     """Return the optimizer's groups, as :func:`group_key` has them: matrices, which decay, and vectors, which may.
 
-    Every parameter of the model is in exactly one. A group's ``lr_factor`` is its part of :func:`set_learning_rate`.
+    Every parameter of the model is in exactly one. A group's ``lr_factor`` multiplies the step's learning rate.
     """
     members: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for weight in weights_of(model).values():
@@ -99,12 +94,6 @@ def parameter_groups(config: Config, model: nn.Module) -> list[dict]:
         {"params": members[key], "lr_factor": key[1], "weight_decay": 0.0 if key[0] else config.train.weight_decay}
         for key in sorted(members)
     ]
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let the coming step have the learning rate ``rate``, in each group by its factor."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_factor"]
 
 
 def make_optimizer(config: Config, model: nn.Module, mesh: Mesh | None) -> torch.optim.Optimizer:

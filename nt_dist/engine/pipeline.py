@@ -18,6 +18,7 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import nn
 
 from nt_dist.config.settings import Config
+from nt_dist.data.batch import Batch
 from nt_dist.engine.stages import stage_bounds
 from nt_dist.model.losses import objective
 from nt_dist.model.place import Place
@@ -36,12 +37,7 @@ from nt_dist.parallel.mesh import Mesh
 # DeepSpeed would slice hidden states over its whole model axis, as if they were equal there; trails are not.
 SETTINGS = {"pipe_partitioned": False, "grad_partitioned": False}
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 BeforeBackward = Callable[[int], None]
-
-
-def _nothing(number: int) -> None:
-    """What is done before the backward passes of a model that is not trained by :meth:`PipelineModel.train_step`."""
 
 
 class _Layer(LayerSpec):
@@ -52,20 +48,11 @@ class _Layer(LayerSpec):
         self.make = make
 
     def build(self, log: bool = False) -> nn.Module:
-        """Make the layer."""
         return self.make()
 
 
 class PipelineModel(PipelineModule):
-    """The layers of one stage.
-
-    In training mode a call runs this stage alone, as PipelineEngine wants it; in evaluation mode it is a forward pass
-    through all stages, see :meth:`forward`.
-
-    Args:
-        config: The config.
-        mesh: The ranks; their pipe axis has more than one.
-        place: The part of each layer that is held here.
+    """The layers of one stage, of which ``place`` says the part that is held here.
 
     Attributes:
         nll: Sums of token losses as :meth:`Place.trail_losses` has them, over this step's micro-batches so far: on the
@@ -84,14 +71,13 @@ class PipelineModel(PipelineModule):
         self.hidden_size = config.family.hidden_size(config)
         self.dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         self.num_trails = num_local_trails(config, place)
-        is_forked = FORK not in layer_names(config)[bounds[mesh.pipe.rank] :]
-        self.receives_trunk = not is_forked
+        self.receives_trunk = FORK in layer_names(config)[bounds[mesh.pipe.rank] :]
         self.smoothing = config.train.label_smoothing
         self._scale: torch.Tensor | float = 1.0
         self.joint_mean, self.joint_weight = config.trails.trained_mean, config.joint_weight
         self.nll = torch.zeros(self.num_trails + bool(config.trails.joint), device=mesh.device)
         self._passes = 0
-        self._before_backward: BeforeBackward = _nothing
+        self._before_backward: BeforeBackward = lambda number: None
 
     def _partition_layers(self, method: list[int]) -> None:
         """Cut where :func:`stage_bounds` says, which DeepSpeed hands through as its ``partition_method``."""
@@ -101,12 +87,9 @@ class PipelineModel(PipelineModule):
     def forward(self, x: torch.Tensor) -> torch.Tensor | None:
         """Run this stage (training), or all stages up to this one (evaluation, a collective of the pipe axis).
 
-        Args:
-            x: In training what this stage reads: tokens [B, S] on the first, else a hidden state; in evaluation the
-                tokens on every stage.
-
-        Returns:
-            In training a hidden state, on the last stage logits [T, B, S, V]; in evaluation None but on the last.
+        In training x is what this stage reads, tokens [B, S] on the first and else a hidden state, and the result a
+        hidden state, on the last stage logits [T, B, S, V]. In evaluation x are the tokens on every stage, and the
+        result is None but on the last.
         """
         if not self.training:
             return self._through_all_stages(x)
@@ -147,9 +130,8 @@ class PipelineModel(PipelineModule):
 
         Args:
             engine: The engine of this model.
-            micro_batches: This data rank's micro-batches (tokens, targets, weights), the same on all stages.
-            scale: What a micro-batch's sum of token losses is multiplied by; DeepSpeed averages over micro-batches
-                and data ranks.
+            micro_batches: This data rank's, the same on all stages.
+            scale: What a micro-batch's sum of token losses is multiplied by.
             before_backward: Called with the number of a micro-batch before its backward pass on this stage.
         """
         self._scale, self._passes, self._before_backward = scale, 0, before_backward

@@ -1,12 +1,12 @@
 """Where a pipeline is cut: stages of equal work, from the config's shapes alone.
 
 The work of a layer on one micro-batch of N tokens, on one rank of the trail axis and once for each trail that it has
-there: 6 operations for each entry of a matrix and token and three times the family's extra_flops, and
-what moving a weight costs whatever N is: building its dense form, reading it forward and backward and writing its
-gradient. A trunk block counts once, with its share of the N tokens where trail ranks split them, a trail
-block as often as there are trails; the embedding, which multiplies nothing, counts by its bytes alone.
+there: 6 operations for each entry of a matrix and token, three times the family's extra_flops, and what moving a weight
+costs whatever N is. A trunk block counts once, with its share of the N tokens where trail ranks split them; the
+embedding, which multiplies nothing, counts by its bytes alone.
 """
 
+import functools
 import itertools
 import math
 
@@ -56,25 +56,18 @@ def _trails_and_tokens(config: Config, spec: WeightSpec) -> tuple[float, float]:
 
 
 def _split(cuts: list[int], totals: list[float], parts: int) -> list[int]:
-    """Choose ``parts - 1`` of the inner ``cuts`` such that the largest part is smallest.
+    """Choose ``parts - 1`` of the inner ``cuts`` such that the largest part is smallest; return them with both ends.
 
-    Args:
-        cuts: Places to choose from, with both ends.
-        totals: Work up to each of them.
-        parts: How many parts; there are cuts enough for them.
+    ``totals`` are the work up to each cut.
     """
     assert parts < len(cuts), f"{parts} stages of {len(cuts) - 1} pieces"
-    # best[i]: the smallest largest part of the first i pieces, and where the parts end.
-    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [0])}
-    for _ in range(parts):
-        longer: dict[int, tuple[float, list[int]]] = {}
-        for end in range(1, len(cuts)):
-            options = [
-                (max(most, totals[end] - totals[start]), [*ends, end])
-                for start, (most, ends) in best.items()
-                if start < end
-            ]
-            if options:
-                longer[end] = min(options)
-        best = longer
-    return [cuts[end] for end in best[len(cuts) - 1][1]]
+
+    @functools.cache
+    def best(end: int, count: int) -> tuple[float, list[int]]:
+        """The smallest largest part of what lies before ``end``, and where ``count`` parts of it begin and end."""
+        if count == 1:
+            return totals[end] - totals[0], [0, end]
+        options = ((best(start, count - 1), start) for start in range(count - 1, end))
+        return min((max(most, totals[end] - totals[start]), [*ends, end]) for (most, ends), start in options)
+
+    return [cuts[end] for end in best(len(cuts) - 1, parts)[1]]

@@ -14,7 +14,9 @@ The verdict is the worst of any rank's, so that all refuse or none.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,20 +27,42 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from nt_dist.config import Config
 from nt_dist.engine.bad_steps import StepVerdict
-from nt_dist.engine.recent_values import RecentValues
 from nt_dist.parallel.mesh import Mesh
 
 LOSS_FLOOR = 0.1  # nats: about what the losses of neighbouring batches differ by
 NORM_FLOOR = 0.1  # of the norm's logarithm: a tenth of the norm
+NORMAL = 1.4826
+
+
+class RecentValues(deque[float]):
+    """The last ``maxlen`` figures of a series, and how far another one stands above them.
+
+    Location is the median and scale the median absolute deviation (MAD), times 1.4826, which makes it the standard
+    deviation where the figures are normal (Rousseeuw and Croux, "Alternatives to the Median Absolute Deviation", JASA
+    1993, equation 1.1). A mean and a standard deviation would be carried off by the very spikes to be found. ``floor``
+    is the smallest scale taken, so that a series that hardly moves does not make a spike of a ripple.
+    """
+
+    def __init__(self, window: int, floor: float):
+        super().__init__(maxlen=window)
+        self.floor = floor
+
+    def excess(self, figure: float) -> float:
+        """Scales by which ``figure`` is above the median; negative below it, 0 as long as the window is not full."""
+        if len(self) < self.maxlen or not self:
+            return 0.0
+        middle = median(self)
+        scale = NORMAL * median(abs(each - middle) for each in self)
+        return (figure - middle) / max(scale, self.floor)
+
+    def restore(self, figures: list[float]) -> None:
+        """Have ``figures`` in place of what was kept: the last of them, if there are more than the window takes."""
+        self.clear()
+        self.extend(figures)
 
 
 class StepGuard:
     """Judges each optimizer step of one engine before it is taken; every rank has one.
-
-    Args:
-        config: The config.
-        mesh: The ranks.
-        engine: The engine, whose optimizer it goes into.
 
     Attributes:
         nll: The last step's sums of token losses, fp32 [trails], over all ranks.
@@ -52,8 +76,7 @@ class StepGuard:
         self.mesh, self.place, self.engine = mesh, mesh.place, engine
         self.sigma, self.refuses_spikes = train.spike_sigma, train.on_spike in ("skip", "rollback")
         window = train.spike_window if train.on_spike != "off" else 0
-        self.losses = RecentValues(window, LOSS_FLOOR) if window else None
-        self.norms = RecentValues(window, NORM_FLOOR) if window else None
+        self.losses, self.norms = RecentValues(window, LOSS_FLOOR), RecentValues(window, NORM_FLOOR)
         self.nll, self.norm, self.verdict = torch.zeros(()), math.inf, StepVerdict.GOOD
         self.joint_nll: torch.Tensor | None = None
         self._has_joint = config.trails.joint > 0
@@ -65,13 +88,8 @@ class StepGuard:
         _stand_before(engine.optimizer, self.admits)
 
     def expect(self, tokens: torch.Tensor, own_nll: Callable[[], torch.Tensor]) -> None:
-        """Say what the coming step is about.
-
-        Args:
-            tokens: Real tokens of the global step, a scalar tensor.
-            own_nll: Returns, after the last backward pass, this rank's sums of token losses, as
-                :meth:`Place.trail_losses` has them.
-        """
+        """Say what the coming step is about: the real tokens of the global step, a scalar tensor, and what returns,
+        after the last backward pass, this rank's sums of token losses, as :meth:`Place.trail_losses` has them."""
         self._tokens, self._own_nll = tokens, own_nll
 
     def _judge_and_step(self, *arguments: Any) -> None:
@@ -87,9 +105,9 @@ class StepGuard:
         self._take_model_step(*arguments)
         if self.engine.optimizer.overflow and self.verdict is StepVerdict.GOOD:  # DeepSpeed saw it before any norm
             self.verdict = StepVerdict.NORM_NOT_FINITE if math.isfinite(self._loss) else StepVerdict.LOSS_NOT_FINITE
-        if self.losses and not self.engine.optimizer.overflow:
-            self.losses.add(self._loss)
-            self.norms.add(_log(self.norm))
+        if not self.engine.optimizer.overflow:
+            self.losses.append(self._loss)
+            self.norms.append(_log(self.norm))
 
     def admits(self, norm: torch.Tensor) -> bool:
         """Judge the step by its loss and by the norm of its gradient; say whether it may be taken. Collective."""
@@ -104,25 +122,20 @@ class StepGuard:
             return StepVerdict.LOSS_NOT_FINITE
         if not math.isfinite(self.norm):
             return StepVerdict.NORM_NOT_FINITE
-        if self.losses and self.losses.excess(self._loss) > self.sigma:
+        if self.losses.excess(self._loss) > self.sigma:
             return StepVerdict.LOSS_SPIKE
-        if self.norms and self.norms.excess(_log(self.norm)) > self.sigma:
+        if self.norms.excess(_log(self.norm)) > self.sigma:
             return StepVerdict.NORM_SPIKE
         return StepVerdict.GOOD
 
     def state(self) -> dict[str, list[float]]:
         """What it judges by, for a checkpoint."""
-        return {"losses": self.losses.figures, "log_norms": self.norms.figures} if self.losses else {}
+        return {"losses": list(self.losses), "log_norms": list(self.norms)}
 
     def restore(self, state: dict[str, list[float]]) -> None:
         """Judge by what a checkpoint has; where it has nothing, the windows fill anew."""
-        if self.losses:
-            self.losses.figures, self.norms.figures = state.get("losses", []), state.get("log_norms", [])
-
-
-def _without_padding(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The gradients of a partition without the zeros that DeepSpeed fills its end with."""
-    return [each for each in gradients if not getattr(each, "_zero_padding", False)]
+        self.losses.restore(state.get("losses", []))
+        self.norms.restore(state.get("log_norms", []))
 
 
 def _log(norm: float) -> float:
@@ -136,12 +149,12 @@ def _stand_before(optimizer: Any, admits: Callable[[torch.Tensor], bool]) -> Non
 
         def scaled_global_norm(*arguments: Any) -> torch.Tensor:
             # One norm of all groups: DeepSpeed sums one for each over all stages of a pipeline, whose groups differ.
-            # Of a partition that no parameter reaches it has one gradient, of zeros.
-            pairs = [
-                pair
-                for group, parameters in enumerate(optimizer.params_in_partition)
-                for pair in zip(_without_padding(optimizer.averaged_gradients[group]), parameters, strict=False)
-            ]
+            # It fills a partition's end with zeros; one that no parameter reaches has them alone.
+            pairs: list[tuple] = []
+            for group, parameters in enumerate(optimizer.params_in_partition):
+                gradients = optimizer.averaged_gradients[group]
+                real = [each for each in gradients if not getattr(each, "_zero_padding", False)]
+                pairs += zip(real, parameters, strict=False)
             gradients, parameters = zip(*pairs, strict=True) if pairs else ((), ())
             norm = combine_grad_norm_groups([optimizer.get_grad_norm_direct(gradients, parameters)])
             return norm if admits(norm) else torch.full_like(norm, torch.inf)

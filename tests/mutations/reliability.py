@@ -44,7 +44,7 @@ RELIABILITY = [
     ),
     Mutation(
         "guard: spikes are not looked for",
-        "return (figure - middle) / max(scale, self._floor)",
+        "return (figure - middle) / max(scale, self.floor)",
         "return 0.0",
         "tests/distributed/test_step_guard.py::test_a_spike_is_only_seen_if_so_chosen",
     ),

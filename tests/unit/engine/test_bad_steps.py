@@ -5,14 +5,14 @@ import json
 import pytest
 
 from nt_dist.engine.bad_steps import BadStep, BadSteps, StepVerdict
-from nt_dist.engine.recent_values import RecentValues
+from nt_dist.engine.step_guard import RecentValues
 from nt_dist.errors import RunError
 
 
 def _spread(figures, floor=0.01):
     spread = RecentValues(len(figures), floor)
     for figure in figures:
-        spread.add(figure)
+        spread.append(figure)
     return spread
 
 
@@ -31,14 +31,17 @@ def test_a_series_that_hardly_moves_makes_no_spike_of_a_ripple():
 def test_nothing_is_judged_before_the_window_is_full_and_the_oldest_leave_it():
     spread = RecentValues(3, 0.1)
     for figure in (0.0, 0.0):
-        spread.add(figure)
+        spread.append(figure)
     assert spread.excess(1e9) == 0.0
     for figure in (5.0, 5.0):
-        spread.add(figure)
-    assert spread.figures == [0.0, 5.0, 5.0] and spread.excess(6.0) == pytest.approx(10.0)
+        spread.append(figure)
+    assert list(spread) == [0.0, 5.0, 5.0] and spread.excess(6.0) == pytest.approx(10.0)
     other = RecentValues(2, 0.1)
-    other.figures = spread.figures
-    assert other.figures == [5.0, 5.0]
+    other.restore(list(spread))
+    assert list(other) == [5.0, 5.0]
+    none = RecentValues(0, 0.1)
+    none.restore(list(spread))
+    assert not none and none.excess(1e9) == 0.0
 
 
 def _bad(step, done="skipped", first=None):
