@@ -13,6 +13,7 @@ from itertools import product
 from nt_dist.config.keys import reads
 from nt_dist.config.names import hint, nearest, nearest_numbers
 from nt_dist.config.settings import Config
+from nt_dist.errors import ConfigError
 
 
 @reads("trails.layers", "trails.fork", "model.num_layers")
@@ -58,7 +59,7 @@ def _nesterov_has_momentum(config: Config) -> Iterator[str]:
 
 @reads("train.steps", "train.warmup_steps")
 def _warmup_fits(config: Config) -> Iterator[str]:
-    if config.train.warmup_steps > config.train.steps:
+    if config.train.warmup_steps > config.train.steps and not config.train.epochs:
         yield f"train.warmup_steps = {config.train.warmup_steps} must be at most train.steps = {config.train.steps}"
 
 
@@ -204,14 +205,15 @@ def warnings(config: Config) -> Iterator[str]:
         (train.weight_decay == 0, "train.weight_decay = 0.0", ("train.decay_vectors",)),
         (config.parallel.trail == 1, "parallel.trail = 1", ("parallel.trunk",)),
         (config.parallel.trail > 1 and full, "trails.fork = 'embedding' leaves no trunk", ("parallel.trunk",)),
-        (run.stop_after >= train.steps, f"train.steps = {train.steps}", ("run.stop_after",)),
+        (train.epochs > 0, f"train.epochs = {train.epochs}", ("train.steps",)),
+        (run.stop_after >= train.steps and not train.epochs, f"train.steps = {train.steps}", ("run.stop_after",)),
     )
     for holds, because, keys in table:
         if holds:
             yield from ignored(config, because, *keys)
     yield from config.family.ignored(config)
     never = sparsity.update_every > int(sparsity.stop_fraction * train.steps) or sparsity.update_every >= train.steps
-    if sparsity.density != 1 and never:
+    if sparsity.density != 1 and never and not train.epochs:
         yield (
             f"sparsity.update_every = {sparsity.update_every}: the topology is never updated in "
             f"train.steps = {train.steps} with sparsity.stop_fraction = {sparsity.stop_fraction}"
@@ -221,6 +223,21 @@ def warnings(config: Config) -> Iterator[str]:
             f"run.keep_every = {run.keep_every} is no multiple of run.save_every = {run.save_every}: "
             "it keeps only checkpoints whose steps are multiples of both"
         )
+
+
+def with_epochs(config: Config, num_samples: int) -> Config:
+    """Return the config with the steps that ``train.epochs`` passes over so many training samples take.
+
+    Raises:
+        ConfigError: Other settings do not go with so few or many.
+    """
+    train = config.train
+    steps = max(1, round(train.epochs * num_samples / train.batch_size))
+    resolved = replace(config, train=replace(train, steps=steps, epochs=0.0))
+    problems = [f"{problem} (of train.epochs = {train.epochs})" for problem in check(resolved, set())]
+    if problems:
+        raise ConfigError(problems)
+    return replace(resolved, train=replace(resolved.train, epochs=train.epochs))
 
 
 def ignored(config: Config, because: str, *keys: str) -> Iterator[str]:

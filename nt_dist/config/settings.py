@@ -105,6 +105,7 @@ class Train:
         "default", "Defaults of other settings: default (measured best) or paper (the NeuroTrails paper's code)."
     )
     steps: int = schedule(1000, "Optimizer steps.", at_least(1))
+    epochs: float = schedule(0.0, "Passes over the training samples, in place of steps; 0: steps says it.", at_least(0))
     batch_size: int = schedule(32, "Sequences in a global step.", at_least(1))
     micro_batch_size: int = free(16, "Sequences in one pass on one rank.", at_least(1))
     lr: float = schedule(2e-3, "Highest learning rate.", above(0))

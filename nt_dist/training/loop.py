@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ from nt_dist.checkpoint.manifest import TrainingState, read_manifest
 from nt_dist.checkpoint.saving import Saver
 from nt_dist.checkpoint.weights import check_config
 from nt_dist.config import Config
+from nt_dist.config.rules import with_epochs
 from nt_dist.data.loader import EvaluationBatches, StepLoader
 from nt_dist.data.order import first_of_step
 from nt_dist.engine.bad_steps import BadStep, BadSteps, StepVerdict, line_of
@@ -64,25 +65,43 @@ def train(config: Config) -> int:
         own = agree(mesh, lambda: RunFolder(folder) if mesh.is_main else None)
         if own:
             stack.enter_context(closing(own))
-        found = find(folder / CHECKPOINTS, config.run.resume_from, mesh)
-        manifest = agree(mesh, lambda: read_manifest(found), only_main=True) if found else None
-        if manifest:  # before any work is done for nothing
-            check_config(found, manifest, config, resuming=True)
-        done = manifest.training_state.step if manifest else 0
-        if done < last_step(config) or agree(mesh, lambda: lacks_evaluation(config, done), only_main=True):
-            try:
+        try:
+            if config.train.epochs:
+                config = with_epochs(config, len(open_data(config, mesh, exit_request).train))
+            found = find(folder / CHECKPOINTS, config.run.resume_from, mesh)
+            manifest = agree(mesh, lambda: read_manifest(found), only_main=True) if found else None
+            if manifest:  # before any work is done for nothing
+                check_config(found, manifest, config, resuming=True)
+            done = manifest.training_state.step if manifest else 0
+            if done < last_step(config) or agree(mesh, lambda: lacks_evaluation(config, done), only_main=True):
                 with closing(Trainer(config, mesh, found, handler, exit_request)) as trainer:
                     agree(mesh, lambda: own.write_config(config), only_main=True)
                     code = trainer.run()
-            except ExitRequested as reason:
-                LOGGER.info("%s", reason)
-                code = LEFT_EARLY
-        else:
-            LOGGER.info("%s holds step %d of %d: nothing is left to do", found, done, last_step(config))
+            else:
+                LOGGER.info("%s holds step %d of %d: nothing is left to do", found, done, last_step(config))
+        except ExitRequested as reason:
+            LOGGER.info("%s", reason)
+            code = LEFT_EARLY
         if mesh.is_main and code == 0:
             print_table(config)
     close()
     return code
+
+
+def open_data(config: Config, mesh: Mesh, exit_request: ExitRequest) -> Any:
+    """Opens the run's data; what has to be prepared takes as long as it takes and can be stopped by a signal."""
+
+    def prepare(work: Callable[[], T]) -> T:
+        def interruptible() -> T:
+            with exit_request.interrupts_work():
+                return work()
+
+        return agree_patiently(mesh, interruptible, exit_request.heartbeat)
+
+    exit_request.heartbeat.enter("preparing data")
+    data = config.family.open_data(config, mesh.is_main, prepare)
+    check_alike(mesh.gather_objects, "data", {"its digest": data.digest})
+    return data
 
 
 def last_step(config: Config) -> int:
@@ -131,9 +150,7 @@ class Trainer:
         self.exit_request, self.heartbeat = exit_request, exit_request.heartbeat
         self.step = self.tokens = self.consumed_samples = 0
         self.regrown = self.drop_fraction = 0.0  # of the last update
-        self.heartbeat.enter("preparing data")
-        self.data = config.family.open_data(config, mesh.is_main, self.prepare)
-        check_alike(mesh.gather_objects, "data", {"its digest": self.data.digest})
+        self.data = open_data(config, mesh, exit_request)
         self.heartbeat.enter("building")
         self.model = build_mesh_model(config, mesh)
         self.weights = weights_of(self.model)
@@ -155,15 +172,6 @@ class Trainer:
         self.seconds, self.timed_tokens = 0.0, 0  # since the last logged step
         self.handler = handler
         self.reporter = self.make_reporter()
-
-    def prepare(self, work: Callable[[], T]) -> T:
-        """Has the main rank prepare data, which takes as long as it takes and can be stopped at any time."""
-
-        def interruptible() -> T:
-            with self.exit_request.interrupts_work():
-                return work()
-
-        return agree_patiently(self.mesh, interruptible, self.heartbeat)
 
     def say_what_is_trained(self) -> None:
         """Logs the size of the model and what it runs on."""

@@ -5,7 +5,7 @@ import json
 from tests.e2e.commands import run_command
 
 TRAIN = ("python", "train.py", "--config", "configs/quickstart_images.toml")
-SHORT = ("train.steps=24", "train.warmup_steps=4", "sparsity.update_every=8", "run.log_every=4", "run.eval_every=12")
+SHORT = ("train.epochs=1.07", "train.warmup_steps=4", "sparsity.update_every=8", "run.log_every=4", "run.eval_every=12")
 
 
 def lines_of(run):

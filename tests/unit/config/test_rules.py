@@ -2,6 +2,7 @@
 
 import pytest
 
+from nt_dist.config.rules import with_epochs
 from nt_dist.errors import ConfigError
 from nt_dist.families import make_config
 from nt_dist.llama.settings import weight_names
@@ -123,3 +124,11 @@ def test_exempt_is_checked_against_the_names_of_the_model():
 
     config = make_config({"model": {"num_layers": 5}})
     assert set(weight_names(config)) == set(weight_specs(config))
+
+
+def test_epochs_become_steps_once_the_samples_are_counted():
+    config = make_config({"train": {"epochs": 2.5, "batch_size": 16, "warmup_steps": 2000}})
+    found = with_epochs(config, 16 * 1000)
+    assert (found.train.steps, found.train.epochs) == (2500, 2.5)
+    with pytest.raises(ConfigError, match=r"train.warmup_steps = 2000 must be at most train.steps = 25"):
+        with_epochs(config, 160)
