@@ -19,6 +19,7 @@ from nt_dist.study.plan import parse_points, plan_runs, plan_sweep, read_plan
 from nt_dist.testing import RankError, run_distributed
 from nt_dist.text.corpus import open_data
 from tests.unit.inference.trained_run import write_checkpoint
+from tests.unit.resnet.small import small
 from tests.unit.text.data_case import sentences, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,6 +143,22 @@ def test_models_trained_apart_predict_by_the_mean_of_their_probabilities(folder)
         expected[:2], rel=1e-5
     )
     assert rows["deep"]["tokens_evaluated"] == "64"
+
+
+def test_pictures_of_models_trained_apart_are_told_by_all_trails(tmp_path):
+    paths = [tmp_path / name for name in ("first", "second")]
+    for seed, path in enumerate(paths):
+        sections = {"model": {"num_classes": 10}, "data": {"max_images": 60}, "train": {"seed": seed}}
+        config = small(**sections, run={"dir": str(path), "eval_batches": 2})
+        data = config.family.open_data(config, False, lambda work: work())
+        write_checkpoint(config, data.digest, {"tokens": 16, **data.identity})
+    _run("compare", *paths, "--together", f"both={paths[0]},{paths[1]}", "--out", tmp_path / "out")
+    row = _rows(tmp_path / "out" / "comparison.csv")["both"]
+    samples = [data.validation[number] for number in range(8)]  # run.eval_batches × train.batch_size
+    pictures, targets = (torch.stack([torch.as_tensor(each[part]) for each in samples]) for part in (0, 1))
+    probs = torch.cat([load_ensemble(path).logits(pictures) for path in paths]).double().softmax(-1)
+    nll = -probs.mean(0).log().gather(-1, targets[..., None]).mean()
+    assert row["trails"] == "6" and float(row["nll_ensemble_prob"]) == pytest.approx(float(nll), rel=1e-5)
 
 
 def test_results_are_kept_until_the_checkpoint_or_the_evaluation_changes(folder):

@@ -80,6 +80,18 @@ RELIABILITY = [
         "tests/unit/checkpoint/test_statistics.py::test_what_any_layout_saves_any_other_loads",
     ),
     Mutation(
+        "import: statistics are not taken",
+        "statistic.values.copy_(torch.stack(_read(foreign, config, statistic.spec)))",
+        "pass",
+        "tests/unit/export/test_importing_pictures.py::test_every_trail_of_density_one_is_the_dense_model",
+    ),
+    Mutation(
+        "export: what was read back is not compared",
+        "if not difference <= TOLERANCE * max(largest, 1.0):",
+        "if False:",
+        "tests/unit/export/test_pictures.py::test_statistics_that_are_not_the_checkpoints_leave_nothing",
+    ),
+    Mutation(
         "signals: nobody says that it was asked",
         "return mesh.any(self.is_set)[0]",
         "return mesh.any(False)[0]",

@@ -19,7 +19,7 @@ from nt_dist.export.huggingface import export
 from nt_dist.harness import EnsembleLM, load_tasks
 from nt_dist.inference import load_ensemble
 from nt_dist.inference.generate import Sampling, generate
-from tests.unit.inference.trained_run import write_run
+from tests.unit.inference.trained_run import write_pictures_run, write_run
 
 ROOT = Path(__file__).resolve().parents[3]
 TASKS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "configs" / "tasks").glob("*.yaml"))]
@@ -222,6 +222,11 @@ def test_wrong_arguments_are_named(ensemble, arguments, message):
 def test_a_checkpoint_that_is_not_there(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere"):
         EnsembleLM(tmp_path / "nowhere")
+
+
+def test_a_checkpoint_that_writes_no_text(tmp_path):
+    with pytest.raises(ConfigError, match="'resnet' is for image-classification; this is for text-generation"):
+        EnsembleLM(write_pictures_run(tmp_path))
 
 
 TASK = """
