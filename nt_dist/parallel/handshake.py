@@ -23,12 +23,9 @@ Gather = Callable[[Any], list[Any]]
 
 
 def check_alike(gather: Gather, what: str, parts: dict[str, Any]) -> None:
-    """Make sure that all ranks hold the same ``parts``; the parts themselves travel only where digests differ.
+    """Make sure that all ranks hold the same ``parts`` (values by name, compared as their ``repr``) of ``what``.
 
-    Args:
-        gather: Over all ranks.
-        what: What they are parts of, for the message: "config".
-        parts: Values by name, compared as their ``repr``.
+    The parts themselves travel only where digests differ.
 
     Raises:
         RunError: On every rank. Names the ranks (and hosts) that differ from most, and what they differ in.
@@ -44,10 +41,10 @@ def check_alike(gather: Gather, what: str, parts: dict[str, Any]) -> None:
     lines = []
     for rank, (host, own) in enumerate(everybody):
         if digests[rank] != usual:
-            names = [name for name in sorted(expected.keys() | own.keys()) if own.get(name) != expected.get(name)]
             differences = ", ".join(
                 f"{name} = {own.get(name, 'missing')} (rank {expected_by}: {expected.get(name, 'missing')})"
-                for name in names
+                for name in sorted(expected.keys() | own.keys())
+                if own.get(name) != expected.get(name)
             )
             lines.append(f"rank {rank} on {host} has another {what}: {differences}")
     raise RunError("\n".join(lines))

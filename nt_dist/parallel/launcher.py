@@ -5,12 +5,12 @@ those of Open MPI and of MPICH and its relatives (PMI). Imports nothing heavy: a
 ranks before torch is imported.
 """
 
+import contextlib
 import ipaddress
 import os
 import re
 import socket
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from nt_dist.errors import RunError
 
@@ -28,13 +28,6 @@ FIRST_PORT, NUM_PORTS = 12000, 16000  # of SLURM jobs; below 32768, where Linux 
 LOOPBACK = "127.0.0.1"
 
 
-class MeetingPoint(NamedTuple):
-    """Where rank 0 listens for the others."""
-
-    address: str
-    port: int
-
-
 def rank(environment: Mapping[str, str] = os.environ) -> int:
     """This process's global rank; 0 without a launcher. Raises RunError on a variable that is no rank."""
     return _place(environment)[0]
@@ -50,8 +43,8 @@ def local_rank(environment: Mapping[str, str] = os.environ) -> int:
     return _place(environment)[2]
 
 
-def meeting_point(environment: Mapping[str, str] = os.environ) -> MeetingPoint:
-    """Where the ranks of a job of several meet; the same on every rank.
+def meeting_point(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
+    """The address and port where rank 0 of a job of several listens for the others; the same on every rank.
 
     MASTER_ADDR and MASTER_PORT where they are set, as DeepSpeed and torchrun do. Under srun the job's first node and a
     port made from the numbers of job and step, so that no host file is needed. Under MPI rank 0 chooses both and tells
@@ -63,13 +56,13 @@ def meeting_point(environment: Mapping[str, str] = os.environ) -> MeetingPoint:
     address = environment.get("MASTER_ADDR")
     port = _number(environment, "MASTER_PORT", 1) if "MASTER_PORT" in environment else None
     if address and port:
-        return MeetingPoint(address, port)
+        return address, port
     if "RANK" in environment and "WORLD_SIZE" in environment:
         raise RunError("RANK and WORLD_SIZE are set, but MASTER_ADDR or MASTER_PORT is not; the launcher sets all four")
     if "OMPI_COMM_WORLD_RANK" not in environment and _is_srun_task(environment):
-        return MeetingPoint(address or _slurm_address(environment), port or _slurm_port(environment))
-    chosen = _mpi_meeting_point(world_size(environment))
-    return MeetingPoint(address or chosen.address, port or chosen.port)
+        return address or _slurm_address(environment), port or _slurm_port(environment)
+    mpi_address, mpi_port = _mpi_meeting_point(world_size(environment))
+    return address or mpi_address, port or mpi_port
 
 
 def is_loopback(address: str) -> bool:
@@ -130,7 +123,7 @@ def _resolves(host: str) -> bool:
     return True
 
 
-def _mpi_meeting_point(size: int) -> MeetingPoint:
+def _mpi_meeting_point(size: int) -> tuple[str, int]:
     try:
         from mpi4py import MPI
     except ImportError as error:
@@ -144,7 +137,7 @@ def _mpi_meeting_point(size: int) -> MeetingPoint:
     hosts = world.allgather(socket.gethostname())
     port = world.bcast(_free_port() if world.Get_rank() == 0 else None)
     MPI.Finalize()  # the ranks are left with os._exit, which MPI takes for a crash until it is finalized
-    return MeetingPoint(LOOPBACK if len(set(hosts)) == 1 else hosts[0], port)
+    return LOOPBACK if len(set(hosts)) == 1 else hosts[0], port
 
 
 def _free_port() -> int:
@@ -176,10 +169,7 @@ def _is_srun_task(environment: Mapping[str, str]) -> bool:
 
 def _number(environment: Mapping[str, str], name: str, least: int) -> int:
     text = environment[name]
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise RunError(f"{name} = {text!r} must be a whole number of at least {least}; the launcher sets it")
-    return value
+    with contextlib.suppress(ValueError):
+        if int(text) >= least:
+            return int(text)
+    raise RunError(f"{name} = {text!r} must be a whole number of at least {least}; the launcher sets it")

@@ -43,14 +43,13 @@ class Mesh:
     def __init__(self, device_mesh: DeviceMesh, device: torch.device, splits_trunk: bool):
         self.device_mesh, self.device, self.splits_trunk = device_mesh, device, splits_trunk
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.pipe, self.data, self.trail, self.tensor = (self._axis(name) for name in AXES)
+        self.pipe, self.data, self.trail, self.tensor = (
+            Axis(name, device_mesh.get_local_rank(name), device_mesh.size(dim), device_mesh.get_group(name))
+            for dim, name in enumerate(AXES)
+        )
         self.model = self._model_axis()
         self.place = MeshPlace(self)
         self._flags = 0
-
-    def _axis(self, name: str) -> Axis:
-        degree = self.device_mesh.size(AXES.index(name))
-        return Axis(name, self.device_mesh.get_local_rank(name), degree, self.device_mesh.get_group(name))
 
     def _model_axis(self) -> Axis:
         rank = self.trail.rank * self.tensor.degree + self.tensor.rank
@@ -86,20 +85,22 @@ class Mesh:
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Return for each flag whether any rank has it set; the same on every rank."""
-        return tuple(
-            self.all_reduce(torch.tensor(flags, dtype=torch.int32, device=self.device), op="max").bool().tolist()
-        )
+        found = self.all_reduce(torch.tensor(flags, dtype=torch.int32, device=self.device), op="max")
+        return tuple(found.bool().tolist())
 
-    def gather_objects(self, thing: Any) -> list[Any]:
+    @staticmethod
+    def gather_objects(thing: Any) -> list[Any]:
         """Return every rank's ``thing``, in rank order."""
-        return _gather_objects(thing)
+        things: list[Any] = [thing] * dist.get_world_size()
+        if len(things) > 1:
+            dist.all_gather_object(things, thing)
+        return things
 
     def broadcast_object(self, thing: Any, source: int = 0) -> Any:
         """Return rank ``source``'s ``thing``."""
-        if self.world_size == 1:
-            return thing
         things = [thing]
-        dist.broadcast_object_list(things, src=source)
+        if self.world_size > 1:
+            dist.broadcast_object_list(things, src=source)
         return things[0]
 
     def new_flag(self) -> tuple[Callable[[], bool], Callable[[], None]]:
@@ -132,17 +133,9 @@ def init_mesh(config: Config) -> Mesh:
         _init_deepspeed(device)
     if dist.get_world_size() != config.world_size:
         raise RunError(f"{dist.get_world_size()} ranks have met, but the launcher announced {config.world_size}")
-    check_config_and_code(_gather_objects, config)
+    check_config_and_code(Mesh.gather_objects, config)
     shape = (config.parallel.pipe, config.data_degree, config.parallel.trail, config.parallel.tensor)
     return Mesh(init_device_mesh(device.type, shape, mesh_dim_names=AXES), device, config.splits_trunk)
-
-
-def _gather_objects(thing: Any) -> list[Any]:
-    if dist.get_world_size() == 1:
-        return [thing]
-    things: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(things, thing)
-    return things
 
 
 def close() -> None:
@@ -176,16 +169,15 @@ def _join(device: torch.device, timeout: timedelta) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
     address, port = launcher.meeting_point()
-    place = {"RANK": launcher.rank(), "WORLD_SIZE": launcher.world_size(), "LOCAL_RANK": launcher.local_rank()}
-    os.environ.update({name: str(number) for name, number in place.items()})
-    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))  # DeepSpeed reads them too
+    place = {"rank": launcher.rank(), "world_size": launcher.world_size()}
+    os.environ.update({name.upper(): str(number) for name, number in place.items()})  # DeepSpeed reads them too
+    os.environ.update(LOCAL_RANK=str(launcher.local_rank()), MASTER_ADDR=address, MASTER_PORT=str(port))
     if "GLOO_SOCKET_IFNAME" not in os.environ:
         # Gloo would take the address that this host's own name has, which many systems map to the loopback.
         interface = launcher.interface_to(address)
         if interface:
             os.environ["GLOO_SOCKET_IFNAME"] = interface
     if launcher.is_loopback(address) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        place = {"rank": launcher.rank(), "world_size": launcher.world_size()}
         dist.init_process_group(backend, store=_local_store(address, port), timeout=timeout, **place)
     else:
         dist.init_process_group(backend, timeout=timeout)

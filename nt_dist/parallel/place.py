@@ -86,7 +86,12 @@ class MeshPlace(Place):
 
     def all_trails(self, figures: torch.Tensor) -> torch.Tensor:
         """Gather over the trail axis."""
-        return _gathered(figures, 0, self.mesh.trail)
+        axis = self.mesh.trail
+        if axis.degree == 1:
+            return figures
+        parts = [torch.empty_like(figures) for _ in range(axis.degree)]
+        dist.all_gather(parts, figures.detach().contiguous(), group=axis.group)
+        return torch.cat(parts)
 
     def mean_of_trails(self, figures: torch.Tensor) -> torch.Tensor:
         """Mean over the trails held here, then over the trail axis, whose ranks hold equally many."""
@@ -220,11 +225,3 @@ class _GatheredShares(torch.autograd.Function):
         share = gradient.new_empty(len(gradient) // axis.degree, *gradient.shape[1:])
         dist.reduce_scatter_tensor(share, gradient.contiguous(), group=axis.group)
         return share, None
-
-
-def _gathered(x: torch.Tensor, dim: int, axis: Axis) -> torch.Tensor:
-    if axis.degree == 1:
-        return x
-    parts = [torch.empty_like(x) for _ in range(axis.degree)]
-    dist.all_gather(parts, x.detach().contiguous(), group=axis.group)
-    return torch.cat(parts, dim)

@@ -33,9 +33,8 @@ from nt_dist.model.flops import token_flops
 from nt_dist.model.trails import weights_of
 from nt_dist.model.weights import count_parameters
 from nt_dist.parallel import launcher
-from nt_dist.parallel.agree import agree
+from nt_dist.parallel.agree import agree, naming_lost_ranks
 from nt_dist.parallel.handshake import check_alike
-from nt_dist.parallel.lost_ranks import naming_lost_ranks
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
 from nt_dist.training.integrity import Integrity
 from nt_dist.training.metrics_log import METRICS, last_evaluation

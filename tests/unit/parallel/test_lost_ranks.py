@@ -3,7 +3,7 @@
 import pytest
 
 from nt_dist.errors import RunError
-from nt_dist.parallel.lost_ranks import naming_lost_ranks
+from nt_dist.parallel.agree import naming_lost_ranks
 
 GLOO = (
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.3]:16261: Connection reset by peer. "
