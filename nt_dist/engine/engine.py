@@ -30,29 +30,19 @@ from nt_dist.parallel.mesh import Mesh
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did, over all ranks.
+    """What a step did, over all ranks."""
 
-    Attributes:
-        nll: Each trail's sum of token losses, fp32 [T].
-        tokens: Real tokens (sum of weights), a scalar tensor.
-        grad_norm: Norm of all gradients before clipping; infinite if it is no number.
-        applied: Whether the parameters were changed.
-        verdict: What the guard says of the step.
-        learning_rate: The step's, before the factors of groups of parameters.
-        objective_scale: Of the sum over trails, in what is minimised.
-        joint_nll: The sum of token losses of the trails' mean, a scalar tensor; None where it is not trained on.
-        joint: The weight of its mean beside the sum over trails.
-    """
-
-    nll: torch.Tensor
-    tokens: torch.Tensor
-    grad_norm: float
-    applied: bool
-    verdict: StepVerdict
-    learning_rate: float
-    objective_scale: float = 1.0
-    joint_nll: torch.Tensor | None = None
-    joint: float = 0.0
+    nll: torch.Tensor  # each trail's sum of token losses, fp32 [T]
+    tokens: torch.Tensor  # real tokens (sum of weights), a scalar
+    grad_norm: float  # of all gradients before clipping; infinite if it is no number
+    applied: bool  # whether the parameters were changed
+    verdict: StepVerdict  # what the guard says of the step
+    learning_rate: float  # before the factors of groups of parameters
+    objective_scale: float = 1.0  # of the sum over trails, in what is minimised
+    joint_nll: torch.Tensor | None = (
+        None  # the sum of token losses of the trails' mean; None where it is not trained on
+    )
+    joint: float = 0.0  # the weight of its mean beside the sum over trails
 
     @property
     def loss_per_trail(self) -> list[float]:
@@ -152,12 +142,8 @@ def train_step(
     tokens of it (docs/design.md §5), so that padding, micro-batch size and data degree do not change it. DeepSpeed
     averages over D and A; the loss given to it is scaled by both.
 
-    Args:
-        engine: From :func:`build_engine`.
-        config, mesh: What it was built with.
-        micro_batches: This rank's A micro-batches.
-        step: Optimizer step, from 1.
-        collect: Whether the sparse weights keep their dense gradients, for a topology update after this step.
+    ``micro_batches`` are this rank's A, ``step`` counts from 1, and with ``collect`` the sparse weights keep their
+    dense gradients, for a topology update after this step.
     """
     assert len(micro_batches) == config.accumulation_steps, f"{len(micro_batches)} micro-batches"
     rate = learning_rate(config, step)

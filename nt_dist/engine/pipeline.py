@@ -126,13 +126,10 @@ class PipelineModel(PipelineModule):
         scale: torch.Tensor | float,
         before_backward: BeforeBackward,
     ) -> None:
-        """Pass the micro-batches through all stages and back, and step the optimizer. Collective.
+        """Pass a data rank's micro-batches through all stages and back, and step the optimizer. Collective.
 
-        Args:
-            engine: The engine of this model.
-            micro_batches: This data rank's, the same on all stages.
-            scale: What a micro-batch's sum of token losses is multiplied by.
-            before_backward: Called with the number of a micro-batch before its backward pass on this stage.
+        ``scale`` multiplies a micro-batch's sum of token losses; ``before_backward`` is called with its number before
+        its backward pass on this stage.
         """
         self._scale, self._passes, self._before_backward = scale, 0, before_backward
         self.nll = torch.zeros_like(self.nll)

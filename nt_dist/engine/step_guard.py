@@ -9,8 +9,8 @@ and makes it infinite where a step is refused:
     BF16_Optimizer                 (bf16 at ZeRO 1)              get_grads_for_norm
     DeepSpeedZeroOptimizer_Stage3  (ZeRO 3)                      _get_norm_groups
 
-Engine and PipelineEngine both come to it through ``_take_model_step``, where the losses of all micro-batches are there.
-The verdict is the worst of any rank's, so that all refuse or none.
+Engine and PipelineEngine both come to it through ``_take_model_step``, with the losses of all micro-batches there. The
+verdict is the worst of any rank's, so that all refuse or none.
 """
 
 import math

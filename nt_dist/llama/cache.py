@@ -12,11 +12,7 @@ _FIRST_CAPACITY = 64
 
 
 class KeyValues:
-    """Of one block's attention.
-
-    Args:
-        padding: Tokens at the left of each sequence that nothing may see, int64 [B]; None: none.
-    """
+    """Of one block's attention; ``padding`` [B] are tokens at the left of each sequence that nothing may see."""
 
     def __init__(self, padding: torch.Tensor | None = None):
         self.length = 0

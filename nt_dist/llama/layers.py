@@ -5,6 +5,7 @@ one batched product over trails, so the same block serves trunk and trails.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -156,12 +157,6 @@ class Output(nn.Module):
 
 def layers(config: Config, make: MakeWeight, place: Place) -> dict[str, Callable[[], nn.Module]]:
     """Return one function per layer that makes it, by the layer's name."""
-
-    def block(number: int) -> Callable[[], nn.Module]:
-        return lambda: Block(config, number, make, place)
-
-    return {
-        "embedding": lambda: Embedding(make, place),
-        **{f"blocks.{number}": block(number) for number in range(config.model.num_layers)},
-        "output": lambda: Output(config, make, place),
-    }
+    numbers = range(config.model.num_layers)
+    blocks = {f"blocks.{number}": partial(Block, config, number, make, place) for number in numbers}
+    return {"embedding": partial(Embedding, make, place), **blocks, "output": partial(Output, config, make, place)}

@@ -4,6 +4,7 @@ Column-parallel matrices are cut along their rows (axis 0), row-parallel ones al
 """
 
 import math
+from typing import Any
 
 from nt_dist.config.settings import Config
 from nt_dist.sparsity.spec import WeightSpec
@@ -23,8 +24,7 @@ def padded_vocab_size(config: Config) -> int:
 
 def _block_shapes(config: Config) -> dict[str, tuple[int, int, int]]:
     model = config.model
-    hidden, ffn = model.hidden_size, model.ffn_size
-    key_value = config.model.key_value_heads * config.model.head_size
+    hidden, ffn, key_value = model.hidden_size, model.ffn_size, model.key_value_heads * model.head_size
     return {
         "attention.query": (hidden, hidden, COLUMN),
         "attention.key": (key_value, hidden, COLUMN),
@@ -38,25 +38,22 @@ def _block_shapes(config: Config) -> dict[str, tuple[int, int, int]]:
 
 def weights(config: Config) -> list[WeightSpec]:
     """Return every weight of the model, in the order in which the layers use them."""
-    hidden, vocab = config.model.hidden_size, config.model.vocab_size
-    shards, trails = config.sparsity.topology_shards, config.trails.count
-    padded = (padded_vocab_size(config), hidden)
+    hidden, shards = config.model.hidden_size, config.sparsity.topology_shards
+    scale = {"shape": (hidden,), "init": None, "role": "scale", "uses": 0}
+    matrix = {"shards": shards, "init": INIT_STD}
+    table = matrix | {"shape": (padded_vocab_size(config), hidden), "valid": config.model.vocab_size}
+    lookup = table | {"init": EMBEDDING_INIT_STD, "role": "lookup", "uses": 0}
 
-    def norm(name: str, in_trail: bool, layer: str) -> WeightSpec:
-        copies = trails if in_trail else 1
-        return WeightSpec(name, (hidden,), 0, copies, 1, None, 1.0, None, "scale", in_trail, layer, uses=0)
+    def spec(name: str, layer: str, in_trail: bool, **rest: Any) -> WeightSpec:
+        copies = config.trails.count if in_trail else 1
+        return WeightSpec(name, trails=copies, in_trail=in_trail, layer=layer, **rest)
 
-    def matrix(name: str, shape, cut_axis: int, in_trail: bool, layer: str, role="linear", valid=None) -> WeightSpec:
-        copies = trails if in_trail else 1
-        init = EMBEDDING_INIT_STD if role == "lookup" else INIT_STD
-        uses = 1 if role == "linear" else 0
-        return WeightSpec(name, shape, cut_axis, copies, shards, valid, 1.0, init, role, in_trail, layer, uses)
-
-    specs = [matrix("embedding", padded, COLUMN, config.trails.fork == "embedding", "embedding", "lookup", vocab)]
+    specs = [spec("embedding", "embedding", config.trails.fork == "embedding", **lookup)]
     for block in range(config.model.num_layers):
-        behind, layer = block >= config.trunk_layers, f"blocks.{block}"
+        layer, in_trail = f"blocks.{block}", block >= config.trunk_layers
         for name, (rows, columns, cut_axis) in _block_shapes(config).items():
             if name in ("attention.query", "mlp.gate"):
-                specs.append(norm(f"{layer}.{name.split('.')[0]}.norm", behind, layer))
-            specs.append(matrix(f"{layer}.{name}", (rows, columns), cut_axis, behind, layer))
-    return [*specs, norm("norm", True, "output"), matrix("output", padded, COLUMN, True, "output", valid=vocab)]
+                specs.append(spec(f"{layer}.{name.split('.')[0]}.norm", layer, in_trail, **scale))
+            shape = {"shape": (rows, columns), "cut_axis": cut_axis}
+            specs.append(spec(f"{layer}.{name}", layer, in_trail, **shape, **matrix))
+    return [*specs, spec("norm", "output", True, **scale), spec("output", "output", True, **table)]

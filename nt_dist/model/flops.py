@@ -5,10 +5,9 @@ A product of one token with a matrix of n entries takes 2 n operations forward a
 its family counts. Looking up the embedding, norms, rotary embedding, softmax and activations are left out, and so is
 what activation checkpointing computes twice.
 
-*Dense-equivalent* counts all entries of every matrix: what this program's products really are, since it multiplies
-dense matrices. *Sparse-effective* counts active entries only: what a program that skips zeros would need. Where an
-update grows by gradient, that step's matrix gradients count as dense (RigL, arXiv 1911.11134, appendix H). The trunk is
-counted once however many trails share it; padding of the vocabulary is not counted.
+*Dense-equivalent* counts all entries of every matrix, as this program multiplies them; *sparse-effective* counts active
+entries only. Where an update grows by gradient, that step's matrix gradients count as dense (RigL, arXiv 1911.11134,
+appendix H). The trunk is counted once however many trails share it; padding of the vocabulary is not counted.
 """
 
 from dataclasses import dataclass
@@ -20,19 +19,12 @@ from nt_dist.sparsity.rules import last_update_step
 
 @dataclass(frozen=True)
 class TokenFlops:
-    """Operations of one input token, over all trails.
+    """Operations of one input token, over all trails."""
 
-    Attributes:
-        dense: Forward, of the matrices counted as dense.
-        sparse: Forward, of their active entries.
-        extra: Forward, of what layers do beyond, as their family counts it.
-        regrowth: Training, mean over steps of what the dense gradients of topology updates cost beyond sparse ones.
-    """
-
-    dense: int
-    sparse: int
-    extra: int
-    regrowth: float
+    dense: int  # forward, of the matrices counted as dense
+    sparse: int  # forward, of their active entries
+    extra: int  # forward, of what layers do beyond, as their family counts it
+    regrowth: float  # training, mean over steps of what updates' dense gradients cost beyond sparse ones
 
     @property
     def training_dense(self) -> int:

@@ -24,8 +24,7 @@ def token_losses(
         logits: [T, B, S, V].
         targets: Classes [B, S], counted from the first one held here. Those outside must be held by others: a class
             that nobody holds gets a number that means nothing.
-        maximum: Joins maxima [rows] over all holders of classes.
-        total: Joins sums [2, rows], or [4, rows] with smoothing, over them.
+        maximum, total: Join maxima [rows], and sums [2, rows] or with smoothing [4, rows], over all holders of classes.
         smoothing: s.
     """
     return _TokenLosses.apply(logits, targets, maximum, total, smoothing)

@@ -55,9 +55,7 @@ class Place:
         """Return the sums of token losses, fp32 [T], of the trails held here; after them that of all trails' mean.
 
         Args:
-            logits: [T, B, S, V].
-            targets: Class numbers [B, S].
-            weights: fp32 [B, S]; 0 for padding.
+            logits, targets, weights: [T, B, S, V], class numbers [B, S], and fp32 [B, S] with 0 for padding.
             joint_mean: The mean over all trails whose loss comes last, [T + 1] then: "logits", "probabilities" or ""
                 for none. Its gradient is that of the logits held here.
             smoothing: Of the trails' own targets; see losses.token_losses.

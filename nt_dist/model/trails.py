@@ -53,14 +53,11 @@ def layer_makers(config: Config, place: Place, device: torch.device | str = "cpu
     storages = choose_storages(config)
 
     def make(name: str) -> Weight | Statistic:
-        if name in statistics:
-            spec = statistics[name]
-            return Statistic(spec, place.trails(spec), place.shards(spec), device)
-        spec = specs[name]
-        return STORAGES[storages[name]](spec, place.trails(spec), place.shards(spec), device)
+        spec = specs.get(name) or statistics[name]
+        kind = STORAGES[storages[name]] if name in specs else Statistic
+        return kind(spec, place.trails(spec), place.shards(spec), device)
 
-    makers = config.family.layers(config, make, place)
-    makers.setdefault(FORK, lambda: Fork(num_local_trails(config, place), place))
+    makers = {FORK: lambda: Fork(num_local_trails(config, place), place), **config.family.layers(config, make, place)}
     return [makers[name] for name in layer_names(config)]
 
 
@@ -73,12 +70,7 @@ def run_layers(layers: Iterable[nn.Module], x: torch.Tensor, recompute: bool) ->
 
 
 class TrailsModel(nn.Sequential):
-    """Embedding, trunk blocks, fork, trail blocks, outputs.
-
-    Args:
-        layers: The layers in order.
-        recompute: Whether the blocks' activations are computed again in backward instead of being kept.
-    """
+    """The layers in order; with ``recompute`` blocks' activations are computed again in backward, and not kept."""
 
     def __init__(self, layers: list[nn.Module], recompute: bool = False):
         super().__init__(*layers)

@@ -127,10 +127,14 @@ def init_mesh(config: Config) -> Mesh:
     """
     keep_freed_memory()
     device = _device()
+    backend = "nccl" if device.type == "cuda" else "gloo"
     if not dist.is_initialized():
-        _join(device, backstop(config))
+        _join(backend, backstop(config))
+    import deepspeed  # slow to import, so only where a run needs it
+
+    os.environ.setdefault("LOCAL_RANK", str(launcher.local_rank()))
     with without_compiled_ops():
-        _init_deepspeed(device)
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     if dist.get_world_size() != config.world_size:
         raise RunError(f"{dist.get_world_size()} ranks have met, but the launcher announced {config.world_size}")
     check_config_and_code(Mesh.gather_objects, config)
@@ -163,8 +167,7 @@ def backstop(config: Config) -> timedelta:
     return TIMEOUT + timedelta(seconds=config.run.phase_timeout) if config.run.stall_timeout else TIMEOUT
 
 
-def _join(device: torch.device, timeout: timedelta) -> None:
-    backend = "nccl" if device.type == "cuda" else "gloo"
+def _join(backend: str, timeout: timedelta) -> None:
     if launcher.world_size() == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
@@ -172,11 +175,9 @@ def _join(device: torch.device, timeout: timedelta) -> None:
     place = {"rank": launcher.rank(), "world_size": launcher.world_size()}
     os.environ.update({name.upper(): str(number) for name, number in place.items()})  # DeepSpeed reads them too
     os.environ.update(LOCAL_RANK=str(launcher.local_rank()), MASTER_ADDR=address, MASTER_PORT=str(port))
-    if "GLOO_SOCKET_IFNAME" not in os.environ:
-        # Gloo would take the address that this host's own name has, which many systems map to the loopback.
-        interface = launcher.interface_to(address)
-        if interface:
-            os.environ["GLOO_SOCKET_IFNAME"] = interface
+    # Gloo would take the address that this host's own name has, which many systems map to the loopback.
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := launcher.interface_to(address)):
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
     if launcher.is_loopback(address) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         dist.init_process_group(backend, store=_local_store(address, port), timeout=timeout, **place)
     else:
@@ -193,14 +194,6 @@ def _local_store(address: str, port: int) -> dist.Store:
     except OSError as error:
         raise RunError(f"MASTER_ADDR:MASTER_PORT = {address}:{port} cannot be listened on: {error.strerror}") from error
     return dist.TCPStore(address, port, is_master=True, master_listen_fd=listening.detach(), **place)
-
-
-def _init_deepspeed(device: torch.device) -> None:
-    import deepspeed  # slow to import, so only where a run needs it
-
-    os.environ.setdefault("LOCAL_RANK", str(launcher.local_rank()))
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
 @contextlib.contextmanager

@@ -15,38 +15,24 @@ import torch
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """One weight of the model, the same on every rank.
+    """One weight of the model, the same on every rank."""
 
-    Attributes:
-        name: Full name; with a trail and a shard it keys every random stream.
-        shape: One trail's whole dense shape, padding included.
-        cut_axis: Axis of ``shape`` that is cut into shards.
-        trails: Copies: 1 in the trunk, one per trail after the fork.
-        shards: Topology shards; must divide ``shape[cut_axis]``.
-        valid: Entries of the cut axis that are real; the rest is padding and never active.
-        density: Share of the real entries that is active, in (0, 1].
-        init: Standard deviation of the normal distribution of initial values, or None for ones.
-        role: "linear" (x · Wᵀ), "convolution", "lookup" (rows by number), "scale" or "bias" (element-wise factor or
-            summand), or "statistic": no weight but state that is saved and compared (see statistic.py); its ``init`` is
-            None for ones, 0 for zeros.
-        in_trail: Whether the weight belongs to the trails (and not to the trunk).
-        layer: Name of the layer that has it, as in model/trails.py's layer_names.
-        uses: Products with it per position of a sample's logits: 1 for a linear weight of text, the pixels of the
-            result for a convolution, 0 for what multiplies nothing.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    cut_axis: int = 0
-    trails: int = 1
-    shards: int = 1
-    valid: int | None = None
-    density: float = 1.0
-    init: float | None = 0.02
+    name: str  # with a trail and a shard it keys every random stream
+    shape: tuple[int, ...]  # one trail's whole dense shape, padding included
+    cut_axis: int = 0  # axis of ``shape`` that is cut into shards
+    trails: int = 1  # copies: 1 in the trunk, one per trail after the fork
+    shards: int = 1  # topology shards; must divide ``shape[cut_axis]``
+    valid: int | None = None  # entries of the cut axis that are real; the rest is padding and never active
+    density: float = 1.0  # share of the real entries that is active, in (0, 1]
+    init: float | None = 0.02  # standard deviation of the normal distribution of initial values; None: all are 1
     role: str = "linear"
-    in_trail: bool = False
-    layer: str = ""
+    """"linear" (x · Wᵀ), "convolution", "lookup" (rows by number), "scale" or "bias" (element-wise factor or summand),
+    or "statistic": no weight but state that is saved and compared (see statistic.py); its ``init`` is None or 0."""
+    in_trail: bool = False  # whether it belongs to the trails (and not to the trunk)
+    layer: str = ""  # name of the layer that has it, as in model/trails.py's layer_names
     uses: int = 1
+    """Products with it per position of a sample's logits: 1 for a linear weight of text, the pixels of the result for a
+    convolution, 0 for what multiplies nothing."""
 
     def __post_init__(self):
         assert self.shape[self.cut_axis] % self.shards == 0, f"{self.name}: {self.shards} shards of {self.shape}"

@@ -11,7 +11,7 @@ class Statistic(nn.Module):
 
     Attributes:
         spec: What it is, with role "statistic".
-        trails, shards: Global numbers of the trails and shards held here (all by default).
+        trails, shards: Global numbers of those held here (all by default).
         values: fp32 [T, *local shape].
         momentum: By what share a step's mean moves them.
         sums: What was added since the last step; fp32, shaped like ``values``.

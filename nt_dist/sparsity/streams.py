@@ -35,12 +35,7 @@ def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def hash_positions(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return the 64-bit hash of every position in its stream.
-
-    Args:
-        keys: int64, broadcastable to ``positions``.
-        positions: Integers, any shape.
-    """
+    """Return the 64-bit hash of every position (an integer) in its stream; int64 ``keys`` are broadcast to them."""
     value = (positions.to(torch.int64) + 1) * _signed(_GOLDEN) + keys  # a new tensor, which the rest works in
     value.bitwise_xor_(_shift(value, 30)).mul_(_signed(_MIX_1))
     value.bitwise_xor_(_shift(value, 27)).mul_(_signed(_MIX_2))

@@ -47,8 +47,7 @@ def update_topology(
         weight: Its index or mask changes.
         state: fp32 "value" and moments by name, all shaped like ``weight.values``; changed in place.
         gradient: Its dense gradient [T, *local_shape], the same on all replicas; None if no rule needs it.
-        rules: How it changes.
-        step: Optimizer step, part of the streams' keys.
+        rules, step: How it changes, and when: part of the streams' keys.
         fraction: Share of each shard's slots that is dropped and regrown.
 
     Returns:
