@@ -1,9 +1,8 @@
 """The account of a run's bad steps: which samples were left out, how many steps in a row, and the report that ends it.
 
 A bad step is one that the guard (step_guard.py) does not find good: it is only seen, or it changes nothing, or the run
-goes back to its last checkpoint. In the latter two cases its samples are left out. Their numbers are part of every
-later checkpoint, so that the order of samples stays a function of the sample's number and of this list alone. Every
-rank keeps the same account.
+goes back to its last checkpoint. In the latter two cases its samples are left out; their numbers are part of every
+later checkpoint, so that the order of samples is a function of them alone. Every rank keeps the same account.
 """
 
 from collections.abc import Iterator

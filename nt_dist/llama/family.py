@@ -91,19 +91,16 @@ class Llama(Family):
         return Headline("perplexity", figures["ppl_trails"], *ensembles)
 
     def twin(self, config, one_trail):
-        """See :meth:`Family.twin`."""
         from nt_dist.llama.names import twin
 
         return twin(config, one_trail)
 
     def trail_problems(self, config):
-        """See :meth:`Family.trail_problems`."""
         from nt_dist.llama.names import trail_problems
 
         return trail_problems(config)
 
     def foreign(self):
-        """See :meth:`Family.foreign`."""
         from nt_dist.llama.foreign import Dense, Paper
 
         return [Dense, Paper]

@@ -1,4 +1,7 @@
-"""LLaMAs of other programs: transformers' dense one, and that of the NeuroTrails paper's code (arXiv 2505.17909)."""
+"""LLaMAs of other programs: transformers' dense one, and that of the NeuroTrails paper's code (arXiv 2505.17909).
+
+:class:`Foreign` says what each method is for.
+"""
 
 import re
 from collections.abc import Iterator
@@ -17,27 +20,22 @@ class Dense(Foreign):
 
     @classmethod
     def fits(cls, shapes):
-        """See :meth:`Foreign.fits`."""
         return "model.embed_tokens.weight" in shapes
 
     def key(self, config, spec, trail):
-        """See :meth:`Foreign.key`."""
         key = LLAMA.key(config, spec.name)
         tied = spec.name == "output" and key not in self.shapes and self.settings.get("tie_word_embeddings")
         return LLAMA.key(config, "embedding") if tied else key
 
     def sizes(self, config):
-        """See :meth:`Foreign.sizes`."""
         return {f"model.{key}": size for key, size in shared_settings(config).items()}
 
     def defaults(self):
-        """See :meth:`Foreign.defaults`."""
         rope = self.settings.get("rope_parameters") or {}
         heads = self.settings.get("num_attention_heads")
         return {"num_key_value_heads": heads, "rms_norm_eps": 1e-6, "rope_theta": rope.get("rope_theta", 10000.0)}
 
     def rules(self, config):
-        """See :meth:`Foreign.rules`."""
         settings, file = self.settings, self.settings_file
         rope = settings.get("rope_parameters") or {}
         scaling = settings.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
@@ -52,7 +50,7 @@ class Dense(Foreign):
             yield "trails.final_norm_twice = true must be false: a LLaMA's final norm runs once"
 
     def check_data(self, config, data):
-        """The tokenizer must be the one that lies beside the model, if one does; see :meth:`Foreign.check_data`."""
+        """The tokenizer must be the one that lies beside the model, if one does."""
         theirs = self.path / "tokenizer.model"
         if theirs.is_file() and theirs.read_bytes() != data.tokenizer.data:
             raise DataError(
@@ -69,7 +67,6 @@ class Paper(Dense):
 
     @classmethod
     def fits(cls, shapes):
-        """See :meth:`Foreign.fits`."""
         return any(map(_HEAD.match, shapes))
 
     @property
@@ -78,11 +75,9 @@ class Paper(Dense):
         return sorted({int(found[1]) for name in self.shapes if (found := _HEAD.match(name))})
 
     def key(self, config, spec, trail):
-        """See :meth:`Foreign.key`."""
         return PAPER.key(config, spec.name, self.heads[trail])
 
     def sizes(self, config):
-        """See :meth:`Foreign.sizes`."""
         behind = config.model.num_layers - config.trunk_layers
         ours = {"trails.count": ("num_ensemble", config.trails.count), "trails.layers": ("blocks_in_head", behind)}
         return super().sizes(config) | ours

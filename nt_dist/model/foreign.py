@@ -15,19 +15,12 @@ from nt_dist.sparsity.spec import WeightSpec
 
 @dataclass(frozen=True)
 class Foreign(ABC):
-    """A model in one of the layouts that a family knows; each layout is a class.
+    """A model in one of the layouts that a family knows; each layout is a class."""
 
-    Attributes:
-        path: Its folder.
-        settings: Its config.json.
-        shapes: Of every tensor that is part of the model, by key.
-        read: Gives a tensor, by key.
-    """
-
-    path: Path
-    settings: dict[str, Any]
-    shapes: Mapping[str, tuple[int, ...]]
-    read: Callable[[str], torch.Tensor]
+    path: Path  # its folder
+    settings: dict[str, Any]  # its config.json
+    shapes: Mapping[str, tuple[int, ...]]  # of every tensor that is part of the model, by key
+    read: Callable[[str], torch.Tensor]  # gives a tensor, by key
 
     title: ClassVar[str]
     """What has this layout, as in "a dense LLaMA"."""
@@ -59,11 +52,8 @@ class Foreign(ABC):
 
     @abstractmethod
     def check_data(self, config: Config, data: Any) -> None:
-        """Refuse a run's opened data that are not what the model was trained on, as far as its folder says.
-
-        Raises:
-            DataError: With what to set instead.
-        """
+        """Raise a DataError, with what to set instead, where a run's opened data are not what the model was trained on,
+        as far as its folder says."""
 
     @property
     def settings_file(self) -> Path:

@@ -38,15 +38,14 @@ def agree(mesh: "Mesh", work: Callable[[], T], error: type[NTDistError] = RunErr
     else:
         failures = mesh.gather_objects(failure)
     for rank, problem in enumerate(failures):
-        if problem is not None:
-            raise problem if mesh.world_size == 1 or only_main else _from_rank(problem, rank)
+        if problem is None:
+            continue
+        if mesh.world_size == 1 or only_main:
+            raise problem
+        if isinstance(problem, ConfigError):
+            raise ConfigError([f"{each} (rank {rank})" for each in problem.problems])
+        raise type(problem)(f"{problem} (rank {rank})")
     return result
-
-
-def _from_rank(problem: NTDistError, rank: int) -> NTDistError:
-    if isinstance(problem, ConfigError):
-        return ConfigError([f"{each} (rank {rank})" for each in problem.problems])
-    return type(problem)(f"{problem} (rank {rank})")
 
 
 @contextlib.contextmanager

@@ -48,10 +48,8 @@ def meeting_point(environment: Mapping[str, str] = os.environ) -> tuple[str, int
 
     MASTER_ADDR and MASTER_PORT where they are set, as DeepSpeed and torchrun do. Under srun the job's first node and a
     port made from the numbers of job and step, so that no host file is needed. Under MPI rank 0 chooses both and tells
-    the others through mpi4py; every rank has to call then, and MPI is left at once.
-
-    Raises:
-        RunError: They are not known, or no port.
+    the others through mpi4py; every rank has to call then, and MPI is left at once. Raises RunError where they are not
+    known, or no port.
     """
     address = environment.get("MASTER_ADDR")
     port = _number(environment, "MASTER_PORT", 1) if "MASTER_PORT" in environment else None
@@ -67,10 +65,9 @@ def meeting_point(environment: Mapping[str, str] = os.environ) -> tuple[str, int
 
 def is_loopback(address: str) -> bool:
     """Whether ``address`` is the loopback on every machine: a host's own name may mean that only on the host itself."""
-    try:
+    with contextlib.suppress(ValueError):
         return address == "localhost" or ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
+    return False
 
 
 def first_host(node_list: str) -> str:
@@ -116,11 +113,9 @@ def _slurm_port(environment: Mapping[str, str]) -> int:
 
 
 def _resolves(host: str) -> bool:
-    try:
-        socket.getaddrinfo(host, None)
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError):
+        return bool(socket.getaddrinfo(host, None))
+    return False
 
 
 def _mpi_meeting_point(size: int) -> tuple[str, int]:

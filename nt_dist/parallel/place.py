@@ -42,7 +42,7 @@ def part_of(count: int, axis: Axis) -> range:
 
 @dataclass(frozen=True)
 class MeshPlace(Place):
-    """The part of the model that one rank of ``mesh`` holds.
+    """The part of the model that one rank of ``mesh`` holds; :class:`Place` says what each method is for.
 
     All ranks of the trail axis hold the whole trunk. Where ``mesh.splits_trunk``, each computes it for its share of the
     sequences of a micro-batch.

@@ -5,7 +5,7 @@ Only the active entries of a sparse weight count: its *slots*. What a storage ha
 
 Shapes: T trails and S shards held by this rank, ``slots`` active entries of one trail over those shards (shard after
 shard, ascending within each), ``local_shape`` one trail's dense shape here. A *fragment* is one shard of one trail; R
-fragments of equally many slots are worked on together.
+of equally many slots are worked on together.
 """
 
 import itertools
@@ -196,12 +196,11 @@ class Weight(nn.Module, ABC):
 
     def all_to_slots(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return :meth:`to_slots` of each tensor; where the active entries are is found out once."""
-        parts: list[list[torch.Tensor]] = [[] for _ in tensors]
+        parts = []
         for fragments, _ in self.by_shard():
             positions = self.active(fragments)
-            for part, tensor in zip(parts, tensors, strict=True):
-                part.append(self.read(tensor, fragments, positions))
-        return [torch.cat(part, dim=1) for part in parts]
+            parts.append([self.read(tensor, fragments, positions) for tensor in tensors])
+        return [torch.cat(part, dim=1) for part in zip(*parts, strict=True)]
 
     def from_slots(self, slots: torch.Tensor) -> torch.Tensor:
         """Return a tensor shaped like ``values`` with the active entries ``slots`` [T, slots], 0 elsewhere."""
