@@ -5,27 +5,18 @@ all of them compute the same new topology. A few shards at a time, so that the w
 stays in the caches. R fragments, k active slots and n entries in each; else as in weight.py.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 
+from nt_dist.config.settings import Sparsity
 from nt_dist.sparsity.rules import choose_grown, choose_kept
 from nt_dist.sparsity.spec import padding_mask
 from nt_dist.sparsity.streams import stream_keys
 from nt_dist.sparsity.weight import Fragments, Weight
 
 SECOND_MOMENT = "exp_avg_sq"
-
-
-@dataclass(frozen=True)
-class UpdateRules:
-    """How topologies change: the settings of [sparsity], and the seed of the streams."""
-
-    drop: str
-    temperature: float
-    grow: str
-    new_moments: str
-    seed: int
+MakeKeys = Callable[[str, Fragments], torch.Tensor]  # of a purpose's streams, one row a fragment: int64 [R, 1]
 
 
 @torch.no_grad()
@@ -33,7 +24,8 @@ def update_topology(
     weight: Weight,
     state: dict[str, torch.Tensor],
     gradient: torch.Tensor | None,
-    rules: UpdateRules,
+    rules: Sparsity,
+    seed: int,
     step: int,
     fraction: float,
 ) -> torch.Tensor:
@@ -47,15 +39,22 @@ def update_topology(
         weight: Its index or mask changes.
         state: fp32 "value" and moments by name, all shaped like ``weight.values``; changed in place.
         gradient: Its dense gradient [T, *local_shape], the same on all replicas; None if no rule needs it.
-        rules, step: How it changes, and when: part of the streams' keys.
+        rules: How it changes.
+        seed, step: Parts of the streams' keys; ``step`` is the optimizer's.
         fraction: Share of each shard's slots that is dropped and regrown.
 
     Returns:
         Number of slots with a new place, int64 [] (reading it waits for the device).
     """
-    replaced = torch.zeros((), dtype=torch.int64, device=weight.values.device)
+    device = weight.values.device
+
+    def keys(purpose: str, fragments: Fragments) -> torch.Tensor:
+        words = [(seed, purpose, weight.spec.name, trail, shard, step) for trail, shard in fragments]
+        return stream_keys(words, device)[:, None]
+
+    replaced = torch.zeros((), dtype=torch.int64, device=device)
     for fragments in weight.groups():  # a function each: what it works with is gone before the next begins
-        replaced += _update_fragments(weight, fragments, state, gradient, rules, step, fraction)
+        replaced += _update_fragments(weight, fragments, state, gradient, rules, keys, fraction)
     return replaced
 
 
@@ -64,8 +63,8 @@ def _update_fragments(
     fragments: Fragments,
     state: dict[str, torch.Tensor],
     gradient: torch.Tensor | None,
-    rules: UpdateRules,
-    step: int,
+    rules: Sparsity,
+    keys: MakeKeys,
     fraction: float,
 ) -> torch.Tensor | int:
     """Do what :func:`update_topology` does for some shards of equal size."""
@@ -75,7 +74,7 @@ def _update_fragments(
     old = weight.active(fragments)
     values = weight.read(state["value"], fragments, old)
     scores = None if gradient is None else weight.blocks(gradient, fragments)
-    new, source = _choose(weight, fragments, old, values, scores, rules, step, drop)
+    new, source = _choose(weight, fragments, old, values, scores, rules, keys, drop)
     is_new = source < 0
     weight.set_active(fragments, new)
     for name, tensor in state.items():
@@ -97,25 +96,20 @@ def _choose(
     old: torch.Tensor,
     values: torch.Tensor,
     scores: torch.Tensor | None,
-    rules: UpdateRules,
-    step: int,
+    rules: Sparsity,
+    keys: MakeKeys,
     drop: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return new positions, ascending, and the old slot that each continues, or -1: int64 [R, k] both."""
     spec, device = weight.spec, old.device
     count, slots = old.shape
-
-    def keys(purpose: str) -> torch.Tensor:
-        words = [(rules.seed, purpose, spec.name, trail, shard, step) for trail, shard in fragments]
-        return stream_keys(words, device)[:, None]
-
-    kept = choose_kept(rules.drop, values, slots - drop, keys("drop"), old, rules.temperature)
+    kept = choose_kept(rules.drop, values, slots - drop, keys("drop", fragments), old, rules.temperature)
     slot_at = torch.full((count, spec.shard_elements), -1, dtype=torch.int32, device=device)
     slot_at.scatter_(1, old, torch.arange(slots, dtype=torch.int32, device=device).expand_as(old))
     active = torch.zeros_like(slot_at, dtype=torch.bool).scatter_(1, old, kept)
     padding = padding_mask(spec, fragments[0][1], device)
     closed = active if padding is None else active | padding
     dropped = (slot_at >= 0).logical_and_(~active)
-    grown = choose_grown(rules.grow, scores, closed, dropped, drop, keys("grow"))
+    grown = choose_grown(rules.grow, scores, closed, dropped, drop, keys("grow", fragments))
     new = active.scatter_(1, grown, True).nonzero()[:, 1].view_as(old)
     return new, slot_at.gather(1, new).long()

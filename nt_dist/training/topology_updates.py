@@ -21,7 +21,7 @@ from nt_dist.model.weights import weight_specs
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.rules import drop_fraction_at, is_update_step
-from nt_dist.sparsity.update import UpdateRules, update_topology
+from nt_dist.sparsity.update import update_topology
 from nt_dist.sparsity.weight import Weight
 
 
@@ -43,9 +43,7 @@ class TopologyUpdater:
         specs = weight_specs(config).values()
         self.density = density(specs)  # of the whole model, which an update does not change
         self._slots = sum(spec.trails * spec.total_slots() for spec in specs if spec.is_sparse)  # of the whole model
-        how = config.sparsity
-        self.rules = UpdateRules(how.drop, how.temperature, how.grow, how.new_moments, config.train.seed)
-        self.needs_gradient = "gradient" in (how.grow, how.new_moments)
+        self.needs_gradient = "gradient" in (config.sparsity.grow, config.sparsity.new_moments)
 
     def updates_at(self, step: int) -> bool:
         """Say whether the topology changes after optimizer step ``step`` (from 1)."""
@@ -101,7 +99,9 @@ class TopologyUpdater:
             # two GPUs, or two sums in another order, made otherwise: the first rank's is everybody's.
             self.mesh.broadcast(gradient, self.place.replica_axes(weight))
         state = self.optimizer_state.read(weight)
-        replaced = update_topology(weight, state, gradient, self.rules, step, fraction)
+        replaced = update_topology(
+            weight, state, gradient, self.config.sparsity, self.config.train.seed, step, fraction
+        )
         self.optimizer_state.write(weight, state)
         return replaced
 

@@ -38,20 +38,20 @@ PARALLEL = [
     ),
     Mutation(
         "drop and grow streams without the step",
-        "(rules.seed, purpose, spec.name, trail, shard, step) for",
-        "(rules.seed, purpose, spec.name, trail, shard) for",
+        "(seed, purpose, weight.spec.name, trail, shard, step) for",
+        "(seed, purpose, weight.spec.name, trail, shard) for",
         STEPS,
     ),
     Mutation(
         "drop and grow streams with the trail's number on this rank",
-        "(rules.seed, purpose, spec.name, trail, shard, step) for",
-        "(rules.seed, purpose, spec.name, trail - fragments[0][0], shard, step) for",
+        "(seed, purpose, weight.spec.name, trail, shard, step) for",
+        "(seed, purpose, weight.spec.name, trail - fragments[0][0], shard, step) for",
         STREAMS,
     ),
     Mutation(
         "drop and grow streams with the shard's number on this rank",
-        "(rules.seed, purpose, spec.name, trail, shard, step) for",
-        "(rules.seed, purpose, spec.name, trail, shard - fragments[0][1], step) for",
+        "(seed, purpose, weight.spec.name, trail, shard, step) for",
+        "(seed, purpose, weight.spec.name, trail, shard - fragments[0][1], step) for",
         STREAMS,
     ),
     # The split trunk.

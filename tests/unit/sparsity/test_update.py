@@ -6,12 +6,13 @@ import math
 import pytest
 import torch
 
+from nt_dist.config.settings import Sparsity
 from nt_dist.sparsity import weight as weights
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storages import STORAGES
-from nt_dist.sparsity.update import UpdateRules, update_topology
+from nt_dist.sparsity.update import update_topology
 
-RULES = UpdateRules("soft_magnitude", 3.0, "gradient", "zero", seed=1)
+RULES = Sparsity(drop="soft_magnitude", temperature=3.0, grow="gradient", new_moments="zero")
 SPECS = [
     WeightSpec("columns", (16, 12), 0, trails=3, shards=4, density=0.4),
     WeightSpec("rows", (12, 16), 1, trails=2, shards=4, density=0.6),
@@ -37,7 +38,7 @@ def run(weight, m, v, gradient, rules=RULES, fraction=0.3, step=50):
     before = torch.zeros(len(weight.trails), math.prod(weight.local_shape)).scatter_(1, weight.slot_index(), 1.0)
     m, v = m.clone(), v.clone()
     replaced = update_topology(
-        weight, {"value": weight.values.data, "exp_avg": m, "exp_avg_sq": v}, gradient, rules, step, fraction
+        weight, {"value": weight.values.data, "exp_avg": m, "exp_avg_sq": v}, gradient, rules, 1, step, fraction
     )
     is_new = before.gather(1, weight.slot_index()) == 0
     assert replaced == is_new.sum()
