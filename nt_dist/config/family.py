@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from nt_dist.config.keys import Rule
 from nt_dist.config.settings import Config
 from nt_dist.errors import ConfigError
 
@@ -44,6 +45,24 @@ class Headline:
     def text(self, value: float) -> str:
         """Write a value of this figure."""
         return format(value, self.form) if abs(value) < 1e6 else f"{value:.3g}"
+
+
+class Corruptions(NamedTuple):
+    """Ways to corrupt samples that an evaluation may ask for.
+
+    Attributes:
+        kinds: What each does to them, ``{:.3g}`` being its level.
+        level: What a level is called, as in "share".
+        rule: What a level must be.
+        default: The level where none is given.
+        levels: Those of a table of all corruptions.
+    """
+
+    kinds: Mapping[str, str]
+    level: str
+    rule: Rule
+    default: float
+    levels: tuple[float, ...]
 
 
 @dataclass(frozen=True)
