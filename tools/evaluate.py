@@ -1,11 +1,12 @@
-"""Evaluates a checkpoint: perplexity of each trail and of their ensemble, and what the ensemble gains.
+"""Evaluates a checkpoint: perplexity or accuracy of each trail and of their ensemble, and what the ensemble gains.
 
     python tools/evaluate.py --checkpoint runs/quickstart
     python tools/evaluate.py --checkpoint runs/quickstart --full --shift corrupt:0.2 --json figures.json
+    python tools/evaluate.py --checkpoint runs/quickstart_images --full --shift gaussian_noise:3 --corruptions
     deepspeed --num_gpus 2 tools/evaluate.py --checkpoint runs/quickstart/checkpoints/step-00000300 --data other.txt
 
 The checkpoint may be a run's folder: then it is the newest one. Settings of the run can be overridden, as in
-run.eval_batches=0 for all validation texts; the figures are the same on any number of ranks. --full adds calibration,
+run.eval_batches=0 for all validation samples; the figures are the same on any number of ranks. --full adds calibration,
 diversity and the history of the topology; the keys in the JSON are explained in nt_dist/evaluation/full.py.
 
     python tools/evaluate.py --checkpoint runs/quickstart --tasks configs/tasks/bracket_choice.yaml --combine prob
@@ -27,14 +28,16 @@ def main() -> int:
     """Parse the command line and do what it says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint, folder of checkpoints or run")
-    parser.add_argument("--data", help="texts to evaluate on: file, folder or pattern (default: the run's validation)")
+    parser.add_argument("--data", help="data to evaluate on: file, folder or pattern (default: the run's validation)")
     parser.add_argument("--full", action="store_true", help="all figures: calibration, diversity, topology")
     parser.add_argument(
         "--shift",
-        metavar="PATH|corrupt[:SHARE]|misspell[:SHARE]",
-        help="with --full, which it implies: texts to tell from these by the ensemble's uncertainty, or these with a "
-        "share (0.1) of each sequence's tokens in each other's places, or of their characters mistyped",
+        metavar="PATH|KIND[:LEVEL]",
+        help="with --full, which it implies: data to tell from these by the ensemble's uncertainty, or these "
+        "corrupted: text with a share (0.1) of each sequence's tokens in each other's places (corrupt) or of its "
+        "characters mistyped (misspell), pictures with one of 15 corruptions, as gaussian_noise, of severity 1 to 5",
     )
+    parser.add_argument("--corruptions", action="store_true", help="accuracy and ECE on all corruptions")
     parser.add_argument("--tasks", help="tasks of the lm-evaluation-harness or task files, with commas between")
     parser.add_argument("--combine", default="prob", help="with --tasks: prob, logit or a trail's number from 1")
     parser.add_argument("--json", type=Path, help="file for the figures")
@@ -55,7 +58,13 @@ def main() -> int:
     start_logging(launcher.rank())
     mesh = join(launcher.world_size())
     result = evaluate_checkpoint(
-        arguments.checkpoint, mesh, arguments.data, arguments.overrides, arguments.full, arguments.shift
+        arguments.checkpoint,
+        mesh,
+        arguments.data,
+        arguments.overrides,
+        arguments.full,
+        arguments.shift,
+        arguments.corruptions,
     )
     if mesh.is_main:
         print(result.table())
@@ -67,7 +76,7 @@ def main() -> int:
 
 def evaluate_tasks(arguments: argparse.Namespace) -> int:
     """Evaluate on tasks of the harness."""
-    if arguments.data or arguments.full or arguments.shift or arguments.overrides:
+    if any((arguments.data, arguments.full, arguments.shift, arguments.corruptions, arguments.overrides)):
         raise RunError("--tasks goes with --checkpoint, --combine and --json alone: tasks have texts of their own")
     try:
         from nt_dist import harness  # takes seconds: torch and the harness

@@ -192,8 +192,10 @@ class Family(ABC):
 
     # -- its data ----------------------------------------------------------------------------------------------------
 
-    corruptions: ClassVar[Mapping[str, str]]
-    """Ways to corrupt samples that an evaluation may ask for: what each does to them, ``{:.3g}`` being the share."""
+    corruptions: ClassVar[Corruptions]
+    """What :meth:`corrupted` can do."""
+    samples: ClassVar[str] = "sequences"
+    """What people call several samples."""
 
     @abstractmethod
     def open_data(self, config: Config, is_writer: bool, exchange: Callable[[Callable[[], Any]], Any]) -> Any:
@@ -206,8 +208,14 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def open_other_data(self, config: Config, path: str, exchange: Callable[[Callable[[], Any]], Any]) -> Any:
-        """Another file, folder or pattern, read as the run's own data: an object with ``validation``."""
+    def open_other_data(
+        self, config: Config, path: str, exchange: Callable[[Callable[[], Any]], Any], state: Any
+    ) -> Any:
+        """Another file, folder or pattern, read as the run's own data: an object with ``validation`` and ``foreign``.
+
+        ``foreign`` says why the targets are not those of the model, which is the case for samples of other classes; ""
+        where they are. ``state`` is where the run stood, as :meth:`tokenizer` takes it.
+        """
 
     def tokenizer(self, config: Config, state: Any, run: Path, prepared: Path | None, given: Path | None) -> Any:
         """What the texts of a run were read with, told from any other by its hash; None where there are no texts.
@@ -221,5 +229,5 @@ class Family(ABC):
             raise ConfigError([f"{key} {given or prepared}: model.family = {self.name!r} reads no texts"])
 
     @abstractmethod
-    def corrupted(self, data: Any, kind: str, share: float) -> tuple[str, Any]:
-        """What to call corrupted samples, and the ``validation`` of opened data with ``share`` of each corrupted."""
+    def corrupted(self, data: Any, kind: str, level: float) -> tuple[str, Any]:
+        """What to call corrupted samples, and the ``validation`` of opened data, each sample corrupted."""

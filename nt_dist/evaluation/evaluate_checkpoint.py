@@ -4,6 +4,7 @@ Ranks are data ranks, whatever layout trained the model: each holds all of it, a
 """
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from torch.utils.data import Subset
 
 from nt_dist.checkpoint import checkpoint
 from nt_dist.checkpoint.folder import find_asked
-from nt_dist.checkpoint.manifest import CONFIG
+from nt_dist.checkpoint.manifest import CONFIG, read_manifest
 from nt_dist.config import Config
 from nt_dist.data.loader import EvaluationBatches
 from nt_dist.data.samples import Samples
 from nt_dist.errors import CheckpointError, DataError, RunError
+from nt_dist.evaluation.corruptions import corruption_figures
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.full import evaluate_fully
 from nt_dist.evaluation.report import evaluation_table
@@ -33,7 +35,6 @@ from nt_dist.parallel.mesh import Mesh, init_mesh
 from nt_dist.watch.heartbeat import Heartbeat
 from nt_dist.watch.watching import agree_patiently
 
-_SHARE = 0.1  # that a corruption changes, where no other is given
 ONE_COPY = [f"parallel.{axis}=1" for axis in ("tensor", "pipe", "trail")]
 
 
@@ -90,6 +91,7 @@ def evaluate_checkpoint(
     overrides: Sequence[str] = (),
     full: bool = False,
     shift: str | None = None,
+    corruptions: bool = False,
 ) -> CheckpointEvaluation:
     """Evaluates a checkpoint as its run would: same samples, precision and figures. Collective.
 
@@ -102,6 +104,7 @@ def evaluate_checkpoint(
         full: Whether to take all figures of evaluation/full.py.
         shift: Other data to tell from this by the ensemble's uncertainty: its path, or what `corruption` reads;
             implies ``full``.
+        corruptions: Whether to evaluate on every corruption of the family at every level.
 
     Raises:
         NTDistError: Checkpoint, settings or data cannot be used; on all ranks.
@@ -109,6 +112,7 @@ def evaluate_checkpoint(
     corrupted = None if shift is None else corruption(shift)
     path = find_asked(path, mesh)
     config, num_samples = agree(mesh, lambda: _config(path, overrides, mesh.world_size), CheckpointError)
+    state = agree(mesh, lambda: read_manifest(path).training_state)
     model = build_model(config, mesh.place, mesh.device)
 
     def exchange(work):
@@ -120,11 +124,14 @@ def evaluate_checkpoint(
         if not any(override.startswith("data.") for override in overrides):
             digest = opened.digest  # other data by oversight: its tokenizer, and so the perplexity, would be another
     else:
-        opened = family.open_other_data(config, data, exchange)
-    if corrupted and corrupted[0] in family.corruptions:
-        against = family.corrupted(opened, *corrupted)
+        opened = family.open_other_data(config, data, exchange, state)
+        if opened.foreign:
+            raise DataError(opened.foreign)
+    if corrupted and corrupted[0] in family.corruptions.kinds:
+        against = (*family.corrupted(opened, *corrupted), True)
     elif shift is not None:
-        against = shift, family.open_other_data(config, shift, exchange).validation
+        other = family.open_other_data(config, shift, exchange, state)
+        against = shift, other.validation, not other.foreign
     progress = checkpoint.load(path, config, mesh, model, None, data_digest=digest, verified=True)
     if config.train.precision == "bf16":
         model.bfloat16()
@@ -133,29 +140,34 @@ def evaluate_checkpoint(
         figures["topology"] = topology_figures(path, mesh, weight_specs(config))
     else:
         figures = evaluate(model, _batches(opened.validation, num_samples, mesh, config), mesh, config)
+    if corruptions:
+        figures["corruptions"] = corruption_figures(
+            model, opened, mesh, config, lambda samples: _batches(samples, num_samples, mesh, config)
+        )
     described = data or f"validation of data.source = {config.data.source!r}"
     return CheckpointEvaluation(str(path), progress.step, described, config, figures)
 
 
 def corruption(shift: str) -> tuple[str, float] | None:
-    """Which corruption is meant by a family's name of one, perhaps with ``:SHARE``; None if ``shift`` is a path.
+    """Which corruption is meant by a family's name of one, perhaps with ``:LEVEL``; None if ``shift`` is a path.
 
     Raises:
-        RunError: It is empty, or the share is no number in (0, 1].
+        RunError: It is empty, or the level is not one that the family's rule allows.
     """
-    kinds = [kind for family in FAMILIES.values() for kind in family.corruptions]
+    kinds = {kind: family.corruptions for family in FAMILIES.values() for kind in family.corruptions.kinds}
     if not shift.strip():
-        raise RunError(f"--shift {shift!r}: must be a path, or {' or '.join(kinds)}, perhaps with :SHARE")
+        raise RunError(f"--shift {shift!r}: must be a path, or {' or '.join(kinds)}, perhaps with :SHARE or :SEVERITY")
     kind, colon, number = shift.partition(":")
     if kind not in kinds:
         return None
+    _, name, rule, default, _ = kinds[kind]
     try:
-        share = float(number) if colon else _SHARE
+        level = float(number) if colon else default
     except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise RunError(f"--shift {shift}: the share must be a number in (0, 1], as in {kind}:{_SHARE}")
-    return kind, share
+        level = math.nan
+    if not rule.holds(level):
+        raise RunError(f"--shift {shift}: the {name} {rule.text}, as in {kind}:{default}")
+    return kind, level
 
 
 def all_figures(
@@ -163,24 +175,26 @@ def all_figures(
 ) -> dict:
     """What evaluation/full.py documents, but for the topology, of the first samples (0: of all). Collective.
 
-    ``shift`` is what other samples are called, and these; model, mesh and config are as `evaluate` takes them.
+    ``shift`` is what other samples are called, these, and whether their targets are the model's; model, mesh and config
+    are as `evaluate` takes them.
 
     Raises:
         DataError: There are too few samples.
     """
     parts = [EverySecond(samples, num_samples, first) for first in (0, 1)]
     if not len(parts[1]):
-        raise DataError("--full and --shift need two sequences, to fit temperatures on one and measure on the other")
+        samples = config.family.samples
+        raise DataError(f"--full and --shift need two {samples}, to fit temperatures on one and measure on the other")
     fit, measure = (_batches(part, 0, mesh, config) for part in parts)
     figures, scores = evaluate_fully(model, fit, mesh, config, measure)
     if shift:
-        against, others = shift
+        against, others, has_targets = shift
         other_figures, other_scores = evaluate_fully(model, _batches(others, num_samples, mesh, config), mesh, config)
         figures["shift"] = {
             "against": against,
-            "sequences": {"unshifted": len(scores), "shifted": len(other_scores)},
+            "samples": {"unshifted": len(scores), "shifted": len(other_scores)},
             **detection(scores, other_scores),
-            "eval": other_figures,
+            "eval": other_figures if has_targets else None,
         }
     return figures
 

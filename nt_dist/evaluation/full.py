@@ -6,6 +6,7 @@
                     as without --full: the family's `figures`, here of a language model
     nll             negative log-likelihood in nats a token
     accuracy        share of tokens whose likeliest class is right
+    top5            share of tokens whose class is among the five likeliest; of a classifier with more than five classes
     calibration     ece, adaptive_ece, brier; and
                     temperature: value (fitted on every second sequence), fit_tokens; measured on the other sequences:
                     tokens, and before and after, each with nll, accuracy, brier, ece and adaptive_ece
@@ -25,9 +26,10 @@ Beside them the evaluation of a checkpoint (evaluation/evaluate_checkpoint.py) p
                     density, ever_active: share of the sparse weights' entries active here, and in any checkpoint;
                     churn: [{from, to, share}], share of the slots that moved between one checkpoint and the next;
                     weights: {name: {density, overlap, ever_active, churn}}, of each sparse weight; churn as above
-    shift           (with --shift) against: what was shifted; sequences: {unshifted, shifted}; auroc, aupr, fpr95: each
+    shift           (with --shift) against: what was shifted; samples: {unshifted, shifted}; auroc, aupr, fpr95: each
                     {entropy, mutual_information, max_probability} (shift.py); eval: all of the above but topology,
-                    temperature and shift, on the shifted text
+                    temperature and shift, on the shifted samples (None where their targets are not the model's)
+    corruptions     (with --corruptions) corruptions.corruption_figures
 """
 
 from collections.abc import Iterable
@@ -39,9 +41,12 @@ from nt_dist.config.family import Family
 from nt_dist.evaluation.calibration import BINS, CalibrationSums, TemperatureFit
 from nt_dist.evaluation.diversity import DiversitySums
 from nt_dist.evaluation.evaluate import EnsembleSums, from_data, stream
-from nt_dist.evaluation.predictions import predictions
+from nt_dist.evaluation.predictions import Predictions, Sums, predictions
 from nt_dist.evaluation.shift import SequenceScores
 from nt_dist.model.place import Place
+
+TOP = 5
+"""Classes that a classifier may name, as is customary for ImageNet."""
 
 
 def evaluate_fully(
@@ -57,7 +62,8 @@ def evaluate_fully(
         What FullSums.result documents, and the scores of the samples (see shift.SequenceScores), which shift.detection
         compares with those of other data; both equal on all ranks.
     """
-    sums = FullSums(config.trails.count, mesh.device, mesh.place, with_temperatures=then is not None)
+    has_answers = config.family.wants_accuracy
+    sums = FullSums(config.trails.count, mesh.device, mesh.place, then is not None, with_top5=has_answers)
     stream(model, batches, mesh, sums)
     if then is not None:
         from_data(config, lambda: sums.fit_temperatures(mesh))
@@ -66,20 +72,45 @@ def evaluate_fully(
     return from_data(config, lambda: sums.result(config.family)), sums.scores.gather(mesh)
 
 
+class TopSums(Sums):
+    """Of each predictor the tokens whose class is among the TOP likeliest, and the tokens."""
+
+    def __init__(self, num_predictors: int, device: torch.device | str = "cpu"):
+        super().__init__(num_predictors + 1, device=device)
+
+    def add(self, predictions: Predictions) -> None:
+        """Adds a chunk of tokens."""
+        likelier = (predictions.log_probs > -predictions.nll[..., None]).sum(-1)
+        is_among = predictions.place.sum_over_classes(likelier) < TOP
+        self.sums += predictions.total(*is_among, torch.ones_like(predictions.weights))
+
+    def result(self) -> list[float]:
+        """Shares of the tokens [P]."""
+        *found, tokens = self.sums.tolist()
+        return [each / tokens for each in found]
+
+
 class FullSums:
     """Streaming sums of all figures over tokens; their memory does not grow with the data, but for SequenceScores.
 
     Temperatures need two parts of the data: those added before `fit_temperatures` and those after it.
-    ``with_temperatures`` says that it will be called; the other arguments are EnsembleSums'.
+    ``with_temperatures`` says that it will be called, ``with_top5`` that the five likeliest classes are looked at; the
+    other arguments are EnsembleSums'.
     """
 
     def __init__(
-        self, num_trails: int, device: torch.device | str = "cpu", place: Place | None = None, with_temperatures=False
+        self,
+        num_trails: int,
+        device: torch.device | str = "cpu",
+        place: Place | None = None,
+        with_temperatures: bool = False,
+        with_top5: bool = False,
     ):
         self.num_trails, self.place = num_trails, place or Place()
         self.ensemble = EnsembleSums(num_trails, device, place, with_accuracy=True)
         self.diversity = DiversitySums(num_trails, device)
         self.scores = SequenceScores(device)
+        self.top5 = [TopSums(num_trails + 2, device)] if with_top5 else []
         # of the part at hand; of the part before it; of the part at hand with its temperatures
         self.calibration, self.fitted_on, self.tempered = (CalibrationSums(num_trails + 2, device) for _ in range(3))
         self.fit = TemperatureFit(num_trails + 2, device) if with_temperatures else None
@@ -87,10 +118,12 @@ class FullSums:
 
     def add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         """Adds one batch, as :func:`nt_dist.evaluation.predictions.real_tokens` takes it."""
+        if logits.shape[-1] <= TOP:
+            self.top5 = []  # they are all among the five
         self.ensemble.add(logits, targets, weights)
         self.scores.begin(len(targets))
         for chunk in predictions(logits, targets, weights, self.num_trails, self.place):
-            for sums in (self.diversity, self.scores, self.calibration):
+            for sums in (self.diversity, self.scores, self.calibration, *self.top5):
                 sums.add(chunk)
             if self.temperatures:
                 self.tempered.add(chunk.tempered(self.temperatures))
@@ -109,7 +142,7 @@ class FullSums:
 
     def reduce(self, mesh) -> None:
         """Adds up the sums of all ranks that saw other tokens."""
-        for sums in (self.ensemble, self.diversity, self.calibration, self.fitted_on, self.tempered):
+        for sums in (self.ensemble, self.diversity, self.calibration, self.fitted_on, self.tempered, *self.top5):
             sums.reduce(mesh)
 
     def result(self, family: Family) -> dict:
@@ -120,7 +153,7 @@ class FullSums:
         """
         figures = family.figures(self.ensemble.means())
         total = self.calibration + self.fitted_on
-        scores = _by_predictor(total.result())
+        scores = by_predictor(total.result())
         calibration = {name: scores[name] for name in ("ece", "adaptive_ece", "brier")}
         if self.temperatures:
             calibration["temperature"] = self._temperature()
@@ -129,8 +162,9 @@ class FullSums:
             **figures,
             "nll": scores["nll"],
             "accuracy": scores["accuracy"],
+            **({"top5": by_predictor(self.top5[0].result())} if self.top5 else {}),
             "calibration": calibration,
-            "reliability": {"edges": edges, **_by_predictor(total.reliability())},
+            "reliability": {"edges": edges, **by_predictor(total.reliability())},
             "diversity": self.diversity.result(),
         }
 
@@ -138,17 +172,17 @@ class FullSums:
         if self.calibration.tokens <= 0:
             raise ValueError("a temperature needs at least one real token (of weight > 0) to be measured on")
         return {
-            "value": _by_predictor(self.temperatures),
+            "value": by_predictor(self.temperatures),
             "fit_tokens": self.fitted_on.tokens,
             "tokens": self.calibration.tokens,
-            "before": _by_predictor(self.calibration.result()),
-            "after": _by_predictor(self.tempered.result()),
+            "before": by_predictor(self.calibration.result()),
+            "after": by_predictor(self.tempered.result()),
         }
 
 
-def _by_predictor(figures: dict | list) -> dict:
+def by_predictor(figures: dict | list) -> dict:
     """Names the figures [T + 2] of the trails and the two ensembles, or those of each entry of a dictionary."""
     if isinstance(figures, dict):
-        return {name: _by_predictor(each) for name, each in figures.items()}
+        return {name: by_predictor(each) for name, each in figures.items()}
     *trails, prob, logit = figures
     return {"trails": trails, "prob": prob, "logit": logit}

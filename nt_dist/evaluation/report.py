@@ -1,9 +1,10 @@
 """An evaluation as tables for the terminal: without colour and without a newline at the end."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean as mean
 
-from nt_dist.config.family import Family, Headline
+from nt_dist.config.family import Family
 
 
 def evaluation_table(family: Family, figures: Mapping, facts: Mapping[str, str] | None = None) -> str:
@@ -23,19 +24,26 @@ def evaluation_table(family: Family, figures: Mapping, facts: Mapping[str, str] 
             rows.append([f"ensemble, mean of {name}", headline.text(value), gain])
         parts = ["mean of the trails", "mean of probabilities"]
         difference = " - ".join(parts if headline.lower_is_better else parts[::-1])
-        notes["ensemble gain"] = f"{headline.gain:.2f} {headline.name} ({difference})"
+        notes["ensemble gain"] = f"{headline.text(headline.gain)} {headline.name} ({difference})"
         notes["disagreement"] = f"{figures['disagreement']:.1%} of {headline.samples} (two trails' answers differ)"
     title, rule, *lines = _table("", (headline.name, "against a trail"), rows)
     if several:
         lines.insert(len(headline.trails), rule)
     table = "\n".join([title, rule, *lines, rule, *_aligned({**notes, **(facts or {})})])
-    return f"{table}\n\n{full_tables(family, figures)}" if "calibration" in figures else table
+    parts = [table]
+    if "calibration" in figures:
+        parts.append(full_tables(family, figures))
+    if corruptions := figures.get("corruptions"):
+        parts.append("\n".join(_corruptions(corruptions)))
+    return "\n\n".join(parts)
 
 
 def full_tables(family: Family, figures: Mapping) -> str:
     """Lays out calibration, diversity, topology and shift; topology and shift may be missing or None."""
     headline, scores = family.headline(figures), figures["calibration"]
     parts = {"nll": figures["nll"], "accuracy": figures["accuracy"]}
+    if "top5" in figures:
+        parts["top-5"] = figures["top5"]
     parts |= {"ECE": scores["ece"], "adaptive ECE": scores["adaptive_ece"], "Brier": scores["brier"]}
     blocks = [_by_predictor("calibration", parts)]
     if scaling := scores.get("temperature"):
@@ -45,7 +53,7 @@ def full_tables(family: Family, figures: Mapping) -> str:
     if topology := figures.get("topology"):
         blocks.append(_topology(topology))
     if shift := figures.get("shift"):
-        blocks.append(_shift(shift, family.headline(shift["eval"])))
+        blocks.append(_shift(shift, family))
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
@@ -82,17 +90,38 @@ def _topology(topology: Mapping) -> list[str]:
     return _aligned(lines, f"topology, checkpoints of steps {', '.join(map(str, steps))}")
 
 
-def _shift(shift: Mapping, headline: Headline) -> list[str]:
-    sequences, measures = shift["sequences"], ("auroc", "aupr", "fpr95")
+def _shift(shift: Mapping, family: Family) -> list[str]:
+    counts, measures = shift["samples"], ("auroc", "aupr", "fpr95")
     rows = [
         [score.replace("_", " "), *(f"{shift[measure][score]:.4f}" for measure in measures)] for score in shift["auroc"]
     ]
+    outcome = f"{counts['unshifted']:,} {family.samples} and {counts['shifted']:,} shifted ones"
+    if shifted := shift["eval"]:
+        headline, ece = family.headline(shifted), shifted["calibration"]["ece"]["prob"]
+        outcome += f", on which the ensemble's {headline.name} is {headline.text(headline.prob)}, its ECE {ece:.4f}"
+    else:
+        outcome += " of other classes"
     return [
         f"shift: {shift['against']}",
-        f"{sequences['unshifted']:,} sequences and {sequences['shifted']:,} shifted ones, on which the ensemble's "
-        f"{headline.name} is {headline.text(headline.prob)}, its ECE {shift['eval']['calibration']['ece']['prob']:.4f}",
+        outcome,
         *_table("told by", map(str.upper, measures), rows),
     ]
+
+
+def _corruptions(found: Mapping) -> list[str]:
+    """The accuracy of the mean of probabilities at each level, and means over the levels."""
+
+    def row(name: str, levels: Sequence[Mapping]) -> list[str]:
+        accuracies, errors = ([each[figure]["prob"] for each in levels] for figure in ("accuracy", "ece"))
+        trails = [mean(each["accuracy"]["trails"]) for each in levels]
+        by_level = [f"{each:.1%}" for each in accuracies] if len(levels) > 1 else [""] * len(found["levels"])
+        return [name, *by_level, f"{mean(accuracies):.1%}", f"{mean(trails):.1%}", f"{mean(errors):.4f}"]
+
+    rows = [row(kind.replace("_", " "), levels) for kind, levels in found["kinds"].items()]
+    rows += [row("mean of all", [found["mean"]]), row("not corrupted", [found["clean"]])]
+    columns = [f"{each:g}" for each in found["levels"]]
+    title = f"corruptions: accuracy of the mean of probabilities at each {found['level']}, and over all of them"
+    return [title, *_table(found["level"], [*columns, "mean", "of a trail", "ECE"], rows)]
 
 
 def _by_predictor(corner: str, parts: Mapping[str, Mapping]) -> list[str]:

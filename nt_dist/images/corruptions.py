@@ -2,8 +2,8 @@
 
 These are functions of our own after their descriptions, so their pictures are not those of ImageNet-C to the bit. What
 differs on purpose: glass takes every pixel's colour from a neighbour at once in place of one exchange after another,
-motion is a half Gaussian along whole pixels, and the frost is a synthetic texture, not a photograph. A corrupted picture
-is a function of kind, severity and number of the sample. x is [side, side, 3] in 0 .. 1; results are clipped.
+motion is a half Gaussian along whole pixels, and the frost is a synthetic texture, not a photograph. What becomes of
+a picture is a function of kind, severity and number of the sample. x is [side, side, 3] in 0 .. 1; results are clipped.
 """
 
 import io
@@ -140,7 +140,9 @@ def elastic_transform(x: np.ndarray, draw: Draw, stretch: float, smoothness: flo
     shifts = np.stack([gaussian_filter(each, smoothness * side, truncate=3) for each in shifts]) * stretch * side
     places = np.mgrid[:side, :side] + shifts
     down, right = np.einsum("iyx,ij->jyx", np.stack([*places, np.ones((side, side))]), affine)
-    return np.stack([map_coordinates(each, (down, right), order=1, mode="mirror") for each in np.moveaxis(x, -1, 0)], -1)
+    return np.stack(
+        [map_coordinates(each, (down, right), order=1, mode="mirror") for each in np.moveaxis(x, -1, 0)], -1
+    )
 
 
 def pixelate(x: np.ndarray, draw: Draw, share: float) -> np.ndarray:

@@ -64,7 +64,7 @@ def open_data(config: Config, is_writer: bool, exchange: Exchange) -> OpenPictur
     return OpenPictures(*samples, digest, list(train.classes))
 
 
-def open_other(config: Config, path: str, exchange: Exchange, classes: Sequence[str] = ()) -> OpenPictures:
+def open_other(config: Config, path: str, exchange: Exchange, classes: Sequence[str]) -> OpenPictures:
     """Open other pictures, a folder or parquet files, for an evaluation.
 
     Their labels are told by the names of the model's ``classes``, where both have names. Where that cannot be, as with

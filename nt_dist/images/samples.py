@@ -14,6 +14,7 @@ import numpy as np
 
 from nt_dist.data.samples import Sample
 from nt_dist.errors import DataError
+from nt_dist.images.corruptions import corrupt
 from nt_dist.images.decoding import Crop
 from nt_dist.images.settings import Data
 from nt_dist.images.sources import Pictures
@@ -95,6 +96,26 @@ class PictureSamples:
         """A black picture, of weight 0."""
         picture = np.zeros((self.side, self.side, 3), np.uint8)
         return Sample(picture, np.zeros(1, np.int64), np.zeros(1, np.float32))
+
+
+@dataclass(frozen=True)
+class CorruptedSamples:
+    """The same pictures, each corrupted as severities.py says; see :class:`nt_dist.data.samples.Samples`."""
+
+    samples: PictureSamples
+    kind: str
+    severity: int
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.samples[index]
+        return sample._replace(inputs=corrupt(sample.inputs, self.kind, self.severity, index))
+
+    def blank(self) -> Sample:
+        """A black picture, of weight 0."""
+        return self.samples.blank()
 
 
 def uniform(seed: int, number: int) -> np.ndarray:

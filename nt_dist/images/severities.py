@@ -1,7 +1,7 @@
 """The 15 common corruptions of Hendrycks and Dietterich (arXiv 1903.12261) and how strong each of them is.
 
-The numbers are those of their ImageNet-C (224 pixels) and CIFAR-10-C (32 pixels), severities 1 to 5; what each number
-is says the function of that name in corruptions.py. Lengths are in pixels, but for elastic_transform shares of the side.
+The numbers are those of their ImageNet-C (224 pixels) and CIFAR-10-C (32 pixels), severities 1 to 5; the function
+of that name in corruptions.py says what each number is. Lengths are in pixels, elastic_transform's shares of the side.
 """
 
 from collections.abc import Sequence

@@ -17,10 +17,7 @@ class Llama(Family):
     input_layer, output_layer = "embedding", "output"
     rules = settings.RULES
     alike = ("model.vocab_size", "model.max_seq_len", "data.layout")
-    corruptions = {  # noqa: RUF012
-        "corrupt": "{:.3g} of each sequence's tokens in each other's places",
-        "misspell": "{:.3g} of its characters mistyped",
-    }
+    corruptions = text.CORRUPTIONS
 
     def hidden_size(self, config):
         return config.model.hidden_size
@@ -110,7 +107,7 @@ class Llama(Family):
 
         return open_data(config, is_writer, exchange)
 
-    def open_other_data(self, config, path, exchange):
+    def open_other_data(self, config, path, exchange, state):
         from nt_dist.text.corpus import open_texts
 
         return open_texts(config, path, exchange)
@@ -122,13 +119,13 @@ class Llama(Family):
         folders = [prepared] if prepared else list(dict.fromkeys([prepared_folder(config), run / "data"]))
         return run_tokenizer(config, state.data_digest, state.extra, folders, given)
 
-    def corrupted(self, data, kind, share):
+    def corrupted(self, data, kind, level):
         from nt_dist.text.samples import Corrupted, misspell, shuffle
 
-        corrupt = partial(shuffle, share=share)
+        corrupt = partial(shuffle, share=level)
         if kind == "misspell":
-            corrupt = partial(misspell, share=share, tokenizer=data.tokenizer)
-        return f"the same text, {self.corruptions[kind].format(share)}", Corrupted(data.validation, corrupt)
+            corrupt = partial(misspell, share=level, tokenizer=data.tokenizer)
+        return f"the same text, {self.corruptions.kinds[kind].format(level)}", Corrupted(data.validation, corrupt)
 
 
 def perplexity(nll: float) -> float:

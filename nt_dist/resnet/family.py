@@ -2,6 +2,7 @@
 
 from nt_dist.config.family import Family, Headline
 from nt_dist.images import settings as images
+from nt_dist.images.severities import CORRUPTIONS
 from nt_dist.resnet import settings
 
 
@@ -15,7 +16,7 @@ class ResNet(Family):
     recipes = settings.RECIPES
     input_layer, output_layer = "stem", "classifier"
     wants_accuracy = True
-    corruptions = {}  # noqa: RUF012
+    corruptions, samples = CORRUPTIONS, "pictures"
     alike = ("model.image_size", "model.num_classes", "data.mean", "data.std")
 
     def hidden_size(self, config):
@@ -118,12 +119,15 @@ class ResNet(Family):
 
         return open_data(config, is_writer, exchange)
 
-    def open_other_data(self, config, path, exchange):
+    def open_other_data(self, config, path, exchange, state):
         """See :meth:`Family.open_other_data`."""
         from nt_dist.images.opening import open_other
 
-        return open_other(config, path, exchange)
+        return open_other(config, path, exchange, state.extra.get("classes", ()))
 
-    def corrupted(self, data, kind, share):
-        """There is none yet."""
-        raise KeyError(kind)
+    def corrupted(self, data, kind, level):
+        """See :meth:`Family.corrupted`."""
+        from nt_dist.images.samples import CorruptedSamples
+
+        samples = CorruptedSamples(data.validation, kind, int(level))
+        return f"the same pictures {self.corruptions.kinds[kind].format(level)}", samples

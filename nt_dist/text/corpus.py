@@ -29,6 +29,7 @@ class OpenData(NamedTuple):
     validation: TextSamples
     tokenizer: Tokenizer
     digest: str | None  # of the training tokens and the tokenizer: runs with the same one train on the same documents
+    foreign: str = ""  # the targets of other texts are always the model's: the next tokens
 
     @property
     def identity(self) -> dict[str, str]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from nt_dist.config.family import Corruptions
 from nt_dist.config.keys import NOT_EMPTY, Rule, at_least, free, reads, schedule
 from nt_dist.config.rules import ignored
 from nt_dist.config.settings import Config
@@ -12,6 +13,19 @@ _VALIDATION = Rule(
     "must be a path, or a share of the documents in (0, 1)",
     lambda value: value != "" if isinstance(value, str) else 0 < value < 1,
 )
+
+
+CORRUPTIONS = Corruptions(
+    {
+        "corrupt": "{:.3g} of each sequence's tokens in each other's places",
+        "misspell": "{:.3g} of its characters mistyped",
+    },
+    level="share",
+    rule=Rule("must be a number in (0, 1]", lambda value: 0 < value <= 1),
+    default=0.1,
+    levels=(0.05, 0.1, 0.2, 0.4),
+)
+"""What an evaluation may do to a text."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ import json
 import os
 import random
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from nt_dist.errors import CheckpointError, ConfigError, DataError, RunError
 from nt_dist.families import make_config
 from nt_dist.testing import RankError, run_distributed
+from nt_dist.text.settings import CORRUPTIONS
 
 STEPS = 3  # with an update after the second
 
@@ -80,15 +80,8 @@ def _evaluate_fully(rank, world_size, path, shift, overrides=()):
     return _evaluate(rank, world_size, path, overrides=overrides, full=True, shift=shift)
 
 
-def _evaluate_beside_pictures(rank, world_size, path, shift):
-    """As if there were a family that can blur."""
-    from nt_dist.families import FAMILIES
-
-    FAMILIES["pictures"] = SimpleNamespace(corruptions={"blur": "{} of each picture"})
-    try:
-        return _evaluate_fully(rank, world_size, path, shift)
-    finally:
-        del FAMILIES["pictures"]
+def _evaluate_corrupted(rank, world_size, path):
+    return _evaluate(rank, world_size, path, corruptions=True)
 
 
 def _run(folder, precision):
@@ -171,7 +164,7 @@ def test_all_figures_on_any_number_of_ranks(run, tmp_path):
     assert topology["checkpoints"] == [1, STEPS]
     assert 0 < topology["churn"][0]["share"] < 0.5 < topology["ever_active"] / topology["density"] < 2
     shift = found["shift"]
-    assert shift["sequences"] == {"unshifted": 12, "shifted": 12}
+    assert shift["samples"] == {"unshifted": 12, "shifted": 12}
     assert shift["eval"]["tokens"] == expected["tokens"]
     assert shift["eval"]["ppl_ensemble_prob"] > expected["ppl_ensemble_prob"]
     assert "topology" not in shift["eval"] and "temperature" not in shift["eval"]["calibration"]
@@ -187,8 +180,29 @@ def test_misspelt_text_as_shift(run):
     (found,) = run_distributed(_evaluate_fully, 1, folder / "run", "misspell:0.3")
     shift = found.figures["shift"]
     assert shift["against"] == "the same text, 0.3 of its characters mistyped"
-    assert shift["sequences"] == {"unshifted": 12, "shifted": 12}
+    assert shift["samples"] == {"unshifted": 12, "shifted": 12}
     assert shift["eval"]["ppl_ensemble_prob"] > expected["ppl_ensemble_prob"]
+
+
+def test_every_corruption_at_every_level(run):
+    folder, expected = run
+    (alone,) = run_distributed(_evaluate_corrupted, 1, folder / "run")
+    first, second = (each.figures for each in run_distributed(_evaluate_corrupted, 2, folder / "run"))
+    assert first == second and _numbers(first) == pytest.approx(_numbers(alone.figures), rel=1e-4, abs=1e-6)
+    _assert_equal({key: alone.figures[key] for key in expected}, expected, rel=1e-6)
+    found = alone.figures["corruptions"]
+    assert (found["level"], found["levels"]) == ("share", [0.05, 0.1, 0.2, 0.4])
+    assert list(found["kinds"]) == [*CORRUPTIONS.kinds]
+    nll = [[each["nll"]["prob"] for each in levels] for levels in found["kinds"].values()]
+    assert all(each[0] < each[-1] for each in nll)
+    assert found["mean"]["nll"]["prob"] == pytest.approx(sum(map(sum, nll)) / 8)
+    second_trail = [each["accuracy"]["trails"][1] for levels in found["kinds"].values() for each in levels]
+    assert found["mean"]["accuracy"]["trails"][1] == pytest.approx(sum(second_trail) / 8)
+    (shifted,) = run_distributed(_evaluate_fully, 1, folder / "run", "misspell:0.2")
+    ece = shifted.figures["shift"]["eval"]["calibration"]["ece"]
+    assert _numbers(found["kinds"]["misspell"][2]["ece"]) == pytest.approx(_numbers(ece))
+    table = alone.table().split("corruptions: ")[1]
+    assert f"{found['kinds']['corrupt'][3]['accuracy']['prob']:.1%}" in table and "not corrupted" in table
 
 
 def test_another_text_as_shift(run):
@@ -219,8 +233,8 @@ def test_bad_shifts_and_too_little_text_are_refused(run):
 
 def test_another_familys_corruption_is_no_corruption_of_texts(run):
     folder, _ = run
-    with pytest.raises(RankError, match=r"blur:0\.3") as raised:
-        run_distributed(_evaluate_beside_pictures, 1, folder / "run", "blur:0.3")
+    with pytest.raises(RankError, match="gaussian_noise:3") as raised:
+        run_distributed(_evaluate_fully, 1, folder / "run", "gaussian_noise:3")
     assert isinstance(raised.value.error, DataError)
 
 

@@ -1,12 +1,15 @@
 """The full figures hang together: the plain ones among them, two parts that add up, and errors on none."""
 
+import numpy as np
 import pytest
 import torch
 
 from nt_dist.evaluation.evaluate import EnsembleSums
 from nt_dist.evaluation.full import FullSums
+from nt_dist.evaluation.report import full_tables
 from nt_dist.llama.family import Llama
-from tests.unit.evaluation.prediction_case import ALONE, TRAILS, random_case
+from nt_dist.resnet.family import ResNet
+from tests.unit.evaluation.prediction_case import ALONE, TRAILS, expected_probs, random_case
 
 
 def test_two_parts_are_one_text_and_temperatures_are_measured_on_the_second():
@@ -78,3 +81,27 @@ def test_a_classifier_has_one_position_and_the_same_figures():
     by_sequence, by_sample = (torch.cat(sums.scores._batches) for sums in (as_positions, as_samples))
     assert (by_sample[:, -1] > 0).tolist() == (weights.flatten() > 0).tolist() * 2
     torch.testing.assert_close(by_sample.unflatten(0, (len(by_sequence), -1)).sum(1), by_sequence)
+
+
+def test_top_5_is_the_share_of_targets_with_less_than_five_likelier_classes():
+    one, other = random_case(0, batch=8), random_case(1, batch=5)
+    sums, beside = FullSums(TRAILS, with_top5=True), FullSums(TRAILS, with_top5=True)
+    sums.add(*one)
+    beside.add(*other)
+    sums.top5[0].sums += beside.top5[0].sums
+    parts = [expected_probs(*case) for case in (one, other)]
+    probs, targets = (np.concatenate([part[number] for part in parts], 1 - number) for number in (0, 1))
+    likeliest = np.argsort(-probs, -1)[..., :5]
+    expected = (likeliest == targets[:, None]).any(-1).mean(-1)
+    assert sums.top5[0].result() == pytest.approx(expected.tolist())
+    assert 0.3 < expected.min() < expected.max() < 1
+
+
+def test_five_classes_have_no_top_5_and_a_table_shows_it_where_it_is():
+    logits, targets, weights = random_case()
+    few, many = FullSums(TRAILS, with_top5=True), FullSums(TRAILS, with_top5=True)
+    few.add(logits[..., :5], targets % 5, weights)
+    many.add(logits, targets, weights)
+    assert "top5" not in few.result(ResNet()) and "top-5" not in full_tables(ResNet(), few.result(ResNet()))
+    found = many.result(ResNet())
+    assert f"{found['top5']['logit']:.4f}" in full_tables(ResNet(), found) and found["top5"]["prob"] > 0.3

@@ -29,7 +29,7 @@ def _shift(figures):
         name: {"entropy": value, "mutual_information": 0.8, "max_probability": 0.7}
         for name, value in (("auroc", 0.9123), ("aupr", 0.8765), ("fpr95", 0.1234))
     }
-    return {"against": "other.txt", "sequences": {"unshifted": 1234, "shifted": 99}, "eval": figures, **measures}
+    return {"against": "other.txt", "samples": {"unshifted": 1234, "shifted": 99}, "eval": figures, **measures}
 
 
 def test_every_kind_of_figure_is_shown():
