@@ -194,8 +194,8 @@ class Family(ABC):
 
     corruptions: ClassVar[Corruptions]
     """What :meth:`corrupted` can do."""
-    samples: ClassVar[str] = "sequences"
-    """What people call several samples."""
+    samples_name: ClassVar[str] = "sequences"
+    """What several samples are called; their positions are what ``sample`` names."""
 
     @abstractmethod
     def open_data(self, config: Config, is_writer: bool, exchange: Callable[[Callable[[], Any]], Any]) -> Any:

@@ -183,7 +183,7 @@ def all_figures(
     """
     parts = [EverySecond(samples, num_samples, first) for first in (0, 1)]
     if not len(parts[1]):
-        samples = config.family.samples
+        samples = config.family.samples_name
         raise DataError(f"--full and --shift need two {samples}, to fit temperatures on one and measure on the other")
     fit, measure = (_batches(part, 0, mesh, config) for part in parts)
     figures, scores = evaluate_fully(model, fit, mesh, config, measure)

@@ -95,7 +95,7 @@ def _shift(shift: Mapping, family: Family) -> list[str]:
     rows = [
         [score.replace("_", " "), *(f"{shift[measure][score]:.4f}" for measure in measures)] for score in shift["auroc"]
     ]
-    outcome = f"{counts['unshifted']:,} {family.samples} and {counts['shifted']:,} shifted ones"
+    outcome = f"{counts['unshifted']:,} {family.samples_name} and {counts['shifted']:,} shifted ones"
     if shifted := shift["eval"]:
         headline, ece = family.headline(shifted), shifted["calibration"]["ece"]["prob"]
         outcome += f", on which the ensemble's {headline.name} is {headline.text(headline.prob)}, its ECE {ece:.4f}"

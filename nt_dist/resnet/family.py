@@ -16,7 +16,7 @@ class ResNet(Family):
     recipes = settings.RECIPES
     input_layer, output_layer = "stem", "classifier"
     wants_accuracy = True
-    corruptions, samples = CORRUPTIONS, "pictures"
+    corruptions, samples_name = CORRUPTIONS, "pictures"
     alike = ("model.image_size", "model.num_classes", "data.mean", "data.std")
 
     def hidden_size(self, config):

@@ -1,0 +1,36 @@
+"""Pictures: which draws, labels and contents belong to a sample."""
+
+from tests.mutations.mutation import Mutation
+
+IMAGES = [
+    Mutation(
+        "a crop is drawn for the picture, not for the global sample number",
+        "draws = uniform(self.seed, number)",
+        "draws = uniform(self.seed, index)",
+        "tests/unit/images/test_samples.py::test_a_drawn_picture_is_shifted_and_mirrored_as_its_number_says",
+    ),
+    Mutation(
+        "all pictures are corrupted by the same draws",
+        "(_SEED, list(KINDS).index(kind), severity, number)",
+        "(_SEED, list(KINDS).index(kind), severity)",
+        "tests/unit/images/test_corruptions.py::test_what_is_random_follows_from_the_samples_number",
+    ),
+    Mutation(
+        "labels of validation are numbers of its own classes",
+        "replace(self, labels=table[self.labels], classes=classes)",
+        "self",
+        "tests/unit/images/test_opening.py::test_validation_has_the_labels_of_training_by_the_names_of_classes",
+    ),
+    Mutation(
+        "a digest leaves out the contents",
+        'found.update(len(raw).to_bytes(8, "little") + raw)',
+        "pass",
+        "tests/unit/images/test_opening.py::test_a_digest_tells_pictures_and_labels_apart",
+    ),
+    Mutation(
+        "broken pictures of an evaluation are not counted",
+        "            self.broken.add(index, error)\n            return self.blank()",
+        "            return self.blank()",
+        "tests/unit/images/test_samples.py::test_a_broken_picture_is_refused",
+    ),
+]
