@@ -206,7 +206,6 @@ class EverySecond(Subset):
         super().__init__(samples, range(first, min(num_samples or len(samples), len(samples)), 2))
 
     def blank(self):
-        """See :class:`Samples`."""
         return self.dataset.blank()
 
 

@@ -25,12 +25,10 @@ print(model.config.id2label[int(logits.argmax())])
 """
 
     def sizes(self, config):
-        """See :meth:`Task.sizes`."""
         side = config.model.image_size
         return f"pictures of {side} × {side} pixels, {config.model.num_classes:,} classes"
 
     def settle(self, model, ensemble):
-        """See :meth:`Task.settle`."""
         model.config.id2label = dict(enumerate(ensemble.classes))
         model.config.label2id = {name: number for number, name in enumerate(ensemble.classes)}
 

@@ -22,13 +22,11 @@ print(tokenizer.decode(model.generate(**tokens, max_new_tokens=50)[0]))
 """
 
     def sizes(self, config):
-        """See :meth:`Task.sizes`."""
         model = config.model
         vocabulary = f"vocabulary {model.vocab_size:,}"
         return f"hidden size {model.hidden_size}, {vocabulary}, sequences of {model.max_seq_len} tokens"
 
     def settle(self, model, ensemble):
-        """See :meth:`Task.settle`."""
         bos, eos = ensemble.tokenizer.bos, ensemble.tokenizer.eos
         model.generation_config = GenerationConfig(bos_token_id=bos, eos_token_id=eos, pad_token_id=eos)
         model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id = bos, eos, eos

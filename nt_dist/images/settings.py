@@ -67,7 +67,6 @@ RULES = (_source_has_a_path, _padding_fits)
 
 
 def ignored_settings(config: Config) -> Iterator[str]:
-    """See :meth:`nt_dist.config.family.Family.ignored`."""
     data, because = config.data, f"data.source = {config.data.source!r}"
     if data.source == "digits":
         yield from ignored(config, because, "data.path")
@@ -80,7 +79,6 @@ def ignored_settings(config: Config) -> Iterator[str]:
 
 
 def paths(config: Config) -> list[tuple[str, str]]:
-    """See :meth:`nt_dist.config.family.Family.paths`."""
     data, found = config.data, []
     if data.source in ("folder", "parquet"):
         found += [("data.path", path) for path in ([data.path] if isinstance(data.path, str) else data.path)]

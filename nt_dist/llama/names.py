@@ -80,7 +80,6 @@ PAPER = Layout(
 
 
 def twin(config: Config, one_trail: bool) -> Twin:
-    """See :meth:`nt_dist.config.family.Family.twin`."""
     settings = dict(shared_settings(config).values())
     settings |= {"max_position_embeddings": config.model.max_seq_len, "tie_word_embeddings": False}
     if one_trail:
@@ -100,7 +99,6 @@ def twin(config: Config, one_trail: bool) -> Twin:
 
 
 def trail_problems(config: Config) -> Iterator[str]:
-    """See :meth:`nt_dist.config.family.Family.trail_problems`."""
     if config.trails.final_norm_twice:
         yield (
             "trails.final_norm_twice = true: a LlamaForCausalLM has one final norm, so --trail cannot be exported; "

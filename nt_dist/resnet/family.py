@@ -28,11 +28,9 @@ class ResNet(Family):
         return {}
 
     def ignored(self, config):
-        """See :meth:`Family.ignored`."""
         return images.ignored_settings(config)
 
     def paths(self, config):
-        """See :meth:`Family.paths`."""
         return images.paths(config)
 
     def unify(self, sections):
@@ -43,11 +41,9 @@ class ResNet(Family):
         return config.model.norm_batch
 
     def weight_names(self, config):
-        """See :meth:`Family.weight_names`."""
         return [spec.name for spec in self.weights(config) if spec.role != "statistic"]
 
     def weights(self, config):
-        """See :meth:`Family.weights`."""
         from nt_dist.resnet.weights import weights
 
         return weights(config)
@@ -57,17 +53,14 @@ class ResNet(Family):
         return 1
 
     def num_outputs(self, config):
-        """See :meth:`Family.num_outputs`."""
         return config.model.num_classes
 
     def activations(self, config, layer):
-        """See :meth:`Family.activations`."""
         from nt_dist.resnet.activations import activations
 
         return activations(config, layer)
 
     def layers(self, config, make, place):
-        """See :meth:`Family.layers`."""
         from nt_dist.resnet.layers import layers
 
         return layers(config, make, place)
@@ -96,37 +89,31 @@ class ResNet(Family):
         return Headline("accuracy", figures["accuracy_trails"], *ensembles, False, ".2%", self.sample)
 
     def twin(self, config, one_trail):
-        """See :meth:`Family.twin`."""
         from nt_dist.resnet.names import twin
 
         return twin(config, one_trail)
 
     def trail_problems(self, config):
-        """See :meth:`Family.trail_problems`."""
         from nt_dist.resnet.names import trail_problems
 
         return trail_problems(config)
 
     def foreign(self):
-        """See :meth:`Family.foreign`."""
         from nt_dist.resnet.foreign import Dense
 
         return [Dense]
 
     def open_data(self, config, is_writer, exchange):
-        """See :meth:`Family.open_data`."""
         from nt_dist.images.opening import open_data
 
         return open_data(config, is_writer, exchange)
 
     def open_other_data(self, config, path, exchange, state):
-        """See :meth:`Family.open_other_data`."""
         from nt_dist.images.opening import open_other
 
         return open_other(config, path, exchange, state.extra.get("classes", ()))
 
     def corrupted(self, data, kind, level):
-        """See :meth:`Family.corrupted`."""
         from nt_dist.images.samples import CorruptedSamples
 
         samples = CorruptedSamples(data.validation, kind, int(level))

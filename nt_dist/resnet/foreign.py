@@ -16,15 +16,12 @@ class Dense(Foreign):
 
     @classmethod
     def fits(cls, shapes):
-        """See :meth:`Foreign.fits`."""
         return "resnet.embedder.embedder.convolution.weight" in shapes
 
     def key(self, config, spec, trail):
-        """See :meth:`Foreign.key`."""
         return trail_key(config, spec.name)
 
     def sizes(self, config):
-        """See :meth:`Foreign.sizes`."""
         return shared_settings(config)
 
     def defaults(self):
@@ -33,7 +30,6 @@ class Dense(Foreign):
         return {"layer_type": "bottleneck", "depths": [3, 4, 6, 3], "embedding_size": 64, "num_labels": labels}
 
     def rules(self, config):
-        """See :meth:`Foreign.rules`."""
         settings, file, model = self.settings, self.settings_file, config.model
         sizes, ours = list(settings.get("hidden_sizes") or (256, 512, 1024, 2048)), hidden_sizes(config)
         if sizes != [sizes[0] << stage for stage in range(len(sizes))]:

@@ -32,7 +32,6 @@ def hidden_sizes(config: Config) -> list[int]:
 
 
 def twin(config: Config, one_trail: bool) -> Twin:
-    """See :meth:`nt_dist.config.family.Family.twin`."""
     model = config.model
     if one_trail:
         sizes = dict(shared_settings(config).values()) | {"hidden_sizes": hidden_sizes(config)}
@@ -53,7 +52,6 @@ def twin(config: Config, one_trail: bool) -> Twin:
 
 
 def trail_problems(config: Config) -> Iterator[str]:
-    """See :meth:`nt_dist.config.family.Family.trail_problems`."""
     model, but = config.model, "so --trail cannot be exported; without it, the ensemble can"
     if model.block == "preactivation":
         yield f"model.block = 'preactivation': a ResNetForImageClassification has basic or bottleneck blocks, {but}"

@@ -68,7 +68,6 @@ RULES = (_source_has_a_path,)
 
 
 def ignored_settings(config: Config) -> Iterator[str]:
-    """See :meth:`nt_dist.config.family.Family.ignored`."""
     source, because = config.data.source, f"data.source = {config.data.source!r}"
     if source == "stdlib":
         yield from ignored(config, because, "data.path")
@@ -79,7 +78,6 @@ def ignored_settings(config: Config) -> Iterator[str]:
 
 
 def paths(config: Config) -> list[tuple[str, str]]:
-    """See :meth:`nt_dist.config.family.Family.paths`."""
     data, found = config.data, []
     if data.source in ("text", "jsonl", "parquet"):
         found += [("data.path", path) for path in ([data.path] if isinstance(data.path, str) else data.path)]
