@@ -81,12 +81,12 @@ _SGD = {
     "train.momentum": 0.9,
     "train.nesterov": True,
     "train.weight_decay": 5e-4,
-    "train.objective": "mean",
 }
 RECIPES = {
     "default": _SGD | {"train.min_lr_ratio": 0.0},
     "paper": _SGD  # the code of arXiv 2505.17909 for pictures
     | {
+        "train.objective": "mean",
         "train.warmup_steps": 0,
         "train.lr_schedule": "steps",
         "train.decay_vectors": True,

@@ -56,6 +56,7 @@ class GlobalState:
 
     def restore(self) -> None:
         """Undo what a task has left behind, its process groups included."""
+        _destroy_engines()
         gc.collect()  # engines are full of cycles, and hold groups and shared buffers
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -73,6 +74,13 @@ class GlobalState:
         torch.manual_seed(SEED)
         torch.set_num_threads(1)
         gc.collect()  # and what only those variables had held on to: each gloo group has threads of its own
+
+
+def _destroy_engines() -> None:
+    """Take the hooks off gradients: they hold their engine, and its groups, where Python's collector does not look."""
+    kind = importlib.import_module("deepspeed.runtime.engine").DeepSpeedEngine
+    for engine in [each for each in gc.get_objects() if issubclass(type(each), kind)]:
+        engine.destroy()
 
 
 def _refill(value: Any, content: Any) -> None:

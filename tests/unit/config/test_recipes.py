@@ -14,10 +14,10 @@ def with_train(sections=PICTURES, words=(), **train):
 
 def test_each_family_has_its_own_and_the_default_one_is_taken():
     train = with_train().train
-    assert (train.optimizer, train.lr, train.nesterov, train.objective) == ("sgd", 0.1, True, "mean")
+    assert (train.optimizer, train.lr, train.nesterov, train.objective) == ("sgd", 0.1, True, "sum")
     assert load_config({}).train.optimizer == "adamw"
     paper = with_train(recipe="paper")
-    assert (paper.train.lr_schedule, paper.train.decay_vectors, paper.sparsity.drop) == ("steps", True, "magnitude")
+    assert (paper.train.lr_schedule, paper.train.objective, paper.sparsity.drop) == ("steps", "mean", "magnitude")
 
 
 def test_the_file_and_the_command_line_win():
