@@ -56,7 +56,7 @@ class GlobalState:
 
     def restore(self) -> None:
         """Undo what a task has left behind, its process groups included."""
-        _destroy_engines()
+        _release_engines()
         gc.collect()  # engines are full of cycles, and hold groups and shared buffers
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -76,11 +76,12 @@ class GlobalState:
         gc.collect()  # and what only those variables had held on to: each gloo group has threads of its own
 
 
-def _destroy_engines() -> None:
+def _release_engines() -> None:
     """Take the hooks off gradients: they hold their engine, and its groups, where Python's collector does not look."""
     kind = importlib.import_module("deepspeed.runtime.engine").DeepSpeedEngine
     for engine in [each for each in gc.get_objects() if issubclass(type(each), kind)]:
-        engine.destroy()
+        for hook in getattr(engine.optimizer, "_grad_acc_hooks", ()):
+            hook.remove()
 
 
 def _refill(value: Any, content: Any) -> None:
