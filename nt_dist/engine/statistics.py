@@ -4,7 +4,7 @@ DeepSpeed neither sums nor compares buffers. Here each statistic moves once an o
 all micro-batches of all data ranks have added; after a step that was not applied it stays.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import torch
 
@@ -13,13 +13,12 @@ from nt_dist.sparsity.statistic import Statistic
 
 
 @torch.no_grad()
-def update_statistics(statistics: Iterable[Statistic], mesh: Mesh, applied: bool) -> None:
+def update_statistics(statistics: Collection[Statistic], mesh: Mesh, applied: bool) -> None:
     """Move the statistics on by one step. A collective of all ranks; what was added is used up."""
     for in_trail in (False, True):
         some = [each for each in statistics if each.spec.in_trail == in_trail and each.count]
         if applied and some:
             _move(some, mesh, ("data",) if in_trail or not mesh.splits_trunk else ("data", "trail"))
-            # copies in a replicated trunk may differ by a bit that two GPUs made otherwise: the first one's is taken
         for each in some:
             each.clear()
 
@@ -29,7 +28,7 @@ def _move(statistics: list[Statistic], mesh: Mesh, axes: tuple[str, ...]) -> Non
     mesh.all_reduce(sums, axes)
     for axis in axes:
         sums /= getattr(mesh, axis).degree
-    if not statistics[0].spec.in_trail and not mesh.splits_trunk:
+    if not statistics[0].spec.in_trail and not mesh.splits_trunk:  # copies that two GPUs made may differ by a bit
         mesh.broadcast(sums, ("trail",))
     for each, mean in zip(statistics, sums.split([each.values.numel() for each in statistics]), strict=True):
         each.values.lerp_(mean.view_as(each.values), each.momentum)

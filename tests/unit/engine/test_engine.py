@@ -5,8 +5,18 @@ import torch
 
 from nt_dist.engine.engine import StepResult, learning_rate
 from nt_dist.engine.optimizers import group_key
+from nt_dist.families import make_config
 from nt_dist.model.weights import weight_specs
 from tests.unit.model.tiny import tiny
+
+
+def test_learning_rate_warms_up_and_falls_as_a_cosine():
+    config = make_config({"train": {"steps": 110, "warmup_steps": 10, "lr": 2.0, "min_lr_ratio": 0.1}})
+    assert learning_rate(config, 1) == pytest.approx(0.2)
+    assert learning_rate(config, 10) == pytest.approx(2.0)
+    assert learning_rate(config, 60) == pytest.approx(2.0 * (0.1 + 0.9 / 2))
+    assert learning_rate(config, 110) == learning_rate(config, 500) == pytest.approx(0.2)
+    assert learning_rate(make_config({"train": {"warmup_steps": 0, "lr": 2.0}}), 1) == pytest.approx(2.0, rel=1e-4)
 
 
 def test_a_schedule_of_steps_falls_after_each_milestone():
