@@ -99,8 +99,9 @@ def _of_layer(config: Config, layer: str, in_trail: bool) -> Iterator[WeightSpec
     def convolution(name: str, shape: tuple[int, int, int, int], side: int) -> WeightSpec:
         outputs, inputs, kernel, stride = shape
         uses = (-(-side // stride)) ** 2
-        std = math.sqrt(2 / (outputs * kernel * kernel))  # He et al., arXiv 1502.01852, for the backward pass
-        size = (outputs, inputs, kernel, kernel)
+        # He et al., arXiv 1502.01852, for the backward pass; or the spread of what torch.nn.Conv2d starts with
+        variance = 2 / outputs if model.init == "kaiming" else 1 / (3 * inputs)
+        std, size = math.sqrt(variance) / kernel, (outputs, inputs, kernel, kernel)
         return WeightSpec(name, size, 0, copies, shards, None, 1.0, std, "convolution", in_trail, layer, uses)
 
     def vector(name: str, size: int, init: float | None, role: str) -> WeightSpec:

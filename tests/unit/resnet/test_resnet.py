@@ -176,6 +176,23 @@ SMALL_OFF = {
 }
 
 
+def kaiming(weight):
+    nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+
+
+@pytest.mark.parametrize("init, begin", [("kaiming", kaiming), ("torch", lambda weight: None)])
+def test_convolutions_start_with_the_spread_that_torchs_have(init, begin):
+    torch.manual_seed(0)
+    model = build_model(small(model={"init": init, "width": 64, "stem_width": 64}, sparsity={"density": 1.0}))
+    checked = [each for each in weights_of(model).values() if each.spec.role == "convolution"]
+    for ours in checked:
+        outputs, inputs, kernel, _ = ours.spec.shape
+        theirs = nn.Conv2d(inputs, outputs, kernel)
+        begin(theirs.weight)
+        torch.testing.assert_close(ours.dense()[0].std(), theirs.weight.detach().std(), rtol=0.05, atol=0)
+    assert len(checked) > 4
+
+
 def test_trails_have_their_own_statistics_and_the_trunk_one():
     model = build_model(small()).train()
     model(pictures(4, 8))
