@@ -17,9 +17,8 @@ from nt_dist.config import Config
 from nt_dist.config.settings import differences
 from nt_dist.errors import CheckpointError
 from nt_dist.model.trails import statistics_of, weights_of
-from nt_dist.sparsity.spec import flat_index
 from nt_dist.sparsity.statistic import Statistic
-from nt_dist.sparsity.weight import Weight
+from nt_dist.sparsity.weight import Weight, flat_index
 
 
 def check_config(path: Path, manifest: Manifest, config: Config, resuming: bool) -> None:

@@ -6,7 +6,7 @@ methods import what they need.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -127,10 +127,6 @@ class Family(ABC):
     def unify(self, sections: dict[str, dict[str, Any]]) -> None:
         """Give values that say the same in other words one spelling, in place: a resume compares them."""
 
-    @abstractmethod
-    def weight_names(self, config: Config) -> list[str]:
-        """Names of all weights, as ``sparsity.exempt`` may name them."""
-
     # -- the model ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -140,6 +136,11 @@ class Family(ABC):
         Their densities are 1: model/weights.py spreads the config's density over them. Their layers are the model's, so
         every layer has a weight; the trails part before the first layer whose weights are theirs.
         """
+
+    def weight_names(self, config: Config) -> list[str]:
+        """Names of all weights, as ``sparsity.exempt`` may name them; also where shards do not divide them."""
+        whole = replace(config, sparsity=replace(config.sparsity, topology_shards=1))
+        return [spec.name for spec in self.weights(whole) if spec.role != "statistic"]
 
     @abstractmethod
     def positions(self, config: Any) -> int:

@@ -18,9 +18,9 @@ from nt_dist.errors import CheckpointError, ConfigError
 from nt_dist.model.foreign import Foreign
 from nt_dist.model.trails import TrailsModel, build_model, statistics_of, weights_of
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.sparsity.spec import WeightSpec, padding_mask
+from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.streams import normal, stream_keys
-from nt_dist.sparsity.weight import Fragments, Weight
+from nt_dist.sparsity.weight import Fragments, Weight, padding_mask
 
 
 class Pruned(NamedTuple):

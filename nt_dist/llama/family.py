@@ -5,6 +5,9 @@ from functools import partial
 
 from nt_dist.config.family import Family, Headline
 from nt_dist.llama import settings
+from nt_dist.llama.activations import activations
+from nt_dist.llama.names import trail_problems, twin
+from nt_dist.llama.weights import weights
 from nt_dist.text import settings as text
 
 
@@ -18,6 +21,9 @@ class Llama(Family):
     rules = settings.RULES
     alike = ("model.vocab_size", "model.max_seq_len", "data.layout")
     corruptions = text.CORRUPTIONS
+    ignored, paths = staticmethod(text.ignored_settings), staticmethod(text.paths)
+    weights, activations = staticmethod(weights), staticmethod(activations)
+    twin, trail_problems = staticmethod(twin), staticmethod(trail_problems)
 
     def hidden_size(self, config):
         return config.model.hidden_size
@@ -30,35 +36,16 @@ class Llama(Family):
             "model.ffn_size": model.ffn_size,
         }
 
-    def ignored(self, config):
-        return text.ignored_settings(config)
-
-    def paths(self, config):
-        return text.paths(config)
-
     def unify(self, sections):
         """``num_kv_heads`` 0 is as many as attention heads."""
         model = sections["model"]
         model["num_kv_heads"] = model["num_kv_heads"] or model["num_attention_heads"]
-
-    def weight_names(self, config):
-        return settings.weight_names(config)
-
-    def weights(self, config):
-        from nt_dist.llama.weights import weights
-
-        return weights(config)
 
     def positions(self, config):
         return config.model.max_seq_len
 
     def num_outputs(self, config):
         return config.model.vocab_size
-
-    def activations(self, config, layer):
-        from nt_dist.llama.activations import activations
-
-        return activations(config, layer)
 
     def extra_flops(self, config, layer):
         """A block's products with the keys and the values of a window, without the causal half (PaLM, appendix B)."""
@@ -86,16 +73,6 @@ class Llama(Family):
     def headline(self, figures):
         ensembles = figures["ppl_ensemble_prob"], figures["ppl_ensemble_logit"]
         return Headline("perplexity", figures["ppl_trails"], *ensembles)
-
-    def twin(self, config, one_trail):
-        from nt_dist.llama.names import twin
-
-        return twin(config, one_trail)
-
-    def trail_problems(self, config):
-        from nt_dist.llama.names import trail_problems
-
-        return trail_problems(config)
 
     def foreign(self):
         from nt_dist.llama.foreign import Dense, Paper

@@ -95,11 +95,3 @@ RECIPES = {
     }
 }
 RULES = (*text.RULES, _heads_divide_hidden, _kv_heads_divide_heads, _shards_divide_axes, _sequence_has_targets)
-
-
-def weight_names(config: Config) -> list[str]:
-    """Names of all weights of a model, as ``sparsity.exempt`` may name them."""
-    attention = [f"attention.{name}" for name in ("norm", "query", "key", "value", "output")]
-    names = [*attention, "mlp.norm", "mlp.gate", "mlp.up", "mlp.down"]
-    blocks = [f"blocks.{block}.{name}" for block in range(config.model.num_layers) for name in names]
-    return ["embedding", *blocks, "norm", "output"]

@@ -4,6 +4,9 @@ from nt_dist.config.family import Family, Headline
 from nt_dist.images import settings as images
 from nt_dist.images.severities import CORRUPTIONS
 from nt_dist.resnet import settings
+from nt_dist.resnet.activations import activations
+from nt_dist.resnet.names import trail_problems, twin
+from nt_dist.resnet.weights import weights
 
 
 class ResNet(Family):
@@ -18,6 +21,9 @@ class ResNet(Family):
     wants_accuracy = True
     corruptions, samples_name = CORRUPTIONS, "pictures"
     alike = ("model.image_size", "model.num_classes", "data.mean", "data.std")
+    ignored, paths = staticmethod(images.ignored_settings), staticmethod(images.paths)
+    weights, activations = staticmethod(weights), staticmethod(activations)
+    twin, trail_problems = staticmethod(twin), staticmethod(trail_problems)
 
     def hidden_size(self, config):
         """See :meth:`Family.hidden_size`: the channels of the last blocks."""
@@ -27,12 +33,6 @@ class ResNet(Family):
         """Nothing: a rule refuses it."""
         return {}
 
-    def ignored(self, config):
-        return images.ignored_settings(config)
-
-    def paths(self, config):
-        return images.paths(config)
-
     def unify(self, sections):
         """No two values mean the same."""
 
@@ -40,25 +40,12 @@ class ResNet(Family):
         """A batch norm's pictures stay together."""
         return config.model.norm_batch
 
-    def weight_names(self, config):
-        return [spec.name for spec in self.weights(config) if spec.role != "statistic"]
-
-    def weights(self, config):
-        from nt_dist.resnet.weights import weights
-
-        return weights(config)
-
     def positions(self, config):
         """One: a picture has one class."""
         return 1
 
     def num_outputs(self, config):
         return config.model.num_classes
-
-    def activations(self, config, layer):
-        from nt_dist.resnet.activations import activations
-
-        return activations(config, layer)
 
     def layers(self, config, make, place):
         from nt_dist.resnet.layers import layers
@@ -87,16 +74,6 @@ class ResNet(Family):
         """See :meth:`Family.headline`: accuracy."""
         ensembles = figures["accuracy_ensemble_prob"], figures["accuracy_ensemble_logit"]
         return Headline("accuracy", figures["accuracy_trails"], *ensembles, False, ".2%", self.sample)
-
-    def twin(self, config, one_trail):
-        from nt_dist.resnet.names import twin
-
-        return twin(config, one_trail)
-
-    def trail_problems(self, config):
-        from nt_dist.resnet.names import trail_problems
-
-        return trail_problems(config)
 
     def foreign(self):
         from nt_dist.resnet.foreign import Dense

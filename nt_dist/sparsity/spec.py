@@ -1,16 +1,12 @@
 """What a weight is, before anybody stores it, and how it is cut into topology shards (docs/design.md §3).
 
 A weight is cut into equal shards along one axis. Each shard has its own slot count, streams, drop and regrow, so a rank
-that owns whole shards needs no other rank for an update, and any layout trains the same model.
-
-A *position* counts inside one shard, flattened in row-major order; a *flat index* counts inside one trail's dense
-tensor as this rank holds it.
+that owns whole shards needs no other rank for an update, and any layout trains the same model. Without torch: a config
+is checked against its weights' names before anything slow is loaded.
 """
 
 import math
 from dataclasses import dataclass
-
-import torch
 
 
 @dataclass(frozen=True)
@@ -95,33 +91,3 @@ class WeightSpec:
     def real_shape(self) -> tuple[int, ...]:
         """One trail's dense shape without padding."""
         return self.shape_of(self.valid)
-
-
-def flat_index(spec: WeightSpec, shards: range, shard: int, positions: torch.Tensor) -> torch.Tensor:
-    """Return where ``positions`` of ``shard`` lie in one trail's dense tensor on a rank that holds ``shards``."""
-    inner = math.prod(spec.shape[spec.cut_axis + 1 :])
-    block = spec.shard_length * inner
-    if spec.cut_axis == 0:
-        return positions + (shard - shards.start) * block
-    outer, rest = positions // block, positions % block
-    return outer * (block * len(shards)) + (shard - shards.start) * block + rest
-
-
-def block_positions(spec: WeightSpec, shards: range, flat: torch.Tensor) -> torch.Tensor:
-    """Invert :func:`flat_index` for entries that are known to lie in one shard: flat indices to positions."""
-    inner = math.prod(spec.shape[spec.cut_axis + 1 :])
-    block = spec.shard_length * inner
-    if spec.cut_axis == 0:
-        return flat % block
-    outer, rest = flat // (block * len(shards)), flat % block
-    return outer * block + rest
-
-
-def padding_mask(spec: WeightSpec, shard: int, device: torch.device | str = "cpu") -> torch.Tensor | None:
-    """Return a bool mask [shard_elements] of the padded entries of ``shard``, or None if there are none."""
-    real = spec.real_length(shard)
-    if real == spec.shard_length:
-        return None
-    mask = torch.zeros(spec.shape_of(spec.shard_length), dtype=torch.bool, device=device)
-    mask.narrow(spec.cut_axis, real, spec.shard_length - real).fill_(True)
-    return mask.flatten()

@@ -12,8 +12,7 @@ import math
 
 import torch
 
-from nt_dist.sparsity.spec import block_positions, flat_index
-from nt_dist.sparsity.weight import Weight
+from nt_dist.sparsity.weight import Weight, block_positions, flat_index
 
 
 class _DenseShaped(Weight):

@@ -11,9 +11,8 @@ import torch
 
 from nt_dist.config.settings import Sparsity
 from nt_dist.sparsity.rules import choose_grown, choose_kept
-from nt_dist.sparsity.spec import padding_mask
 from nt_dist.sparsity.streams import stream_keys
-from nt_dist.sparsity.weight import Fragments, Weight
+from nt_dist.sparsity.weight import Fragments, Weight, padding_mask
 
 SECOND_MOMENT = "exp_avg_sq"
 MakeKeys = Callable[[str, Fragments], torch.Tensor]  # of a purpose's streams, one row a fragment: int64 [R, 1]

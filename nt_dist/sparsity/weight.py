@@ -5,7 +5,8 @@ Only the active entries of a sparse weight count: its *slots*. What a storage ha
 
 Shapes: T trails and S shards held by this rank, ``slots`` active entries of one trail over those shards (shard after
 shard, ascending within each), ``local_shape`` one trail's dense shape here. A *fragment* is one shard of one trail; R
-of equally many slots are worked on together.
+of equally many slots are worked on together. A *position* counts inside one shard, flattened in row-major order; a
+*flat index* counts inside one trail's dense tensor as this rank holds it.
 """
 
 import itertools
@@ -18,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from nt_dist.sparsity.spec import WeightSpec, block_positions, flat_index, padding_mask
+from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.streams import hash_positions, normal, stream_keys, uniform
 
 Fragments = list[tuple[int, int]]  # (trail, shard), both global numbers
@@ -29,6 +30,36 @@ _ENTRIES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}
 def fragments_at_once(spec: WeightSpec, device_type: str) -> int:
     """Return how many fragments of ``spec`` have their topology worked on at once."""
     return max(1, _ENTRIES_AT_ONCE.get(device_type, _ENTRIES_AT_ONCE["cuda"]) // spec.shard_elements)
+
+
+def flat_index(spec: WeightSpec, shards: range, shard: int, positions: torch.Tensor) -> torch.Tensor:
+    """Return where ``positions`` of ``shard`` lie in one trail's dense tensor on a rank that holds ``shards``."""
+    inner = math.prod(spec.shape[spec.cut_axis + 1 :])
+    block = spec.shard_length * inner
+    if spec.cut_axis == 0:
+        return positions + (shard - shards.start) * block
+    outer, rest = positions // block, positions % block
+    return outer * (block * len(shards)) + (shard - shards.start) * block + rest
+
+
+def block_positions(spec: WeightSpec, shards: range, flat: torch.Tensor) -> torch.Tensor:
+    """Invert :func:`flat_index` for entries that are known to lie in one shard: flat indices to positions."""
+    inner = math.prod(spec.shape[spec.cut_axis + 1 :])
+    block = spec.shard_length * inner
+    if spec.cut_axis == 0:
+        return flat % block
+    outer, rest = flat // (block * len(shards)), flat % block
+    return outer * block + rest
+
+
+def padding_mask(spec: WeightSpec, shard: int, device: torch.device | str = "cpu") -> torch.Tensor | None:
+    """Return a bool mask [shard_elements] of the padded entries of ``shard``, or None if there are none."""
+    real = spec.real_length(shard)
+    if real == spec.shard_length:
+        return None
+    mask = torch.zeros(spec.shape_of(spec.shard_length), dtype=torch.bool, device=device)
+    mask.narrow(spec.cut_axis, real, spec.shard_length - real).fill_(True)
+    return mask.flatten()
 
 
 class Weight(nn.Module, ABC):

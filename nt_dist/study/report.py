@@ -20,7 +20,8 @@ from nt_dist.model.weights import weight_specs
 from nt_dist.pictures.run import loss_curves, reliability_diagram, topology_maps, trail_matrix, weight_table
 from nt_dist.pictures.runs import short
 from nt_dist.pictures.style import Drawn, drawn
-from nt_dist.sparsity.spec import WeightSpec, flat_index
+from nt_dist.sparsity.spec import WeightSpec
+from nt_dist.sparsity.weight import flat_index
 from nt_dist.study.results import Result, saved_config
 from nt_dist.study.tables import StudyTable
 from nt_dist.training.metrics_log import METRICS, read_metrics

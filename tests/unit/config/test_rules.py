@@ -5,7 +5,6 @@ import pytest
 from nt_dist.config.rules import with_epochs
 from nt_dist.errors import ConfigError
 from nt_dist.families import make_config
-from nt_dist.llama.settings import weight_names
 
 
 def problems_of(world_size=1, **sections):
@@ -123,7 +122,14 @@ def test_exempt_is_checked_against_the_names_of_the_model():
     from nt_dist.model.weights import weight_specs  # imports torch
 
     config = make_config({"model": {"num_layers": 5}})
-    assert set(weight_names(config)) == set(weight_specs(config))
+    assert config.family.weight_names(config) == list(weight_specs(config))
+
+
+@pytest.mark.parametrize("model", [{"hidden_size": 100}, {"family": "resnet", "width": 12}])
+def test_exempt_is_checked_beside_shards_that_divide_nothing(model):
+    found = problems_of(model=model, sparsity={"exempt": ["nothing"]})
+    assert any("sparsity.exempt: no weight is named 'nothing'" in problem for problem in found)
+    assert any("sparsity.topology_shards = 8 must divide" in problem for problem in found)
 
 
 def test_epochs_become_steps_once_the_samples_are_counted():

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from nt_dist.sparsity.spec import WeightSpec, block_positions, flat_index, padding_mask
+from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storages import MaskedWeight
+from nt_dist.sparsity.weight import block_positions, flat_index, padding_mask
 
 
 @pytest.mark.parametrize("shape,cut_axis", [((8, 6), 0), ((6, 8), 1), ((4, 8, 3, 3), 1), ((8, 4, 3), 0)])
