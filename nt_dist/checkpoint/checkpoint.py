@@ -1,19 +1,19 @@
 """Saving and loading a run in a form that knows no layout (docs/design.md §7).
 
-A checkpoint holds, for every weight, trail and topology shard, the active positions, the fp32 values and the
-optimizer's moments, of every statistic the values, and beside them where the run stands. Every rank writes the
-fragments that it owns into one file and reads the fragments that it needs from any: storage, ZeRO stage, precision,
-mesh and number of ranks may all be other ones.
+Every rank writes the fragments that it owns into one file and reads the fragments that it needs from any: storage, ZeRO
+stage, precision, mesh and number of ranks may all be other ones.
 
-A save has three parts, so that the second can run beside the training: :func:`collect` copies this rank's fragments to
-host memory (collective), :func:`write_part` writes them (no communication), :func:`commit` makes a checkpoint of all
-parts by one rename (collective); saving.py does that. Until that rename nothing is there, and after it everything is.
+A save has three parts, so that the second can run beside the training (:class:`Saver`): :func:`collect` copies this
+rank's fragments to host memory (collective), :func:`write_part` writes them (no communication), :func:`commit` makes a
+checkpoint of all parts by one rename (collective). Until that rename nothing is there, and after it everything is.
 
 Whatever one rank finds wrong is an error on all of them.
 """
 
+import copy
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -32,6 +32,7 @@ from nt_dist.config import Config
 from nt_dist.engine.optimizer_state import OptimizerState, State
 from nt_dist.errors import CheckpointError
 from nt_dist.files import FileEntry
+from nt_dist.messages import LOGGER
 from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import AXES, Mesh
@@ -40,17 +41,11 @@ from nt_dist.sparsity.weight import Weight
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one rank adds to a checkpoint, in host memory and no longer tied to the model.
+    """What one rank adds to a checkpoint, in host memory and no longer tied to the model."""
 
-    Attributes:
-        file: Name of the rank's file.
-        tensors: Fragments by key; none if this rank owns none.
-        manifest: Everything but files; of the fragments only this rank's.
-    """
-
-    file: str
-    tensors: dict[str, np.ndarray]
-    manifest: Manifest
+    file: str  # name of the rank's file
+    tensors: dict[str, np.ndarray]  # fragments by key; none if this rank owns none
+    manifest: Manifest  # everything but files; of the fragments only this rank's
 
 
 # -- saving ----------------------------------------------------------------------------------------------------
@@ -66,10 +61,8 @@ def save(
 ) -> Path:
     """Write a checkpoint of the run as it stands; delete the older ones that ``run.keep`` does not keep. Collective.
 
-    Every rank has its part of the model; ``folder`` is that of all checkpoints, ``<run.dir>/checkpoints``.
-
-    Returns:
-        The new checkpoint's folder.
+    Every rank has its part of the model; ``folder`` is that of all checkpoints, ``<run.dir>/checkpoints``. Returns the
+    new checkpoint's folder.
 
     Raises:
         CheckpointError: On all ranks, if any of them could not write, or if a value is not finite. The checkpoints that
@@ -94,8 +87,7 @@ def collect(
     :func:`write_part`.
     """
     weights, file = weights_of(model), f"state-{mesh.rank:05d}.safetensors"
-    writers = _writers(weights, mesh)
-    tensors, entries = {}, {}
+    writers, tensors, entries = _writers(weights, mesh), {}, {}
     for name, weight in weights.items():
         state = optimizer_state.read(weight)  # on all data ranks together, whoever keeps it
         if writers[name] == mesh.data.rank and mesh.place.owns(weight):
@@ -110,9 +102,8 @@ def collect(
                 tensors[f"{name}/{trail}/{shard}/value"] = values
     layout = {"ranks": mesh.world_size, **{axis: getattr(mesh, axis).degree for axis in AXES}}
     layout |= {"zero_stage": config.zero_stage, "precision": config.train.precision}
-    written_by, moments = nt_dist.__version__, optimizer_state.moments
-    manifest = Manifest(0, "", written_by, training_state, moments, layout, config.to_dict(), {}, entries)
-    return Snapshot(file, tensors, manifest)
+    run = (nt_dist.__version__, training_state, optimizer_state.moments, layout, config.to_dict())
+    return Snapshot(file, tensors, Manifest(0, "", *run, files={}, weights=entries))
 
 
 def _writers(weights: dict[str, Weight], mesh: Mesh) -> dict[str, int]:
@@ -126,7 +117,6 @@ def _writers(weights: dict[str, Weight], mesh: Mesh) -> dict[str, int]:
 
 
 def _collect_weight(weight: Weight, state: State, tensors: dict[str, np.ndarray]) -> None:
-    """Copy one weight's fragments into ``tensors``."""
     active = weight.all_to_slots(list(state.values()))
     slots = {part: tensor.detach().to(torch.float32) for part, tensor in zip(state, active, strict=True)}
     if weight.spec.is_sparse:
@@ -141,8 +131,7 @@ def _collect_weight(weight: Weight, state: State, tensors: dict[str, np.ndarray]
 def write_part(writing: Path, snapshot: Snapshot) -> dict[str, FileEntry]:
     """Write a snapshot's fragments into the temporary folder, and their checksums into its manifest; no communication.
 
-    Returns:
-        The file's entry by its name; empty if this rank owns no fragments.
+    Returns the file's entry by its name; nothing if this rank owns no fragments.
 
     Raises:
         CheckpointError: It cannot be written, or a value or moment is not finite; names the weight.
@@ -201,6 +190,74 @@ def _merge(parts: list[dict[str, WeightEntry]]) -> dict[str, WeightEntry]:
     return merged
 
 
+class Saver:
+    """Saves the run whenever it is told to, one save at a time; every rank has one, and all are told the same.
+
+    A save beside the training stops it only while the state is copied to host memory and, some steps later, while all
+    ranks agree that their files are on the disk. Until then the checkpoints before it are the newest that there are.
+
+    Attributes:
+        latest: The newest checkpoint of this process: saved, or (set by the caller) started from.
+    """
+
+    def __init__(self, folder: Path, config: Config, mesh: Mesh, model: nn.Module, optimizer_state: OptimizerState):
+        self.folder, self.config, self.mesh = folder, config, mesh
+        self.model, self.optimizer_state = model, optimizer_state
+        self.latest: Path | None = None
+        # the save under way: where to, what, and this rank's writing of it
+        self._flight: tuple[Path, Snapshot, Future[dict[str, FileEntry]]] | None = None
+        self._writer = ThreadPoolExecutor(1, "saving")  # hashing and writing leave the interpreter to others
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a save has begun and is not yet a checkpoint; the same on every rank."""
+        return self._flight is not None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank is still writing its part of it."""
+        return self._flight is not None and not self._flight[2].done()
+
+    def save(self, training_state: TrainingState, is_last: bool) -> None:
+        """Save the run as it stands, after any save under way; one that fails is a warning. Collective.
+
+        ``is_last``, with which this process ends, is waited for; if it fails, that is a CheckpointError on every rank.
+        """
+        self.settle()
+        try:
+            state = copy.deepcopy(training_state)  # it is written at the commit, steps later
+            snapshot = collect(self.config, self.mesh, self.model, self.optimizer_state, state)
+            writing = begin(self.folder, self.mesh, snapshot)
+            self._flight = writing, snapshot, self._writer.submit(write_part, writing, snapshot)
+            if is_last or not self.config.run.async_save:
+                self._finish()
+        except CheckpointError as problem:
+            if is_last:
+                raise
+            LOGGER.warning("step %d was not saved: %s", training_state.step, problem)
+
+    def settle(self) -> None:
+        """Make a checkpoint of the save under way, if there is one; one that fails is a warning. Collective.
+
+        Waits for the ranks that are still writing.
+        """
+        if self._flight is not None:
+            step = self._flight[1].manifest.training_state.step
+            try:
+                self._finish()
+            except CheckpointError as problem:
+                LOGGER.warning("step %d was not saved: %s", step, problem)
+
+    def _finish(self) -> None:
+        (writing, snapshot, written), self._flight = self._flight, None
+        self.latest = commit(writing, self.config, self.mesh, snapshot, written.result)
+        LOGGER.info("saved %s", self.latest)
+
+    def close(self) -> None:
+        """Leave a save under way as it is; the next one clears it away."""
+        self._writer.shutdown(wait=False, cancel_futures=True)
+
+
 # -- loading ---------------------------------------------------------------------------------------------------
 
 
@@ -216,18 +273,13 @@ def load(
 ) -> TrainingState:
     """Put a checkpoint's weights, moments and statistics into a model, whatever layout either has. Collective.
 
+    Returns where the run stood.
+
     Args:
-        path: The checkpoint's folder.
-        config: That of the run that goes on.
-        mesh: The ranks.
-        model: The model; every rank reads what it holds.
         optimizer_state: Where masters and moments go; None for the weights alone, as an evaluation wants them (then
             schedule settings are not compared).
         data_digest: Digest of the prepared training data; None not to compare it.
         verified: The files' hashes were checked just now, by :func:`nt_dist.checkpoint.folder.find` or ``verify``.
-
-    Returns:
-        Where the run stood.
 
     Raises:
         CheckpointError: On all ranks: damaged, of another model or of other data; names file or key.

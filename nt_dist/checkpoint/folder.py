@@ -39,26 +39,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint as far as a quick look (manifest, names, sizes) tells.
-
-    Attributes:
-        path: Its folder.
-        step: The step in its name.
-        manifest: Its manifest, if that is whole.
-        problem: What is wrong with it, one line each; empty if nothing was seen.
-        foreign: It has another format version.
-    """
+    """A checkpoint as far as a quick look (manifest, names, sizes) tells."""
 
     path: Path
-    step: int
-    manifest: Manifest | None
-    problem: str
-    foreign: bool = False
-
-    @property
-    def age(self) -> tuple[float, int]:
-        """A key that sorts from old to new; one whose manifest is lost counts as new, so that it is spoken of."""
-        return (self.manifest.serial if self.manifest else float("inf"), self.step)
+    step: int  # in its name
+    manifest: Manifest | None  # if that is whole
+    problem: str  # what is wrong with it, one line each; empty if nothing was seen
+    foreign: bool = False  # it has another format version
 
 
 def name_of(step: int) -> str:
@@ -84,16 +71,16 @@ def checkpoints(path: Path | str) -> list[Found]:
         CheckpointError: The folder cannot be read.
     """
     folder = _folder_in(Path(path))
-    try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from None
+    with files.reading(folder, CheckpointError):
+        names = os.listdir(folder) if folder.exists() else []
     matches = [match for match in map(_PASSING.fullmatch, names) if match and match[2] == "replaced"]
     paths = {match[1]: folder / match[0] for match in matches}  # killed in mid-replacement: the old one is still good
     paths |= {name: folder / name for name in names if _NAME.fullmatch(name)}
-    return sorted((look(path) for path in paths.values()), key=lambda found: found.age)
+
+    def age(found: Found) -> tuple[float, int]:  # one whose manifest is lost counts as new, so that it is spoken of
+        return (found.manifest.serial if found.manifest else float("inf"), found.step)
+
+    return sorted(map(look, paths.values()), key=age)
 
 
 def _folder_in(path: Path) -> Path:
@@ -106,15 +93,10 @@ def _folder_in(path: Path) -> Path:
 def find(folder: Path | str, resume_from: str = "", mesh: Mesh | None = None) -> Path | None:
     """Return the checkpoint to start from, every hash in it checked; damaged ones are named in warnings.
 
-    Args:
-        folder: The folder of checkpoints, ``<run.dir>/checkpoints``.
-        resume_from: A checkpoint, a folder of checkpoints or a run's folder to start from; empty for ``folder``. One
-            outside ``folder`` is for the first start only: once ``folder`` has checkpoints of its own, the same command
-            started again (a requeued job) goes on from those. One inside goes back to it each time.
-        mesh: The ranks, who divide the work and agree; None to look alone.
-
-    Returns:
-        The newest whole checkpoint, or ``resume_from``; None if there is none at all and none was asked for.
+    That is the newest whole one in ``folder``, or None if there is none at all; or the one that ``resume_from`` (a
+    checkpoint, a folder of checkpoints or a run's folder) asks for. One outside ``folder`` is for the first start only:
+    once ``folder`` has checkpoints of its own, the same command started again (a requeued job) goes on from those. One
+    inside goes back to it each time. The ranks of ``mesh`` divide the work and agree; without it, one looks alone.
 
     Raises:
         CheckpointError: ``resume_from`` is not there or damaged, none of the checkpoints is whole, or one has another
@@ -139,10 +121,8 @@ def find(folder: Path | str, resume_from: str = "", mesh: Mesh | None = None) ->
 def find_asked(path: Path, mesh: Mesh | None = None, asked: str | None = None) -> Path:
     """Return the checkpoint that a user asks for, every hash in it checked; collective with a mesh.
 
-    Args:
-        path: A checkpoint, a folder of checkpoints or a run's folder (then its newest whole checkpoint).
-        mesh: As for :func:`find`.
-        asked: How the user asks, for the message; by default with ``--checkpoint``.
+    ``path`` is one, a folder of checkpoints or a run's folder (then its newest whole checkpoint); ``asked`` says for
+    the message how the user asks, by default with ``--checkpoint``.
 
     Raises:
         CheckpointError: There is none, parts of it are missing or damaged, or it has another format version.
@@ -284,8 +264,7 @@ def delete(found: Found) -> None:
     """
     removed = found.path.with_name(f".{name_of(found.step)}.removed")
     try:
-        if removed.exists():
-            shutil.rmtree(removed)
+        shutil.rmtree(removed, ignore_errors=True)  # of a deletion that was killed
         os.rename(found.path, removed)
         shutil.rmtree(removed)
     except OSError as error:

@@ -65,13 +65,9 @@ def hash_file(path: Path) -> str:
 def file_problems(
     checkpoint: Path, manifest: Manifest, share: int = 0, shares: int = 1, hashes: bool = True
 ) -> list[str]:
-    """Return what is wrong with the files of a checkpoint, one message a file.
+    """Return what is wrong with a checkpoint's files, one message a file; without ``hashes``, of names and sizes only.
 
-    Args:
-        checkpoint: Its folder.
-        manifest: Its manifest.
-        share, shares: Which part of how many of the files to look at: ranks divide the work.
-        hashes: Whether the content is hashed; otherwise names and sizes only.
+    Ranks divide the work: ``share`` is which part, of how many.
     """
     problems = []
     if share == 0:

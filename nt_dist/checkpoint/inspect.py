@@ -42,8 +42,7 @@ def describe(found: Found) -> str:
 def examine(path: Path) -> list[str]:
     """Check manifest, sizes, hashes, and every fragment's shape, positions and numbers of a checkpoint.
 
-    Returns:
-        What is wrong, one message a file or fragment; empty if it is sound.
+    Returns what is wrong, one message a file or fragment; nothing if it is sound.
     """
     try:
         manifest = read_manifest(path)
@@ -64,17 +63,11 @@ def examine(path: Path) -> list[str]:
 
 @dataclass
 class WeightDifference:
-    """How one weight differs between two checkpoints.
+    """How one weight differs between two checkpoints."""
 
-    Attributes:
-        active: Active entries in the first, over all trails and shards.
-        shared: Those that are active in both.
-        largest: Largest absolute difference over shared entries, of the value and each moment that both have.
-    """
-
-    active: int = 0
-    shared: int = 0
-    largest: dict[str, float] = field(default_factory=dict)
+    active: int = 0  # entries in the first, over all trails and shards
+    shared: int = 0  # those that are active in both
+    largest: dict[str, float] = field(default_factory=dict)  # difference over those, of value and common moments
 
     @property
     def is_none(self) -> bool:
@@ -84,17 +77,11 @@ class WeightDifference:
 
 @dataclass
 class Comparison:
-    """How two checkpoints differ.
+    """How two checkpoints differ."""
 
-    Attributes:
-        settings: Settings that differ, one line each.
-        state: Differences in where the run stood and in the set of weights, one line each.
-        weights: The comparison of every weight that has the same shape in both.
-    """
-
-    settings: list[str]
-    state: list[str]
-    weights: dict[str, WeightDifference]
+    settings: list[str]  # that differ, one line each
+    state: list[str]  # differences in where the run stood and in the set of weights, one line each
+    weights: dict[str, WeightDifference]  # those that have the same shape in both
 
     @property
     def is_same_state(self) -> bool:

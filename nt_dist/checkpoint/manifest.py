@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, InstanceOf, StrictBool, StrictStr, T
 
 from nt_dist.config.settings import ADAMW_MOMENTS
 from nt_dist.errors import CheckpointError
-from nt_dist.files import FileEntry
+from nt_dist.files import FileEntry, reading
 
 FORMAT = "nt_dist checkpoint"
 VERSION = 1
@@ -55,21 +55,13 @@ Moments = Annotated[tuple[StrictStr, ...], AfterValidator(_different_names)]
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a run stands, apart from its weights.
+    """Where a run stands, apart from its weights."""
 
-    Attributes:
-        step: Optimizer steps taken.
-        consumed_samples: Samples taken from the order of samples; the next one has this number.
-        adam_step: Adam's own count of steps (it lags behind ``step`` when steps are skipped).
-        data_digest: Digest of the prepared training data.
-        extra: Anything else that has to survive, as JSON: skipped samples, for one.
-    """
-
-    step: Count
-    consumed_samples: Count
-    adam_step: Count
-    data_digest: StrictStr
-    extra: dict[str, Any] = field(default_factory=dict)
+    step: Count  # optimizer steps taken
+    consumed_samples: Count  # taken from the order of samples; the next one has this number
+    adam_step: Count  # Adam's own count of steps, which lags behind when steps are skipped
+    data_digest: StrictStr  # of the prepared training data
+    extra: dict[str, Any] = field(default_factory=dict)  # what else has to survive, as JSON: skipped samples, for one
 
 
 @dataclass(frozen=True)
@@ -82,29 +74,17 @@ class FragmentEntry:
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """One weight as all layouts know it: the fields of its ``WeightSpec`` that give a fragment its meaning.
-
-    Attributes:
-        shape: One trail's whole dense shape.
-        cut_axis: The axis that is cut into ``shards``.
-        trails: Copies of the weight.
-        shards: Topology shards.
-        valid: Real entries of the cut axis.
-        density: Share of active entries; 1 is dense, without positions.
-        slots: Active entries of every shard.
-        fragments: "trail/shard" to where it is.
-        is_statistic: Whether it is no weight but a statistic, which has values and no moments.
-    """
+    """One weight as all layouts know it: the fields of its ``WeightSpec`` that give a fragment its meaning."""
 
     shape: Counts
     cut_axis: Count
     trails: Degree
     shards: Degree
     valid: Count
-    density: InstanceOf[float]
-    slots: Counts
-    fragments: dict[str, FragmentEntry] = field(default_factory=dict)
-    is_statistic: StrictBool = False
+    density: InstanceOf[float]  # 1 is dense, without positions
+    slots: Counts  # of every shard
+    fragments: dict[str, FragmentEntry] = field(default_factory=dict)  # by "trail/shard"
+    is_statistic: StrictBool = False  # no weight: it has values and no moments
 
     @property
     def is_sparse(self) -> bool:
@@ -148,28 +128,19 @@ def _consistent(entry: WeightEntry) -> WeightEntry:
 class Manifest:
     """All that a checkpoint says about itself.
 
-    Attributes:
-        serial: One more than that of every checkpoint that was in the folder: orders checkpoints by when they were
-            made, even if the clock jumped or the run went back to an earlier step.
-        saved_at: Local time, for people.
-        written_by: Version of nt_dist.
-        training_state: Where the run stood; in the file its keys stand beside the others.
-        moments: What the optimizer keeps beside each value: ``config.train.moments``.
-        layout: Degrees of the mesh, ZeRO stage and precision that wrote it, for people.
-        config: The resolved configuration, section by section.
-        files: Every file of the checkpoint but the manifest.
-        weights: Every weight, and every statistic, by name.
+    ``serial`` is one more than that of every checkpoint that was in the folder: it orders checkpoints by when they were
+    made, even if the clock jumped or the run went back to an earlier step.
     """
 
     serial: Count
-    saved_at: StrictStr
-    written_by: StrictStr
-    training_state: TrainingState
-    moments: Moments
-    layout: dict[str, Any]
-    config: dict[str, dict[str, Any]]
-    files: dict[FileName, FileEntry]
-    weights: dict[str, Annotated[WeightEntry, AfterValidator(_consistent)]]
+    saved_at: StrictStr  # local time, for people
+    written_by: StrictStr  # version of nt_dist
+    training_state: TrainingState  # in the file its keys stand beside the others
+    moments: Moments  # what the optimizer keeps beside each value: config.train.moments
+    layout: dict[str, Any]  # degrees of the mesh, ZeRO stage and precision that wrote it, for people
+    config: dict[str, dict[str, Any]]  # resolved, section by section
+    files: dict[FileName, FileEntry]  # all but the manifest
+    weights: dict[str, Annotated[WeightEntry, AfterValidator(_consistent)]]  # statistics too
 
     def states_of(self, name: str) -> tuple[str, ...]:
         """Return what a fragment of a weight has for each of its positions; a statistic has no moments."""
@@ -214,13 +185,11 @@ def read_manifest(checkpoint: Path | str) -> Manifest:
         CheckpointError: It is missing, unreadable, damaged or malformed; the message names the file.
     """
     path = Path(checkpoint) / MANIFEST
-    try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{path}: missing: not a checkpoint, or an unfinished one") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    return parse_manifest(text, str(path))
+    with reading(path, CheckpointError):
+        try:
+            return parse_manifest(path.read_bytes(), str(path))
+        except (FileNotFoundError, NotADirectoryError):
+            raise CheckpointError(f"{path}: missing: not a checkpoint, or an unfinished one") from None
 
 
 def parse_manifest(text: bytes, path: str) -> Manifest:

@@ -76,14 +76,8 @@ def read_weights(
 ) -> Iterator[tuple[Weight, dict[str, torch.Tensor]]]:
     """Put a checkpoint's statistics and topologies into a model; yield its weights, one by one, with their state.
 
-    Args:
-        path: The checkpoint, whose files were verified.
-        manifest: Its manifest.
-        model: The model, or the part of it held here.
-        moments: The optimizer's moments to read; one that the checkpoint lacks is 0.
-
-    Yields:
-        A weight, and "value" and each moment: fp32, shaped like ``weight.values``.
+    That is "value" and each of ``moments``, fp32 and shaped like ``weight.values``; a moment that the checkpoint lacks
+    is 0. The checkpoint's files were verified; the model may be the part of it held here.
 
     Raises:
         CheckpointError: It is of another model, or a fragment is missing or not what the manifest says.

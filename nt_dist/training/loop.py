@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 
 from nt_dist.checkpoint import checkpoint
+from nt_dist.checkpoint.checkpoint import Saver
 from nt_dist.checkpoint.folder import CHECKPOINTS, find, verify
 from nt_dist.checkpoint.manifest import TrainingState, read_manifest
-from nt_dist.checkpoint.saving import Saver
 from nt_dist.checkpoint.weights import check_config
 from nt_dist.config import Config
 from nt_dist.config.rules import with_epochs

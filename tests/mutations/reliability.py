@@ -20,7 +20,7 @@ RELIABILITY = [
     ),
     Mutation(
         "checkpoint: a flight is committed before its files are written",
-        "return self._flight is not None and not self._flight.file.done()",
+        "return self._flight is not None and not self._flight[2].done()",
         "return False",
         "tests/unit/checkpoint/test_saving.py::test_a_save_is_not_there_before_it_is_settled",
     ),

@@ -5,9 +5,9 @@ import threading
 import pytest
 
 from nt_dist.checkpoint import checkpoint
+from nt_dist.checkpoint.checkpoint import Saver
 from nt_dist.checkpoint.folder import find
 from nt_dist.checkpoint.manifest import TrainingState, read_manifest
-from nt_dist.checkpoint.saving import Saver
 from nt_dist.errors import CheckpointError
 from tests.unit.checkpoint.checkpoint_case import CONFIG, model_part, on_one_rank, on_ranks, with_run
 
