@@ -124,8 +124,8 @@ class Family(ABC):
     """Settings in which models must agree that read the same samples and give the same classes, beside their data."""
 
     @abstractmethod
-    def unify(self, sections: dict[str, dict[str, Any]]) -> None:
-        """Give values that say the same in other words one spelling, in place: a resume compares them."""
+    def unify(self, settings: dict[str, Any]) -> None:
+        """Give values, by section.key, that say the same in other words one spelling: a resume compares them."""
 
     # -- the model ---------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,31 +63,24 @@ def load_config(
     world_size: int = 1,
     check_paths: bool = True,
 ) -> Config:
-    """Read, resolve and check a configuration; ConfigError with every problem found.
+    """Read, resolve and check a configuration for ``world_size`` ranks; ConfigError with every problem found.
 
-    Args:
-        families: All families by name, the default one first.
-        source: A TOML file, or its contents; what is left out has its default.
-        overrides: ``section.key=value`` each; they win over the file, the last one over the others.
-        ds_config: A DeepSpeed JSON (a file, or its contents), or None for the built-in one.
-        world_size: Ranks of the run.
-        check_paths: Also check that the files it names are there.
+    The default one of the ``families`` comes first. ``source`` is a TOML file or its contents; the ``overrides``,
+    ``section.key=value`` each, win over it, the last one over the others. ``ds_config`` is a DeepSpeed JSON (a file, or
+    its contents), or None for the built-in one. With ``check_paths`` the files that are named must be there.
     """
     problems: list[str] = []
     wrong: set[str] = set()  # keys whose values cannot be used: rules over them would only confuse
     sections = source if isinstance(source, Mapping) else _read(source, "TOML", tomllib.loads, problems) or {}
     words = dict(override.partition("=")[::2] for override in overrides)
-    family = _family_of(families, sections, words, problems)
+    family = _family_of(families, _said(sections, words, "model.family"), problems)
     settings = settings_of(family)
     typed: dict[str, dict[str, Any]] = {name: {} for name in sections_of(family)}
-    for dotted, value in chain(_of_recipe(family, sections, words), _entries(family, sections, words, problems)):
+    for dotted, value in _entries(family, sections, words, problems):
         setting = settings.get(dotted)
         if setting is None:
             problems.append(_no_setting(families, family, dotted))
             continue
-        if dotted in words:
-            with suppress(TypeError):  # else the word itself is said to be of the wrong type
-                value = parse_override(value, setting.type)
         try:
             value = checked(dotted, value, setting.type, setting.metadata["rule"])
             typed[dotted.partition(".")[0]][setting.name] = value
@@ -133,49 +125,49 @@ def _parse_json(path: str | Path, problems: list[str], text: str) -> Any:
     return json.loads(text, object_pairs_hook=as_dict)
 
 
-def _family_of(
-    families: Mapping[str, Family], sections: Mapping[str, Any], words: Mapping[str, str], problems: list[str]
-) -> Family:
-    """The family that ``model.family`` names, or the default one; the one most like it for a name that is none."""
-    default, *_ = families
-    model = sections.get("model")
-    name = model.get("family", default) if isinstance(model, Mapping) else default
-    if "model.family" in words:
+def _said(sections: Mapping[str, Any], words: Mapping[str, str], dotted: str) -> str | None:
+    """What is given for a key that holds a string; its type is checked with the other keys'."""
+    section, _, entry = dotted.partition(".")
+    entries = sections.get(section)
+    said = entries.get(entry) if isinstance(entries, Mapping) else None
+    if dotted in words:
         with suppress(TypeError):
-            name = parse_override(words["model.family"], str)
-    if not isinstance(name, str):
-        return families[default]  # its type is checked with the other keys'
-    if name not in families:
+            said = parse_override(words[dotted], str)
+    return said if isinstance(said, str) else None
+
+
+def _family_of(families: Mapping[str, Family], name: str | None, problems: list[str]) -> Family:
+    """The family of this name, or the default one; the one most like it for a name that is none."""
+    default, *_ = families
+    if name is not None and name not in families:
         near = nearest(name, families)
         problems.append(f"model.family = {name!r} must be one of {', '.join(families)}{hint(near)}")
-        name = near or default
-    return families[name]
+        name = near
+    return families[name or default]
 
 
 def _entries(
     family: Family, sections: Mapping[str, Any], words: Mapping[str, str], problems: list[str]
 ) -> Iterator[tuple[str, Any]]:
-    """What is given for each section.key, the command line's words first; what is no section is a problem."""
-    yield from words.items()
-    known = sections_of(family)
+    """What the recipe, the command line and the file give for each section.key; what is no section is a problem."""
+    recipe = family.recipes.get(_said(sections, words, "train.recipe") or "default", {})
+    yield from ((dotted, value) for dotted, value in recipe.items() if dotted not in words)
+    settings, known = settings_of(family), sections_of(family)
+    for dotted, word in words.items():
+        try:
+            yield dotted, parse_override(word, settings[dotted].type)
+        except (KeyError, TypeError):
+            yield dotted, word  # which is then said to be unknown, or of the wrong type
     for name, entries in sections.items():
         if name not in known and isinstance(entries, Mapping):
             problems.append(f"[{name}] is no section{hint(nearest(name, known))}; sections are {', '.join(known)}")
         elif name not in known:
-            problems.append(f"{name} stands outside a section{hint(nearest_key(name, settings_of(family)))}")
+            problems.append(f"{name} stands outside a section{hint(nearest_key(name, settings))}")
         elif not isinstance(entries, Mapping):
             problems.append(f"{name} = {entries!r} must be a section, [{name}], with keys under it")
         else:
             keys = {f"{name}.{entry}": value for entry, value in entries.items()}
             yield from ((dotted, value) for dotted, value in keys.items() if dotted not in words)
-
-
-def _of_recipe(family: Family, sections: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    """What the recipe says about settings that are not on the command line; a file's come after it."""
-    train = sections.get("train")
-    recipe = words.get("train.recipe", train.get("recipe", "default") if isinstance(train, Mapping) else "default")
-    of_recipe = family.recipes.get(recipe, {}) if isinstance(recipe, str) else {}
-    yield from ((dotted, value) for dotted, value in of_recipe.items() if dotted not in words)
 
 
 def _no_setting(families: Mapping[str, Family], family: Family, dotted: str) -> str:
@@ -191,14 +183,10 @@ def _no_setting(families: Mapping[str, Family], family: Family, dotted: str) -> 
 
 def missing_paths(config: Config, wrong: Collection[str] = ()) -> list[str]:
     """One message for each path or pattern of a config at which there is nothing; keys in ``wrong`` are left out."""
-
-    def is_there(path: str) -> bool:
-        path = os.path.expanduser(path)
-        return os.path.exists(path) or bool(glob.glob(path, recursive=True))
-
     named = [*config.family.paths(config), ("run.resume_from", config.run.resume_from)]
+    asked = [(key, path, os.path.expanduser(path)) for key, path in named if path and key not in wrong]
     return [
         f"{key} = {path!r}: no such file or folder"
-        for key, path in named
-        if path and key not in wrong and not is_there(path)
+        for key, path, place in asked
+        if not os.path.exists(place) and not glob.glob(place, recursive=True)
     ]

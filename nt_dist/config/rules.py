@@ -33,21 +33,18 @@ def _exempt_weights_exist(config: Config) -> Iterator[str]:
             yield f"sparsity.exempt: no weight is named {pattern!r}{hint(nearest(pattern, names))}"
 
 
-@reads("sparsity.grow", "sparsity.new_moments")
-def _moments_have_their_gradient(config: Config) -> Iterator[str]:
-    if config.sparsity.grow == "random" and config.sparsity.new_moments == "gradient" and config.sparsity.update_every:
+@reads("train.optimizer", "sparsity.grow", "sparsity.new_moments", "sparsity.update_every")
+def _new_moments_can_be_had(config: Config) -> Iterator[str]:
+    new = config.sparsity.new_moments if config.sparsity.update_every else "zero"
+    if new == "gradient" and config.sparsity.grow == "random":
         yield (
             "sparsity.new_moments = 'gradient' needs sparsity.grow = 'gradient', not 'random', which looks at no "
             "dense gradient; set new_moments to 'zero' or 'mean'"
         )
-
-
-@reads("train.optimizer", "sparsity.new_moments", "sparsity.update_every")
-def _a_second_moment_is_there(config: Config) -> Iterator[str]:
-    if config.train.optimizer == "sgd" and config.sparsity.new_moments != "zero" and config.sparsity.update_every:
+    if new != "zero" and config.train.optimizer == "sgd":
         yield (
-            f"sparsity.new_moments = {config.sparsity.new_moments!r} is a second moment, which train.optimizer = 'sgd' "
-            "does not have; set new_moments to 'zero'"
+            f"sparsity.new_moments = {new!r} is a second moment, which train.optimizer = 'sgd' does not have; "
+            "set new_moments to 'zero'"
         )
 
 
@@ -63,7 +60,8 @@ def _warmup_fits(config: Config) -> Iterator[str]:
         yield f"train.warmup_steps = {config.train.warmup_steps} must be at most train.steps = {config.train.steps}"
 
 
-_DEGREES = ("parallel.tensor", "parallel.pipe", "parallel.trail")
+_AXES = ("tensor", "pipe", "trail")
+_DEGREES = tuple(f"parallel.{axis}" for axis in _AXES)
 BATCH_KEYS = ("train.batch_size", "train.micro_batch_size", *_DEGREES)
 """What the number of micro-batches in a step follows from."""
 
@@ -96,12 +94,10 @@ def _mesh_fits(config: Config) -> Iterator[str]:
     """Say what is wrong with the layout and, where there is one, the nearest that works."""
     broken = list(_broken_by_mesh(config))
     yield from broken
-    near = _nearest_layout(config) if broken else None
-    if near:
+    if broken and (near := _nearest_layout(config)):
+        degrees = ", ".join(f"parallel.{axis} = {getattr(near.parallel, axis)}" for axis in _AXES)
         yield (
-            f"the nearest layout that works on {config.world_size} ranks: parallel.tensor = {near.parallel.tensor}, "
-            f"parallel.pipe = {near.parallel.pipe}, parallel.trail = {near.parallel.trail} "
-            f"(data degree {near.data_degree})"
+            f"the nearest layout that works on {config.world_size} ranks: {degrees} (data degree {near.data_degree})"
         )
 
 
@@ -110,15 +106,13 @@ def _nearest_layout(config: Config) -> Config | None:
     wanted, ranks = config.parallel, config.world_size
 
     def distance(near: Config) -> float:
-        degrees = near.parallel
-        factors = degrees.tensor / wanted.tensor, degrees.pipe / wanted.pipe, degrees.trail / wanted.trail
-        return sum(abs(math.log(factor)) for factor in factors)
+        return sum(abs(math.log(getattr(near.parallel, name) / getattr(wanted, name))) for name in _AXES)
 
     divisors = [number for number in range(1, ranks + 1) if ranks % number == 0]
     layouts = (
-        replace(config, parallel=replace(wanted, tensor=tensor, pipe=pipe, trail=trail))
-        for tensor, pipe, trail in product(divisors, repeat=3)
-        if ranks % (tensor * pipe * trail) == 0
+        replace(config, parallel=replace(wanted, **dict(zip(_AXES, degrees, strict=True))))
+        for degrees in product(divisors, repeat=len(_AXES))
+        if ranks % math.prod(degrees) == 0
     )
     return min(filter(is_possible, layouts), key=distance, default=None)
 
@@ -162,8 +156,7 @@ def _broken_by_mesh(config: Config) -> Iterator[str]:
 _RULES = (
     _trails_fit,
     _exempt_weights_exist,
-    _moments_have_their_gradient,
-    _a_second_moment_is_there,
+    _new_moments_can_be_had,
     _nesterov_has_momentum,
     _warmup_fits,
     _batch_divides,
@@ -228,8 +221,7 @@ def warnings(config: Config) -> Iterator[str]:
 def with_epochs(config: Config, num_samples: int) -> Config:
     """Return the config with the steps that ``train.epochs`` passes over so many training samples take.
 
-    Raises:
-        ConfigError: Other settings do not go with so few or many.
+    ConfigError if other settings do not go with so few or many.
     """
     train = config.train
     steps = max(1, round(train.epochs * num_samples / train.batch_size))

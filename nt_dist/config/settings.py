@@ -34,8 +34,7 @@ _SHARES = Rule(
 )
 _BETAS = Rule("must be two numbers in [0, 1)", lambda value: all(0 <= beta < 1 for beta in value))
 _SEED = Rule("must be in [0, 2^63)", lambda value: 0 <= value < 2**63)
-_SMOOTHING = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
-_MOMENTUM = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
+_BELOW_ONE = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class Train:
     )
     lr_decay: float = schedule(0.1, "What a step multiplies the learning rate with.", SHARE)
     optimizer: Literal["adamw", "sgd"] = schedule("adamw", "adamw, or sgd (stochastic gradient descent).")
-    momentum: float = schedule(0.9, "SGD's momentum; 0: none.", _MOMENTUM)
+    momentum: float = schedule(0.9, "SGD's momentum; 0: none.", _BELOW_ONE)
     nesterov: bool = schedule(False, "Use Nesterov's momentum in SGD.")
     betas: tuple[float, float] = schedule((0.9, 0.999), "Adam's two decay rates.", _BETAS)
     adam_eps: float = schedule(1e-8, "Adam's epsilon.", above(0))
@@ -131,7 +130,7 @@ class Train:
     )
     decay_vectors: bool = schedule(False, "Let norms and biases decay too.")
     objective: Literal["sum", "mean"] = schedule("sum", "What is minimised: the sum or the mean of the trails' losses.")
-    label_smoothing: float = schedule(0.0, "Share of each target that all classes have alike.", _SMOOTHING)
+    label_smoothing: float = schedule(0.0, "Share of each target that all classes have alike.", _BELOW_ONE)
     grad_clip: float = schedule(0.0, "Largest norm of the gradient; 0: no clipping.", at_least(0))
     on_spike: Literal["off", "warn", "skip", "rollback"] = free(
         "warn",
@@ -293,24 +292,22 @@ def differences(saved: Mapping[str, Mapping[str, Any]], now: Config) -> tuple[li
     words, as ``num_kv_heads`` 0 does, do not differ. Returns one message for each ``identity`` setting that differs,
     and one for each ``schedule`` setting.
     """
-    then, today = _unified(now.family, saved), _unified(now.family, now.to_dict())
+    settings = settings_of(now.family)
+    then, today = (_unified(now.family, settings, sections) for sections in (saved, now.to_dict()))
     found: dict[str, list[str]] = defaultdict(list)
-    for dotted, setting in settings_of(now.family).items():
-        name, entry = dotted.split(".")
-        if today[name][entry] != then[name][entry]:
-            message = f"{dotted} = {today[name][entry]!r} differs from the checkpoint's {then[name][entry]!r}"
+    for dotted, setting in settings.items():
+        if today[dotted] != then[dotted]:
+            message = f"{dotted} = {today[dotted]!r} differs from the checkpoint's {then[dotted]!r}"
             found[setting.metadata["mark"]].append(message)
     return found[IDENTITY], found[SCHEDULE]
 
 
-def _unified(family: Any, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The sections with defaults filled in and one spelling for what means the same."""
-    full: dict[str, dict[str, Any]] = {name: {} for name in sections_of(family)}
-    for dotted, setting in settings_of(family).items():
-        name, entry = dotted.split(".")
-        full[name][entry] = sections.get(name, {}).get(entry, plain(setting.default))
-    if full["trails"]["fork"] == "embedding":
-        full["trails"]["layers"] = 0  # it says nothing then
-    full["sparsity"]["exempt"] = sorted(full["sparsity"]["exempt"])
+def _unified(family: Any, settings: Mapping[str, Field], sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Values by section.key, with defaults filled in and one spelling for what means the same."""
+    given = {f"{name}.{entry}": value for name, values in sections.items() for entry, value in values.items()}
+    full = {dotted: given.get(dotted, plain(setting.default)) for dotted, setting in settings.items()}
+    if full["trails.fork"] == "embedding":
+        full["trails.layers"] = 0  # it says nothing then
+    full["sparsity.exempt"] = sorted(full["sparsity.exempt"])
     family.unify(full)
     return full

@@ -7,11 +7,8 @@ from typing import Literal
 from nt_dist.config.keys import FRACTION, NOT_EMPTY, Rule, at_least, free, reads, schedule
 from nt_dist.config.rules import ignored
 from nt_dist.config.settings import Config
+from nt_dist.data import settings as data
 
-_VALIDATION = Rule(
-    "must be a path, the name of a split, or a share of the pictures in (0, 1)",
-    lambda value: value != "" if isinstance(value, str) else 0 < value < 1,
-)
 _THREE = Rule("must be three numbers", lambda value: len(value) == 3)
 _STD = Rule("must be three numbers above 0", lambda value: len(value) == 3 and min(value) > 0)
 
@@ -30,7 +27,9 @@ class Data:
     image_key: str = schedule("image", "For parquet and hf: the column of the pictures.", NOT_EMPTY)
     label_key: str = schedule("label", "For parquet and hf: the column of the labels.", NOT_EMPTY)
     validation: str | float = free(
-        0.2, "Path of the validation pictures (for hf: name of a split), or a share of the pictures.", _VALIDATION
+        0.2,
+        "Path of the validation pictures (for hf: name of a split), or a share of the pictures.",
+        data.path_or_share("a path, the name of a split, or a share of the pictures"),
     )
     max_images: int = schedule(0, "Read only the first so many training pictures; 0: all.", at_least(0))
     max_bad_share: float = free(0.0, "Share of pictures that cannot be read and may be passed over.", FRACTION)
@@ -45,43 +44,19 @@ class Data:
     num_workers: int = free(2, "Threads that decode and load.", at_least(0))
 
 
-@reads("data.source", "data.path")
-def _source_has_a_path(config: Config) -> Iterator[str]:
-    path, source = config.data.path, config.data.source
-    if source == "digits":
-        return
-    if not path or (not isinstance(path, str) and "" in path):
-        what = {"hf": "a dataset", "folder": "a folder"}.get(source, "files, folders or patterns")
-        yield f"data.path = {path!r} must name {what} with data.source = {source!r}"
-    elif source != "parquet" and not isinstance(path, str):
-        yield f"data.path = {list(path)} must be one name with data.source = {source!r}"
-
-
 @reads("data.source", "model.image_size", "data.padding", "data.crop")
 def _padding_fits(config: Config) -> Iterator[str]:
     if config.data.crop == "pad" and config.data.padding >= config.model.image_size:
         yield f"data.padding = {config.data.padding} must be less than model.image_size = {config.model.image_size}"
 
 
-RULES = (_source_has_a_path, _padding_fits)
+RULES = (data.source_has_a_path, _padding_fits)
 
 
 def ignored_settings(config: Config) -> Iterator[str]:
-    data, because = config.data, f"data.source = {config.data.source!r}"
-    if data.source == "digits":
-        yield from ignored(config, because, "data.path")
-    if data.source != "hf":
-        yield from ignored(config, because, "data.subset")
-    if data.source in ("digits", "folder"):
-        yield from ignored(config, because, "data.image_key", "data.label_key")
-    if data.crop != "pad":
-        yield from ignored(config, f"data.crop = {data.crop!r}", "data.padding")
-
-
-def paths(config: Config) -> list[tuple[str, str]]:
-    data, found = config.data, []
-    if data.source in ("folder", "parquet"):
-        found += [("data.path", path) for path in ([data.path] if isinstance(data.path, str) else data.path)]
-    if data.source != "hf" and isinstance(data.validation, str):
-        found.append(("data.validation", data.validation))
-    return found
+    source, crop = config.data.source, config.data.crop
+    yield from data.ignored_settings(config)
+    if source in ("digits", "folder"):
+        yield from ignored(config, f"data.source = {source!r}", "data.image_key", "data.label_key")
+    if crop != "pad":
+        yield from ignored(config, f"data.crop = {crop!r}", "data.padding")

@@ -36,10 +36,9 @@ class Llama(Family):
             "model.ffn_size": model.ffn_size,
         }
 
-    def unify(self, sections):
+    def unify(self, settings):
         """``num_kv_heads`` 0 is as many as attention heads."""
-        model = sections["model"]
-        model["num_kv_heads"] = model["num_kv_heads"] or model["num_attention_heads"]
+        settings["model.num_kv_heads"] = settings["model.num_kv_heads"] or settings["model.num_attention_heads"]
 
     def positions(self, config):
         return config.model.max_seq_len

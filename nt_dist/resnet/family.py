@@ -1,6 +1,7 @@
 """The ResNets as the rest of the package sees them."""
 
 from nt_dist.config.family import Family, Headline
+from nt_dist.data.settings import paths
 from nt_dist.images import settings as images
 from nt_dist.images.severities import CORRUPTIONS
 from nt_dist.resnet import settings
@@ -21,7 +22,7 @@ class ResNet(Family):
     wants_accuracy = True
     corruptions, samples_name = CORRUPTIONS, "pictures"
     alike = ("model.image_size", "model.num_classes", "data.mean", "data.std")
-    ignored, paths = staticmethod(images.ignored_settings), staticmethod(images.paths)
+    ignored, paths = staticmethod(images.ignored_settings), staticmethod(paths)
     weights, activations = staticmethod(weights), staticmethod(activations)
     twin, trail_problems = staticmethod(twin), staticmethod(trail_problems)
 
@@ -33,7 +34,7 @@ class ResNet(Family):
         """Nothing: a rule refuses it."""
         return {}
 
-    def unify(self, sections):
+    def unify(self, settings):
         """No two values mean the same."""
 
     def batch_unit(self, config):

@@ -5,15 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nt_dist.config.family import Corruptions
-from nt_dist.config.keys import NOT_EMPTY, Rule, at_least, free, reads, schedule
+from nt_dist.config.keys import NOT_EMPTY, SHARE, Rule, at_least, free, schedule
 from nt_dist.config.rules import ignored
 from nt_dist.config.settings import Config
-
-_VALIDATION = Rule(
-    "must be a path, or a share of the documents in (0, 1)",
-    lambda value: value != "" if isinstance(value, str) else 0 < value < 1,
-)
-
+from nt_dist.data import settings as data
 
 CORRUPTIONS = Corruptions(
     {
@@ -21,7 +16,7 @@ CORRUPTIONS = Corruptions(
         "misspell": "{:.3g} of its characters mistyped",
     },
     level="share",
-    rule=Rule("must be a number in (0, 1]", lambda value: 0 < value <= 1),
+    rule=Rule("must be a number in (0, 1]", SHARE.holds),
     default=0.1,
     levels=(0.05, 0.1, 0.2, 0.4),
 )
@@ -39,7 +34,9 @@ class Data:
     subset: str = schedule("", "For hf: the configuration of the dataset.")
     text_key: str = schedule("text", "For jsonl, parquet and hf: the field that holds the text.", NOT_EMPTY)
     validation: str | float = free(
-        0.02, "Path of the validation texts (for hf: name of a split), or a share of the documents.", _VALIDATION
+        0.02,
+        "Path of the validation texts (for hf: name of a split), or a share of the documents.",
+        data.path_or_share("a path, or a share of the documents"),
     )
     tokenizer: str = free(
         "auto", 'A sentencepiece .model, or "auto": trained on the corpus at model.vocab_size and kept.', NOT_EMPTY
@@ -52,37 +49,16 @@ class Data:
     max_documents: int = schedule(0, "Read only so many documents; 0: all.", at_least(0))
 
 
-@reads("data.source", "data.path")
-def _source_has_a_path(config: Config) -> Iterator[str]:
-    path, source = config.data.path, config.data.source
-    if source == "stdlib":
-        return
-    if not path or (not isinstance(path, str) and "" in path):
-        what = "a dataset" if source == "hf" else "files, folders or patterns"
-        yield f"data.path = {path!r} must name {what} with data.source = {source!r}"
-    elif source == "hf" and not isinstance(path, str):
-        yield f"data.path = {list(path)} must be one name with data.source = 'hf'"
-
-
-RULES = (_source_has_a_path,)
+RULES = (data.source_has_a_path,)
 
 
 def ignored_settings(config: Config) -> Iterator[str]:
-    source, because = config.data.source, f"data.source = {config.data.source!r}"
-    if source == "stdlib":
-        yield from ignored(config, because, "data.path")
-    if source != "hf":
-        yield from ignored(config, because, "data.subset")
+    source = config.data.source
+    yield from data.ignored_settings(config)
     if source == "text" or (source == "stdlib" and not isinstance(config.data.validation, str)):
-        yield from ignored(config, because, "data.text_key")
+        yield from ignored(config, f"data.source = {source!r}", "data.text_key")
 
 
 def paths(config: Config) -> list[tuple[str, str]]:
-    data, found = config.data, []
-    if data.source in ("text", "jsonl", "parquet"):
-        found += [("data.path", path) for path in ([data.path] if isinstance(data.path, str) else data.path)]
-    if data.source != "hf" and isinstance(data.validation, str):  # for hf it is the name of a split
-        found.append(("data.validation", data.validation))
-    if data.tokenizer != "auto":
-        found.append(("data.tokenizer", data.tokenizer))
-    return found
+    found, tokenizer = data.paths(config), config.data.tokenizer
+    return found if tokenizer == "auto" else [*found, ("data.tokenizer", tokenizer)]

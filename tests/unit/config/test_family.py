@@ -44,7 +44,7 @@ class Tiny(Family):
     def paths(self, config):
         return [("data.folder", config.data.folder)]
 
-    def unify(self, sections):
+    def unify(self, settings):
         pass
 
     def weight_names(self, config):
