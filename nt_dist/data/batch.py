@@ -12,12 +12,9 @@ from nt_dist.data.samples import Sample
 class Batch(NamedTuple):
     """One micro-batch of B samples, of P positions each."""
 
-    inputs: torch.Tensor
-    """What the model reads; of text, tokens, int64. [B, ...]"""
-    targets: torch.Tensor
-    """The right class at each position; of text, the token that follows, int64. [B, P]"""
-    weights: torch.Tensor
-    """1 where the target is real, 0 on padding, float32. [B, P]"""
+    inputs: torch.Tensor  # what the model reads; of text, tokens, int64. [B, ...]
+    targets: torch.Tensor  # the right class at each position; of text, the token that follows, int64. [B, P]
+    weights: torch.Tensor  # 1 where the target is real, 0 on padding, float32. [B, P]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""

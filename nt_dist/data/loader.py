@@ -24,20 +24,14 @@ class StepLoader:
     """The steps of one data rank, without end: each a list of micro-batches."""
 
     samples: TrainingSamples
-    seed: int
-    """``train.seed``, which decides the order."""
-    batch_size: int
-    """Samples of a global step."""
-    micro_batch_size: int
-    """Samples of a micro-batch; times the data degree it divides batch_size."""
+    seed: int  # train.seed, which decides the order
+    batch_size: int  # samples of a global step
+    micro_batch_size: int  # times the data degree it divides batch_size
     data_rank: int = 0
     data_degree: int = 1
-    start: int = 0
-    """First global sample number: the samples consumed so far."""
-    num_workers: int = 0
-    """Threads that read ahead; 0 reads when asked."""
-    left_out: Sequence[tuple[int, int]] = ()
-    """Ranges [first, end) of sample numbers, sorted, that no step reads."""
+    start: int = 0  # first global sample number: the samples consumed so far
+    num_workers: int = 0  # threads that read ahead; 0 reads when asked
+    left_out: Sequence[tuple[int, int]] = ()  # ranges [first, end) of sample numbers, sorted, that no step reads
 
     def __post_init__(self) -> None:
         assert self.batch_size % (self.micro_batch_size * self.data_degree) == 0
@@ -53,11 +47,7 @@ class StepLoader:
         return [collate(rows[start : start + size]) for start in range(0, share, size)]
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        """Steps from ``start`` on.
-
-        Raises:
-            DataError: When a sample cannot be read.
-        """
+        """Steps from ``start`` on; DataError when a sample cannot be read."""
         firsts = self._firsts()
         if self.num_workers == 0:
             yield from map(self.step, firsts)
@@ -88,13 +78,10 @@ class EvaluationBatches:
     """
 
     samples: Samples
-    micro_batch_size: int
-    """B. It and the data degree do not change what is evaluated."""
-    num_samples: int
-    """How many of the first samples to use, ``run.eval_batches * train.batch_size``; 0, or more than there are: all."""
-    data_rank: int = 0
-    data_degree: int = 1
-    """D."""
+    micro_batch_size: int  # B; it and D do not change what is evaluated
+    num_samples: int  # the first so many are used; 0, or more than there are: all
+    data_rank: int = 0  # r
+    data_degree: int = 1  # D
 
     def __post_init__(self) -> None:
         assert 0 <= self.data_rank < self.data_degree

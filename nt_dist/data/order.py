@@ -17,16 +17,7 @@ _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
 def samples_at(seed: int, num_samples: int, numbers: np.ndarray) -> np.ndarray:
-    """Which samples stand at these places of the endless sequence.
-
-    Args:
-        seed: ``train.seed``.
-        num_samples: Samples in an epoch.
-        numbers: Global sample numbers, counted from the start of training. [N]
-
-    Returns:
-        Sample indices below num_samples, int64. [N]
-    """
+    """The samples, int64 below ``num_samples`` [N], that have these global numbers, counted from the start [N]."""
     assert num_samples > 0
     numbers = np.asarray(numbers, dtype=np.uint64)
     epochs, places = np.divmod(numbers, np.uint64(num_samples))
@@ -40,13 +31,8 @@ def samples_at(seed: int, num_samples: int, numbers: np.ndarray) -> np.ndarray:
 
 
 def first_of_step(start: int, size: int, left_out: Sequence[tuple[int, int]]) -> int:
-    """Where the next step begins: the first number from ``start`` on whose ``size`` samples are none of those left out.
-
-    Args:
-        start: Samples consumed so far.
-        size: Samples of a step.
-        left_out: Ranges [first, end) of sample numbers, sorted.
-    """
+    """Where the next step begins: the first number from ``start`` on whose ``size`` samples are none of those left out,
+    sorted ranges [first, end) of sample numbers."""
     for first, end in left_out:
         if first < start + size and start < end:
             start = end

@@ -11,12 +11,9 @@ import numpy as np
 class Sample(NamedTuple):
     """One sample. All samples of a data set have the same shapes and types."""
 
-    inputs: np.ndarray
-    """What the model reads, of any type. [...]"""
-    targets: np.ndarray
-    """The right class at each position, int64. [P]"""
-    weights: np.ndarray
-    """1 where the target is real, 0 on padding, float32. [P]"""
+    inputs: np.ndarray  # what the model reads, of any type. [...]
+    targets: np.ndarray  # the right class at each position, int64. [P]
+    weights: np.ndarray  # 1 where the target is real, 0 on padding, float32. [P]
 
 
 class Samples(Protocol):
@@ -26,12 +23,7 @@ class Samples(Protocol):
         """Samples there are; at least one to train on."""
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one sample; its arrays are the caller's.
-
-        Raises:
-            IndexError: There is none of this number.
-            DataError: It cannot be read.
-        """
+        """Read one sample; its arrays are the caller's. IndexError if there is none, DataError if it cannot be read."""
 
     def blank(self) -> Sample:
         """A sample of zeros, of the shapes and types of the others: it fills up a batch with weight 0."""

@@ -23,11 +23,10 @@ class KeyValues:
     def append(
         self, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Add the keys and values of S new tokens, each [T*B, heads, S, head size].
+        """Add the keys and values of S new tokens [T*B, heads, S, head size]; return those of all [T*B, heads, L, ...].
 
-        Returns:
-            Those of all tokens, [T*B, heads, L, head size] each, and which of them each new token sees: bool, to be
-            broadcast to [T*B, heads, S, L]; None where causal order alone says it (S = L), or all are seen (S = 1).
+        With them, which of all each new token sees: bool, to be broadcast to [T*B, heads, S, L]; None where causal
+        order alone says it (S = L), or all are seen (S = 1).
         """
         start, self.length = self.length, self.length + keys.shape[2]
         if self._keys is None or self.length > self._keys.shape[2]:

@@ -22,38 +22,33 @@ def padded_vocab_size(config: Config) -> int:
     return -(-config.model.vocab_size // shards) * shards
 
 
-def _block_shapes(config: Config) -> dict[str, tuple[int, int, int]]:
-    model = config.model
-    hidden, ffn, key_value = model.hidden_size, model.ffn_size, model.key_value_heads * model.head_size
-    return {
-        "attention.query": (hidden, hidden, COLUMN),
-        "attention.key": (key_value, hidden, COLUMN),
-        "attention.value": (key_value, hidden, COLUMN),
-        "attention.output": (hidden, hidden, ROW),
-        "mlp.gate": (ffn, hidden, COLUMN),
-        "mlp.up": (ffn, hidden, COLUMN),
-        "mlp.down": (hidden, ffn, ROW),
-    }
-
-
 def weights(config: Config) -> list[WeightSpec]:
     """Return every weight of the model, in the order in which the layers use them."""
-    hidden, shards = config.model.hidden_size, config.sparsity.topology_shards
+    model, shards = config.model, config.sparsity.topology_shards
+    hidden, ffn, key_value = model.hidden_size, model.ffn_size, model.key_value_heads * model.head_size
     scale = {"shape": (hidden,), "init": None, "role": "scale", "uses": 0}
     matrix = {"shards": shards, "init": INIT_STD}
-    table = matrix | {"shape": (padded_vocab_size(config), hidden), "valid": config.model.vocab_size}
+    table = matrix | {"shape": (padded_vocab_size(config), hidden), "valid": model.vocab_size}
     lookup = table | {"init": EMBEDDING_INIT_STD, "role": "lookup", "uses": 0}
+    in_block = {
+        "attention.norm": scale,
+        "attention.query": matrix | {"shape": (hidden, hidden), "cut_axis": COLUMN},
+        "attention.key": matrix | {"shape": (key_value, hidden), "cut_axis": COLUMN},
+        "attention.value": matrix | {"shape": (key_value, hidden), "cut_axis": COLUMN},
+        "attention.output": matrix | {"shape": (hidden, hidden), "cut_axis": ROW},
+        "mlp.norm": scale,
+        "mlp.gate": matrix | {"shape": (ffn, hidden), "cut_axis": COLUMN},
+        "mlp.up": matrix | {"shape": (ffn, hidden), "cut_axis": COLUMN},
+        "mlp.down": matrix | {"shape": (hidden, ffn), "cut_axis": ROW},
+    }
 
-    def spec(name: str, layer: str, in_trail: bool, **rest: Any) -> WeightSpec:
-        copies = config.trails.count if in_trail else 1
-        return WeightSpec(name, trails=copies, in_trail=in_trail, layer=layer, **rest)
+    def spec(name: str, layer: str, in_trail: bool, rest: dict[str, Any]) -> WeightSpec:
+        return WeightSpec(name, trails=config.trails.count if in_trail else 1, in_trail=in_trail, layer=layer, **rest)
 
-    specs = [spec("embedding", "embedding", config.trails.fork == "embedding", **lookup)]
-    for block in range(config.model.num_layers):
-        layer, in_trail = f"blocks.{block}", block >= config.trunk_layers
-        for name, (rows, columns, cut_axis) in _block_shapes(config).items():
-            if name in ("attention.query", "mlp.gate"):
-                specs.append(spec(f"{layer}.{name.split('.')[0]}.norm", layer, in_trail, **scale))
-            shape = {"shape": (rows, columns), "cut_axis": cut_axis}
-            specs.append(spec(f"{layer}.{name}", layer, in_trail, **shape, **matrix))
-    return [*specs, spec("norm", "output", True, **scale), spec("output", "output", True, **table)]
+    blocks = [
+        spec(f"blocks.{block}.{name}", f"blocks.{block}", block >= config.trunk_layers, rest)
+        for block in range(model.num_layers)
+        for name, rest in in_block.items()
+    ]
+    embedding = spec("embedding", "embedding", config.trails.fork == "embedding", lookup)
+    return [embedding, *blocks, spec("norm", "output", True, scale), spec("output", "output", True, table)]

@@ -2,12 +2,11 @@
 
 A product of one token with a matrix of n entries takes 2 n operations forward and 4 n backward, so 6 n in training
 (Kaplan et al., arXiv 2001.08361, section 2.1). What a layer does beyond, as attention's products with keys and values,
-its family counts. Looking up the embedding, norms, rotary embedding, softmax and activations are left out, and so is
-what activation checkpointing computes twice.
+its family counts. Lookups, norms, rotary embedding, softmax and activations are left out, and so are padding and what
+activation checkpointing computes twice. The trunk is counted once however many trails share it.
 
-*Dense-equivalent* counts all entries of every matrix, as this program multiplies them; *sparse-effective* counts active
-entries only. Where an update grows by gradient, that step's matrix gradients count as dense (RigL, arXiv 1911.11134,
-appendix H). The trunk is counted once however many trails share it; padding of the vocabulary is not counted.
+*Dense-equivalent* counts all entries of every matrix, as this program multiplies them; *sparse-effective* active ones
+only, with dense gradients in the steps that grow by gradient (RigL, arXiv 1911.11134, appendix H).
 """
 
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ class TokenFlops:
 
 
 def token_flops(config: Config) -> TokenFlops:
-    """Count the operations of one token for the whole model of `config` (all trails, whatever rank holds them)."""
+    """Count the operations of one token for the whole model, whatever rank holds it."""
     dense = sparse = 0
     trails: dict[str, int] = {}  # by layer
     for spec in weight_specs(config).values():

@@ -22,12 +22,9 @@ class Foreign(ABC):
     shapes: Mapping[str, tuple[int, ...]]  # of every tensor that is part of the model, by key
     read: Callable[[str], torch.Tensor]  # gives a tensor, by key
 
-    title: ClassVar[str]
-    """What has this layout, as in "a dense LLaMA"."""
-    sign: ClassVar[str]
-    """What tells it from others, for messages."""
-    may_be_pickled: ClassVar[bool] = False
-    """Whether it is also read from pytorch_model.bin."""
+    title: ClassVar[str]  # what has this layout, as in "a dense LLaMA"
+    sign: ClassVar[str]  # what tells it from others, for messages
+    may_be_pickled: ClassVar[bool] = False  # whether it is also read from pytorch_model.bin
 
     @classmethod
     @abstractmethod
@@ -52,8 +49,7 @@ class Foreign(ABC):
 
     @abstractmethod
     def check_data(self, config: Config, data: Any) -> None:
-        """Raise a DataError, with what to set instead, where a run's opened data are not what the model was trained on,
-        as far as its folder says."""
+        """DataError, with what to set instead, for opened data that its folder says it was not trained on."""
 
     @property
     def settings_file(self) -> Path:
@@ -62,9 +58,6 @@ class Foreign(ABC):
 
     def problems(self, config: Config) -> list[str]:
         """Return everything in which it is not the model of ``config``, key, value and rule each."""
-        return self._settings_problems(config) or self._tensor_problems(config)
-
-    def _settings_problems(self, config: Config) -> list[str]:
         found, defaults = [], self.defaults()
         for key, (name, value) in self.sizes(config).items():
             expected = defaults.get(name) if self.settings.get(name) is None else self.settings[name]
@@ -72,7 +65,7 @@ class Foreign(ABC):
                 found.append(f"{self.settings_file}: has no {name}")
             elif value != expected:
                 found.append(f"{key} = {value} must be {expected}, the {name} of the imported model")
-        return [*found, *self.rules(config)]
+        return [*found, *self.rules(config)] or self._tensor_problems(config)
 
     def _tensor_problems(self, config: Config) -> list[str]:
         there, path = self.shapes, self.path

@@ -21,8 +21,7 @@ def lots(count: int, width: int, device: torch.device) -> Iterator[slice]:
 def rms_norm(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
     """Return x / √(mean x² + eps) · scale (Zhang and Sennrich, arXiv 1910.07467, eq. 4), for scale [T, 1, ..., 1, H].
 
-    Beside x [T, ..., H] nothing of its size is kept for backward. Of bf16, on CPUs the result is rounded once,
-    elsewhere torch rounds the normalized state too.
+    Beside x [T, ..., H] nothing of its size is kept for backward. On CPUs bf16 is rounded once, elsewhere twice.
     """
     return _RMSNorm.apply(x, scale, eps)
 

@@ -12,20 +12,15 @@ Join = Callable[[torch.Tensor], torch.Tensor]  # figures of the classes held her
 def token_losses(
     logits: torch.Tensor, targets: torch.Tensor, maximum: Join, total: Join, smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Return the negative log-likelihoods in nats, fp32 [T, B, S].
+    """Return the negative log-likelihoods in nats, fp32 [T, B, S], of logits [T, B, S, V] of any type.
 
-    With ``smoothing`` s the target is a mixture of the right class, 1 - s, and of all real ones alike, s (label
-    smoothing; Szegedy et al., arXiv 1512.00567, §7). Padded classes have logits of -inf.
+    Targets are classes [B, S], counted from the first one held here; those outside must be held by others. ``maximum``
+    and ``total`` join maxima [rows], and sums [2, rows] or with smoothing [4, rows], over all holders of classes. With
+    ``smoothing`` s the target is a mixture of the right class, 1 - s, and of all real ones alike, s (label smoothing;
+    Szegedy et al., arXiv 1512.00567, §7). Padded classes have logits of -inf.
 
-    Computed in fp32 from logits of any type. For backward the logits are kept as they are and nothing of their size
-    beside them: their softmax is computed again, some rows at a time, where it becomes their gradient.
-
-    Args:
-        logits: [T, B, S, V].
-        targets: Classes [B, S], counted from the first one held here. Those outside must be held by others: a class
-            that nobody holds gets a number that means nothing.
-        maximum, total: Join maxima [rows], and sums [2, rows] or with smoothing [4, rows], over all holders of classes.
-        smoothing: s.
+    For backward the logits are kept as they are and nothing of their size beside them: their softmax is computed again,
+    some rows at a time, where it becomes their gradient.
     """
     return _TokenLosses.apply(logits, targets, maximum, total, smoothing)
 

@@ -52,13 +52,11 @@ class Place:
         joint_mean: str = "",
         smoothing: float = 0.0,
     ) -> torch.Tensor:
-        """Return the sums of token losses, fp32 [T], of the trails held here; after them that of all trails' mean.
+        """Return the sums of token losses, fp32 [T], of the trails held here: logits [T, B, S, V], targets [B, S].
 
-        Args:
-            logits, targets, weights: [T, B, S, V], class numbers [B, S], and fp32 [B, S] with 0 for padding.
-            joint_mean: The mean over all trails whose loss comes last, [T + 1] then: "logits", "probabilities" or ""
-                for none. Its gradient is that of the logits held here.
-            smoothing: Of the trails' own targets; see losses.token_losses.
+        The weights [B, S] are 0 for padding. ``joint_mean``, "logits" or "probabilities", adds the loss of that mean
+        over all trails as a last one, [T + 1], with the gradient of the logits held here. The trails' own targets alone
+        are smoothed; see losses.token_losses.
         """
         losses = self.token_losses(logits, targets, smoothing)
         if joint_mean == "logits":
@@ -75,10 +73,7 @@ class Place:
         return figures
 
     def mean_of_trails(self, figures: torch.Tensor) -> torch.Tensor:
-        """Return the mean over all trails, fp32 [...], given what those held here have [T, ...].
-
-        Where other ranks hold other trails, each has the mean, and the gradient of its own trails by it.
-        """
+        """Return the mean over all trails, fp32 [...], of figures [T, ...]; on each rank with its trails' gradient."""
         return figures.mean(0, dtype=torch.float32)
 
     def min_over_trails(self, figures: torch.Tensor) -> torch.Tensor:

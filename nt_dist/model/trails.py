@@ -92,10 +92,7 @@ def statistics_of(module: nn.Module) -> dict[str, Statistic]:
 
 
 def build_model(config: Config, place: Place | None = None, device: torch.device | str = "cpu") -> TrailsModel:
-    """Build the part of the model that ``place`` holds (all of it by default) and draw its initial state.
-
-    On the meta device nothing is drawn.
-    """
+    """Build the part of the model that ``place`` holds, by default all, and draw its initial state (not on meta)."""
     layers = [make() for make in layer_makers(config, place or Place(), device)]
     model = TrailsModel(layers, config.train.activation_checkpointing)
     if torch.device(device).type != "meta":

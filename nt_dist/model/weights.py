@@ -21,22 +21,18 @@ from nt_dist.sparsity.storages import STORAGES
 def weight_specs(config: Config) -> Mapping[str, WeightSpec]:
     """Return every weight of the model by name, in the order in which the layers use them."""
     specs = [spec for spec in config.family.weights(config) if spec.role != "statistic"]
-    return MappingProxyType({spec.name: spec for spec in _with_densities(config, specs)})
-
-
-def statistic_specs(config: Config) -> dict[str, WeightSpec]:
-    """Return by name what the family's table has of state that is no weight: no parameters, always dense."""
-    return {spec.name: spec for spec in config.family.weights(config) if spec.role == "statistic"}
-
-
-def _with_densities(config: Config, specs: list[WeightSpec]) -> list[WeightSpec]:
     sparse = {
         spec.name: (spec.real_shape, spec.trails)
         for spec in specs
         if not spec.is_vector and not any(fnmatchcase(spec.name, pattern) for pattern in config.sparsity.exempt)
     }
-    density = spread_density(sparse, config.sparsity.density, config.sparsity.distribution) if sparse else {}
-    return [replace(spec, density=density.get(spec.name, spec.density)) for spec in specs]
+    density = spread_density(sparse, config.sparsity.density, config.sparsity.distribution)
+    return MappingProxyType({spec.name: replace(spec, density=density.get(spec.name, spec.density)) for spec in specs})
+
+
+def statistic_specs(config: Config) -> dict[str, WeightSpec]:
+    """Return by name what the family's table has of state that is no weight: no parameters, always dense."""
+    return {spec.name: spec for spec in config.family.weights(config) if spec.role == "statistic"}
 
 
 def count_parameters(config: Config) -> dict[str, int]:
