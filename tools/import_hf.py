@@ -12,7 +12,6 @@ of pictures in its order. The result is step 0 in run.dir, which must have no ch
 """
 
 import argparse
-from contextlib import closing
 from pathlib import Path
 
 from nt_dist.command_line import run_main
@@ -32,12 +31,12 @@ def main() -> int:
     from nt_dist.export.foreign import open_foreign
     from nt_dist.export.importing import check, import_run
     from nt_dist.parallel.mesh import close, init_mesh
-    from nt_dist.training.run_folder import RunFolder
+    from nt_dist.training.run_folder import claim
 
     foreign = open_foreign(arguments.model, config.family)
     check(foreign, config, arguments.noise)
     mesh = init_mesh(config)
-    with closing(RunFolder(Path(config.run.dir))):
+    with claim(Path(config.run.dir)):
         data = config.family.open_data(config, True, lambda work: work())
         path, pruned = import_run(foreign, config, mesh, data, arguments.noise)
     print(

@@ -9,7 +9,7 @@ import ctypes
 import importlib
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -82,6 +82,20 @@ class Mesh:
             if axis.degree > 1:
                 dist.broadcast(tensor, group=axis.group, group_src=0)
         return tensor
+
+    def extremes(self, tensors: Sequence[torch.Tensor], axes: Sequence[tuple[str, ...]]) -> list[torch.Tensor]:
+        """Return for each integer tensor the lowest and the highest of it, [2, ...], over the ranks along its axes.
+
+        All tensors with the same axes travel together.
+        """
+        found: dict[int, torch.Tensor] = {}
+        for own in dict.fromkeys(axes):
+            numbers = [number for number, each in enumerate(axes) if each == own]
+            flat = torch.cat([tensors[number].flatten() for number in numbers])
+            highest, flipped = self.all_reduce(torch.stack([flat, ~flat]), own, "max")
+            parts = torch.stack([~flipped, highest]).split([tensors[number].numel() for number in numbers], dim=1)
+            found |= {number: part.view(2, *tensors[number].shape) for number, part in zip(numbers, parts, strict=True)}
+        return [found[number] for number in range(len(tensors))]
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Return for each flag whether any rank has it set; the same on every rank."""

@@ -34,7 +34,7 @@ from collections import Counter
 
 from nt_dist.config import Config
 from nt_dist.engine.optimizers import group_key
-from nt_dist.planning.local_layers import LayerPart, Part, local_parts, received_bytes, stage_layers
+from nt_dist.planning.local_layers import LayerPart, Part, local_parts, stage_layers
 
 Payload = dict[tuple[str, str], int]
 
@@ -56,7 +56,7 @@ def step_payload(config: Config, pipe_stage: int = 0) -> Payload:
     for _ in range(config.accumulation_steps):
         payload.update(_model_axes(config, layers))
     for right in stages[max(pipe_stage, 1) : pipe_stage + 2]:  # the stages behind this one's boundaries
-        payload["pipe", "send"] += config.accumulation_steps * received_bytes(right[0], config)
+        payload["pipe", "send"] += config.accumulation_steps * right[0].received_bytes
     return dict(+payload)
 
 

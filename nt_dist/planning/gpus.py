@@ -25,21 +25,13 @@ LATENCY = 20e-6
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU in its usual node.
-
-    Attributes:
-        memory: Bytes.
-        rate: Operations a second by precision, without structured sparsity.
-        bandwidth: Bytes of its memory a second.
-        link: Bytes a second over NVLink in one direction, to the GPUs of its node.
-        network: Bytes a second in one direction to other nodes.
-    """
+    """One kind of GPU in its usual node; in bytes, and bytes a second."""
 
     memory: float
-    rate: dict[str, float]
-    bandwidth: float
-    link: float
-    network: float
+    rate: dict[str, float]  # operations a second by precision, without structured sparsity
+    bandwidth: float  # of its memory
+    link: float  # over NVLink in one direction, to the GPUs of its node
+    network: float  # in one direction, to other nodes
 
 
 GPUS = {

@@ -7,7 +7,7 @@ from nt_dist.config import Config
 from nt_dist.config.rules import is_possible
 from nt_dist.planning.gpus import NODE, RESERVED, Gpu
 from nt_dist.planning.memory import RankMemory, fullest_stage
-from nt_dist.planning.memory_plan import at_stages
+from nt_dist.planning.memory_plan import at_stages, markdown
 from nt_dist.planning.timing import StepTime, step_time
 
 
@@ -72,13 +72,7 @@ def _divisors(highest: int, number: int) -> list[int]:
 
 def layouts_table(plans: Sequence[LayoutPlan]) -> str:
     """The layouts as Markdown, one a row: degrees; memory of the fullest rank; what a rank sends in a step; time."""
-    rows = [_columns(plan) for plan in plans]
-    lines = [_row([name for name, _ in rows[0]]), "|" + "---|" * len(rows[0])]
-    return "\n".join([*lines, *(_row([cell for _, cell in row]) for row in rows)])
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return markdown([_columns(plan) for plan in plans])
 
 
 def _columns(plan: LayoutPlan) -> list[tuple[str, str]]:
@@ -89,9 +83,8 @@ def _columns(plan: LayoutPlan) -> list[tuple[str, str]]:
         ("pipe", degrees.pipe),
         ("trail", degrees.trail),
         ("data", config.data_degree),
-        ("ZeRO", config.zero_stage),
-        ("micro-batch", config.train.micro_batch_size),
     ]
+    counts += [("ZeRO", config.zero_stage), ("micro-batch", config.train.micro_batch_size)]
     kinds = ("weights", "index", "gradients", "masters", "moments", "buffers")
     sizes = [(kind, getattr(state, kind)) for kind in kinds]
     sizes += [("activations", memory.activations), ("logits", memory.logits)]

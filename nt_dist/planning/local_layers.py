@@ -7,7 +7,7 @@ What one keeps for backward is its family's to say; with activation checkpointin
 import itertools
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from nt_dist.config import Config
 from nt_dist.config.family import LayerActivations
@@ -23,19 +23,12 @@ _SMOOTHING_BYTES = 8  # likewise: sum and number of all classes' logits
 
 @dataclass(frozen=True)
 class Part:
-    """The part of one weight that one rank holds.
-
-    Attributes:
-        spec: The weight.
-        storage: Its name.
-        trails: Trails held.
-        shards: Topology shards held; the first ones, which have the fewest padded entries.
-    """
+    """The part of one weight that one rank holds."""
 
     spec: WeightSpec
     storage: str
     trails: int
-    shards: int
+    shards: int  # the first ones, which have the fewest padded entries
 
     @property
     def entries(self) -> int:
@@ -60,39 +53,31 @@ class Part:
 
 @dataclass(frozen=True)
 class LayerPart:
-    """One layer of the model as one rank holds it.
+    """One layer of the model as one rank holds it."""
 
-    Attributes:
-        name: Its name.
-        trails: Trails of its hidden state; 1 in the trunk.
-        parts: Its weights.
-        positions: Positions of a micro-batch that it sees: in a split trunk this rank's share.
-        activations: Its family's figures for one of them.
-        extra_flops: Forward operations of a position and trail beyond the weights' products, on this rank.
-        forks: Whether the fork comes right before it.
-        is_first, is_last: Where it stands in the model.
-        joint_mean: The trails' mean that has a loss of its own, "" for none.
-        is_smoothed: Whether labels are smoothed.
-        element: Bytes of an activation's element.
-    """
-
+    config: Config
     name: str
-    trails: int
-    parts: tuple[Part, ...]
-    positions: int
-    activations: LayerActivations
-    extra_flops: float
-    forks: bool
-    is_first: bool
+    parts: tuple[Part, ...]  # its weights
+    positions: int  # of a micro-batch that it sees: in a split trunk this rank's share
+    forks: bool  # whether the fork comes right before it
+    is_first: bool  # of the model
     is_last: bool
-    joint_mean: str
-    is_smoothed: bool
-    element: int
+
+    @cached_property
+    def trails(self) -> int:
+        """Trails of its hidden state; 1 in the trunk."""
+        return max(part.trails for part in self.parts)
+
+    @cached_property
+    def activations(self) -> LayerActivations:
+        """Its family's figures for a position and trail."""
+        return self.config.family.activations(self.config, self.name)
 
     @property
     def work(self) -> float:
         """Operations of one position's forward pass: 2 an entry of a matrix, and what the family adds."""
-        return sum(2 * part.spec.uses * part.entries for part in self.parts) + self.trails * self.extra_flops
+        extra = self.config.family.extra_flops(self.config, self.name) / self.config.parallel.tensor
+        return sum(2 * part.spec.uses * part.entries for part in self.parts) + self.trails * extra
 
     def _bytes(self, each: int) -> int:
         return self.trails * self.positions * each
@@ -102,6 +87,11 @@ class LayerPart:
         """Bytes that it reads of a micro-batch; samples, and what the trunk gives, are one tensor for all trails."""
         shared = self.trails if self.forks or self.is_first else 1
         return self._bytes(self.activations.input) // shared
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes that a pipeline stage which begins with it receives: of a split trunk a share."""
+        return self.input_bytes // (self.config.parallel.trail if self.forks and self.config.splits_trunk else 1)
 
     @property
     def kept_bytes(self) -> int:
@@ -128,23 +118,23 @@ class LayerPart:
     @property
     def all_reduced_bytes(self) -> int:
         """Bytes that the tensor ranks add up for a micro-batch."""
-        passes = self.trails * (2 if self.is_smoothed and self.joint_mean == "probabilities" else 1)
-        losses = (
-            _LOSS_BYTES * (passes + (self.joint_mean == "logits")) + self.is_smoothed * _SMOOTHING_BYTES * self.trails
-        )
+        mean, is_smoothed = self.config.trails.trained_mean, self.config.train.label_smoothing > 0
+        passes = self.trails * (2 if is_smoothed and mean == "probabilities" else 1) + (mean == "logits")
+        losses = _LOSS_BYTES * passes + is_smoothed * _SMOOTHING_BYTES * self.trails
         return self._bytes(self.activations.all_reduced) + self.is_last * losses * self.positions
 
     @property
     def joined_bytes(self) -> int:
         """Bytes that the trail ranks reduce of a micro-batch for their mean's loss: fp32 logits, or two figures."""
-        each = {"logits": 4 * self.activations.output // self.element, "probabilities": 8, "": 0}[self.joint_mean]
+        logits = 4 * self.activations.output // self.config.element_bytes
+        each = {"logits": logits, "probabilities": 8, "": 0}[self.config.trails.trained_mean]
         return each * self.positions if self.is_last else 0
 
 
 @lru_cache(maxsize=64)
 def layer_parts(config: Config) -> list[LayerPart]:
     """Return all layers in order, each as the first rank of the tensor and of the trail axis holds it."""
-    storages, family = choose_storages(config), config.family
+    storages, names = choose_storages(config), layer_names(config)
     tensor, trail = config.parallel.tensor, config.parallel.trail
     by_layer: dict[str, list[Part]] = {}
     for name, spec in weight_specs(config).items():
@@ -152,29 +142,13 @@ def layer_parts(config: Config) -> list[LayerPart]:
         shards = spec.shards // tensor if spec.shards > 1 else 1
         by_layer.setdefault(spec.layer, []).append(Part(spec, storages[name], trails, shards))
 
-    layers, names = [], layer_names(config)
-    for before, name in zip([None, *names], names, strict=False):
-        if name == FORK:
-            continue
+    def layer(before: str | None, name: str) -> LayerPart:
         parts = tuple(by_layer[name])
         shares = trail if config.splits_trunk and not any(part.spec.in_trail for part in parts) else 1
-        layers.append(
-            LayerPart(
-                name,
-                trails=max(part.trails for part in parts),
-                parts=parts,
-                positions=config.train.micro_batch_size * family.positions(config) // shares,
-                activations=family.activations(config, name),
-                extra_flops=family.extra_flops(config, name) / tensor,
-                forks=before == FORK,
-                is_first=before is None,
-                is_last=name == names[-1],
-                joint_mean=config.trails.trained_mean,
-                is_smoothed=config.train.label_smoothing > 0,
-                element=config.element_bytes,
-            )
-        )
-    return layers
+        positions = config.train.micro_batch_size * config.family.positions(config) // shares
+        return LayerPart(config, name, parts, positions, before == FORK, before is None, name == names[-1])
+
+    return [layer(before, name) for before, name in zip([None, *names], names, strict=False) if name != FORK]
 
 
 @lru_cache(maxsize=64)
@@ -188,11 +162,6 @@ def stage_layers(config: Config) -> list[list[LayerPart]]:
 @lru_cache(maxsize=65536)
 def _slots(spec: WeightSpec, shards: int) -> int:
     return spec.total_slots(range(shards))
-
-
-def received_bytes(layer: LayerPart, config: Config) -> int:
-    """Return the bytes that a pipeline stage which begins with ``layer`` receives: of a split trunk a share."""
-    return layer.input_bytes // (config.parallel.trail if layer.forks and config.splits_trunk else 1)
 
 
 def local_parts(layers: list[LayerPart]) -> list[Part]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from nt_dist.config import Config
 from nt_dist.model.functions import AT_ONCE
-from nt_dist.planning.local_layers import LayerPart, Part, local_parts, received_bytes, stage_layers
+from nt_dist.planning.local_layers import LayerPart, local_parts, stage_layers
 from nt_dist.planning.memory_plan import MemoryPlan, plan_memory
 from nt_dist.sparsity.storages import STORAGES
 
@@ -64,18 +64,17 @@ def rank_memory(config: Config, pipe_stage: int = 0) -> RankMemory:
     """Return the bytes of one rank of ``pipe_stage`` in the layout of ``config``."""
     stages = stage_layers(config)
     layers = stages[pipe_stage]
-    parts = local_parts(layers)
-    settings = config.sparsity
+    parts, settings = local_parts(layers), config.sparsity
     collects = settings.update_every > 0 and "gradient" in (settings.grow, settings.new_moments)
     in_flight = min(config.parallel.pipe - pipe_stage, config.accumulation_steps)
-    travelling = [received_bytes(stage[0], config) for stage in stages[max(pipe_stage, 1) : pipe_stage + 2]]
+    travelling = [stage[0].received_bytes for stage in stages[max(pipe_stage, 1) : pipe_stage + 2]]
     held_logits = layers[-1].logits_bytes if len(stages) > 1 else 0
     gathered = 2 * sum(layer.input_bytes for layer in layers if layer.forks and config.splits_trunk)
     return RankMemory(
         state=plan_memory(config, pipe_stage),
         activations=in_flight * sum(layer.kept_bytes for layer in layers),
-        logits=_loss(layers[-1], config.element_bytes),
-        work=max(max(each.recomputed_bytes, _products(each, config.element_bytes)) for each in layers) + held_logits,
+        logits=_loss(layers[-1]),
+        work=max(max(each.recomputed_bytes, _products(each)) for each in layers) + held_logits,
         exchange=(in_flight + 1) * sum(travelling) + (held_logits if config.accumulation_steps > 1 else 0) + gathered,
         hidden_gradients=2 * max(layer.state_bytes for layer in layers),
         dense_gradients=4 * sum(part.entries for part in parts if part.spec.is_sparse) if collects else 0,
@@ -83,23 +82,18 @@ def rank_memory(config: Config, pipe_stage: int = 0) -> RankMemory:
     )
 
 
-def _loss(layer: LayerPart, element: int) -> int:
+def _loss(layer: LayerPart) -> int:
     """Bytes of the logits, their gradient, and what is computed of it at once: bf16 is made fp32 beside its result."""
-    logits = layer.logits_bytes
-    copies = 3 if layer.joint_mean == "logits" else 2
+    logits, element = layer.logits_bytes, layer.config.element_bytes
+    copies = 3 if layer.config.trails.trained_mean == "logits" else 2
     return copies * logits + (4 if element == 4 else 8) * min(logits // element, AT_ONCE["cuda"])
 
 
-def _products(layer: LayerPart, element: int) -> int:
+def _products(layer: LayerPart) -> int:
     """The most that a layer's backward product takes, and the logits' gradient in the last."""
-    return layer.logits_bytes + max(_product(part, element) for part in layer.parts)
-
-
-def _product(part: Part, element: int) -> int:
-    if part.spec.uses == 0:
-        return 0
-    entry, slot = STORAGES[part.storage].copies
-    return element * (entry * part.entries + slot * part.slots)
+    copies = [(part, *STORAGES[part.storage].copies) for part in layer.parts if part.spec.uses]
+    elements = max((entry * part.entries + slot * part.slots for part, entry, slot in copies), default=0)
+    return layer.logits_bytes + layer.config.element_bytes * elements
 
 
 def fullest_stage(config: Config) -> tuple[int, RankMemory]:

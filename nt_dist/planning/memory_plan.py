@@ -19,7 +19,7 @@ in DeepSpeed 0.19.8 by tools/benchmark.py memory):
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from nt_dist.config import Config
@@ -96,16 +96,25 @@ def plan_stages(config: Config) -> list[MemoryPlan]:
 def plan_table(config: Config, plans: Iterable[MemoryPlan]) -> str:
     """The plans as Markdown, in MiB and with the bytes per stored parameter."""
     stored = count_parameters(config)["stored"]
-    lines = [
-        f"| ZeRO | {' | '.join(MemoryPlan.KINDS)} | total (MiB) | bytes per stored parameter | storages |",
-        "|---|" + "---|" * (len(MemoryPlan.KINDS) + 3),
-    ]
+    rows = []
     for plan in plans:
-        sizes = [*(getattr(plan, kind) for kind in MemoryPlan.KINDS), plan.total]
-        cells = " | ".join(f"{size / 2**20:,.1f}" for size in sizes)
-        storages = ", ".join(f"{count} {name}" for name, count in plan.storages.items())
-        lines.append(f"| {plan.stage} | {cells} | {plan.total / stored:.1f} | {storages} |")
-    return "\n".join(lines)
+        sizes = [*((kind, getattr(plan, kind)) for kind in MemoryPlan.KINDS), ("total (MiB)", plan.total)]
+        rows.append(
+            [
+                ("ZeRO", str(plan.stage)),
+                *((name, f"{size / 2**20:,.1f}") for name, size in sizes),
+                ("bytes per stored parameter", f"{plan.total / stored:.1f}"),
+                ("storages", ", ".join(f"{count} {name}" for name, count in plan.storages.items())),
+            ]
+        )
+    return markdown(rows)
+
+
+def markdown(rows: Sequence[Sequence[tuple[str, str]]]) -> str:
+    """A table of rows, each of (name of the column, cell)."""
+    cells = [[name for name, _ in rows[0]], *([cell for _, cell in row] for row in rows)]
+    header, *lines = (f"| {' | '.join(each)} |" for each in cells)
+    return "\n".join([header, "|" + "---|" * len(rows[0]), *lines])
 
 
 def _share(total: int, ranks: int) -> int:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from nt_dist.config import Config
 from nt_dist.planning.communication import Payload, sent_bytes, step_payload, update_payload
 from nt_dist.planning.gpus import COMPUTE_SHARE, LATENCY, LINK_SHARE, MEMORY_SHARE, NODE, Gpu
-from nt_dist.planning.local_layers import LayerPart, local_parts, stage_layers
+from nt_dist.planning.local_layers import local_parts, stage_layers
 from nt_dist.sparsity.storages import STORAGES
 
 AXES = ("tensor", "trail", "data", "pipe")
@@ -60,11 +60,15 @@ def _stage_time(config: Config, gpu: Gpu, stage: int) -> StepTime:
     parts, ranks = local_parts(layers), _ranks(config)
     steps, pipe = config.accumulation_steps, config.parallel.pipe
     payload, update = step_payload(config, stage), update_payload(config, stage)
-    passes = 4 if config.train.activation_checkpointing else 3
+    recomputed = int(config.train.activation_checkpointing)  # once more forward
     forward = sum(layer.work * layer.positions for layer in layers)
-    products = steps * passes * forward / (gpu.rate[config.train.precision] * COMPUTE_SHARE)
+    products = steps * (3 + recomputed) * forward / (gpu.rate[config.train.precision] * COMPUTE_SHARE)
     memory_rate = gpu.bandwidth * MEMORY_SHARE
-    matrices = steps * _matrix_bytes(layers, config) / memory_rate
+    moved = sum(
+        STORAGES[part.storage].moved_bytes(part.entries, part.slots, config.element_bytes, 2 + recomputed)
+        for part in parts
+    )
+    matrices = steps * moved / memory_rate
     data = {key: payload.pop(key) for key in list(payload) if key[0] == "data"}
     exchange = _seconds(config, gpu, payload, steps * 4 * len(layers))
     stepped = sum(part.stored for part in parts) / (config.data_degree if config.zero_stage else 1)
@@ -90,14 +94,6 @@ def _stage_time(config: Config, gpu: Gpu, stage: int) -> StepTime:
 def _ranks(config: Config) -> dict[str, int]:
     degrees = config.parallel
     return {"tensor": degrees.tensor, "trail": degrees.trail, "data": config.data_degree, "pipe": degrees.pipe}
-
-
-def _matrix_bytes(layers: list[LayerPart], config: Config) -> int:
-    element, total = config.element_bytes, 0
-    passes = 3 if config.train.activation_checkpointing else 2  # in which the dense matrix is built
-    for part in local_parts(layers):
-        total += STORAGES[part.storage].moved_bytes(part.entries, part.slots, element, passes)
-    return total
 
 
 def _seconds(config: Config, gpu: Gpu, payload: Payload, calls: int) -> float:

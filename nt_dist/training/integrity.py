@@ -95,13 +95,9 @@ class Integrity:
 
     def _differing(self, copies: list[_Copy]) -> list[_Copy]:
         """Those of ``copies`` that are not the same on all ranks that hold them."""
-        differing = []
-        for axes in dict.fromkeys(copy.axes for copy in copies if copy.axes):
-            group = [copy for copy in copies if copy.axes == axes]
-            sums = torch.stack([copy.sum for copy in group])
-            highest, lowest = self.mesh.all_reduce(torch.stack([sums, ~sums]), axes, "max")
-            differing += [group[number] for number in (highest != ~lowest).nonzero().flatten().tolist()]
-        return differing
+        extremes = self.mesh.extremes([copy.sum for copy in copies], [copy.axes for copy in copies])
+        lowest, highest = torch.stack(extremes, dim=1)
+        return [copies[number] for number in (lowest != highest).nonzero().flatten().tolist()]
 
     def _key(self, copy: _Copy) -> tuple:
         """The same for ranks that hold copies of one thing."""

@@ -13,7 +13,7 @@ import torch
 from nt_dist.checkpoint import checkpoint
 from nt_dist.checkpoint.checkpoint import Saver
 from nt_dist.checkpoint.folder import CHECKPOINTS, find, verify
-from nt_dist.checkpoint.manifest import TrainingState, read_manifest
+from nt_dist.checkpoint.manifest import CONFIG, TrainingState, read_manifest
 from nt_dist.checkpoint.weights import check_config
 from nt_dist.config import Config
 from nt_dist.config.rules import with_epochs
@@ -28,6 +28,7 @@ from nt_dist.errors import CheckpointError
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.report import evaluation_table
 from nt_dist.evaluation.topology import trail_overlap
+from nt_dist.files import write_whole
 from nt_dist.messages import LOGGER, BarHandler, start_logging
 from nt_dist.model.flops import token_flops
 from nt_dist.model.trails import weights_of
@@ -39,7 +40,7 @@ from nt_dist.parallel.mesh import Mesh, close, init_mesh
 from nt_dist.training.integrity import Integrity
 from nt_dist.training.metrics_log import METRICS, last_evaluation
 from nt_dist.training.reporter import TENSORBOARD, Reporter
-from nt_dist.training.run_folder import RunFolder
+from nt_dist.training.run_folder import claim
 from nt_dist.training.signals import LEFT_EARLY, ExitRequest, ExitRequested, listening
 from nt_dist.training.topology_updates import TopologyUpdater
 from nt_dist.watch.watching import agree_patiently, watched
@@ -61,9 +62,9 @@ def train(config: Config) -> int:
         mesh = init_mesh(config)
         stack.enter_context(naming_lost_ranks(mesh.rank))
         exit_request.heartbeat = stack.enter_context(watched(mesh, config))
-        own = agree(mesh, lambda: RunFolder(folder) if mesh.is_main else None)
-        if own:
-            stack.enter_context(closing(own))
+        lock = agree(mesh, lambda: claim(folder) if mesh.is_main else None)
+        if lock:
+            stack.enter_context(lock)
         try:
             if config.train.epochs:
                 config = with_epochs(config, len(open_data(config, mesh, exit_request).train))
@@ -74,7 +75,7 @@ def train(config: Config) -> int:
             done = manifest.training_state.step if manifest else 0
             if done < last_step(config) or agree(mesh, lambda: lacks_evaluation(config, done), only_main=True):
                 with closing(Trainer(config, mesh, found, handler, exit_request)) as trainer:
-                    agree(mesh, lambda: own.write_config(config), only_main=True)
+                    agree(mesh, lambda: write_config(folder, config), only_main=True)
                     code = trainer.run()
             else:
                 LOGGER.info("%s holds step %d of %d: nothing is left to do", found, done, last_step(config))
@@ -114,6 +115,11 @@ def lacks_evaluation(config: Config, done: int) -> bool:
         return False
     record = last_evaluation(Path(config.run.dir) / METRICS)
     return record is None or record["step"] < done
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Writes ``config.toml`` with every setting resolved, whole or not at all."""
+    write_whole(folder / CONFIG, config.to_toml())
 
 
 def print_table(config: Config) -> None:
@@ -166,11 +172,9 @@ class Trainer:
             self.load(found)
         self.checksum = self.topology.check("loading" if found else "the start")
         self.say_what_is_trained()
-        self.batches = self.read_batches()
         self.flops = token_flops(config)
-        self.seconds, self.timed_tokens = 0.0, 0  # since the last logged step
         self.handler = handler
-        self.reporter = self.make_reporter()
+        self.open_readers_and_writers()
 
     def say_what_is_trained(self) -> None:
         """Logs the size of the model and what it runs on."""
@@ -234,7 +238,7 @@ class Trainer:
             self.bad_steps.applied(step)
             if self.topology.updates_at(step):
                 self.heartbeat.enter("updating topology")
-                _, self.regrown, self.drop_fraction = self.topology.update(step)
+                self.regrown, self.drop_fraction = self.topology.update(step)
                 self.checksum = self.topology.check(f"the update at step {step}")
         self.step, self.consumed_samples = step, first + size
         return result
@@ -265,8 +269,7 @@ class Trainer:
         self.bad_steps.restore(known)
         self.checksum = self.topology.check("loading")
         self.close_readers_and_writers()
-        self.batches, self.reporter = self.read_batches(), self.make_reporter()
-        self.seconds, self.timed_tokens = 0.0, 0
+        self.open_readers_and_writers()
         for line in self.bad_steps.lines_cut_off(self.step) if self.reporter else ():
             self.reporter.noted(line)
 
@@ -350,17 +353,15 @@ class Trainer:
             raise CheckpointError(f"{found}: the manifest's progress.extra has no account of bad steps") from problem
         LOGGER.info("continuing from %s, step %d of %d", found, self.step, self.config.train.steps)
 
-    def read_batches(self) -> Iterator:
-        """This rank's micro-batches, a list for each step from here on."""
+    def open_readers_and_writers(self) -> None:
+        """Makes what stands at a step: this rank's micro-batches from here on, and what the main rank writes."""
         train, axis = self.config.train, self.mesh.data
         sizes = (train.batch_size, train.micro_batch_size, axis.rank, axis.degree)
         where = (self.consumed_samples, self.config.data.num_workers, self.bad_steps.left_out)
-        return iter(StepLoader(self.data.train, train.seed, *sizes, *where))
-
-    def make_reporter(self) -> Reporter | None:
-        """What the main rank shows and writes; the others have none."""
-        arguments = (self.folder, self.config.family, self.step, last_step(self.config), self.weights, self.handler)
-        return agree(self.mesh, lambda: Reporter(*arguments) if self.mesh.is_main else None)
+        self.batches: Iterator = iter(StepLoader(self.data.train, train.seed, *sizes, *where))
+        run = (self.folder, self.config.family, self.step, last_step(self.config), self.weights, self.handler)
+        self.reporter = agree(self.mesh, lambda: Reporter(*run) if self.mesh.is_main else None)
+        self.seconds, self.timed_tokens = 0.0, 0  # since the last logged step
 
     def close(self) -> None:
         """Ends what runs beside the training: threads that read ahead or write, the bar, TensorBoard's writer."""

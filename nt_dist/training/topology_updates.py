@@ -6,7 +6,7 @@ rewritten.
 """
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,14 +23,6 @@ from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.rules import drop_fraction_at, is_update_step
 from nt_dist.sparsity.update import update_topology
 from nt_dist.sparsity.weight import Weight
-
-
-class UpdateReport(NamedTuple):
-    """One topology update of the whole model's sparse weights."""
-
-    replaced: int  # slots that have a new place
-    regrown: float  # their share of all slots
-    drop_fraction: float  # share that was dropped; some of it regrows where it was
 
 
 class TopologyUpdater:
@@ -54,10 +46,11 @@ class TopologyUpdater:
         """Say whether step ``step`` has to keep the dense gradients (``collect`` of train_step)."""
         return self.needs_gradient and self.updates_at(step)
 
-    def update(self, step: int) -> UpdateReport:
+    def update(self, step: int) -> tuple[float, float]:
         """Update every sparse weight after optimizer step ``step``, which was applied. Collective.
 
-        The dense gradients are used up. :meth:`check` compares the outcome.
+        The dense gradients are used up. :meth:`check` compares the outcome. Returns the shares of all slots of the
+        model that have a new place, and that were dropped: some of these regrow where they were.
         """
         assert self.updates_at(step), f"no update is due after step {step}"
         settings, steps = self.config.sparsity, self.config.train.steps
@@ -68,8 +61,7 @@ class TopologyUpdater:
             count = self._update(weight, step, fraction, scale)
             if self.place.owns(weight):
                 replaced += count
-        replaced = int(self.mesh.all_reduce(replaced, MODEL_AXES))
-        return UpdateReport(replaced, replaced / self._slots, fraction)
+        return int(self.mesh.all_reduce(replaced, MODEL_AXES)) / self._slots, fraction
 
     def skip(self) -> None:
         """Forget the dense gradients of a step that was not applied: its update is skipped as well."""
@@ -112,15 +104,16 @@ class TopologyUpdater:
         Returns 16 hex digits that stand for the topology of the whole model, the same in every layout and storage.
         Else a TopologyError on all ranks says that after ``when`` ("loading", "the update at step 50") they differ.
         """
-        table = {name: weight.checksum() for name, weight in self.sparse.items()}
-        extremes = self._over_replicas(table)
+        tables = [weight.checksum() for weight in self.sparse.values()]
+        axes = [("data", *self.place.replica_axes(weight)) for weight in self.sparse.values()]
+        extremes = self.mesh.extremes(tables, axes)
         agree(self.mesh, lambda: self._compare(extremes, when))
-        owned = [name for name, weight in self.sparse.items() if self.place.owns(weight)]
         words = (
             f"{name}/{trail}/{shard}/{checksum}".encode()
-            for name in owned
-            for trail, of_shards in zip(self.sparse[name].trails, table[name].tolist(), strict=True)
-            for shard, checksum in zip(self.sparse[name].shards, of_shards, strict=True)
+            for (name, weight), table in zip(self.sparse.items(), tables, strict=True)
+            if self.place.owns(weight)
+            for trail, of_shards in zip(weight.trails, table.tolist(), strict=True)
+            for shard, checksum in zip(weight.shards, of_shards, strict=True)
         )
         digests = [int.from_bytes(hashlib.blake2b(each, digest_size=8).digest(), "little") for each in words]
         # a sum, so that the order and who computes it do not matter; of halves, which an int64 holds
@@ -128,32 +121,18 @@ class TopologyUpdater:
         high, low = self.mesh.all_reduce(torch.tensor(halves, device=self.mesh.device), MODEL_AXES).tolist()
         return f"{((high << 32) + low) % (1 << 64):016x}"
 
-    def _over_replicas(self, table: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the highest and the lowest checksum, [2, trails, shards], over the ranks that hold copies."""
-        by_axes: dict[tuple[str, ...], list[str]] = {}
-        for name, weight in self.sparse.items():
-            by_axes.setdefault(self.place.replica_axes(weight), []).append(name)
-        extremes = {}
-        for axes, names in by_axes.items():
-            flat = torch.cat([table[name].flatten() for name in names])
-            highest, lowest = self.mesh.all_reduce(torch.stack([flat, ~flat]), ("data", *axes), "max")
-            both = torch.stack([highest, ~lowest]).split([table[name].numel() for name in names], dim=1)
-            extremes |= {name: part.view(2, *table[name].shape) for name, part in zip(names, both, strict=True)}
-        return extremes
-
-    def _compare(self, extremes: dict[str, torch.Tensor], when: str) -> None:
+    def _compare(self, extremes: list[torch.Tensor], when: str) -> None:
         differs = [
-            (name, row, column)
-            for name in self.sparse
-            for row, column in (extremes[name][0] != extremes[name][1]).nonzero().tolist()
+            (weight, lowest[row, column], highest[row, column], weight.trails[row], weight.shards[column])
+            for weight, (lowest, highest) in zip(self.sparse.values(), extremes, strict=True)
+            for row, column in (lowest != highest).nonzero().tolist()
         ]
         if not differs:
             return
-        name, row, column = differs[0]
-        trail, shard = self.sparse[name].trails[row], self.sparse[name].shards[column]
-        high, low = (each % (1 << 64) for each in extremes[name][:, row, column].tolist())
+        weight, *checksums, trail, shard = differs[0]
+        low, high = (int(each) % (1 << 64) for each in checksums)
         others = f", and {len(differs) - 1} more of trail and shard" if len(differs) > 1 else ""
         raise TopologyError(
-            f"{name}: the topologies of its replicas differ after {when}: checksums {low:016x} and {high:016x} "
-            f"(trail {trail}, shard {shard}{others})"
+            f"{weight.spec.name}: the topologies of its replicas differ after {when}: checksums {low:016x} and "
+            f"{high:016x} (trail {trail}, shard {shard}{others})"
         )

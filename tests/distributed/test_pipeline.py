@@ -146,7 +146,7 @@ def train(config, steps, parts):
         record.losses.append([*result.loss_per_trail, *([result.joint_loss] if config.trails.joint else [])])
         record.norms.append(result.grad_norm)
         if updater.updates_at(step):
-            record.regrown.append(updater.update(step).regrown)
+            record.regrown.append(updater.update(step)[0])
             record.checksums.append(updater.check(f"the update at step {step}"))
     record.figures = evaluate(model, batches_of(99, mesh), mesh, config)
     overlap = trail_overlap(weights_of(model).values(), mesh)

@@ -14,7 +14,7 @@ from nt_dist.errors import CheckpointError, CorruptionError, RunError
 from nt_dist.families import make_config
 from nt_dist.testing import RankError, run_distributed
 from nt_dist.training.metrics_log import MEASURED, read_metrics
-from nt_dist.training.run_folder import RunFolder
+from nt_dist.training.run_folder import claim
 
 STEPS, SAVED, KILLED = 20, 10, 13  # topologies are updated every 4 steps: before and after each of these
 WORDS = ["the", "sea", "wind", "stone", "light", "river", "carries", "under", "every", "small", "grey", "morning"]
@@ -274,7 +274,7 @@ def test_a_run_that_goes_back_leaves_the_bad_batch_out_also_when_it_is_killed_an
 
 
 def test_two_runs_in_one_folder_are_refused_on_every_rank(tmp_path, corpus):
-    folder = RunFolder(tmp_path)
+    folder = claim(tmp_path)
     sections = _sections(corpus, tmp_path)
     _refused(RunError, "another run is working in it", 2, sections)
     folder.close()

@@ -43,7 +43,7 @@ def train_and_ask(rank, world_size, config, folder, seed, *overrides):
 
     chance = random.Random(seed)
     after, asked, number = chance.uniform(0, 1.0), chance.randrange(world_size), chance.choice((10, 15))
-    read_batches = loop.Trainer.read_batches
+    open_readers = loop.Trainer.open_readers_and_writers
 
     def ask():
         time.sleep(after)
@@ -52,9 +52,9 @@ def train_and_ask(rank, world_size, config, folder, seed, *overrides):
     def read_and_start(trainer):
         if rank == asked:
             threading.Thread(target=ask, daemon=True).start()
-        return read_batches(trainer)
+        return open_readers(trainer)
 
-    with mock.patch.object(loop.Trainer, "read_batches", read_and_start):
+    with mock.patch.object(loop.Trainer, "open_readers_and_writers", read_and_start):
         code = train(rank, world_size, config, folder, *overrides)
     if rank == asked and code == 0:  # a signal that came too late must not end the rank of the next round
         before = [signal.signal(each, signal.SIG_IGN) for each in (10, 15)]

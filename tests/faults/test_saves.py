@@ -20,7 +20,7 @@ from nt_dist.checkpoint.checkpoint import Saver
 from nt_dist.checkpoint.folder import find, verify
 from nt_dist.checkpoint.manifest import TrainingState, read_manifest
 from nt_dist.errors import CheckpointError
-from nt_dist.training.run_folder import RunFolder
+from nt_dist.training.run_folder import claim
 from tests.unit.checkpoint.checkpoint_case import CONFIG, model_part, on_one_rank, with_run
 
 
@@ -128,7 +128,7 @@ def test_a_full_disk_fails_the_save_and_keeps_the_last_one(small_disk, tally, ca
 def test_a_read_only_folder_is_named(small_disk, tally):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(Exception, match=r"run\.dir = '.*run': cannot be made or written: Read-only file system"):
-        RunFolder(small_disk / "run")
+        claim(small_disk / "run")
 
     def save(mesh):
         model, optimizer = model_part(mesh, "compact", CONFIG, 1)

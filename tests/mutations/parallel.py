@@ -250,8 +250,8 @@ PARALLEL = [
     # Topologies.
     Mutation(
         "topologies of replicas are not compared over the trail axis",
-        'self.mesh.all_reduce(torch.stack([flat, ~flat]), ("data", *axes), "max")',
-        'self.mesh.all_reduce(torch.stack([flat, ~flat]), ("data",), "max")',
+        'axes = [("data", *self.place.replica_axes(weight)) for weight in self.sparse.values()]',
+        'axes = [("data",) for weight in self.sparse.values()]',
         COMPARED,
     ),
 ]

@@ -57,8 +57,8 @@ RELIABILITY = [
     ),
     Mutation(
         "integrity: copies are not compared",
-        "for number in (highest != ~lowest).nonzero()",
-        "for number in (highest != highest).nonzero()",
+        "for number in (lowest != highest).nonzero()",
+        "for number in (lowest != lowest).nonzero()",
         "tests/distributed/test_integrity.py::test_a_bit_in_one_copy_is_found_and_named",
     ),
     Mutation(

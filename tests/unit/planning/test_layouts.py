@@ -85,6 +85,7 @@ def test_what_fits_is_listed_fastest_first():
     assert plan_layouts(config, replace(H100, memory=RESERVED))[0] == []
     lines = layouts_table(plans).splitlines()
     assert len(lines) == 2 + len(plans) and len({line.count("|") for line in lines}) == 1
+    assert lines[0].count(" data ") == 2  # a degree, and what is sent over it
 
 
 def test_products_are_those_of_the_tokens_flops():

@@ -8,40 +8,40 @@ import pytest
 
 from nt_dist.errors import RunError
 from nt_dist.families import load_config, make_config
-from nt_dist.training.run_folder import RunFolder
+from nt_dist.training.loop import write_config
+from nt_dist.training.run_folder import claim
 
 
 def test_a_second_run_is_refused_and_told_of_the_first(tmp_path):
-    folder = RunFolder(tmp_path / "run")
+    folder = claim(tmp_path / "run")
     with pytest.raises(RunError, match=r"run\.dir = .*run': another run is working in it \(process \d+ on "):
-        RunFolder(tmp_path / "run")
+        claim(tmp_path / "run")
     folder.close()
-    RunFolder(tmp_path / "run").close()
+    claim(tmp_path / "run").close()
 
 
 def test_the_lock_goes_with_the_process_however_that_ends(tmp_path):
     code = f"""
 import os
 from pathlib import Path
-from nt_dist.training.run_folder import RunFolder
-folder = RunFolder(Path({str(tmp_path)!r}))
+from nt_dist.training.run_folder import claim
+folder = claim(Path({str(tmp_path)!r}))
 os.kill(os.getpid(), 9)
 """
     killed = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[3])
     assert killed.returncode == -9
     assert (tmp_path / ".lock").read_text()  # it did take the lock
-    RunFolder(tmp_path).close()
+    claim(tmp_path).close()
 
 
 def test_a_file_in_the_way_is_named_with_its_key(tmp_path):
     (tmp_path / "run").write_text("not a folder")
     with pytest.raises(RunError, match=r"run\.dir = '.*/run': cannot be made or written: File exists"):
-        RunFolder(tmp_path / "run")
+        claim(tmp_path / "run")
 
 
 def test_the_written_config_reads_back_as_the_same(tmp_path):
-    folder = RunFolder(tmp_path)
-    folder.write_config(make_config({}))
-    folder.close()
+    with claim(tmp_path):
+        write_config(tmp_path, make_config({}))
     assert load_config(tmp_path / "config.toml").to_dict() == make_config({}).to_dict()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.toml"]
