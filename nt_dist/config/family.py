@@ -48,21 +48,13 @@ class Headline:
 
 
 class Corruptions(NamedTuple):
-    """Ways to corrupt samples that an evaluation may ask for.
+    """Ways to corrupt samples that an evaluation may ask for."""
 
-    Attributes:
-        kinds: What each does to them, ``{:.3g}`` being its level.
-        level: What a level is called, as in "share".
-        rule: What a level must be.
-        default: The level where none is given.
-        levels: Those of a table of all corruptions.
-    """
-
-    kinds: Mapping[str, str]
-    level: str
-    rule: Rule
-    default: float
-    levels: tuple[float, ...]
+    kinds: Mapping[str, str]  # what each does to them, {:.3g} being its level
+    level: str  # what a level is called, as in "share"
+    rule: Rule  # what a level must be
+    default: float  # the level where none is given
+    levels: tuple[float, ...]  # those of a table of all corruptions
 
 
 @dataclass(frozen=True)
@@ -90,16 +82,12 @@ class Family(ABC):
     name: ClassVar[str]  # as model.family gives it
     task: ClassVar[str]  # what its models do, as Hugging Face names it: "text-generation", "image-classification"
     sample: ClassVar[str] = "token"  # what losses and figures are means over, one of it
-    sections: ClassVar[Mapping[str, type]]
-    """Its own sections of a config: "model", which has ``num_layers``, the residual blocks on the way to an output, and
-    "data"."""
+    sections: ClassVar[Mapping[str, type]]  # its own of a config: "data", and "model" with num_layers residual blocks
     input_layer: ClassVar[str]  # that reads the samples, as weights' specs name it: train.lr_embedding is its rate
     output_layer: ClassVar[str]  # that makes the logits: train.lr_output is its rate
     rules: ClassVar[tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], ...]]
     """Rules over several settings: the keys that one reads, and what yields a message for each thing that is wrong."""
-
-    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Values by section.key for what a config leaves out, by ``train.recipe``."""
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by train.recipe: values for what a config leaves out
     wants_accuracy: ClassVar[bool] = False  # its figures have shares of right answers: one more pass over the logits
 
     # -- what the config asks, without torch -------------------------------------------------------------------------
@@ -123,9 +111,9 @@ class Family(ABC):
     alike: ClassVar[tuple[str, ...]] = ()
     """Settings in which models must agree that read the same samples and give the same classes, beside their data."""
 
-    @abstractmethod
-    def unify(self, settings: dict[str, Any]) -> None:
-        """Give values, by section.key, that say the same in other words one spelling: a resume compares them."""
+    def unified(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Values by section.key, with one spelling for those that say the same: a resume compares them."""
+        return settings
 
     # -- the model ---------------------------------------------------------------------------------------------------
 
@@ -193,30 +181,22 @@ class Family(ABC):
 
     # -- its data ----------------------------------------------------------------------------------------------------
 
-    corruptions: ClassVar[Corruptions]
-    """What :meth:`corrupted` can do."""
-    samples_name: ClassVar[str] = "sequences"
-    """What several samples are called; their positions are what ``sample`` names."""
+    corruptions: ClassVar[Corruptions]  # what ``corrupted`` can do
+    samples_name: ClassVar[str] = "sequences"  # what several samples are called; ``sample`` names their positions
 
     @abstractmethod
     def open_data(self, config: Config, is_writer: bool, exchange: Callable[[Callable[[], Any]], Any]) -> Any:
-        """A run's samples: an object with ``train``, ``validation``, ``digest`` and ``identity``.
+        """A run's :class:`nt_dist.data.opened.OpenData`; DataError where something cannot be read.
 
-        ``train`` and ``validation`` are :class:`nt_dist.data.samples.Samples`; two runs with the same digest train on
-        the same ones. The identity is a dictionary that checkpoints keep, beside the trainer's own figures.
         ``exchange`` runs what one rank has to prepare, and gives its result, or raises its error, on all; the writer
-        reports what was opened. Raises NTDistError where something cannot be read.
+        reports what was opened.
         """
 
     @abstractmethod
     def open_other_data(
         self, config: Config, path: str, exchange: Callable[[Callable[[], Any]], Any], state: Any
     ) -> Any:
-        """Another file, folder or pattern, read as the run's own data: an object with ``validation`` and ``foreign``.
-
-        ``foreign`` says why the targets are not those of the model, which is the case for samples of other classes; ""
-        where they are. ``state`` is where the run stood, as :meth:`tokenizer` takes it.
-        """
+        """Another file, folder or pattern, read as the run's own data; ``state`` as :meth:`tokenizer` takes it."""
 
     def tokenizer(self, config: Config, state: Any, run: Path, prepared: Path | None, given: Path | None) -> Any:
         """What the texts of a run were read with, told from any other by its hash; None where there are no texts.

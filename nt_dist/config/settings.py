@@ -309,5 +309,4 @@ def _unified(family: Any, settings: Mapping[str, Field], sections: Mapping[str, 
     if full["trails.fork"] == "embedding":
         full["trails.layers"] = 0  # it says nothing then
     full["sparsity.exempt"] = sorted(full["sparsity.exempt"])
-    family.unify(full)
-    return full
+    return family.unified(full)

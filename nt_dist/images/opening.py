@@ -1,16 +1,17 @@
 """A run's pictures, opened and checked."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from nt_dist.config.settings import Config
+from nt_dist.data.opened import Exchange, OpenData
 from nt_dist.data.order import samples_at
 from nt_dist.errors import DataError
 from nt_dist.images.samples import Broken, PictureSamples
@@ -21,26 +22,9 @@ _IN_MEMORY = 1 << 31  # bytes of decoded pictures that a process keeps, at most
 _AT_ONCE = 256  # pictures between two looks at the progress bar
 _WORTH_A_BAR = 4096
 _logger = logging.getLogger(__name__)
-Exchange = Callable[[Callable[[], Any]], Any]
 
 
-class OpenPictures(NamedTuple):
-    """A run's data, or other pictures to evaluate on, which have no samples to train on and no digest."""
-
-    train: PictureSamples | None
-    validation: PictureSamples
-    digest: str | None
-    classes: list[str]
-    foreign: str = ""
-    """Why the classes of other pictures are not the model's; "" where they are."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the names of the classes."""
-        return {"classes": self.classes}
-
-
-def open_data(config: Config, is_writer: bool, exchange: Exchange) -> OpenPictures:
+def open_data(config: Config, is_writer: bool, exchange: Exchange) -> OpenData:
     """Open a config's pictures: one rank lets ``datasets`` index them first.
 
     Raises:
@@ -61,14 +45,14 @@ def open_data(config: Config, is_writer: bool, exchange: Exchange) -> OpenPictur
             _logger.info("%s: %s pictures of %d classes", name, f"{len(pictures):,}", config.model.num_classes)
     digest = train.digest(whole=_fits(config, train))
     samples = [_samples(config, pictures, is_writer) for pictures in (train, validation)]
-    return OpenPictures(*samples, digest, list(train.classes))
+    return OpenData(*samples, digest, {"classes": list(train.classes)})
 
 
-def open_other(config: Config, path: str, exchange: Exchange, classes: Sequence[str]) -> OpenPictures:
+def open_other(config: Config, path: str, exchange: Exchange, classes: Sequence[str]) -> OpenData:
     """Open other pictures, a folder or parquet files, for an evaluation.
 
     Their labels are told by the names of the model's ``classes``, where both have names. Where that cannot be, as with
-    pictures of other things, their labels are 0 and :attr:`OpenPictures.foreign` says why.
+    pictures of other things, their labels are 0 and :attr:`OpenData.foreign` says why.
 
     Raises:
         DataError: They cannot be read.
@@ -84,7 +68,7 @@ def open_other(config: Config, path: str, exchange: Exchange, classes: Sequence[
         _check_labels(pictures, config.model.num_classes)
     except DataError as error:
         pictures, foreign = replace(pictures, labels=np.zeros_like(pictures.labels)), str(error)
-    return OpenPictures(None, _samples(config, pictures, False), None, [], foreign)
+    return OpenData(None, _samples(config, pictures, False), None, {}, foreign)
 
 
 def _split(config: Config, path: Any, split: str, key: str) -> Pictures:

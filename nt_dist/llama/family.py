@@ -36,9 +36,10 @@ class Llama(Family):
             "model.ffn_size": model.ffn_size,
         }
 
-    def unify(self, settings):
+    def unified(self, settings):
         """``num_kv_heads`` 0 is as many as attention heads."""
-        settings["model.num_kv_heads"] = settings["model.num_kv_heads"] or settings["model.num_attention_heads"]
+        heads = settings["model.num_kv_heads"] or settings["model.num_attention_heads"]
+        return settings | {"model.num_kv_heads": heads}
 
     def positions(self, config):
         return config.model.max_seq_len

@@ -34,9 +34,6 @@ class ResNet(Family):
         """Nothing: a rule refuses it."""
         return {}
 
-    def unify(self, settings):
-        """No two values mean the same."""
-
     def batch_unit(self, config):
         """A batch norm's pictures stay together."""
         return config.model.norm_batch

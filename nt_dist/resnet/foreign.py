@@ -50,7 +50,7 @@ class Dense(Foreign):
     def check_data(self, config, data):
         """Order of the classes, and the colours' means and deviations; see :meth:`Foreign.check_data`."""
         labels = self.settings.get("id2label") or {}
-        theirs, ours = [labels.get(str(number)) for number in range(len(labels))], list(data.classes)
+        theirs, ours = [labels.get(str(number)) for number in range(len(labels))], data.identity["classes"]
         if theirs != ours and len(theirs) == len(ours) and set(theirs) == set(ours):
             number = next(number for number, pair in enumerate(zip(theirs, ours, strict=True)) if len(set(pair)) == 2)
             raise DataError(

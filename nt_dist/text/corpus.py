@@ -3,11 +3,12 @@
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nt_dist.config import Config
+from nt_dist.data.opened import Exchange, OpenData
 from nt_dist.errors import DataError
 from nt_dist.text.indexed import IndexedTokens
 from nt_dist.text.prepare import FORMAT, RECORD, TOKENIZER, Record, find_tokenizer, prepare_data, prepare_streams
@@ -15,26 +16,8 @@ from nt_dist.text.samples import LAYOUTS, TextSamples
 from nt_dist.text.sources import open_files, open_source
 from nt_dist.text.tokenizer import Tokenizer, load_tokenizer
 
-Exchange = Callable[[Callable[[], str]], str]
-"""Runs work on the writer only, and gives its result, or raises its error, on every rank."""
-
 _REMEDY = "remove its folder to prepare it again"
 _logger = logging.getLogger(__name__)
-
-
-class OpenData(NamedTuple):
-    """A run's data, or other texts to evaluate on, which have no samples to train on and no digest."""
-
-    train: TextSamples | None
-    validation: TextSamples
-    tokenizer: Tokenizer
-    digest: str | None  # of the training tokens and the tokenizer: runs with the same one train on the same documents
-    foreign: str = ""  # the targets of other texts are always the model's: the next tokens
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What a checkpoint keeps, so that a model and its tokenizer stay together."""
-        return {"tokenizer_sha256": self.tokenizer.sha256}
 
 
 def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambda work: work()) -> OpenData:
@@ -48,7 +31,7 @@ def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambd
         for name, samples in (("training", train), ("validation", validation)):
             counts = len(samples), samples.indexed.num_documents, samples.indexed.num_tokens
             _logger.info("%s: %s samples of %s documents, %s tokens", name, *(f"{count:,}" for count in counts))
-    return OpenData(train, validation, tokenizer, record.digest)
+    return OpenData(train, validation, record.digest, {"tokenizer_sha256": tokenizer.sha256}, tokenizer=tokenizer)
 
 
 def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work()) -> OpenData:
@@ -64,7 +47,7 @@ def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work
         return str(prepare_streams(config, {"validation": texts}, tokenizer).resolve())
 
     _, tokenizer, (samples,) = _open_folder(config, Path(exchange(prepare)), "validation")
-    return OpenData(None, samples, tokenizer, None)
+    return OpenData(None, samples, None, {}, tokenizer=tokenizer)
 
 
 def run_tokenizer(
@@ -77,14 +60,12 @@ def run_tokenizer(
     :class:`OpenData`, as far as its checkpoint has them.
     """
     vocab_size, where = config.model.vocab_size, ", ".join(map(str, folders))
-    own = {}
-    for path in (path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}"))):
+    prepared = [path.parent for folder in folders for path in sorted(folder.glob(f"*/{RECORD}"))]
+    sha256 = identity.get("tokenizer_sha256")
+    for folder in [] if sha256 else prepared:  # older checkpoints have none
         with contextlib.suppress(OSError, ValueError):  # not whole
-            record = Record.model_validate_json(path.read_bytes())
-            if record.digest == data_digest:
-                own[path] = record
-    known = [identity.get("tokenizer_sha256"), *(record.tokenizer_sha256 for record in own.values())]
-    sha256 = next((each for each in known if isinstance(each, str)), None)  # older checkpoints have none
+            record = Record.model_validate_json((folder / RECORD).read_bytes())
+            sha256 = record.tokenizer_sha256 if record.digest == data_digest else sha256
     if sha256 is None:
         raise DataError(
             f"the run's prepared texts are in none of {where}, and without them its tokenizer cannot be told from "
@@ -95,9 +76,9 @@ def run_tokenizer(
         if tokenizer.sha256 != sha256:
             raise DataError(f"--tokenizer {given}: SHA-256 {tokenizer.sha256} is not that of the run's own, {sha256}")
         return tokenizer
-    places = [path.with_name(TOKENIZER) for path in own]
-    places += [path for folder in folders for path in sorted(folder.glob("tokenizer-*.model"))]
-    for place in [*places, Path(config.data.tokenizer).expanduser()]:
+    trained = [path for folder in folders for path in sorted(folder.glob("tokenizer-*.model"))]
+    places = [*(folder / TOKENIZER for folder in prepared), *trained, Path(config.data.tokenizer).expanduser()]
+    for place in places:
         if place.is_file() and hashlib.sha256(place.read_bytes()).hexdigest() == sha256:
             return load_tokenizer(place, vocab_size)
     raise DataError(

@@ -44,9 +44,6 @@ class Tiny(Family):
     def paths(self, config):
         return [("data.folder", config.data.folder)]
 
-    def unify(self, settings):
-        pass
-
     def weight_names(self, config):
         return ["stem"]
 

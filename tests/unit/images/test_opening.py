@@ -39,7 +39,7 @@ def other(tmp_path, path, classes=CLASSES, **data):
 def test_digits_are_always_there(tmp_path):
     ten = small(model={"num_classes": 10}, run={"dir": str(tmp_path / "run")})
     found = opening.open_data(ten, True, lambda work: work())
-    assert found.classes == list("0123456789") and len(found.train) + len(found.validation) == 1797
+    assert found.identity["classes"] == list("0123456789") and len(found.train) + len(found.validation) == 1797
     assert len(found.validation) == round(0.2 * 1797) and found.train[0].inputs.shape == (SIDE, SIDE, 3)
     assert not list(tmp_path.rglob("*"))
 
@@ -53,7 +53,7 @@ def test_a_folder_has_a_class_for_each_of_its_folders(tmp_path):
     (root / ".cache").mkdir()
     write_folder(tmp_path / "held", (1, 0, 0, 0, 1))
     found = opened(tmp_path, path=root, validation=str(tmp_path / "held"))
-    assert found.classes == list(CLASSES) and found.identity == {"classes": list(CLASSES)}
+    assert found.identity == {"classes": list(CLASSES)}
     assert found.train.pictures.labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     expected = [0, 1, 9, 10, 11, 20, 21, 30, 31, 40, 41]
     assert all(np.array_equal(found.train[at].inputs, pixels(seed)) for at, seed in enumerate(expected))
@@ -64,7 +64,7 @@ def test_a_folder_has_a_class_for_each_of_its_folders(tmp_path):
 def test_names_that_datasets_takes_for_splits_are_classes(tmp_path):
     classes = ("dev", "eval", "test", "train", "validation")
     found = opened(tmp_path, path=write_folder(tmp_path / "pictures", classes=classes), validation=0.2)
-    assert found.classes == list(classes) and len(found.train) == 8
+    assert found.identity["classes"] == list(classes) and len(found.train) == 8
 
 
 @pytest.mark.parametrize("storage", ["dictionaries", "binary", "paths", "pattern"])
@@ -82,7 +82,7 @@ def test_parquet_files_hold_dictionaries_binary_values_or_paths(tmp_path, storag
         pyarrow.parquet.write_table(pa.table({"picture": cells, "label": LABELS}), path)
     path = {"pattern": str(tmp_path / "s*.parquet")}.get(storage, path)
     found = opened(tmp_path, source="parquet", path=path, image_key="picture", validation=0.1)
-    assert len(found.train) == 9 and len(found.validation) == 1 and found.classes == []
+    assert len(found.train) == 9 and len(found.validation) == 1 and found.identity["classes"] == []
     numbers = [sample for sample in range(10) if any(np.array_equal(each, pixels(sample)) for each in inputs(found))]
     assert len(numbers) == 9
 
@@ -106,7 +106,7 @@ def test_names_of_classes_are_those_that_datasets_wrote(tmp_path):
     whole = datasets.Dataset.from_dict({"image": cells, "label": LABELS}, features=features)
     whole.to_parquet(str(tmp_path / "some.parquet"))
     found = opened(tmp_path, source="parquet", path=tmp_path / "some.parquet", validation=0.1)
-    assert found.classes == list(CLASSES) and len(found.train) == 9
+    assert found.identity["classes"] == list(CLASSES) and len(found.train) == 9
 
 
 def test_the_index_lies_in_the_runs_folder_and_is_used_again(tmp_path):
