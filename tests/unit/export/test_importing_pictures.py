@@ -121,6 +121,11 @@ def test_a_model_of_the_other_family_is_named_as_none(dense):
         open_foreign(dense[0].parent / "empty", RESNET)
 
 
+def classes_of(names):
+    """Opened pictures of these classes."""
+    return SimpleNamespace(identity={"classes": names})
+
+
 def test_classes_in_another_order_and_other_colours_are_refused(dense, tmp_path):
     names = ["ant", "bee", "cat", "dog", "emu"]
     for file in dense[0].iterdir():
@@ -128,20 +133,20 @@ def test_classes_in_another_order_and_other_colours_are_refused(dense, tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text()) | {"id2label": dict(enumerate(names))}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     foreign, config = open_foreign(tmp_path, RESNET), config_of()
-    foreign.check_data(config, SimpleNamespace(classes=names))
-    foreign.check_data(config, SimpleNamespace(classes=["n01", "n02", "n03", "n04", "n05"]))  # nobody can tell
-    foreign.check_data(config, SimpleNamespace(classes=[]))
+    foreign.check_data(config, classes_of(names))
+    foreign.check_data(config, classes_of(["n01", "n02", "n03", "n04", "n05"]))  # nobody can tell
+    foreign.check_data(config, classes_of([]))
     with pytest.raises(DataError, match="class 1 is 'cat', the imported model's 'bee': they must be in the same order"):
-        foreign.check_data(config, SimpleNamespace(classes=["ant", "cat", "bee", "dog", "emu"]))
+        foreign.check_data(config, classes_of(["ant", "cat", "bee", "dog", "emu"]))
     processor = {"image_mean": list(config.data.mean), "image_std": [0.5, 0.5, 0.5]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     with pytest.raises(DataError, match=r"data.std = \[.*\] is not the imported model's; set data.std=\[0.5, 0.5, 0.5"):
-        foreign.check_data(config, SimpleNamespace(classes=names))
+        foreign.check_data(config, classes_of(names))
 
 
 def test_an_import_starts_a_run_with_the_models_statistics(dense, tmp_path):
     config = config_of(run={"dir": str(tmp_path / "run")}, train={"optimizer": "sgd", "momentum": 0.9})
-    data = SimpleNamespace(digest="pictures", identity={"classes": ["0"]}, classes=["0"])
+    data = SimpleNamespace(digest="pictures", identity={"classes": ["0"]})
     path, _ = on_one_rank(lambda mesh: import_run(open_foreign(dense[0], RESNET), config, mesh, data))
     ensemble = load_ensemble(tmp_path / "run")
     assert ensemble.checkpoint == path and ensemble.manifest.training_state.step == 0
