@@ -67,8 +67,7 @@ def look(path: Path) -> Found:
 def checkpoints(path: Path | str) -> list[Found]:
     """Return a quick look at every checkpoint of a run, or in a folder of checkpoints, from old to new.
 
-    Raises:
-        CheckpointError: The folder cannot be read.
+    A CheckpointError if the folder cannot be read.
     """
     folder = _folder_in(Path(path))
     with files.reading(folder, CheckpointError):
@@ -195,11 +194,7 @@ def on_main(mesh: Mesh | None, work: Callable[[], T]) -> T:
 
 
 def begin(folder: Path, step: int) -> Path:
-    """Make and return the temporary folder of the checkpoint of ``step``; clear away what killed saves left.
-
-    Raises:
-        CheckpointError: It cannot be made.
-    """
+    """Make and return the temporary folder of the checkpoint of ``step``; clear away what killed saves left."""
     with files.writing(folder, CheckpointError):
         folder.mkdir(parents=True, exist_ok=True)
         for name in os.listdir(folder):
@@ -219,10 +214,8 @@ def commit(writing: Path, manifest: Manifest) -> Path:
     """Turn a temporary folder whose files are all on the disk into a checkpoint, and return its path.
 
     The manifest is written with its serial and time filled in, then one rename makes the checkpoint be there. An older
-    checkpoint of the same step is replaced.
-
-    Raises:
-        CheckpointError: Something cannot be written; the checkpoints that were there still are.
+    checkpoint of the same step is replaced. A CheckpointError where something cannot be written; the checkpoints that
+    were there still are.
     """
     folder = writing.parent
     serial = max((found.manifest.serial for found in checkpoints(folder) if found.manifest), default=0) + 1
@@ -257,11 +250,7 @@ def to_prune(found: list[Found], keep: int, keep_every: int) -> list[Found]:
 
 
 def delete(found: Found) -> None:
-    """Delete a checkpoint: first its name, at once, then its files.
-
-    Raises:
-        CheckpointError: It cannot be deleted.
-    """
+    """Delete a checkpoint, first its name, at once, then its files; a CheckpointError where that is not possible."""
     removed = found.path.with_name(f".{name_of(found.step)}.removed")
     try:
         shutil.rmtree(removed, ignore_errors=True)  # of a deletion that was killed

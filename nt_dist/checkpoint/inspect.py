@@ -17,11 +17,7 @@ from nt_dist.errors import CheckpointError
 
 
 def in_folder(path: Path) -> list[Found]:
-    """Return the checkpoints in a run's folder or a folder of checkpoints, from old to new.
-
-    Raises:
-        CheckpointError: There are none.
-    """
+    """Return the checkpoints of a run, or in a folder of them, from old to new; CheckpointError if there are none."""
     found = checkpoints(path)
     if not found:
         raise CheckpointError(f"{path}: no folder with checkpoints")
@@ -90,11 +86,7 @@ class Comparison:
 
 
 def compare(first: Path, second: Path) -> Comparison:
-    """Compare two checkpoints, in whatever layouts they were written.
-
-    Raises:
-        CheckpointError: One of them cannot be read.
-    """
+    """Compare two checkpoints, in whatever layouts they were written; a CheckpointError if one cannot be read."""
     ours, theirs = read_manifest(first), read_manifest(second)
     state = _differing(vars(ours.training_state), vars(theirs.training_state))
     state += _differing({"moments": ours.moments}, {"moments": theirs.moments})

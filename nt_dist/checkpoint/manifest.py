@@ -147,11 +147,7 @@ class Manifest:
         return ("value",) if self.weights[name].is_statistic else ("value", *self.moments)
 
     def to_json(self) -> str:
-        """Return the text of ``manifest.json``, its own digest included.
-
-        Raises:
-            CheckpointError: Something in ``training_state.extra`` or the configuration cannot be written as JSON.
-        """
+        """Return the text of ``manifest.json``, its own digest included; a CheckpointError if JSON cannot hold it."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
         content |= content.pop("training_state")
         try:

@@ -18,7 +18,7 @@ from nt_dist.config.settings import differences
 from nt_dist.errors import CheckpointError
 from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.sparsity.statistic import Statistic
-from nt_dist.sparsity.weight import Weight, flat_index
+from nt_dist.sparsity.weight import Weight
 
 
 def check_config(path: Path, manifest: Manifest, config: Config, resuming: bool) -> None:
@@ -97,7 +97,7 @@ def _read_weight(reader: FragmentReader, weight: Weight, states: Sequence[str]) 
     """Set the topology of one weight; return its states."""
     spec, device = weight.spec, weight.values.device
     slots = torch.zeros(len(states), len(weight.trails), weight.num_slots)
-    index = torch.empty(slots.shape[1:], dtype=torch.int64)
+    positions = torch.empty(slots.shape[1:], dtype=torch.int64)
     saved = [state for state in states if state in reader.manifest.states_of(spec.name)]
     for trail, shard in product(weight.trails, weight.shards):
         fragment = reader.read(spec.name, trail, shard, saved)
@@ -105,10 +105,9 @@ def _read_weight(reader: FragmentReader, weight: Weight, states: Sequence[str]) 
             values = torch.from_numpy(fragment[state])
             weight.fragment(slots[states.index(state)], trail, shard).copy_(values)
         if spec.is_sparse:
-            positions = torch.from_numpy(fragment["positions"]).long()
-            weight.fragment(index, trail, shard).copy_(flat_index(spec, weight.shards, shard, positions))
+            weight.fragment(positions, trail, shard).copy_(torch.from_numpy(fragment["positions"]))
     if spec.is_sparse:
-        weight.set_index(index.to(device))
+        weight.set_positions(positions.to(device))
     return {state: weight.from_slots(row.to(device)) for state, row in zip(states, slots, strict=True)}
 
 

@@ -57,26 +57,17 @@ class BadStep:
 
 
 class BadSteps:
-    """Counts bad steps, of which a run may have ``most`` in a row (``train.max_bad_steps``).
-
-    Attributes:
-        counts: Steps that were no numbers, spikes (also those only seen), and returns to a checkpoint.
-        left_out: Ranges [first, end) of sample numbers, sorted, of the steps that changed nothing.
-    """
+    """Counts bad steps, of which a run may have ``most`` in a row (``train.max_bad_steps``)."""
 
     def __init__(self, most: int):
         self.most = most
-        self.counts = dict.fromkeys(COUNTED, 0)
-        self.left_out: list[tuple[int, int]] = []
+        self.counts = dict.fromkeys(COUNTED, 0)  # spikes also where they were only seen
+        self.left_out: list[tuple[int, int]] = []  # sample numbers [first, end) of steps that changed nothing; sorted
         self._in_a_row: list[tuple[int, str]] = []
         self._lines: list[tuple[int, BadStep]] = []  # with the step under which each stands in metrics.jsonl
 
     def add(self, bad: BadStep, verdict: StepVerdict) -> None:
-        """Take a bad step into account.
-
-        Raises:
-            RunError: It is one too many in a row; the message is the report.
-        """
+        """Take a bad step into account; one too many in a row is a RunError, whose message is the report."""
         self.counts["steps_spiked" if verdict.is_spike else "steps_not_finite"] += 1
         self.counts["rollbacks"] += bad.what_was_done == "rolled back"
         self._lines.append((bad.step, bad))

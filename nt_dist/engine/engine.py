@@ -39,9 +39,7 @@ class StepResult:
     verdict: StepVerdict  # what the guard says of the step
     learning_rate: float  # before the factors of groups of parameters
     objective_scale: float = 1.0  # of the sum over trails, in what is minimised
-    joint_nll: torch.Tensor | None = (
-        None  # the sum of token losses of the trails' mean; None where it is not trained on
-    )
+    joint_nll: torch.Tensor | None = None  # likewise of the trails' mean; None where it is not trained on
     joint: float = 0.0  # the weight of its mean beside the sum over trails
 
     @property

@@ -52,12 +52,7 @@ class _Layer(LayerSpec):
 
 
 class PipelineModel(PipelineModule):
-    """The layers of one stage, of which ``place`` says the part that is held here.
-
-    Attributes:
-        nll: Sums of token losses as :meth:`Place.trail_losses` has them, over this step's micro-batches so far: on the
-            last stage, else 0.
-    """
+    """The layers of one stage, of which ``place`` says the part that is held here."""
 
     def __init__(self, config: Config, mesh: Mesh, place: Place):
         makers = [_Layer(make) for make in layer_makers(config, place, mesh.device)]
@@ -75,6 +70,7 @@ class PipelineModel(PipelineModule):
         self.smoothing = config.train.label_smoothing
         self._scale: torch.Tensor | float = 1.0
         self.joint_mean, self.joint_weight = config.trails.trained_mean, config.joint_weight
+        # this step's sums so far, as Place.trail_losses has them, on the last stage; else 0
         self.nll = torch.zeros(self.num_trails + bool(config.trails.joint), device=mesh.device)
         self._passes = 0
         self._before_backward: BeforeBackward = lambda number: None

@@ -62,14 +62,7 @@ class RecentValues(deque[float]):
 
 
 class StepGuard:
-    """Judges each optimizer step of one engine before it is taken; every rank has one.
-
-    Attributes:
-        nll: The last step's sums of token losses, fp32 [trails], over all ranks.
-        joint_nll: That of the trails' mean, a scalar; None where it is not trained on.
-        norm: Its gradient's norm before clipping; infinite if it is no number or was not computed.
-        verdict: What was wrong with it, the same on all ranks.
-    """
+    """Judges each optimizer step of one engine before it is taken; every rank has one."""
 
     def __init__(self, config: Config, mesh: Mesh, engine: Any):
         train = config.train
@@ -77,8 +70,11 @@ class StepGuard:
         self.sigma, self.refuses_spikes = train.spike_sigma, train.on_spike in ("skip", "rollback")
         window = train.spike_window if train.on_spike != "off" else 0
         self.losses, self.norms = RecentValues(window, LOSS_FLOOR), RecentValues(window, NORM_FLOOR)
-        self.nll, self.norm, self.verdict = torch.zeros(()), math.inf, StepVerdict.GOOD
-        self.joint_nll: torch.Tensor | None = None
+        # of the last step, the same on all ranks
+        self.nll = torch.zeros(())  # sums of token losses, fp32 [trails]
+        self.joint_nll: torch.Tensor | None = None  # likewise of the trails' mean, a scalar; None where that is unused
+        self.norm = math.inf  # of the gradient before clipping; infinite if it is no number or was not computed
+        self.verdict = StepVerdict.GOOD
         self._has_joint = config.trails.joint > 0
         self._loss = 0.0
         self._tokens: torch.Tensor | float = 1.0

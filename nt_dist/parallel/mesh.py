@@ -31,27 +31,23 @@ _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.R
 class Mesh:
     """Where this rank stands, and the few collectives that the rest of the package uses.
 
-    Attributes:
-        pipe, data, trail, tensor: The axes.
-        model: The trail and tensor axes as one, what DeepSpeed knows as its model axis: rank r·T + t of R·T.
-        rank, world_size: Of all ranks.
-        device: Where this rank computes.
-        place: The part of the model that this rank holds.
-        splits_trunk: Whether the trail axis shares the trunk's work: each of its ranks does it for some sequences.
+    ``device`` is where it computes. With ``splits_trunk`` each rank of the trail axis does the trunk's work for some of
+    the sequences.
     """
 
     def __init__(self, device_mesh: DeviceMesh, device: torch.device, splits_trunk: bool):
-        self.device_mesh, self.device, self.splits_trunk = device_mesh, device, splits_trunk
+        self.device, self.splits_trunk = device, splits_trunk
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.pipe, self.data, self.trail, self.tensor = (
             Axis(name, device_mesh.get_local_rank(name), device_mesh.size(dim), device_mesh.get_group(name))
             for dim, name in enumerate(AXES)
         )
         self.model = self._model_axis()
-        self.place = MeshPlace(self)
+        self.place = MeshPlace(self)  # the part of the model that this rank holds
         self._flags = 0
 
     def _model_axis(self) -> Axis:
+        """The trail and tensor axes as one, what DeepSpeed knows as its model axis: rank r·T + t of R·T."""
         rank = self.trail.rank * self.tensor.degree + self.tensor.rank
         degree = self.trail.degree * self.tensor.degree
         if degree in (self.trail.degree, self.tensor.degree):  # no group of its own is needed

@@ -8,19 +8,14 @@ A100 data sheet (SXM4 80 GB; 312, 19.5, 2.039 TB/s, NVLink 600 GB/s). Nodes: NVI
 
 from dataclasses import dataclass
 
-NODE = 8
-"""GPUs of a node, joined by NVLink."""
-RESERVED = 4 * 2**30
-"""Bytes of a GPU that a plan leaves free: CUDA's context, NCCL's buffers, the allocator's gaps."""
+NODE = 8  # GPUs, joined by NVLink
+RESERVED = 4 * 2**30  # bytes of a GPU that a plan leaves free: CUDA's context, NCCL's buffers, the allocator's gaps
+# Share of the peak rate that matrix products reach, a whole step's other small work included. Public training reports
+# lie at 0.35 to 0.6 of the peak (PaLM, arXiv 2204.02311, table 3; Narayanan et al., arXiv 2104.04473, table 1).
 COMPUTE_SHARE = 0.5
-"""Share of the peak rate that matrix products reach, a whole step's other small work included. Public training reports
-lie at 0.35 to 0.6 of the peak (PaLM, arXiv 2204.02311, table 3; Narayanan et al., arXiv 2104.04473, table 1)."""
-MEMORY_SHARE = 0.7
-"""Share of the memory's bandwidth that scatters, gathers and element-wise work reach."""
-LINK_SHARE = 0.8
-"""Share of a link's bandwidth that a collective on large tensors reaches."""
-LATENCY = 20e-6
-"""Seconds that a collective takes for the first byte, for each doubling of its ranks."""
+MEMORY_SHARE = 0.7  # of the memory's bandwidth, which scatters, gathers and element-wise work reach
+LINK_SHARE = 0.8  # of a link's bandwidth, which a collective on large tensors reaches
+LATENCY = 20e-6  # seconds that a collective takes for the first byte, for each doubling of its ranks
 
 
 @dataclass(frozen=True)

@@ -78,13 +78,9 @@ def layouts_table(plans: Sequence[LayoutPlan]) -> str:
 def _columns(plan: LayoutPlan) -> list[tuple[str, str]]:
     config, memory, time = plan.config, plan.memory, plan.time
     degrees, state, sent = config.parallel, memory.state, time.sent
-    counts = [
-        ("tensor", degrees.tensor),
-        ("pipe", degrees.pipe),
-        ("trail", degrees.trail),
-        ("data", config.data_degree),
-    ]
-    counts += [("ZeRO", config.zero_stage), ("micro-batch", config.train.micro_batch_size)]
+    counts = [(axis, getattr(degrees, axis)) for axis in ("tensor", "pipe", "trail")]
+    counts += [("data", config.data_degree), ("ZeRO", config.zero_stage)]
+    counts += [("micro-batch", config.train.micro_batch_size)]
     kinds = ("weights", "index", "gradients", "masters", "moments", "buffers")
     sizes = [(kind, getattr(state, kind)) for kind in kinds]
     sizes += [("activations", memory.activations), ("logits", memory.logits)]

@@ -9,12 +9,7 @@ from nt_dist.sparsity.spec import WeightSpec
 class Statistic(nn.Module):
     """One statistic, or the part of it that this rank holds: no Parameter, and in fp32 whatever its model is cast to.
 
-    Attributes:
-        spec: What it is, with role "statistic".
-        trails, shards: Global numbers of those held here (all by default).
-        values: fp32 [T, *local shape].
-        momentum: By what share a step's mean moves them.
-        sums: What was added since the last step; fp32, shaped like ``values``.
+    ``trails`` and ``shards`` are the global numbers of those held here, all by default; ``values`` [T, *local shape].
     """
 
     def __init__(
@@ -31,12 +26,12 @@ class Statistic(nn.Module):
         self.shards = range(spec.shards) if shards is None else shards
         shape = (len(self.trails), *spec.local_shape(self.shards))
         self.register_buffer("values", torch.full(shape, 1.0 if spec.init is None else 0.0, device=device))
-        self.momentum = 0.1
+        self.momentum = 0.1  # by what share a step's mean moves the values
         self.clear()
 
     def clear(self) -> None:
         """Forget what was added."""
-        self.sums: torch.Tensor | None = None
+        self.sums: torch.Tensor | None = None  # of what was added since the last step, shaped like ``values``
         self._additions = 0
 
     @torch.no_grad()

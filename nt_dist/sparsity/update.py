@@ -35,10 +35,8 @@ def update_topology(
     the mean over its shard's surviving slots ("mean").
 
     Args:
-        weight: Its index or mask changes.
         state: fp32 "value" and moments by name, all shaped like ``weight.values``; changed in place.
         gradient: Its dense gradient [T, *local_shape], the same on all replicas; None if no rule needs it.
-        rules: How it changes.
         seed, step: Parts of the streams' keys; ``step`` is the optimizer's.
         fraction: Share of each shard's slots that is dropped and regrown.
 

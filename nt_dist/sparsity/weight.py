@@ -215,9 +215,8 @@ class Weight(nn.Module, ABC):
         return torch.cat([flat_index(self.spec, self.shards, shard, each) for shard, each in parts], dim=1)
 
     @torch.no_grad()
-    def set_index(self, index: torch.Tensor) -> None:
-        """Make the entries at ``index`` (integers [T, slots], in slot order) the active ones; values are left alone."""
-        positions = block_positions(self.spec, self.shards, index.long())
+    def set_positions(self, positions: torch.Tensor) -> None:
+        """Make ``positions``, as :meth:`slot_positions` gives them, the active ones; values are left alone."""
         for fragments, where in self.by_shard():
             self.set_active(fragments, positions[:, where])
 

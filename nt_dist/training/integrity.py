@@ -54,8 +54,7 @@ class Integrity:
     def check(self, when: str) -> None:
         """Check everything; ``when`` is for the message, as in "step 50". Collective.
 
-        Raises:
-            CorruptionError: On all ranks, with weight, what of it and ranks.
+        A CorruptionError on all ranks names weight, what of it, and ranks.
         """
         problems, differing = self._implausible(), self._differing(self._copies())
         if not self.mesh.any(bool(problems or differing))[0]:

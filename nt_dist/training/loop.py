@@ -312,13 +312,8 @@ class Trainer:
         """Evaluates on the first validation samples and writes the line; False if a signal has stopped it before."""
         config, axis, stops = self.config, self.mesh.data, []
         self.heartbeat.enter("evaluating")
-        batches = EvaluationBatches(
-            self.data.validation,
-            config.train.micro_batch_size,
-            config.run.eval_batches * config.train.batch_size,
-            data_rank=axis.rank,
-            data_degree=axis.degree,
-        )
+        size, count = config.train.micro_batch_size, config.run.eval_batches * config.train.batch_size
+        batches = EvaluationBatches(self.data.validation, size, count, data_rank=axis.rank, data_degree=axis.degree)
         batches = self.exit_request.until_set(self.mesh, batches, lambda: stops.append(self.step))
         figures = evaluate(self.model, batches, self.mesh, config)
         if stops:

@@ -21,8 +21,7 @@ MEASURED = ("tokens_per_second", "flops_per_second_dense_equivalent", "flops_per
 class MetricsLog:
     """Appends objects to a file, from which lines after ``last_step`` (0: all) are cut off; the main rank has one.
 
-    Raises:
-        RunError: A line other than the last is no JSON object with a step, or the file cannot be written.
+    RunError if a line other than the last is no JSON object with a step, or the file cannot be written.
     """
 
     def __init__(self, path: Path, last_step: int):

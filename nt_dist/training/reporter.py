@@ -20,11 +20,8 @@ TENSORBOARD = "tensorboard"
 class Reporter:
     """The progress bar, ``metrics.jsonl`` and TensorBoard of one run.
 
-    It goes on from ``first_step`` (0: from the start) and ends at ``last_step``. One of its weights is drawn.
-
-    Raises:
-        RunError: ``metrics.jsonl`` holds something else.
-        OSError: The folder cannot be written.
+    It goes on from ``first_step`` (0: from the start) and ends at ``last_step``. One of its weights is drawn. RunError
+    if ``metrics.jsonl`` holds something else, OSError if the folder cannot be written.
     """
 
     def __init__(

@@ -84,10 +84,7 @@ def topology_picture(weight: Weight) -> np.ndarray:
 
     Up to three trails share the picture, one colour channel each: what all have is white, what none has is black. One
     trail alone is drawn in grey, and of more than three the first three are drawn. Matrices larger than 256 a side are
-    shrunk, brightness then being the share of active positions.
-
-    Returns:
-        Colours 0..255, uint8 [height, width, 3].
+    shrunk, brightness then being the share of active positions. Returns colours 0..255, uint8 [height, width, 3].
     """
     index = weight.slot_index().cpu()[:3]
     active = torch.zeros(len(index), *weight.local_shape).flatten(1).scatter_(1, index, 1.0)

@@ -11,18 +11,8 @@ import tempfile
 import time
 from typing import NamedTuple
 
-PHASES = (
-    "starting",
-    "preparing data",
-    "building",
-    "loading",
-    "compiling",  # and the rest of a first step
-    "stepping",
-    "updating topology",
-    "evaluating",
-    "saving",
-    "ending",
-)
+PHASES = ("starting", "preparing data", "building", "loading", "compiling")  # and the rest of a first step
+PHASES += ("stepping", "updating topology", "evaluating", "saving", "ending")
 PATIENT = ("preparing data",)  # may take hours without a beat: only a rank's death and silence count
 STEADY = ("stepping", "updating topology", "evaluating")  # go on as they began, unlike a last save, which is waited for
 SLACK = 5.0  # a phase may take so many times as long as the longest between two beats in it so far

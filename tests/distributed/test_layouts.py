@@ -141,10 +141,12 @@ def _corrupt(rank, world_size, layout, name):
     run = Run(layout)
     run.updater.check("the start")
     if rank == 1:
-        index = run.weights[name].slot_index().clone()
-        free = next(place for place in range(index.max()) if place not in index[0])
-        index[0, 0] = free
-        run.weights[name].set_index(index.sort().values)
+        weight = run.weights[name]
+        positions, first = weight.slot_positions(), slice(weight.spec.slots(weight.shards.start))
+        free = next(place for place in range(positions.max()) if place not in positions[0, first])
+        positions[0, 0] = free
+        positions[0, first] = positions[0, first].sort().values
+        weight.set_positions(positions)
     try:
         run.updater.check("the update at step 50")
     except TopologyError as problem:

@@ -132,7 +132,7 @@ def test_pictures_follow_the_topology(tmp_path):
     weight = _sparse()
     board = TensorBoard(tmp_path, 0)
     board.topology(weight, 0)
-    weight.set_index(weight.slot_index().flip(0))
+    weight.set_positions(weight.slot_positions().flip(0))
     board.topology(weight, 50)
     board.close()
     images = _read(tmp_path).Images("topology/blocks.2.mlp.gate")
