@@ -9,7 +9,10 @@ import numpy as np
 
 
 class Sample(NamedTuple):
-    """One sample. All samples of a data set have the same shapes and types."""
+    """One sample. All samples of a data set have the same shapes and types.
+
+    One position may have several targets in training; their weights are their shares of it then, and add up to 1.
+    """
 
     inputs: np.ndarray  # what the model reads, of any type. [...]
     targets: np.ndarray  # the right class at each position, int64. [P]

@@ -14,6 +14,7 @@ import numpy as np
 
 from nt_dist.data.samples import Sample
 from nt_dist.errors import DataError
+from nt_dist.images.augment import cutmix, drawn_share, mixup, randaugment
 from nt_dist.images.corruptions import corrupt
 from nt_dist.images.decoding import Crop
 from nt_dist.images.settings import Data
@@ -71,11 +72,27 @@ class PictureSamples:
             return self.blank()
 
     def drawn(self, index: int, number: int) -> Sample:
-        """The ``index``-th picture, cropped and mirrored as global sample ``number`` is.
+        """The ``index``-th picture, cropped, mirrored, augmented and mixed as global sample ``number`` is.
 
-        In place of one that cannot be read the next that can is taken.
+        In place of one that cannot be read the next that can is taken. A mixed sample has two targets, and its weights
+        are their shares.
         """
-        draws = uniform(self.seed, number)
+        data = self.data
+        picture, index = self._augmented(index, number, "picture")
+        if not (data.mixup or data.cutmix):
+            return self._sample(picture, index)
+        draws = uniform(self.seed, number, "mix")
+        other, partner = self._augmented(int(draws[0] * len(self)), number, "partner")
+        if not data.cutmix or (data.mixup and draws[1] < 0.5):
+            share = drawn_share(data.mixup, draws[2])
+            picture = mixup(picture, other, share)
+        else:
+            picture, share = cutmix(picture, other, drawn_share(data.cutmix, draws[2]), draws[3:5])
+        return Sample(picture, self.pictures.labels[[index, partner]], np.array([share, 1 - share], np.float32))
+
+    def _augmented(self, index: int, number: int, of: str) -> tuple[np.ndarray, int]:
+        """A picture with the draws of global sample ``number``, before it is mixed, and whose it is after all."""
+        draws = uniform(self.seed, number, of)
         crop = resized_crop(draws[:4]) if self.data.crop == "resized" else None
         while True:
             try:
@@ -86,7 +103,12 @@ class PictureSamples:
                 index = (index + 1) % len(self)
         if self.data.crop == "pad":
             picture = shifted(picture, self.data.padding, draws[:2])
-        return self._sample(picture[:, ::-1] if self.data.flip and draws[4] < 0.5 else picture, index)
+        if self.data.flip and draws[4] < 0.5:
+            picture = picture[:, ::-1]
+        if self.data.randaugment:
+            operations = [uniform(self.seed, number, f"{of}/{each}") for each in range(self.data.randaugment)]
+            picture = randaugment(picture, self.data.randaugment_magnitude, operations)
+        return picture, index
 
     def _sample(self, picture: np.ndarray, index: int) -> Sample:
         label = self.pictures.labels[index : index + 1]
@@ -118,9 +140,9 @@ class CorruptedSamples:
         return self.samples.blank()
 
 
-def uniform(seed: int, number: int) -> np.ndarray:
-    """Eight numbers in [0, 1) that belong to a global sample number, float64."""
-    words = hashlib.blake2b(f"picture/{seed}/{number}".encode(), digest_size=64).digest()
+def uniform(seed: int, number: int, of: str = "picture") -> np.ndarray:
+    """Eight numbers in [0, 1) that belong to a global sample number, float64; others for each name ``of`` a use."""
+    words = hashlib.blake2b(f"{of}/{seed}/{number}".encode(), digest_size=64).digest()
     return (np.frombuffer(words, dtype="<u8") >> 11) / 2.0**53
 
 

@@ -10,6 +10,8 @@ from nt_dist.config.settings import Config
 from nt_dist.data import settings as data
 
 _THREE = Rule("must be three numbers", lambda value: len(value) == 3)
+HIGHEST_MAGNITUDE = 10
+_MAGNITUDE = Rule(f"must be in [0, {HIGHEST_MAGNITUDE}]", lambda value: 0 <= value <= HIGHEST_MAGNITUDE)
 _STD = Rule("must be three numbers above 0", lambda value: len(value) == 3 and min(value) > 0)
 
 
@@ -39,6 +41,14 @@ class Data:
     )
     padding: int = schedule(4, "Pixels by which a pad crop is shifted at most, mirrored at the edges.", at_least(0))
     flip: bool = schedule(True, "Mirror half of the training pictures.")
+    randaugment: int = schedule(0, "RandAugment's operations on a training picture; 0: none.", at_least(0))
+    randaugment_magnitude: float = schedule(9.0, "How strong they are.", _MAGNITUDE)
+    mixup: float = schedule(
+        0.0, "Alpha of the Beta distribution by which two training pictures are mixed; 0: none.", at_least(0)
+    )
+    cutmix: float = schedule(
+        0.0, "The same where a part of one is put into the other; with mixup, half of the pictures each.", at_least(0)
+    )
     mean: tuple[float, ...] = schedule((0.485, 0.456, 0.406), "Mean of red, green and blue, in [0, 1].", _THREE)
     std: tuple[float, ...] = schedule((0.229, 0.224, 0.225), "Their standard deviations.", _STD)
     num_workers: int = free(2, "Threads that decode and load.", at_least(0))
@@ -60,3 +70,5 @@ def ignored_settings(config: Config) -> Iterator[str]:
         yield from ignored(config, f"data.source = {source!r}", "data.image_key", "data.label_key")
     if crop != "pad":
         yield from ignored(config, f"data.crop = {crop!r}", "data.padding")
+    if config.data.randaugment == 0:
+        yield from ignored(config, "data.randaugment = 0", "data.randaugment_magnitude")

@@ -54,10 +54,13 @@ class Place:
     ) -> torch.Tensor:
         """Return the sums of token losses, fp32 [T], of the trails held here: logits [T, B, S, V], targets [B, S].
 
-        The weights [B, S] are 0 for padding. ``joint_mean``, "logits" or "probabilities", adds the loss of that mean
-        over all trails as a last one, [T + 1], with the gradient of the logits held here. The trails' own targets alone
-        are smoothed; see losses.token_losses.
+        The weights [B, S] are 0 for padding. One position (S = 1) may have several targets [B, K], whose shares its
+        weights are: a loss is linear in its target. ``joint_mean``, "logits" or "probabilities", adds the loss of that
+        mean over all trails as a last one, [T + 1], with the gradient of the logits held here. The trails' own targets
+        alone are smoothed; see losses.token_losses.
         """
+        if targets.shape[1] > logits.shape[2] == 1:
+            logits = logits.expand(-1, -1, targets.shape[1], -1)
         losses = self.token_losses(logits, targets, smoothing)
         if joint_mean == "logits":
             losses = torch.cat([losses, self.token_losses(self.mean_of_trails(logits)[None], targets)])

@@ -275,8 +275,8 @@ class Trainer:
 
     def count(self, result: StepResult, seconds: float) -> None:
         """Adds a step to the sums and moves the progress bar."""
-        self.tokens += int(result.tokens)
-        self.timed_tokens += int(result.tokens)
+        self.tokens += round(float(result.tokens))
+        self.timed_tokens += round(float(result.tokens))
         self.seconds += seconds
         if self.reporter:
             self.reporter.stepped(self.step, result.loss, self.timed_tokens / self.seconds)

@@ -5,9 +5,21 @@ from tests.mutations.mutation import Mutation
 IMAGES = [
     Mutation(
         "a crop is drawn for the picture, not for the global sample number",
-        "draws = uniform(self.seed, number)",
-        "draws = uniform(self.seed, index)",
+        "draws = uniform(self.seed, number, of)",
+        "draws = uniform(self.seed, index, of)",
         "tests/unit/images/test_samples.py::test_a_drawn_picture_is_shifted_and_mirrored_as_its_number_says",
+    ),
+    Mutation(
+        "a partner is cropped as the first picture is",
+        'number, "partner")',
+        'number, "picture")',
+        "tests/unit/images/test_samples.py::test_a_mixed_sample_is_made_from_its_own_number_alone",
+    ),
+    Mutation(
+        "what is cut off from a part counts as the partner's",
+        "return found, 1 - (bottom - top) * (right - left) / side**2",
+        "return found, share",
+        "tests/unit/images/test_augment.py::test_cutmix_puts_in_a_square_and_counts_what_is_left",
     ),
     Mutation(
         "all pictures are corrupted by the same draws",

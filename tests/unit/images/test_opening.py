@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from nt_dist.config.rules import warnings
 from nt_dist.errors import ConfigError, DataError
 from nt_dist.images import opening
 from nt_dist.images.opening import open_other
@@ -328,6 +329,12 @@ def test_pictures_of_other_things_have_no_labels_and_say_why(tmp_path):
     assert "label 9" in out.foreign and out.validation[0].targets.item() == 0
 
 
+def test_a_magnitude_of_nothing_is_named(tmp_path):
+    (found,) = warnings(config(tmp_path, path="x", randaugment_magnitude=3.0))
+    assert "data.randaugment_magnitude = 3.0 is ignored: data.randaugment = 0" in found
+    assert not list(warnings(config(tmp_path, path="x", randaugment_magnitude=3.0, randaugment=1)))
+
+
 def test_settings_of_other_sources_are_refused_or_named(tmp_path):
     for data, says in (
         ({"source": "folder"}, "data.path = '' must name a folder with data.source = 'folder'"),
@@ -337,6 +344,10 @@ def test_settings_of_other_sources_are_refused_or_named(tmp_path):
         ({"path": "x", "max_bad_share": 1.5}, "data.max_bad_share = 1.5 must be in [0, 1]"),
         ({"path": "x", "validation": 1.0}, "data.validation = 1.0 must be a path"),
         ({"path": "x", "std": [0.1, 0.0, 0.2]}, "data.std"),
+        ({"path": "x", "mixup": -0.1}, "data.mixup = -0.1 must be at least 0"),
+        ({"path": "x", "cutmix": -1.0}, "data.cutmix = -1.0 must be at least 0"),
+        ({"path": "x", "randaugment": -1}, "data.randaugment = -1 must be at least 0"),
+        ({"path": "x", "randaugment_magnitude": 11.0}, "data.randaugment_magnitude = 11.0 must be in [0, 10]"),
     ):
         with pytest.raises(ConfigError) as caught:
             config(tmp_path, **data)

@@ -8,6 +8,7 @@ import torch
 
 from nt_dist.data.loader import EvaluationBatches, StepLoader
 from nt_dist.errors import DataError
+from nt_dist.images.augment import cutmix, drawn_share, mixup, randaugment
 from nt_dist.images.decoding import decode
 from nt_dist.images.samples import Broken, PictureSamples, resized_crop, shifted, uniform
 from nt_dist.images.settings import Data
@@ -23,9 +24,17 @@ def samples(crop="pad", flip=True, seed=3, broken=(), share=0.0, **data):
     return PictureSamples(pictures, Data(crop=crop, flip=flip, padding=2, **data), SIDE, seed, Broken(share, COUNT))
 
 
+MIXED = {"mixup": 0.4, "cutmix": 1.0, "randaugment": 2}
+
+
 def steps(count, of=None, **options):
+    """Pictures, targets and weights of each step, in one row a sample."""
     loader = StepLoader(of or samples(), **{"seed": 3, "batch_size": 6, "micro_batch_size": 3} | options)
-    return [torch.cat([batch.inputs for batch in step]) for step in islice(loader, count)]
+    return [torch.cat([_rows(batch) for batch in step]) for step in islice(loader, count)]
+
+
+def _rows(batch):
+    return torch.cat([each.flatten(1).double() for each in batch], 1)
 
 
 def test_draws_are_of_the_seed_and_the_number():
@@ -75,17 +84,70 @@ def test_a_resized_crop_is_drawn_as_its_number_says():
     assert not np.array_equal(found, samples("resized", flip=False).drawn(1, 18).inputs)
 
 
-@pytest.mark.parametrize("crop", ["pad", "resized"])
-def test_workers_data_ranks_and_a_resume_change_nothing(crop):
-    expected = steps(6, samples(crop))
-    for found in (steps(6, samples(crop), num_workers=3), steps(6, samples(crop), micro_batch_size=2)):
+@pytest.mark.parametrize(("crop", "data"), [("pad", {}), ("resized", {}), ("pad", MIXED)])
+def test_workers_data_ranks_and_a_resume_change_nothing(crop, data):
+    these = samples(crop, **data)
+    expected = steps(6, these)
+    for found in (steps(6, these, num_workers=3), steps(6, these, micro_batch_size=2)):
         assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
-    resumed = steps(3, samples(crop), start=18, num_workers=2)
+    resumed = steps(3, these, start=18, num_workers=2)
     assert all(torch.equal(one, other) for one, other in zip(expected[3:], resumed, strict=True))
-    ranks = [steps(6, samples(crop), data_rank=rank, data_degree=2) for rank in range(2)]
+    ranks = [steps(6, these, micro_batch_size=1, data_rank=rank, data_degree=2) for rank in range(2)]
     assert all(torch.equal(one, torch.cat(parts)) for one, *parts in zip(expected, *ranks, strict=True))
     assert not torch.equal(expected[0], expected[2])  # the same pictures an epoch later
-    assert not torch.equal(expected[0], steps(1, samples(crop, seed=4))[0])
+    assert not torch.equal(expected[0], steps(1, samples(crop, seed=4, **data))[0])
+
+
+def test_a_mixed_sample_is_made_from_its_own_number_alone():
+    """Partner, partner's crop and flip, share and place; by mixup and by cutmix, half of the samples each."""
+    kinds, partners = [], []
+    for number in range(60):
+        found = samples(**MIXED).drawn(1, number)
+        draws = uniform(3, number, "mix")
+        partner = int(draws[0] * COUNT)
+        first, second = augmented(1, number, "picture"), augmented(partner, number, "partner")
+        if draws[1] < 0.5:
+            share = drawn_share(0.4, draws[2])
+            picture = mixup(first, second, share)
+        else:
+            picture, share = cutmix(first, second, drawn_share(1.0, draws[2]), draws[3:5])
+        assert np.array_equal(found.inputs, picture) and found.targets.tolist() == [1, partner]
+        assert found.weights.dtype == np.float32 and found.weights.tolist() == pytest.approx([share, 1 - share])
+        kinds.append(draws[1] < 0.5)
+        partners.append(partner)
+    assert 20 < sum(kinds) < 40 and len(set(partners)) == COUNT
+
+
+def augmented(index, number, of):
+    """Cropped, mirrored and changed by two operations."""
+    draws = uniform(3, number, of)
+    picture = shifted(pixels(index), 2, draws[:2])
+    picture = picture[:, ::-1] if draws[4] < 0.5 else picture
+    return randaugment(picture, 9.0, [uniform(3, number, f"{of}/{each}") for each in range(2)])
+
+
+@pytest.mark.parametrize(("kind", "other"), [("mixup", "cutmix"), ("cutmix", "mixup")])
+def test_each_way_of_mixing_stands_alone(kind, other):
+    for number in range(10):
+        found, draws = samples("none", False, **{kind: 1.0, other: 0.0}).drawn(1, number), uniform(3, number, "mix")
+        second = pixels(int(draws[0] * COUNT))
+        share = drawn_share(1.0, draws[2])
+        parts = mixup(pixels(1), second, share) if kind == "mixup" else cutmix(pixels(1), second, share, draws[3:5])[0]
+        assert np.array_equal(found.inputs, parts)
+
+
+def test_samples_of_an_evaluation_are_neither_changed_nor_mixed():
+    some = samples(**MIXED)
+    assert np.array_equal(some[4].inputs, pixels(4))
+    assert some[4].targets.tolist() == [4] and some[4].weights.tolist() == [1]
+
+
+def test_in_place_of_a_broken_partner_the_next_one_is_mixed_in():
+    number = next(number for number in range(99) if int(uniform(3, number, "mix")[0] * COUNT) == 5)
+    found = samples("none", False, broken=[5], share=0.2, mixup=1.0).drawn(1, number)
+    assert found.targets.tolist() == [1, 6]
+    share = drawn_share(1.0, uniform(3, number, "mix")[2])
+    assert np.array_equal(found.inputs, mixup(pixels(1), pixels(6), share))
 
 
 def test_a_broken_picture_is_refused():

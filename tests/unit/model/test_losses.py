@@ -105,6 +105,22 @@ def test_smoothed_labels_are_torchs_and_leave_padding_out(dtype):
     torch.testing.assert_close(gradient, torch.autograd.grad((flat.view(3, 2, 5) * upstream).sum(), logits)[0])
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("mean", ["", "logits", "probabilities"])
+def test_the_loss_of_a_mixed_target_is_torchs_of_a_soft_one(mean, smoothing):
+    logits = example()[0][:, :, :1]
+    targets, weights = torch.tensor([[1, 4], [3, 3]]), torch.tensor([[0.3, 0.7], [0.6, 0.4]])
+    soft = torch.zeros(2, 7).scatter_add_(1, targets, weights)
+    ours = Place().trail_losses(logits, targets, weights, mean, smoothing)
+    wanted = [F.cross_entropy(each, soft, reduction="sum", label_smoothing=smoothing) for each in logits[:, :, 0]]
+    if mean:
+        mean_of_all = logits.mean(0) if mean == "logits" else logits.softmax(-1).mean(0).log()
+        wanted.append(F.cross_entropy(mean_of_all[:, 0], soft, reduction="sum"))
+    torch.testing.assert_close(ours, torch.stack(wanted))
+    gradients = [torch.autograd.grad(each.sum(), logits, retain_graph=True)[0] for each in (ours, sum(wanted))]
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("mean", ["logits", "probabilities"])
 def test_the_ensembles_own_loss_has_exact_labels(mean):
     logits, targets, _ = example()
