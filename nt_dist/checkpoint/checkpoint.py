@@ -98,8 +98,8 @@ def collect(
         if mesh.data.rank == 0 and mesh.place.owns(statistic):
             entries[name] = weight_entry(statistic, file)
             for trail, shard in product(statistic.trails, statistic.shards):
-                values = statistic.shard(trail, shard).numpy(force=True).flatten()  # a copy
-                tensors[f"{name}/{trail}/{shard}/value"] = values
+                values = statistic.block(statistic.values, trail, shard)
+                tensors[f"{name}/{trail}/{shard}/value"] = values.numpy(force=True).flatten()  # a copy
     layout = {"ranks": mesh.world_size, **{axis: getattr(mesh, axis).degree for axis in AXES}}
     layout |= {"zero_stage": config.zero_stage, "precision": config.train.precision}
     run = (nt_dist.__version__, training_state, optimizer_state.moments, layout, config.to_dict())

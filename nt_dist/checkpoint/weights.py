@@ -17,7 +17,7 @@ from nt_dist.config import Config
 from nt_dist.config.settings import differences
 from nt_dist.errors import CheckpointError
 from nt_dist.model.trails import statistics_of, weights_of
-from nt_dist.sparsity.statistic import Statistic
+from nt_dist.sparsity.statistic import LocalState, Statistic
 from nt_dist.sparsity.weight import Weight
 
 
@@ -38,7 +38,7 @@ def check_config(path: Path, manifest: Manifest, config: Config, resuming: bool)
         raise CheckpointError("\n".join([f"{path}: {rule}", *schedule]))
 
 
-def weight_entry(weight: Weight | Statistic, file: str = "") -> WeightEntry:
+def weight_entry(weight: LocalState, file: str = "") -> WeightEntry:
     """Return the manifest's entry of a weight or statistic: the fragments held here in ``file``, no checksums yet."""
     spec = weight.spec
     checksum = "" if spec.is_sparse else None  # filled in with the positions
@@ -86,7 +86,7 @@ def read_weights(
     with FragmentReader(path, manifest) as reader:
         for name, statistic in statistics_of(model).items():
             for trail, shard in product(statistic.trails, statistic.shards):
-                part = statistic.shard(trail, shard)
+                part = statistic.block(statistic.values, trail, shard)
                 values = reader.read(name, trail, shard, ("value",))["value"]
                 part.copy_(torch.from_numpy(values).view(part.shape))
         for weight in weights_of(model).values():

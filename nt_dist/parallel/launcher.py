@@ -130,12 +130,13 @@ def _mpi_meeting_point(size: int) -> tuple[str, int]:
     if world.Get_size() != size:
         raise RunError(f"mpi4py sees {world.Get_size()} ranks and mpirun started {size}; both must be of one MPI")
     hosts = world.allgather(socket.gethostname())
-    port = world.bcast(_free_port() if world.Get_rank() == 0 else None)
+    port = world.bcast(free_port() if world.Get_rank() == 0 else None)
     MPI.Finalize()  # the ranks are left with os._exit, which MPI takes for a crash until it is finalized
     return LOOPBACK if len(set(hosts)) == 1 else hosts[0], port
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this host that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]

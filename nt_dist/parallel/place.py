@@ -19,8 +19,7 @@ from torch import nn
 from nt_dist.model.place import Place
 from nt_dist.model.trails import weights_of
 from nt_dist.sparsity.spec import WeightSpec
-from nt_dist.sparsity.statistic import Statistic
-from nt_dist.sparsity.weight import Weight
+from nt_dist.sparsity.statistic import LocalState
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class MeshPlace(Place):
         values = super().at(logits, local.masked_fill(~here, 0))
         return self.sum_over_classes(values.masked_fill_(~here, 0.0))
 
-    def replica_axes(self, weight: Weight | Statistic) -> tuple[str, ...]:
+    def replica_axes(self, weight: LocalState) -> tuple[str, ...]:
         """Return the axes of the model, trail and tensor, along which other ranks hold copies of ``weight``.
 
         Along the data axis there always are copies.
@@ -146,7 +145,7 @@ class MeshPlace(Place):
         over_shards = self.mesh.tensor.degree > 1 and weight.spec.shards == 1
         return ("trail",) * over_trails + ("tensor",) * over_shards
 
-    def owns(self, weight: Weight | Statistic) -> bool:
+    def owns(self, weight: LocalState) -> bool:
         """Say whether this rank is the one whose copy of ``weight`` counts: in norms, sums and checkpoints."""
         return all(getattr(self.mesh, axis).rank == 0 for axis in self.replica_axes(weight))
 

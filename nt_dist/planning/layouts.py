@@ -54,16 +54,10 @@ def layouts(config: Config) -> Iterator[Config]:
                 if world % (tensor * trail * pipe) == 0:
                     degrees = replace(config.parallel, tensor=tensor, pipe=pipe, trail=trail)
                     for each in at_stages(replace(config, parallel=degrees)):
-                        yield from _micro_batches(each)
-
-
-def _micro_batches(config: Config) -> Iterator[Config]:
-    size = 1
-    while size * config.data_degree <= config.train.batch_size:
-        each = replace(config, train=replace(config.train, micro_batch_size=size))
-        if is_possible(each):
-            yield each
-        size *= 2
+                        most = config.train.batch_size // each.data_degree
+                        sizes = (1 << power for power in range(most.bit_length()))
+                        trains = (replace(each.train, micro_batch_size=size) for size in sizes)
+                        yield from filter(is_possible, (replace(each, train=train) for train in trains))
 
 
 def _divisors(highest: int, number: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""State that is no weight but is saved and compared, as a batch norm's running mean."""
+"""State of which a rank holds a part; and that which is no weight but is saved and compared, as a running mean."""
 
 import torch
 from torch import nn
@@ -6,11 +6,24 @@ from torch import nn
 from nt_dist.sparsity.spec import WeightSpec
 
 
-class Statistic(nn.Module):
-    """One statistic, or the part of it that this rank holds: no Parameter, and in fp32 whatever its model is cast to.
+class LocalState(nn.Module):
+    """What this rank holds of ``spec``: global numbers of trails and shards, all by default."""
 
-    ``trails`` and ``shards`` are the global numbers of those held here, all by default; ``values`` [T, *local shape].
-    """
+    def __init__(self, spec: WeightSpec, trails: range | None, shards: range | None):
+        super().__init__()
+        self.spec = spec
+        self.trails = range(spec.trails) if trails is None else trails
+        self.shards = range(spec.shards) if shards is None else shards
+        self.local_shape = spec.local_shape(self.shards)
+
+    def block(self, dense: torch.Tensor, trail: int, shard: int) -> torch.Tensor:
+        """Return one shard of one trail of a dense tensor [T, *local_shape], as a view."""
+        length = self.spec.shard_length
+        return dense[trail - self.trails.start].narrow(self.spec.cut_axis, (shard - self.shards.start) * length, length)
+
+
+class Statistic(LocalState):
+    """A statistic: no Parameter, and in fp32 whatever its model is cast to; ``values`` are [T, *local_shape]."""
 
     def __init__(
         self,
@@ -19,12 +32,9 @@ class Statistic(nn.Module):
         shards: range | None = None,
         device: torch.device | str = "cpu",
     ):
-        super().__init__()
         assert spec.role == "statistic" and spec.init in (None, 0.0), spec
-        self.spec = spec
-        self.trails = range(spec.trails) if trails is None else trails
-        self.shards = range(spec.shards) if shards is None else shards
-        shape = (len(self.trails), *spec.local_shape(self.shards))
+        super().__init__(spec, trails, shards)
+        shape = (len(self.trails), *self.local_shape)
         self.register_buffer("values", torch.full(shape, 1.0 if spec.init is None else 0.0, device=device))
         self.momentum = 0.1  # by what share a step's mean moves the values
         self.clear()
@@ -36,7 +46,7 @@ class Statistic(nn.Module):
 
     @torch.no_grad()
     def add(self, row: int, value: torch.Tensor) -> None:
-        """Add one batch's value [*local shape] for the row-th of the trails held here."""
+        """Add one batch's value [*local_shape] for the row-th of the trails held here."""
         if self.sums is None:
             self.sums = torch.zeros_like(self.values)
         self.sums[row] += value
@@ -46,12 +56,6 @@ class Statistic(nn.Module):
     def count(self) -> int:
         """Additions to each row."""
         return self._additions // len(self.trails)
-
-    def shard(self, trail: int, shard: int) -> torch.Tensor:
-        """Return the view of one shard of one trail, by their global numbers."""
-        length = self.spec.shard_length
-        start = (shard - self.shards.start) * length
-        return self.values[trail - self.trails.start].narrow(self.spec.cut_axis, start, length)
 
     def _apply(self, fn, recurse=True):
         exact = self.values

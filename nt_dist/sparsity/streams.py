@@ -10,13 +10,9 @@ import math
 
 import torch
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MIX_1 = 0xBF58476D1CE4E5B9
-_MIX_2 = 0x94D049BB133111EB
-
-
-def _signed(number: int) -> int:
-    return number - (1 << 64) if number >= 1 << 63 else number
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # signed, as torch's integers are
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def stream_key(*words: object) -> int:
@@ -36,9 +32,9 @@ def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:
 
 def hash_positions(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Return the 64-bit hash of every position (an integer) in its stream; int64 ``keys`` are broadcast to them."""
-    value = (positions.to(torch.int64) + 1) * _signed(_GOLDEN) + keys  # a new tensor, which the rest works in
-    value.bitwise_xor_(_shift(value, 30)).mul_(_signed(_MIX_1))
-    value.bitwise_xor_(_shift(value, 27)).mul_(_signed(_MIX_2))
+    value = (positions.to(torch.int64) + 1) * _GOLDEN + keys  # a new tensor, which the rest works in
+    value.bitwise_xor_(_shift(value, 30)).mul_(_MIX_1)
+    value.bitwise_xor_(_shift(value, 27)).mul_(_MIX_2)
     return value.bitwise_xor_(_shift(value, 31))
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from nt_dist.sparsity.spec import WeightSpec
+from nt_dist.sparsity.statistic import LocalState
 from nt_dist.sparsity.streams import hash_positions, normal, stream_keys, uniform
 
 Fragments = list[tuple[int, int]]  # (trail, shard), both global numbers
@@ -62,11 +63,8 @@ def padding_mask(spec: WeightSpec, shard: int, device: torch.device | str = "cpu
     return mask.flatten()
 
 
-class Weight(nn.Module, ABC):
-    """One weight of the model, or the part of it that this rank holds; each storage is a subclass.
-
-    ``trails`` and ``shards`` are the global numbers of those held here, all by default; :meth:`reset` fills them.
-    """
+class Weight(LocalState, ABC):
+    """One weight of the model, or the part of it that this rank holds; each storage is a subclass."""
 
     def __init__(
         self,
@@ -76,15 +74,11 @@ class Weight(nn.Module, ABC):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        super().__init__()
-        self.spec = spec
-        self.trails = range(spec.trails) if trails is None else trails
-        self.shards = range(spec.shards) if shards is None else shards
-        self.local_shape = spec.local_shape(self.shards)
+        super().__init__(spec, trails, shards)
         self.collecting = False
         self.dense_gradient: torch.Tensor | None = None
         shape = (len(self.trails), *self.value_shape(spec, self.shards))
-        self.values = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.values = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))  # which :meth:`reset` fills
 
     # -- what a storage has to say -----------------------------------------------------------------------------------
 
@@ -249,11 +243,6 @@ class Weight(nn.Module, ABC):
         """Return one fragment's part [slots(shard)] of ``slots`` [T, slots], as a view."""
         start = self.spec.total_slots(range(self.shards.start, shard))
         return slots[trail - self.trails.start, start : start + self.spec.slots(shard)]
-
-    def block(self, dense: torch.Tensor, trail: int, shard: int) -> torch.Tensor:
-        """Return one fragment's part of a dense tensor [T, *local_shape], as a view."""
-        length = self.spec.shard_length
-        return dense[trail - self.trails.start].narrow(self.spec.cut_axis, (shard - self.shards.start) * length, length)
 
     def blocks(self, dense: torch.Tensor, fragments: Fragments) -> torch.Tensor:
         """Return fragments of a dense tensor [T, *local_shape], flattened: [R, shard_elements]."""

@@ -7,7 +7,6 @@ the order of samples.
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from typing import Any
 from nt_dist.checkpoint.folder import CHECKPOINTS, checkpoints, delete, name_of
 from nt_dist.checkpoint.inspect import Comparison, compare
 from nt_dist.errors import RunError
-from nt_dist.parallel.launcher import LOOPBACK
+from nt_dist.parallel.launcher import LOOPBACK, free_port
 from nt_dist.training.metrics_log import MEASURED, METRICS, read_metrics
 
 POLL_SECONDS = 0.02
@@ -114,9 +113,7 @@ class _Ranks:
 @contextmanager
 def _started(command: Sequence[str], log: Path, ranks: int) -> Iterator[_Ranks]:
     """Start a run's ranks, each at the head of a process group of its own; none outlives the context."""
-    with socket.create_server((LOOPBACK, 0)) as probe:
-        port = probe.getsockname()[1]
-    meeting = {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    meeting = {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     running = _Ranks([], log)
     try:
         with log.open("wb") as output:

@@ -21,7 +21,7 @@ from nt_dist.model.weights import weight_specs
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.rules import drop_fraction_at, is_update_step
-from nt_dist.sparsity.update import update_topology
+from nt_dist.sparsity.update import TopologyUpdate
 from nt_dist.sparsity.weight import Weight
 
 
@@ -91,9 +91,8 @@ class TopologyUpdater:
             # two GPUs, or two sums in another order, made otherwise: the first rank's is everybody's.
             self.mesh.broadcast(gradient, self.place.replica_axes(weight))
         state = self.optimizer_state.read(weight)
-        replaced = update_topology(
-            weight, state, gradient, self.config.sparsity, self.config.train.seed, step, fraction
-        )
+        settings, seed = self.config.sparsity, self.config.train.seed
+        replaced = TopologyUpdate(weight, state, gradient, settings, seed, step, fraction).apply()
         self.optimizer_state.write(weight, state)
         return replaced
 

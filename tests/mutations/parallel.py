@@ -38,20 +38,20 @@ PARALLEL = [
     ),
     Mutation(
         "drop and grow streams without the step",
-        "(seed, purpose, weight.spec.name, trail, shard, step) for",
-        "(seed, purpose, weight.spec.name, trail, shard) for",
+        "(self.seed, purpose, name, trail, shard, self.step) for",
+        "(self.seed, purpose, name, trail, shard) for",
         STEPS,
     ),
     Mutation(
         "drop and grow streams with the trail's number on this rank",
-        "(seed, purpose, weight.spec.name, trail, shard, step) for",
-        "(seed, purpose, weight.spec.name, trail - fragments[0][0], shard, step) for",
+        "(self.seed, purpose, name, trail, shard, self.step) for",
+        "(self.seed, purpose, name, trail - fragments[0][0], shard, self.step) for",
         STREAMS,
     ),
     Mutation(
         "drop and grow streams with the shard's number on this rank",
-        "(seed, purpose, weight.spec.name, trail, shard, step) for",
-        "(seed, purpose, weight.spec.name, trail, shard - fragments[0][1], step) for",
+        "(self.seed, purpose, name, trail, shard, self.step) for",
+        "(self.seed, purpose, name, trail, shard - fragments[0][1], self.step) for",
         STREAMS,
     ),
     # The split trunk.

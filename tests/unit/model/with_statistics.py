@@ -43,7 +43,7 @@ def fill(statistic: Statistic) -> None:
     """Give every entry of every trail and shard its own value, the same in all layouts, which bf16 would round."""
     for trail in statistic.trails:
         for shard in statistic.shards:
-            part = statistic.shard(trail, shard)
+            part = statistic.block(statistic.values, trail, shard)
             values = 1 + torch.arange(part.numel(), dtype=torch.float32) / 1000 + 10 * trail + 100 * shard
             part.copy_(values.view(part.shape))
 
@@ -51,7 +51,7 @@ def fill(statistic: Statistic) -> None:
 def contents(statistics: dict[str, Statistic]) -> dict[tuple[str, int, int], torch.Tensor]:
     """Return the values by (statistic, trail, shard), in no particular layout."""
     return {
-        (name, trail, shard): each.shard(trail, shard).clone()
+        (name, trail, shard): each.block(each.values, trail, shard).clone()
         for name, each in statistics.items()
         for trail in each.trails
         for shard in each.shards

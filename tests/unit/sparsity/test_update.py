@@ -10,7 +10,7 @@ from nt_dist.config.settings import Sparsity
 from nt_dist.sparsity import weight as weights
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storages import STORAGES
-from nt_dist.sparsity.update import update_topology
+from nt_dist.sparsity.update import TopologyUpdate
 
 RULES = Sparsity(drop="soft_magnitude", temperature=3.0, grow="gradient", new_moments="zero")
 SPECS = [
@@ -37,9 +37,8 @@ def run(weight, m, v, gradient, rules=RULES, fraction=0.3, step=50):
     """Update; return which slots are new [T, slots], and the moments."""
     before = torch.zeros(len(weight.trails), math.prod(weight.local_shape)).scatter_(1, weight.slot_index(), 1.0)
     m, v = m.clone(), v.clone()
-    replaced = update_topology(
-        weight, {"value": weight.values.data, "exp_avg": m, "exp_avg_sq": v}, gradient, rules, 1, step, fraction
-    )
+    state = {"value": weight.values.data, "exp_avg": m, "exp_avg_sq": v}
+    replaced = TopologyUpdate(weight, state, gradient, rules, 1, step, fraction).apply()
     is_new = before.gather(1, weight.slot_index()) == 0
     assert replaced == is_new.sum()
     return is_new, m, v
