@@ -23,11 +23,7 @@ def hint(found: str | None) -> str:
 
 
 def nearest_numbers(start: int, holds: Callable[[int], bool]) -> str:
-    """The numbers from 1 on nearest to ``start`` that hold, one below and one above, as "24 or 32".
-
-    The search above ends at four times ``start``, and both ways after SEARCHED numbers: a rule that nothing satisfies
-    there has no near number.
-    """
+    """The numbers nearest to ``start`` that hold, from 1 to four times it and SEARCHED both ways, as "24 or 32"."""
     below = range(start - 1, max(start - SEARCHED, 1) - 1, -1)
     above = range(start + 1, min(4 * start, start + SEARCHED) + 1)
     found = [next(filter(holds, numbers), None) for numbers in (below, above)]

@@ -36,11 +36,6 @@ class KeyValues:
         seen = self._seen(start, keys.shape[0], keys.device)
         return self._keys[:, :, : self.length], self._values[:, :, : self.length], seen
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the keys and values so far, without room for more."""
-        return 0 if self._keys is None else 2 * self._keys[:, :, : self.length].nbytes
-
     def _grow(self, like: torch.Tensor, filled: int) -> None:
         """Make room for twice as many tokens: so a token costs no copy of all before it."""
         old, capacity = (self._keys, self._values), max(_FIRST_CAPACITY, 2 * self.length)
@@ -77,11 +72,6 @@ class Cache(dict[nn.Module, KeyValues]):
     def length(self) -> int:
         """Tokens so far."""
         return max((each.length for each in self.values()), default=0)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the keys and values so far."""
-        return sum(each.num_bytes for each in self.values())
 
 
 def step(model: TrailsModel, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:

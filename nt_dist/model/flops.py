@@ -20,30 +20,19 @@ from nt_dist.sparsity.rules import last_update_step
 class TokenFlops:
     """Operations of one input token, over all trails."""
 
-    dense: int  # forward, of the matrices counted as dense
-    sparse: int  # forward, of their active entries
-    extra: int  # forward, of what layers do beyond, as their family counts it
+    inference_dense: int  # dense-equivalent, of predicting from it
+    inference_sparse: int  # sparse-effective, of predicting from it
     regrowth: float  # training, mean over steps of what updates' dense gradients cost beyond sparse ones
 
     @property
     def training_dense(self) -> int:
-        """Dense-equivalent operations of training on one token."""
-        return 3 * (self.dense + self.extra)
+        """Dense-equivalent operations of training on it."""
+        return 3 * self.inference_dense
 
     @property
     def training_sparse(self) -> float:
-        """Sparse-effective operations of training on one token."""
-        return 3 * (self.sparse + self.extra) + self.regrowth
-
-    @property
-    def inference_dense(self) -> int:
-        """Dense-equivalent operations of predicting from one token."""
-        return self.dense + self.extra
-
-    @property
-    def inference_sparse(self) -> int:
-        """Sparse-effective operations of predicting from one token."""
-        return self.sparse + self.extra
+        """Sparse-effective operations of training on it."""
+        return 3 * self.inference_sparse + self.regrowth
 
 
 def token_flops(config: Config) -> TokenFlops:
@@ -56,7 +45,7 @@ def token_flops(config: Config) -> TokenFlops:
         dense += 2 * spec.uses * real
         sparse += 2 * spec.uses * (spec.trails * spec.total_slots() if spec.is_sparse else real)
     extra = sum(count * config.family.extra_flops(config, layer) for layer, count in trails.items())
-    return TokenFlops(dense, sparse, extra, _regrowth(config, dense - sparse))
+    return TokenFlops(dense + extra, sparse + extra, _regrowth(config, dense - sparse))
 
 
 def _regrowth(config: Config, inactive: int) -> float:

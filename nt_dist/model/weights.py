@@ -43,26 +43,22 @@ def count_parameters(config: Config) -> dict[str, int]:
     return {"stored": stored, "dense": sum(dense.values())}
 
 
-def bytes_per_parameter(config: Config) -> dict[str, float]:
-    """Return the bytes that one stored value costs a rank, by kind, at the config's precision and ZeRO stage.
+def bytes_per_value(config: Config) -> float:
+    """Return the bytes that one stored value costs a rank, at the config's precision and ZeRO stage.
 
     ZeRO stage s partitions over the data ranks: from 1 masters and moments, from 2 gradients, from 3 weights
     (Rajbhandari et al., arXiv 1910.02054, §3). Stage 0 steps the weights themselves: no masters. In bf16
     (always at stage 1 or above), gradients are accumulated in fp32.
     """
-    stage, ranks = config.zero_stage, config.data_degree
-    optimizer_ranks = ranks if stage >= 1 else 1
-    return {
-        "weights": config.element_bytes / (ranks if stage == 3 else 1),
-        "gradients": 4 / (ranks if stage >= 2 else 1),
-        "masters": 4 / optimizer_ranks if stage >= 1 else 0,
-        "moments": 4 * len(config.train.moments) / optimizer_ranks,
-    }
+    weights, stage, ranks = config.element_bytes, config.zero_stage, config.data_degree
+    gradients, optimizer = 4, 4 * (len(config.train.moments) + (stage >= 1))
+    parts = (weights, 3), (gradients, 2), (optimizer, 1)
+    return sum(size / (ranks if stage >= partitioned_from else 1) for size, partitioned_from in parts)
 
 
 def choose_storages(config: Config) -> dict[str, str]:
     """Return each weight's storage: as ``sparsity.storage`` says, or for "auto" the one with fewer bytes on a rank."""
-    per_value = sum(bytes_per_parameter(config).values())
+    per_value = bytes_per_value(config)
     sparse = [name for name in STORAGES if name != "dense"]
     candidates = sparse if config.sparsity.storage == "auto" else [config.sparsity.storage]
 

@@ -12,7 +12,7 @@ from nt_dist.data.opened import Exchange, OpenData
 from nt_dist.errors import DataError
 from nt_dist.text.indexed import IndexedTokens
 from nt_dist.text.prepare import FORMAT, RECORD, TOKENIZER, Record, find_tokenizer, prepare_data, prepare_streams
-from nt_dist.text.samples import LAYOUTS, TextSamples
+from nt_dist.text.samples import TextSamples
 from nt_dist.text.sources import open_files, open_source
 from nt_dist.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -21,10 +21,8 @@ _logger = logging.getLogger(__name__)
 
 
 def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambda work: work()) -> OpenData:
-    """Open the prepared data of a config; what is missing is prepared first, by one rank; the writer reports.
-
-    Raises DataError if something cannot be read, written or used, or prepared files are damaged.
-    """
+    """Open a config's data, which one rank prepares first where they are missing; the writer reports. DataError if they
+    cannot be read, written or used, or prepared files are damaged."""
     folder = exchange(lambda: str(prepare_data(config).resolve()))
     record, tokenizer, (train, validation) = _open_folder(config, Path(folder), "train", "validation")
     if is_writer:
@@ -111,5 +109,5 @@ def _open_folder(config: Config, folder: Path, *names: str) -> tuple[Record, Tok
     for name in names:
         if f"{name}.bin" not in record.files:
             raise DataError(f"{path}: lists no {name}.bin; {_REMEDY}")
-    layout, sizes = LAYOUTS[config.data.layout], (config.model.max_seq_len, config.model.vocab_size)
-    return record, tokenizer, [layout(IndexedTokens(folder / name), *sizes) for name in names]
+    shape = config.data.layout, config.model.max_seq_len, config.model.vocab_size
+    return record, tokenizer, [TextSamples(IndexedTokens(folder / name), *shape) for name in names]

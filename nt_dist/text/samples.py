@@ -1,11 +1,11 @@
-"""Prepared documents as samples of a fixed length: ``packed`` windows, or ``rows`` of one document each.
+"""Prepared documents as samples of a fixed length: S tokens, the S tokens that follow them, and S weights of the loss.
 
-S = model.max_seq_len. A sample is S tokens, the S tokens that follow them, and S weights of the loss.
+S = model.max_seq_len.
 """
 
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,23 +17,41 @@ from nt_dist.text.tokenizer import Tokenizer
 _SEED = 0  # of corruptions; not a run's, so that all runs are measured on the same corrupted text
 
 
-class TextSamples(ABC):
-    """Samples of text by number (:class:`nt_dist.data.samples.Samples`), of S tokens below ``vocab_size`` each."""
+@dataclass(frozen=True)
+class TextSamples:
+    """Samples of text by number (:class:`nt_dist.data.samples.Samples`), in the layout that ``data.layout`` names.
 
-    def __init__(self, indexed: IndexedTokens, sequence_length: int, vocab_size: int):
-        self.indexed, self.sequence_length, self.vocab_size = indexed, sequence_length, vocab_size
+    ``packed``: windows of the documents one after the other, each between BOS and EOS, in file order. Window i reads
+    the tokens [i·S, i·S + S]: inputs do not overlap, and each token but the first is a target once. Attention crosses
+    documents inside a window. ``rows``, the paper's protocol: a document each, cut to S + 1 tokens or padded.
+    """
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    indexed: IndexedTokens
+    layout: str
+    sequence_length: int  # S
+    vocab_size: int
 
-    @abstractmethod
-    def _read(self, index: int) -> np.ndarray: ...
+    def __post_init__(self) -> None:
+        if self.layout == "packed" and not len(self):
+            raise DataError(
+                f"{self.indexed.bin_path}: {self.indexed.num_tokens} tokens are less than one window of "
+                f"model.max_seq_len + 1 = {self.sequence_length + 1}; use more text, a shorter sequence, or "
+                'data.layout = "rows"'
+            )
+
+    def __len__(self) -> int:
+        if self.layout == "rows":
+            return self.indexed.num_documents
+        return (self.indexed.num_tokens - 1) // self.sequence_length
 
     def tokens(self, index: int) -> np.ndarray:
         """The real tokens of one sample, the caller's own, int64 [<= S + 1]; DataError for one past the vocabulary."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        tokens = self._read(index)
+        if self.layout == "rows":
+            tokens = self.indexed.document(index, self.sequence_length + 1)
+        else:
+            tokens = self.indexed.tokens(index * self.sequence_length, self.sequence_length + 1)
         if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
             raise DataError(
                 f"{self.indexed.bin_path}: holds token {tokens.max()}, model.vocab_size is {self.vocab_size}; "
@@ -41,8 +59,15 @@ class TextSamples(ABC):
             )
         return tokens
 
+    def sample(self, tokens: np.ndarray) -> Sample:
+        """Shift tokens [<= S + 1] against themselves, padded with tokens 0 of weight 0."""
+        padded = np.zeros(self.sequence_length + 1, dtype=np.int64)
+        padded[: len(tokens)] = tokens
+        weights = (np.arange(self.sequence_length) < len(tokens) - 1).astype(np.float32)
+        return Sample(padded[:-1], padded[1:], weights)
+
     def __getitem__(self, index: int) -> Sample:
-        return self._sample(self.tokens(index))
+        return self.sample(self.tokens(index))
 
     def drawn(self, index: int, number: int) -> Sample:
         """The sample itself: nothing about it is random."""
@@ -50,68 +75,30 @@ class TextSamples(ABC):
 
     def blank(self) -> Sample:
         """A sample of padding alone."""
-        return self._sample(np.empty(0, dtype=np.int64))
-
-    def _sample(self, tokens: np.ndarray) -> Sample:
-        """Shift tokens against themselves, padded with tokens 0 of weight 0. [<= S + 1]"""
-        padded = np.zeros(self.sequence_length + 1, dtype=np.int64)
-        padded[: len(tokens)] = tokens
-        weights = (np.arange(self.sequence_length) < len(tokens) - 1).astype(np.float32)
-        return Sample(padded[:-1], padded[1:], weights)
+        return self.sample(np.empty(0, dtype=np.int64))
 
 
-class PackedSamples(TextSamples):
-    """Windows of the documents one after the other, each between BOS and EOS, in file order.
-
-    Window i reads the tokens [i·S, i·S + S]: inputs do not overlap, and each token but the first is a target once.
-    Attention crosses documents inside a window.
-    """
-
-    def __init__(self, indexed: IndexedTokens, sequence_length: int, vocab_size: int):
-        super().__init__(indexed, sequence_length, vocab_size)
-        if len(self) < 1:
-            raise DataError(
-                f"{indexed.bin_path}: {indexed.num_tokens} tokens are less than one window of model.max_seq_len + 1 = "
-                f'{sequence_length + 1}; use more text, a shorter sequence, or data.layout = "rows"'
-            )
-
-    def __len__(self) -> int:
-        return (self.indexed.num_tokens - 1) // self.sequence_length
-
-    def _read(self, index: int) -> np.ndarray:
-        return self.indexed.tokens(index * self.sequence_length, self.sequence_length + 1)
-
-
-class RowSamples(TextSamples):
-    """One document a row, cut to S + 1 tokens or padded: the paper's protocol. Padding has weight 0."""
-
-    def __len__(self) -> int:
-        return self.indexed.num_documents
-
-    def _read(self, index: int) -> np.ndarray:
-        return self.indexed.document(index, self.sequence_length + 1)
-
-
-LAYOUTS = {"packed": PackedSamples, "rows": RowSamples}  # by data.layout
-
-
-class Corrupted(TextSamples):
+@dataclass(frozen=True)
+class Corrupted:
     """The samples with something wrong in each, which follows from the sample's number alone.
 
     ``corrupt`` is given the real tokens and a generator, and may change them; more than there were are cut off. Targets
     are corrupted with the inputs, so that a perplexity is that of the corrupted text.
     """
 
-    def __init__(self, samples: TextSamples, corrupt: Callable[[np.ndarray, np.random.Generator], np.ndarray]):
-        super().__init__(samples.indexed, samples.sequence_length, samples.vocab_size)
-        self._samples, self._corrupt = samples, corrupt
+    samples: TextSamples
+    corrupt: Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.samples)
 
-    def _read(self, index: int) -> np.ndarray:
-        tokens = self._samples.tokens(index)
-        return self._corrupt(tokens, np.random.default_rng((_SEED, index)))[: len(tokens)]
+    def __getitem__(self, index: int) -> Sample:
+        tokens = self.samples.tokens(index)
+        return self.samples.sample(self.corrupt(tokens, np.random.default_rng((_SEED, index)))[: len(tokens)])
+
+    def blank(self) -> Sample:
+        """A sample of padding alone."""
+        return self.samples.blank()
 
 
 def shuffle(tokens: np.ndarray, draw: np.random.Generator, share: float) -> np.ndarray:

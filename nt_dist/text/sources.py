@@ -37,12 +37,9 @@ class Document(NamedTuple):
 class Source:
     """A corpus."""
 
-    most_sampled = 4096
-    """Units that are opened, at most, where a sample of the texts will do."""
-    sizes: list[int]
-    """Bytes of each unit, in order; 0 where that is not known."""
-    identity: list[Any]
-    """What must be the same for two readings to give the same documents; plain values."""
+    most_sampled = 4096  # units that are opened, at most, where a sample of the texts will do
+    sizes: list[int]  # bytes of each unit, in order; 0 where that is not known
+    identity: list[Any]  # plain values: two readings with the same ones give the same documents
 
     def documents(self, unit: int) -> Iterator[Document]:
         """The texts of one unit, none of them blank; DataError if it is empty, binary, cut short, not in its format."""
@@ -190,10 +187,7 @@ class ParquetSource(FileSource):
 
 
 class HubSource(Source):
-    """A data set of the Hugging Face hub, or of a folder in its layout, streamed with ``datasets.load_dataset``.
-
-    ``subset`` is its configuration (empty: the default), ``split`` "train", "validation", …
-    """
+    """A data set of the Hugging Face hub, or of a folder in its layout, streamed with ``datasets.load_dataset``."""
 
     most_sampled = 16  # each is a download
 
@@ -230,13 +224,12 @@ class HubSource(Source):
         for number in itertools.count():
             where = f"{self}, shard {unit}, row {number}"
             try:
-                row = next(rows, None)
+                row = next(rows)
+            except StopIteration:
+                return
             except Exception as error:  # as above
                 raise DataError(f"{where}: {_one_line(error)}") from error
-            if row is None:
-                return
-            text = _field(row, self.text_key, where)
-            if text.strip():
+            if (text := _field(row, self.text_key, where)).strip():
                 yield Document(text, 0)
 
     def check(self) -> None:
@@ -268,10 +261,7 @@ def open_source(data: Data, split: str = "train") -> Source:
 
 
 def open_files(key: str, path: str | tuple[str, ...], source: str | None, text_key: str) -> FileSource:
-    """The files, folders and patterns that the setting ``key`` names, of the format ``source``.
-
-    Where that is no format of files ("stdlib", say), they are read by the suffix of the first.
-    """
+    """The files that the setting ``key`` names, in the format ``source``, or that of the first one's suffix if none."""
     reader, suffixes = _FORMATS.get(source, (None, ()))
     files = expand(key, (path,) if isinstance(path, str) else tuple(path), suffixes)
     if reader is None:

@@ -21,7 +21,7 @@ from nt_dist.families import make_config
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.text.indexed import IndexedTokens, write_indexed
-from nt_dist.text.samples import LAYOUTS
+from nt_dist.text.samples import TextSamples
 from nt_dist.training.topology_updates import TopologyUpdater
 
 STEPS, BATCH, MICRO_BATCH, SEQUENCE = 7, 12, 6, 8  # two and three trail ranks can split a micro-batch
@@ -102,7 +102,7 @@ def rows_from(step: int, rank: int, degree: int) -> Iterator[list[Batch]]:
     with tempfile.TemporaryDirectory() as folder:
         tokens = torch.randint(VOCABULARY, (int(lengths.sum()),), generator=generator)
         write_indexed(Path(folder) / "train", VOCABULARY, [(tokens.numpy(), lengths.numpy())])
-        samples = LAYOUTS["rows"](IndexedTokens(Path(folder) / "train"), SEQUENCE, VOCABULARY)
+        samples = TextSamples(IndexedTokens(Path(folder) / "train"), "rows", SEQUENCE, VOCABULARY)
         yield from iter(StepLoader(samples, 0, BATCH, MICRO_BATCH, rank, degree, step * BATCH))
 
 

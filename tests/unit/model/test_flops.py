@@ -26,6 +26,7 @@ SIZES = {
 }
 BLOCK = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24  # query, output; key, value at 2 of 4 heads; SwiGLU
 MATRICES = BLOCK * (1 + 3 * 2) + 3 * 32 * 16  # the trunk's block once, each trail's blocks and output
+ATTENTION = 4 * 8 * 16 * (1 + 3 * 2)  # products with the keys and values of 8 tokens
 
 
 def _config(**changes):
@@ -38,11 +39,9 @@ def _config(**changes):
 
 def test_a_count_by_hand():
     flops = token_flops(_config())
-    assert flops.dense == 2 * MATRICES
-    assert flops.sparse == MATRICES  # density 0.5 everywhere; every shard has an even size
-    assert flops.extra == 4 * 8 * 16 * 7
-    assert flops.training_dense == 3 * (flops.dense + flops.extra)
-    assert flops.inference_sparse == flops.sparse + flops.extra
+    assert flops.inference_dense == 2 * MATRICES + ATTENTION
+    assert flops.inference_sparse == MATRICES + ATTENTION  # density 0.5 everywhere; every shard has an even size
+    assert flops.training_dense == 3 * flops.inference_dense
 
 
 def test_torchs_counter_finds_the_same_products():
@@ -54,27 +53,27 @@ def test_torchs_counter_finds_the_same_products():
         model(tokens)
     flops = token_flops(config)
     counts = counter.get_flop_counts()["Global"]
-    assert counts[torch.ops.aten.mm] == flops.dense * tokens.numel()
+    assert counts[torch.ops.aten.mm] == 2 * MATRICES * tokens.numel()
     assert sum(counts.values()) == flops.inference_dense * tokens.numel()
 
 
 def test_a_full_ensemble_shares_no_trunk():
     shared, full = token_flops(_config()), token_flops(_config(trails__fork="embedding"))
-    assert full.dense - shared.dense == 2 * 2 * BLOCK  # the trunk's block twice more
-    assert full.extra / shared.extra == pytest.approx(9 / 7)
+    # the trunk's block twice more
+    assert full.inference_dense - shared.inference_dense == 2 * (2 * BLOCK + ATTENTION // 7)
 
 
 def test_a_padded_vocabulary_counts_its_real_rows():
     odd = _config(model__vocab_size=31, sparsity__topology_shards=8, model__num_kv_heads=4)
     even = _config(model__vocab_size=32, sparsity__topology_shards=8, model__num_kv_heads=4)
     assert padded_vocab_size(even) == padded_vocab_size(odd) == 32
-    assert token_flops(even).dense - token_flops(odd).dense == 2 * 3 * 16
+    assert token_flops(even).inference_dense - token_flops(odd).inference_dense == 2 * 3 * 16
 
 
 def test_updates_by_gradient_cost_their_dense_gradients_and_others_nothing():
     flops = token_flops(_config())
     # 9 updates in 100 steps: none after the last one
-    assert flops.regrowth == pytest.approx((flops.dense - flops.sparse) * 9 / 100)
+    assert flops.regrowth == pytest.approx((flops.inference_dense - flops.inference_sparse) * 9 / 100)
     assert token_flops(_config(sparsity__stop_fraction=0.5)).regrowth == pytest.approx(flops.regrowth * 5 / 9)
     half = token_flops(_config(sparsity__regrow_from="last_micro_batch"))
     assert half.regrowth == pytest.approx(flops.regrowth / 2)

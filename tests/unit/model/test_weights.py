@@ -8,7 +8,7 @@ import torch
 
 from nt_dist.families import load_config
 from nt_dist.model.trails import build_model, weights_of
-from nt_dist.model.weights import bytes_per_parameter, choose_storages, count_parameters, weight_specs
+from nt_dist.model.weights import bytes_per_value, choose_storages, count_parameters, weight_specs
 
 from .tiny import tiny
 
@@ -82,7 +82,7 @@ def test_column_parallel_matrices_are_cut_along_rows_and_row_parallel_ones_along
 @pytest.mark.parametrize("density,expected", [(0.1, "compact"), (0.95, "masked")])
 def test_auto_takes_the_storage_with_fewer_bytes(density, expected):
     config = tiny(sparsity={"density": density, "storage": "auto", "distribution": "uniform"})
-    per_value = sum(bytes_per_parameter(config).values())
+    per_value = bytes_per_value(config)
     assert (density * (per_value + 4) < per_value + 1) == (expected == "compact")
     assert {choose_storages(config)[name] for name in ("output", "blocks.1.mlp.up")} == {expected}
 

@@ -92,7 +92,7 @@ def test_products_are_those_of_the_tokens_flops():
     """One rank: the layers' work is what model/flops.py counts, padding aside."""
     config = _config(world_size=1)
     flops = token_flops(config)
-    assert sum(layer.work for layer in layer_parts(config)) == flops.dense + flops.extra
+    assert sum(layer.work for layer in layer_parts(config)) == flops.inference_dense
     tokens = config.train.batch_size * 64
     seconds = tokens * flops.training_dense / (H100.rate["bf16"] * COMPUTE_SHARE)
     assert step_time(config, H100).products == pytest.approx(seconds)

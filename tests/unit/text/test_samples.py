@@ -5,13 +5,13 @@ import pytest
 
 from nt_dist.errors import DataError
 from nt_dist.text.indexed import IndexedTokens, write_indexed
-from nt_dist.text.samples import LAYOUTS
+from nt_dist.text.samples import TextSamples
 
 
 def samples(folder, layout, documents, length, vocab_size=300):
     lengths = np.array([len(document) for document in documents])
     write_indexed(folder / "train", 300, [(np.concatenate(documents), lengths)])
-    return LAYOUTS[layout](IndexedTokens(folder / "train"), length, vocab_size)
+    return TextSamples(IndexedTokens(folder / "train"), layout, length, vocab_size)
 
 
 def test_packed_windows_cover_the_stream_once(tmp_path):
