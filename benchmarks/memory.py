@@ -1,4 +1,4 @@
-"""Bytes per stored parameter: counted while a trainer trains, beside the formulas of planning/memory_plan.py."""
+"""Bytes per stored parameter: counted while a trainer trains, beside the formulas of planning/memory.py."""
 
 import gc
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from nt_dist.config import Config
 from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.model.weights import count_parameters
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.planning.memory_plan import MemoryPlan, plan_memory
+from nt_dist.planning.memory import MemoryPlan, plan_memory
 
 KINDS = ("weights", "masters", "gradients", "moments", "index", "update")  # buffers are no function of the model
 
@@ -23,7 +23,7 @@ class MemoryReport:
     Attributes:
         density: Of the config.
         stored: Parameters stored (active, without padding).
-        measured: Bytes by kind (see memory_plan; "update" is the most alive during an update beyond what is always).
+        measured: Bytes by kind (see MemoryPlan; "update" is the most alive during an update beyond what is always).
         plan: The same from formulas.
         step_peak: The most alive during an ordinary step, activations and logits included.
         update_step_peak: The same of a step with a topology update.

@@ -7,7 +7,7 @@
 With --gpu (h100, h200 or a100, eight to a node), every layout that the rules allow is looked at: tensor, pipe, trail
 and data degree, ZeRO stage, micro-batch; the config's own degrees and train.micro_batch_size do not matter. Without it,
 the memory of the model's state at the config's own layout, by ZeRO stage.
-From formulas (nt_dist/planning, nt_dist/planning/memory_plan.py, nt_dist/model/flops.py); nothing is built.
+From formulas (nt_dist/planning, nt_dist/planning/memory.py, nt_dist/model/flops.py); nothing is built.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def show_layouts(config: Config, gpus: int, name: str, top: int) -> int:
 
 def show_stages(config: Config) -> int:
     """Print the state's memory at each ZeRO stage."""
-    from nt_dist.planning.memory_plan import plan_stages, plan_table
+    from nt_dist.planning.memory import plan_stages, plan_table
 
     print(_model_line(config), f"; {config.data_degree} data ranks, MiB on each rank\n", sep="")
     print(plan_table(config, plan_stages(config)))

@@ -13,7 +13,6 @@ import math
 from nt_dist.config.settings import Config
 from nt_dist.model.trails import FORK, layer_names
 from nt_dist.model.weights import weight_specs
-from nt_dist.sparsity.spec import WeightSpec
 
 _BYTES_MOVED = 4 * 4  # an entry: built, read forward, read backward, its gradient written; four bytes each
 _OPERATIONS_PER_BYTE = 50  # what a processor does while it moves one; CPUs are below and GPUs in bf16 above
@@ -23,8 +22,10 @@ def layer_work(config: Config) -> list[float]:
     """Return the work of each layer of :func:`layer_names`, in operations."""
     work = dict.fromkeys(layer_names(config), 0.0)
     extra: dict[str, float] = {}
+    ranks, micro_batch = config.parallel.trail, config.train.micro_batch_size * config.family.positions(config)
     for spec in weight_specs(config).values():
-        trails, tokens = _trails_and_tokens(config, spec)
+        trails = spec.trails / ranks if spec.in_trail else spec.trails
+        tokens = micro_batch / ranks if config.splits_trunk and not spec.in_trail else micro_batch
         entries = trails * math.prod(spec.shape)
         work[spec.layer] += entries * (_BYTES_MOVED * _OPERATIONS_PER_BYTE + 6 * spec.uses * tokens)
         extra[spec.layer] = 3 * trails * config.family.extra_flops(config, spec.layer) * tokens
@@ -45,14 +46,6 @@ def stage_bounds(config: Config) -> list[int]:
     total = [0.0, *itertools.accumulate(work)]
     cuts = [0, *starts, len(names)]
     return _split(cuts, [total[cut] for cut in cuts], config.parallel.pipe)
-
-
-def _trails_and_tokens(config: Config, spec: WeightSpec) -> tuple[float, float]:
-    """Return a weight's trails on one rank of the trail axis, and how many tokens of a micro-batch it sees there."""
-    tokens, ranks = config.train.micro_batch_size * config.family.positions(config), config.parallel.trail
-    if spec.in_trail:
-        return spec.trails / ranks, tokens
-    return spec.trails, tokens / ranks if config.splits_trunk else tokens
 
 
 def _split(cuts: list[int], totals: list[float], parts: int) -> list[int]:

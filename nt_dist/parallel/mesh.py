@@ -139,7 +139,9 @@ def init_mesh(config: Config) -> Mesh:
     device = _device()
     backend = "nccl" if device.type == "cuda" else "gloo"
     if not dist.is_initialized():
-        _join(backend, backstop(config))
+        # a collective waits for its peers longer than the watch (watching.py) does, where there is one
+        watched = config.run.phase_timeout if config.run.stall_timeout else 0.0
+        _join(backend, TIMEOUT + timedelta(seconds=watched))
     import deepspeed  # slow to import, so only where a run needs it
 
     os.environ.setdefault("LOCAL_RANK", str(launcher.local_rank()))
@@ -170,11 +172,6 @@ def _device() -> torch.device:
     device = torch.device("cuda", launcher.local_rank())
     torch.cuda.set_device(device)
     return device
-
-
-def backstop(config: Config) -> timedelta:
-    """How long a collective waits for its peers: longer than the watch (watching.py), where there is one."""
-    return TIMEOUT + timedelta(seconds=config.run.phase_timeout) if config.run.stall_timeout else TIMEOUT
 
 
 def _join(backend: str, timeout: timedelta) -> None:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from nt_dist.config import Config
 from nt_dist.config.rules import is_possible
 from nt_dist.planning.gpus import NODE, RESERVED, Gpu
-from nt_dist.planning.memory import RankMemory, fullest_stage
-from nt_dist.planning.memory_plan import at_stages, markdown
+from nt_dist.planning.memory import RankMemory, at_stages, fullest_stage, markdown
 from nt_dist.planning.timing import StepTime, step_time
 
 
@@ -35,7 +34,7 @@ def plan_layouts(config: Config, gpu: Gpu) -> tuple[list[LayoutPlan], int]:
     looked_at = 0
     for each in layouts(config):
         looked_at += 1
-        _, memory = fullest_stage(each)
+        memory = fullest_stage(each)
         if memory.peak > gpu.memory - RESERVED:
             continue
         plan = LayoutPlan(each, memory, step_time(each, gpu))

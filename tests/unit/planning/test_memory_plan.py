@@ -7,7 +7,7 @@ import pytest
 
 from nt_dist.families import make_config
 from nt_dist.model.trails import build_model, weights_of
-from nt_dist.planning.memory_plan import MemoryPlan, plan_memory, plan_stages, plan_table
+from nt_dist.planning.memory import MemoryPlan, plan_memory, plan_stages, plan_table
 
 STATE = ("weights", "masters", "gradients", "moments")
 
