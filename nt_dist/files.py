@@ -98,10 +98,8 @@ def check_free(out: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``out``, which becomes ``out`` by one rename when all has gone well.
-
-    RunError as :func:`check_free`'s, or where a file cannot be written; then nothing is left behind.
-    """
+    """Give a temporary folder, which becomes ``out`` by one rename when all has gone well; else nothing is left, with a
+    RunError as :func:`check_free`'s, or where a file cannot be written."""
     check_free(out)
     parent = out.absolute().parent
     with writing(f"--out {out}"):

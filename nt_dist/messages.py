@@ -9,11 +9,8 @@ LOGGER = logging.getLogger("nt_dist")
 
 
 class BarHandler(logging.StreamHandler):
-    """Writes messages to standard error, above the progress bar where there is one (on the terminal's last line).
-
-    A message from the main rank stands as it is, one above the level of information as ``warning: message``, one of
-    another rank as ``[rank 3] warning: message``.
-    """
+    """Writes messages to standard error, above the progress bar where there is one: on the main rank as they are, or as
+    ``warning: message``, on another as ``[rank 3] warning: message``."""
 
     def __init__(self, rank: int = 0) -> None:
         super().__init__()

@@ -1,7 +1,6 @@
 """What a model family tells the rest of the package: the only door to a family, and what a new one has to write.
 
-A family is one folder. Its object imports no torch, so that configs are checked before anything slow is loaded; its
-methods import what they need.
+Its object imports no torch, so that configs are checked before anything slow is loaded; methods import what they need.
 """
 
 from abc import ABC, abstractmethod
@@ -152,10 +151,8 @@ class Family(ABC):
 
     @abstractmethod
     def layers(self, config: Config, make: Callable[[str], Any], place: Any) -> dict[str, Callable[[], Any]]:
-        """One function per layer that makes it, by the layer's name; ``make`` makes a weight by its name.
-
-        A family whose hidden states are not one tensor has a layer of its own for "fork" (model/trails.py's FORK).
-        """
+        """One function per layer that makes it, by the layer's name; ``make`` makes a weight by its name. Where hidden
+        states are not one tensor there is also one for "fork" (model/trails.py's FORK)."""
 
     @abstractmethod
     def figures(self, means: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,8 +199,7 @@ class Family(ABC):
         """What the texts of a run were read with, told from any other by its hash; None where there are no texts.
 
         ``state`` is the TrainingState of the run's checkpoint, ``run`` its folder; ``prepared`` and ``given`` say where
-        the prepared texts and the tokenizer itself are now. Raises ConfigError if they do and there are no texts,
-        DataError if it is not the run's, or is not there.
+        the prepared texts and the tokenizer are now: ConfigError if there are no texts, DataError if it is another.
         """
         if given or prepared:
             key = "--tokenizer" if given else "--prepared"

@@ -1,7 +1,7 @@
 """What one setting is: a default, a mark, a sentence, the rule that its value alone must keep; and values as text.
 
-The marks say what a resume does with a setting that differs from the checkpoint's:
-``identity`` must match, ``schedule`` needs ``run.allow_schedule_change``, ``free`` may change.
+Marks say what a resume does with a setting that differs from the checkpoint's: ``identity`` must match, ``schedule``
+needs ``run.allow_schedule_change``, ``free`` may change.
 """
 
 import json
@@ -80,8 +80,8 @@ def _describe(kind: Any) -> str:
 def convert(value: Any, kind: Any) -> Any:
     """The value as type ``kind``; a TypeError, which says in words what it should be, if it is of another type.
 
-    Booleans are no integers, integers may stand for floats, lists become tuples. Not-a-number, infinity and control
-    characters are no values.
+    Booleans are no integers, integers may stand for floats, lists become tuples; nan, infinity and control characters
+    are no values.
     """
     origin, members = typing.get_origin(kind), typing.get_args(kind)
     asked = ""
@@ -118,10 +118,7 @@ def checked(dotted: str, value: Any, kind: Any, rule: Rule | None) -> Any:
 
 
 def parse_override(text: str, kind: Any) -> Any:
-    """The value that ``text`` on the command line stands for: TOML where that has the right type, else a string.
-
-    A TypeError, as :func:`convert`'s, if it can be neither.
-    """
+    """The value that ``text`` on the command line stands for, TOML or else a string; TypeError as :func:`convert`'s."""
     with suppress(TypeError, ValueError, RecursionError):
         read = tomllib.loads(f"value = {text}")
         if len(read) == 1:  # a line break in the text would begin a second key

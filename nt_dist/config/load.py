@@ -1,7 +1,4 @@
-"""From a TOML file, ``section.key=value`` overrides and a DeepSpeed JSON to a checked Config.
-
-Every problem found on the way is kept, and all are raised together.
-"""
+"""From a TOML file, ``section.key=value`` overrides and a DeepSpeed JSON to a checked Config, or all its problems."""
 
 import glob
 import json
@@ -89,7 +86,7 @@ def load_config(
             wrong.add(dotted)
     made = {name: section(**typed[name]) for name, section in sections_of(family).items()}
     if isinstance(ds_config, str | Path):
-        ds_config = _read(ds_config, "JSON", partial(_parse_json, ds_config, problems), problems)
+        ds_config = _read(ds_config, "JSON", partial(json.loads, object_pairs_hook=_as_dict), problems)
     config = Config(family, **made, deepspeed={}, world_size=world_size)
     resolved, found = deepspeed_json.resolve(ds_config, config, wrong)
     config = replace(config, deepspeed=resolved)
@@ -114,15 +111,12 @@ def _read(path: str | Path, form: str, parse: Callable[[str], Any], problems: li
     return None
 
 
-def _parse_json(path: str | Path, problems: list[str], text: str) -> Any:
-    """The contents of a JSON file; a key that stands twice in an object is a problem, as it is to DeepSpeed."""
-
-    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        count = Counter(name for name, _ in pairs)
-        problems.extend(f"{path}: {name} stands there twice" for name in count if count[name] > 1)
-        return dict(pairs)
-
-    return json.loads(text, object_pairs_hook=as_dict)
+def _as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a name that stands there twice is an error, as it is to DeepSpeed."""
+    for name, count in Counter(name for name, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{name} stands there twice")
+    return dict(pairs)
 
 
 def _said(sections: Mapping[str, Any], words: Mapping[str, str], dotted: str) -> str | None:

@@ -1,8 +1,4 @@
-"""What takes more than one setting to say: what is wrong with them together, and what was given and changes nothing.
-
-Rules on one value stand with the setting in ``settings.py``, a family's in its own, those of the DeepSpeed JSON in
-``deepspeed_json.py``.
-"""
+"""What takes more than one setting to say: what is wrong with them together, and what was given and changes nothing."""
 
 import math
 from collections.abc import Iterator
@@ -164,10 +160,7 @@ _RULES = (
 
 
 def check(config: Config, wrong: set[str]) -> list[str]:
-    """One message for each thing that is wrong with settings which are right each for itself.
-
-    Rules that read a key of ``wrong``, which is not right and has its default here, are left out.
-    """
+    """What is wrong with several settings together, a message each; rules that read a key of ``wrong`` are left out."""
     keys, mesh_fits = _mesh_fits
     mesh = ((*keys, *config.family.divided_by_tensor(config)), mesh_fits)
     rules = (*_RULES, mesh, *config.family.rules)
@@ -219,10 +212,7 @@ def warnings(config: Config) -> Iterator[str]:
 
 
 def with_epochs(config: Config, num_samples: int) -> Config:
-    """Return the config with the steps that ``train.epochs`` passes over so many training samples take.
-
-    ConfigError if other settings do not go with so few or many.
-    """
+    """The config with the steps that ``train.epochs`` passes over so many samples take; ConfigError if rules refuse."""
     train = config.train
     steps = max(1, round(train.epochs * num_samples / train.batch_size))
     resolved = replace(config, train=replace(train, steps=steps, epochs=0.0))

@@ -1,8 +1,7 @@
 """Every setting: its default, what it says, and whether a resume may change it.
 
-A config is a TOML file with one table per section below. ``load.py`` reads it, ``rules.py`` checks what takes more
-than one key, ``deepspeed_json.py`` joins it with a DeepSpeed JSON. This package imports no torch, so that bad input is
-refused before anything slow is loaded.
+A config is a TOML file with one table per section below. This package imports no torch, so that bad input is refused
+before anything slow is loaded.
 """
 
 from collections import defaultdict

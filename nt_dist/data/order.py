@@ -31,8 +31,7 @@ def samples_at(seed: int, num_samples: int, numbers: np.ndarray) -> np.ndarray:
 
 
 def first_of_step(start: int, size: int, left_out: Sequence[tuple[int, int]]) -> int:
-    """Where the next step begins: the first number from ``start`` on whose ``size`` samples are none of those left out,
-    sorted ranges [first, end) of sample numbers."""
+    """The first number from ``start`` on whose ``size`` samples are in none of the sorted ranges that are left out."""
     for first, end in left_out:
         if first < start + size and start < end:
             start = end

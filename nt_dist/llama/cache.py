@@ -1,7 +1,4 @@
-"""Keys and values of the tokens so far, so that the next token passes the model alone.
-
-T trails (1 in the trunk, whose keys and values are thus held once), B sequences, L tokens so far.
-"""
+"""Keys and values of the L tokens so far, of B sequences in T trails (1 in the trunk): the next passes by itself."""
 
 import torch
 from torch import nn

@@ -57,10 +57,7 @@ class Llama(Family):
         return layers(config, make, place)
 
     def figures(self, means):
-        """Perplexities of the trails, of the mean of their probabilities and of the mean of their logits.
-
-        ``ensemble_gain`` is what averaging probabilities is worth, in perplexity, over one trail at random.
-        """
+        """Perplexities of the trails and their means; ``ensemble_gain`` is what averaging is worth over one of them."""
         nll = means["nll"]
         found = {
             "ppl_trails": [perplexity(each) for each in nll["trails"]],

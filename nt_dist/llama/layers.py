@@ -1,7 +1,6 @@
 """The layers of a LLaMA (Touvron et al., arXiv 2302.13971, §2.2), for one trail or many at once.
 
-A hidden state is [T, B, S, H] (trails, batch, sequence, hidden); the trunk is the case T = 1. Every matrix product is
-one batched product over trails, so the same block serves trunk and trails.
+A hidden state is [T, B, S, H] (trails, batch, sequence, hidden); the trunk is the case T = 1.
 """
 
 from collections.abc import Callable

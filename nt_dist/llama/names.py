@@ -1,7 +1,6 @@
 """What weights and sizes of this package's LLaMA are called elsewhere: one table, which exports and imports read.
 
-nt_dist/export/hf/modeling_neurotrails.py, which may import nothing of this package, has ENSEMBLE's names as attributes;
-an export loads them strictly.
+nt_dist/export/hf/modeling_neurotrails.py, which may import nothing of this package, has ENSEMBLE's as attributes.
 """
 
 from collections.abc import Iterator

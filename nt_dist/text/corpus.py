@@ -33,10 +33,7 @@ def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambd
 
 
 def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work()) -> OpenData:
-    """Open other texts, a file, folder or pattern, with the tokenizer and the layout of a config; as ``open_data``.
-
-    They are read as ``data.source`` says, or by their suffix where that names no files.
-    """
+    """As ``open_data`` other texts, a file, folder or pattern, read as ``data.source`` says or else by their suffix."""
 
     def prepare() -> str:
         data = config.data

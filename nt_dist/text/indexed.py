@@ -34,10 +34,8 @@ def token_type(vocab_size: int) -> np.dtype:
 def write_indexed(
     prefix: Path, vocab_size: int, documents: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> dict[str, FileEntry]:
-    """Write ``<prefix>.bin`` and ``<prefix>.idx``, both synced to disk; the caller renames them into place.
-
-    Documents come some at a time: all their tokens, and how many each has. [sum(lengths)], [documents]
-    """
+    """Write ``<prefix>.bin`` and ``<prefix>.idx``, synced to disk, of documents that come some at a time: all their
+    tokens [sum(lengths)], and how many each has [documents]."""
     kind, parts = token_type(vocab_size), [np.zeros(0, dtype=_LENGTH)]
 
     def tokens() -> Iterator[np.ndarray]:

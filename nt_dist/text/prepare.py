@@ -68,8 +68,8 @@ def prepared_folder(config: Config) -> Path:
 def prepare_data(config: Config, communicator: Communicator = _ALONE) -> Path:
     """Prepare the tokenizer and the texts of training and validation where they are not there; return their folder.
 
-    All processes of the communicator call this, see the same files and share the work. DataError for input that cannot
-    be used, or files that cannot be written.
+    All processes of the communicator call this and share the work. DataError for input that cannot be used, or files
+    that cannot be written.
     """
     names = ("train", "validation") if isinstance(config.data.validation, str) else ("train",)
     streams = communicator.agree(lambda: {name: open_source(config.data, name) for name in names})
@@ -99,10 +99,8 @@ def find_tokenizer(config: Config, source: Source, communicator: Communicator = 
 def prepare_streams(
     config: Config, streams: dict[str, Source], tokenizer: Tokenizer, communicator: Communicator = _ALONE
 ) -> Path:
-    """Prepare the texts of streams, by the name of the files to make; see :func:`prepare_data`.
-
-    ``data.max_documents`` holds for "train". Without "validation", a share of the documents of "train" becomes it.
-    """
+    """As :func:`prepare_data` the texts of streams, by the name of the files to make. ``data.max_documents`` holds for
+    "train"; without "validation", a share of its documents becomes that."""
     on_first = communicator.on_first
     fraction = None if "validation" in streams else config.data.validation
     identities = communicator.agree(lambda: {name: source.identity for name, source in streams.items()})

@@ -1,7 +1,4 @@
-"""Prepared documents as samples of a fixed length: S tokens, the S tokens that follow them, and S weights of the loss.
-
-S = model.max_seq_len.
-"""
+"""Prepared documents as samples: S = model.max_seq_len tokens, the S that follow them, and S weights of the loss."""
 
 import itertools
 from collections.abc import Callable, Iterator

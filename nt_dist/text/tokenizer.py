@@ -38,10 +38,7 @@ _SETTINGS = {
 
 
 class Tokenizer:
-    """A sentencepiece model: the bytes of a .model file, and where they come from, for messages.
-
-    DataError if it is none, or has no end-of-sentence token.
-    """
+    """A sentencepiece model, of the bytes of a .model file called ``name``; DataError if it is none, or has no EOS."""
 
     def __init__(self, data: bytes, name: str):
         self.data, self.name, self.sha256 = data, name, hashlib.sha256(data).hexdigest()
@@ -83,10 +80,8 @@ def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer
 
 
 def train_tokenizer(source: Source, vocab_size: int, max_documents: int = 0) -> bytes:
-    """Train a tokenizer on a source (of a large one, on the beginnings of units spread over it); return its file.
-
-    The vocabulary includes the 256 bytes and 3 control tokens. DataError if there is too little text for so many.
-    """
+    """Train a tokenizer on a source (of a large one, on beginnings of units spread over it); return its file. DataError
+    if there is too little text for so many tokens, 256 bytes and 3 controls among them."""
     lines = iter(list(_lines(source, max_documents)))  # an error in reading must not cross sentencepiece
     model, train = io.BytesIO(), sentencepiece.SentencePieceTrainer.train
     try:
