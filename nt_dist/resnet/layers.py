@@ -1,10 +1,12 @@
 """The layers of a ResNet, for one trail or many at once.
 
-A hidden state is a list of T tensors [B, C, H, W] in channels_last, one a trail; the trunk is the case T = 1. A loop of
-convolutions over trails was measured faster than one grouped convolution for nearly every shape, and needs no copies.
+A hidden state is a list of T tensors [B, C, H, W] in channels_last, one a trail; the trunk is the case T = 1. A layer
+takes one trail after the other through all of its operations: what one writes is still in the caches when the next
+reads it. One grouped convolution over the trails was measured slower for nearly every shape.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +15,13 @@ from torch import nn
 from nt_dist.config.settings import Config
 from nt_dist.model.layers import Linear
 from nt_dist.model.place import Place
-from nt_dist.model.trails import FORK, MakeWeight, ResidualBlock
+from nt_dist.model.trails import FORK, MakeWeight, ResidualBlock, weights_of
 from nt_dist.resnet.norm import BatchNorm
-from nt_dist.resnet.weights import BlockShape, block_shapes, convolutions, norms
+from nt_dist.resnet.weights import BlockShape, block_shapes, convolutions, keeps_kernel, norms
 from nt_dist.sparsity.weight import Weight
 
 States = list[torch.Tensor]
+Operations = dict[str, Callable[[torch.Tensor], torch.Tensor]]  # one trail's convolutions and norms, by name
 
 
 class Convolution(nn.Module):
@@ -28,72 +31,96 @@ class Convolution(nn.Module):
         super().__init__()
         self.weight, self.stride = weight, stride
 
-    def forward(self, states: States) -> States:
-        """Convolve T states [B, in, H, W] → [B, out, H / stride, W / stride]."""
-        return list(
-            self.weight(lambda weight, *xs: _Convolution.apply(weight.values, weight, self.stride, *xs), *states)
-        )
+    def per_trail(self) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        """Return for each trail what convolves its [B, in, H, W] → [B, out, H / stride, W / stride]."""
+        rows = enumerate(self.weight.values.unbind())
+        return [partial(_Convolution.apply, values, self.weight, row, self.stride) for row, values in rows]
 
 
 class _Convolution(torch.autograd.Function):
-    """Convolutions by one weight's kernels [T, out, in, k, k], built anew in backward instead of being kept.
+    """A convolution by one trail's kernels [out, in, k, k], built anew in backward where they are too large to keep.
 
-    The Parameter itself is kept, not a saved tensor: under ZeRO 3 its data is gathered again before backward.
+    Their values are then taken from the weight: under ZeRO 3 they are gathered again before backward.
     """
 
     @staticmethod
-    def forward(ctx, values, weight, stride, *states):
-        kernels = weight.build(values)
-        ctx.save_for_backward(*states)
-        ctx.values, ctx.weight, ctx.stride, ctx.padding = values, weight, stride, kernels.shape[-1] // 2
-        return tuple(
-            F.conv2d(x, kernel, stride=stride, padding=ctx.padding)
-            for x, kernel in zip(states, _laid_out(kernels), strict=True)
-        )
+    def forward(ctx, values, weight, row, stride, x):
+        ctx.weight, ctx.rows, ctx.stride = weight, slice(row, row + 1), stride
+        kernel = _kernel(weight, ctx.rows)
+        ctx.padding = kernel.shape[-1] // 2
+        ctx.save_for_backward(x, kernel if keeps_kernel(kernel.shape[-1], kernel.numel(), x.numel()) else None)
+        return F.conv2d(x, kernel, stride=stride, padding=ctx.padding)
 
     @staticmethod
-    def backward(ctx, *gradients):
-        kernels = _laid_out(ctx.weight.build(ctx.values))
-        stride, padding, of_states, of_values = [ctx.stride] * 2, [ctx.padding] * 2, [], None
-        needed = [ctx.needs_input_grad[3], ctx.needs_input_grad[0], False]
-        dense = kernels[0].new_empty(len(kernels), *kernels[0].shape) if ctx.needs_input_grad[0] else None
-        for row, (x, gradient, kernel) in enumerate(zip(ctx.saved_tensors, gradients, kernels, strict=True)):
-            arguments = (None, stride, padding, [1, 1], False, [0, 0], 1, needed)
-            of_state, of_kernel, _ = torch.ops.aten.convolution_backward(gradient, x, kernel, *arguments)
-            of_states.append(of_state)
-            if dense is not None:
-                dense[row] = of_kernel  # which is in channels_last
-        if dense is not None:
-            of_values = ctx.weight.take_gradient(dense, may_overwrite=True)
-        return of_values, None, None, *of_states
+    def backward(ctx, gradient):
+        (x, kernel), of_values = ctx.saved_tensors, None
+        needed = [ctx.needs_input_grad[4], ctx.needs_input_grad[0], False]
+        arguments = (None, [ctx.stride] * 2, [ctx.padding] * 2, [1, 1], False, [0, 0], 1, needed)
+        kernel = _kernel(ctx.weight, ctx.rows) if kernel is None else kernel
+        of_x, of_kernel, _ = torch.ops.aten.convolution_backward(gradient, x, kernel, *arguments)
+        if of_kernel is not None:  # which is in channels_last
+            (of_values,) = ctx.weight.take_gradient(of_kernel.contiguous()[None], may_overwrite=True, rows=ctx.rows)
+        return of_values, None, None, None, of_x
 
 
-def _laid_out(kernels: torch.Tensor) -> list[torch.Tensor]:
-    return [kernel.contiguous(memory_format=torch.channels_last) for kernel in kernels]
+def _kernel(weight: Weight, rows: slice) -> torch.Tensor:
+    (kernel,) = weight.build(weight.values[rows], rows)
+    return kernel.contiguous(memory_format=torch.channels_last)
 
 
-class Stem(nn.Module):
+class TrailByTrail(nn.Module):
+    """A layer that :meth:`one` describes for one trail."""
+
+    def __init__(self, parts: dict[str, nn.Module]):
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
+
+    def one(self, do: Operations, x: torch.Tensor) -> torch.Tensor:
+        """Transform one trail's state by its operations."""
+        raise NotImplementedError
+
+    def forward(self, states: States) -> States:
+        """Transform T states [B, C, H, W]."""
+        run = self._each
+        for weight in weights_of(self.parts).values():  # ZeRO 3 has their values here until the last trail is done
+            run = partial(weight, lambda _, *states, run=run: run(*states))
+        return list(run(*states))
+
+    def _each(self, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        of_trails: list[Operations] = [{} for _ in states]
+        for name, part in self.parts.items():
+            for do, operation in zip(of_trails, part.per_trail(), strict=True):
+                do[name] = operation
+        return tuple(self.one(do, x) for do, x in zip(of_trails, states, strict=True))
+
+
+class Stem(TrailByTrail):
     """Pictures to the first hidden state."""
 
     def __init__(self, config: Config, make: MakeWeight, place: Place):
-        super().__init__()
         model = config.model
+        parts = {"convolution": Convolution(make("stem.convolution"), 2 if model.stem == "large" else 1)}
+        if model.block != "preactivation":
+            parts["norm"] = BatchNorm(config, "stem.norm", make)
+        super().__init__(parts)
         self.place, self.is_large = place, model.stem == "large"
-        self.convolution = Convolution(make("stem.convolution"), 2 if self.is_large else 1)
-        self.norm = None if model.block == "preactivation" else BatchNorm(config, "stem.norm", make)
         self.mean, self.std = config.data.mean, config.data.std
 
     def forward(self, pictures: torch.Tensor) -> States:
         """Read pictures, bytes [B, H, W, 3]; of the trunk's share of them, where the stem is the trunk's."""
-        weight = self.convolution.weight
+        weight = self.parts["convolution"].weight
         if not weight.spec.in_trail:
             pictures = self.place.into_trunk(pictures)
         mean, std = (torch.tensor(each, device=pictures.device) * 255 for each in (self.mean, self.std))
         x = ((pictures - mean) / std).to(weight.values.dtype).permute(0, 3, 1, 2)  # channels_last as it is
-        states = self.convolution([x] * len(weight.trails))
-        if self.norm is not None:
-            states = [F.relu_(x) for x in self.norm(states)]
-        return [F.max_pool2d(x, 3, 2, 1) for x in states] if self.is_large else states
+        return super().forward([x] * len(weight.trails))
+
+    def one(self, do: Operations, x: torch.Tensor) -> torch.Tensor:
+        """Convolve; norm and ReLU where blocks have theirs behind convolutions; pool where pictures are large."""
+        x = do["convolution"](x)
+        if "norm" in do:
+            x = F.relu_(do["norm"](x))
+        return F.max_pool2d(x, 3, 2, 1) if self.is_large else x
 
 
 class Fork(nn.Module):
@@ -109,60 +136,53 @@ class Fork(nn.Module):
         return [x.contiguous(memory_format=torch.channels_last)] * self.num_trails
 
 
-class Block(ResidualBlock):
+class Block(TrailByTrail, ResidualBlock):
     """Residual block, "basic" or "bottleneck": each convolution is followed by a batch norm."""
 
     def __init__(self, config: Config, number: int, shape: BlockShape, make: MakeWeight):
-        super().__init__()
-        self.convolutions = nn.ModuleDict(
-            {
-                name: Convolution(make(f"blocks.{number}.{name}"), each[3])
-                for name, each in convolutions(config, shape).items()
-            }
+        shapes, prefix = convolutions(config, shape), f"blocks.{number}"
+        of_block = {name: Convolution(make(f"{prefix}.{name}"), each[3]) for name, each in shapes.items()}
+        super().__init__(
+            of_block | {name: BatchNorm(config, f"{prefix}.{name}", make) for name in norms(config, shape)}
         )
-        self.norms = nn.ModuleDict(
-            {name: BatchNorm(config, f"blocks.{number}.{name}", make) for name in norms(config, shape)}
-        )
+        self.num_convolutions = len(shapes) - shape.has_shortcut
 
-    def forward(self, states: States) -> States:
-        """Transform T states [B, C, H, W]."""
-        x, beside = states, states
-        if "shortcut" in self.convolutions:
-            beside = self.norms["shortcut_norm"](self.convolutions["shortcut"](states))
-        last = len(self.norms) - ("shortcut" in self.convolutions)
-        for number in range(1, last + 1):
-            x = self.norms[f"norm{number}"](self.convolutions[f"convolution{number}"](x))
-            if number < last:
-                x = [F.relu_(each) for each in x]
-        return [F.relu_(one + other) for one, other in zip(x, beside, strict=True)]
+    def one(self, do: Operations, x: torch.Tensor) -> torch.Tensor:
+        """Add the path beside the block, which has a convolution of its own where sizes change; then ReLU."""
+        beside = do["shortcut_norm"](do["shortcut"](x)) if "shortcut" in do else x
+        for number in range(1, self.num_convolutions + 1):
+            x = do[f"norm{number}"](do[f"convolution{number}"](x))
+            if number < self.num_convolutions:
+                x = F.relu_(x)
+        return F.relu_(x + beside)
 
 
 class PreactivationBlock(Block):
     """Residual block of a Wide ResNet (He et al., arXiv 1603.05027): norm and ReLU come before each convolution."""
 
-    def forward(self, states: States) -> States:
-        """Transform T states [B, C, H, W]."""
-        x = [F.relu_(each) for each in self.norms["norm1"](states)]
-        beside = self.convolutions["shortcut"](x) if "shortcut" in self.convolutions else states
-        x = self.convolutions["convolution1"](x)
-        x = [F.relu_(each) for each in self.norms["norm2"](x)]
-        x = self.convolutions["convolution2"](x)
-        return [one + other for one, other in zip(x, beside, strict=True)]
+    def one(self, do: Operations, x: torch.Tensor) -> torch.Tensor:
+        """Add the path beside the block, which shares the first norm where it has a convolution."""
+        inside = F.relu_(do["norm1"](x))
+        beside = do["shortcut"](inside) if "shortcut" in do else x
+        inside = do["convolution1"](inside)
+        return do["convolution2"](F.relu_(do["norm2"](inside))) + beside
 
 
-class Classifier(nn.Module):
+class Classifier(TrailByTrail):
     """Mean over the picture and the output matrix, with a norm of its own for each trail in a Wide ResNet."""
 
     def __init__(self, config: Config, make: MakeWeight):
-        super().__init__()
-        self.norm = BatchNorm(config, "classifier.norm", make) if config.model.block == "preactivation" else None
+        is_wide = config.model.block == "preactivation"
+        super().__init__({"norm": BatchNorm(config, "classifier.norm", make)} if is_wide else {})
         self.matrix, self.bias = Linear(make("classifier.matrix")), make("classifier.bias")
+
+    def one(self, do: Operations, x: torch.Tensor) -> torch.Tensor:
+        """Return features [B, C]."""
+        return (F.relu_(do["norm"](x)) if "norm" in do else x).mean((2, 3))
 
     def forward(self, states: States) -> torch.Tensor:
         """Return logits [T, B, 1, classes]."""
-        if self.norm is not None:
-            states = [F.relu_(x) for x in self.norm(states)]
-        features = torch.stack([x.mean((2, 3)) for x in states])[:, :, None]
+        features = torch.stack(super().forward(states))[:, :, None]
         return self.bias(lambda bias, x: x + bias.dense()[:, None, None], self.matrix(features))
 
 

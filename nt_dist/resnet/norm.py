@@ -5,13 +5,15 @@ whatever the micro-batch; the running ones follow, once an optimizer step, the m
 batch (see nt_dist/engine/statistics.py). Each trail has its own.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from nt_dist.config.settings import Config
 from nt_dist.model.trails import MakeWeight
-from nt_dist.sparsity.weight import Weight
 
 
 class BatchNorm(nn.Module):
@@ -25,26 +27,21 @@ class BatchNorm(nn.Module):
         for statistic in (self.mean, self.variance):
             statistic.momentum = config.model.norm_momentum
 
-    def forward(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Normalize T states [B, C, H, W]: in training by their own ghost batches, else by the running statistics."""
-        return list(self.scale(self._with_scale, *states))
+    def per_trail(self) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        """Return for each trail what normalizes its [B, C, H, W].
 
-    def _with_scale(self, scale: Weight, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.shift(lambda shift, *states: self._normalize(scale.dense(), shift.dense(), states), *states)
-
-    def _normalize(
-        self, scales: torch.Tensor, shifts: torch.Tensor, states: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, ...]:
+        That is by its own ghost batches in training, else by the running statistics.
+        """
         # fp32 throughout: in bf16, torch's kernels take fp32 parameters and give fp32 statistics
-        of_trails = zip(states, scales.float(), shifts.float(), strict=True)
-        if self.training:
-            return tuple(self._by_batch(row, *each) for row, each in enumerate(of_trails))
-        return tuple(
-            F.batch_norm(x, mean, variance, scale, shift, False, 0.0, self.eps)
-            for (x, scale, shift), mean, variance in zip(of_trails, self.mean.values, self.variance.values, strict=True)
-        )
+        of_trails = zip(self.scale.dense().float(), self.shift.dense().float(), strict=True)
+        normalize = self._by_batch if self.training else self._by_running
+        return [partial(normalize, row, *each) for row, each in enumerate(of_trails)]
 
-    def _by_batch(self, row: int, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    def _by_running(self, row: int, scale: torch.Tensor, shift: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        mean, variance = self.mean.values[row], self.variance.values[row]
+        return F.batch_norm(x, mean, variance, scale, shift, False, 0.0, self.eps)
+
+    def _by_batch(self, row: int, scale: torch.Tensor, shift: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         assert len(x) % self.size == 0, f"{len(x)} pictures are no whole number of batches of {self.size}"
         normalized = []
         # a batch norm's whole micro-batch is not split: backward would copy its gradient

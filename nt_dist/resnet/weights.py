@@ -72,6 +72,18 @@ def convolutions(config: Config, shape: BlockShape) -> dict[str, tuple[int, int,
     return found
 
 
+def keeps_kernel(side: int, kernel: int, state: int) -> bool:
+    """Whether a convolution's dense kernel is kept for backward beside the state that it read.
+
+    A small one costs little memory, and building it and laying it out again cost 1 % of a step.
+
+    Args:
+        side: Its width and height; a matrix needs no other layout and is always built again.
+        kernel, state: Elements of each.
+    """
+    return side > 1 and 8 * kernel <= state
+
+
 def norms(config: Config, shape: BlockShape) -> dict[str, int]:
     """Return a block's batch norms by name, and their channels: one behind each convolution, or before it."""
     of_block = convolutions(config, shape)

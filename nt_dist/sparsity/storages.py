@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from nt_dist.sparsity.weight import Weight, block_positions, flat_index
+from nt_dist.sparsity.weight import ALL, Weight, block_positions, flat_index
 
 
 class _DenseShaped(Weight):
@@ -22,7 +22,7 @@ class _DenseShaped(Weight):
     def value_shape(spec, shards):
         return spec.local_shape(shards)
 
-    def build(self, values):
+    def build(self, values, rows=ALL):
         return values.detach()
 
     def read(self, tensor, fragments, positions):
@@ -46,7 +46,7 @@ class DenseWeight(_DenseShaped):
     def dense(self):
         return self.values
 
-    def gradient_of(self, dense, may_overwrite):
+    def gradient_of(self, dense, may_overwrite, rows=ALL):
         return dense
 
     def active(self, fragments):
@@ -70,8 +70,8 @@ class MaskedWeight(_DenseShaped):
         """The gradient is read and written, the mask read."""
         return (2 * element + 1) * entries
 
-    def gradient_of(self, dense, may_overwrite):
-        bits = self.mask.view(torch.uint8)  # a product with bool is several times slower on CPUs
+    def gradient_of(self, dense, may_overwrite, rows=ALL):
+        bits = self.mask[rows].view(torch.uint8)  # a product with bool is several times slower on CPUs
         return dense.mul_(bits) if may_overwrite else dense * bits
 
     def active(self, fragments):
@@ -99,15 +99,16 @@ class CompactWeight(Weight):
         """A build writes zeros, widens the index and scatters."""
         return builds * (element * entries + (20 + 2 * element) * slots) + (4 + 2 * element) * slots
 
-    def build(self, values):
-        dense = values.new_zeros(len(self.trails), math.prod(self.local_shape))
-        for row, index, entries in zip(dense, self.index, values.detach(), strict=True):
+    def build(self, values, rows=ALL):
+        dense = values.new_zeros(len(values), math.prod(self.local_shape))
+        for row, index, entries in zip(dense, self.index[rows], values.detach(), strict=True):
             row.scatter_(0, index.long(), entries)  # by int32 it is several times slower on CPUs
-        return dense.view(len(self.trails), *self.local_shape)
+        return dense.view(len(values), *self.local_shape)
 
-    def gradient_of(self, dense, may_overwrite):
-        taken = dense.new_empty(self.index.shape)
-        for row, index, out in zip(dense.flatten(1), self.index, taken, strict=True):
+    def gradient_of(self, dense, may_overwrite, rows=ALL):
+        places = self.index[rows]
+        taken = dense.new_empty(places.shape)
+        for row, index, out in zip(dense.flatten(1), places, taken, strict=True):
             torch.index_select(row, 0, index, out=out)
         return taken
 

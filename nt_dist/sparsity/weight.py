@@ -24,6 +24,7 @@ from nt_dist.sparsity.statistic import LocalState
 from nt_dist.sparsity.streams import hash_positions, normal, stream_keys, uniform
 
 Fragments = list[tuple[int, int]]  # (trail, shard), both global numbers
+ALL = slice(None)  # the trails held here
 # Entries whose topology is worked on at once: on CPUs what stays in the caches, on GPUs what keeps one busy.
 _ENTRIES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}
 
@@ -102,12 +103,18 @@ class Weight(LocalState, ABC):
         """Shape of one trail's ``values``, of its gradient and of the optimizer's state."""
 
     @abstractmethod
-    def build(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the dense tensor [T, *local_shape] of ``values``, without a gradient of its own."""
+    def build(self, values: torch.Tensor, rows: slice = ALL) -> torch.Tensor:
+        """Return the dense tensor [rows, *local_shape] of the values [rows, …] of some of the trails held here.
+
+        It has no gradient of its own.
+        """
 
     @abstractmethod
-    def gradient_of(self, dense: torch.Tensor, may_overwrite: bool) -> torch.Tensor:
-        """Return the gradient of ``values`` for that of the dense tensor, which it may take the place of if allowed."""
+    def gradient_of(self, dense: torch.Tensor, may_overwrite: bool, rows: slice = ALL) -> torch.Tensor:
+        """Return the gradient of these trails' values for that of their dense tensor.
+
+        It may take that one's place if allowed.
+        """
 
     @abstractmethod
     def active(self, fragments: Fragments) -> torch.Tensor:
@@ -135,16 +142,17 @@ class Weight(LocalState, ABC):
         """Return the dense tensor [T, *local_shape], differentiable in ``values``; for any operation."""
         return _Build.apply(self.values, self)
 
-    def take_gradient(self, dense: torch.Tensor, may_overwrite: bool = False) -> torch.Tensor:
-        """Turn a dense gradient [T, *local_shape] into that of ``values``; keep the dense one while collecting.
+    def take_gradient(self, dense: torch.Tensor, may_overwrite: bool = False, rows: slice = ALL) -> torch.Tensor:
+        """Turn a dense gradient [rows, *local_shape] into that of ``values``; keep the dense one while collecting.
 
         The result may take the place of ``dense`` where nobody else needs it.
         """
         if self.collecting and self.dense_gradient is None:
-            self.dense_gradient = dense.to(torch.float32, copy=True)
-        elif self.collecting:
-            self.dense_gradient += dense
-        return self.gradient_of(dense, may_overwrite)
+            shape = (len(self.trails), *self.local_shape)
+            self.dense_gradient = torch.zeros(shape, dtype=torch.float32, device=dense.device)
+        if self.collecting:
+            self.dense_gradient[rows] += dense
+        return self.gradient_of(dense, may_overwrite, rows)
 
     # -- sizes -------------------------------------------------------------------------------------------------------
 

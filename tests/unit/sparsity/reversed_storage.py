@@ -5,7 +5,7 @@ import contextlib
 import torch
 
 from nt_dist.sparsity.storages import STORAGES
-from nt_dist.sparsity.weight import Weight
+from nt_dist.sparsity.weight import ALL, Weight
 
 
 class ReversedWeight(Weight):
@@ -28,21 +28,25 @@ class ReversedWeight(Weight):
     def fragments(self):
         return [(trail, shard) for trail in self.trails for shard in self.shards]
 
-    def build(self, values):
+    def build(self, values, rows=ALL):
+        full = torch.zeros_like(self.places, dtype=values.dtype)
+        full[rows] = values.detach()
         dense = values.new_zeros(len(self.trails), *self.local_shape)
         for fragment in self.fragments():
             block, places = self.block(dense, *fragment), self.part(self.places, *fragment)[1:]
             entries = values.new_zeros(self.spec.shard_elements)
-            entries[places] = self.part(values.detach(), *fragment)[1:]
+            entries[places] = self.part(full, *fragment)[1:]
             block.copy_(entries.view(block.shape))
-        return dense
+        return dense[rows]
 
-    def gradient_of(self, dense, may_overwrite):
+    def gradient_of(self, dense, may_overwrite, rows=ALL):
+        full = dense.new_zeros(len(self.trails), *self.local_shape)
+        full[rows] = dense
         gradient = torch.zeros_like(self.places, dtype=dense.dtype)
         for fragment in self.fragments():
             places = self.part(self.places, *fragment)[1:]
-            self.part(gradient, *fragment)[1:] = self.block(dense, *fragment).reshape(-1)[places]
-        return gradient
+            self.part(gradient, *fragment)[1:] = self.block(full, *fragment).reshape(-1)[places]
+        return gradient[rows]
 
     def active(self, fragments):
         return torch.stack([self.part(self.places, *each)[1:].flip(0) for each in fragments])
