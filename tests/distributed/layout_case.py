@@ -154,8 +154,7 @@ class Run:
             record.losses.append([*result.loss_per_trail, *([result.joint_loss] if self.layout.joint else [])])
             record.norms.append(result.grad_norm)
             if self.updater.updates_at(step):
-                report = self.updater.update(step)
-                record.updates.append((report.replaced, report.regrown, self.updater.density))
+                record.updates.append((*self.updater.update(step), self.updater.density))
                 record.checksums.append(self.updater.check(f"the update at step {step}"))
         self.step = last
         return self
