@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.communication import measure_traffic, traffic_table
 from benchmarks.inference import measure_inference
-from benchmarks.loading import measure_loading
+from benchmarks.loading import measure_loading, measure_workers
 from benchmarks.memory import measure_memory, memory_table
 from benchmarks.saving import measure_saving
 from benchmarks.setup import unit
@@ -89,8 +89,10 @@ def run_saving(config: Config, mesh: Mesh, folder: Path, *, num_rounds: int, num
     return f"{where}; {num_rounds} rounds\n\n{report.table()}", {"where": where, **report.to_dict()}
 
 
-def run_loading(config: Config, mesh: Mesh, *, num_rounds: int, cpu_time: bool) -> tuple[str, dict]:
-    """Measures the loader of pictures; see loading.measure_loading.
+def run_loading(
+    config: Config, mesh: Mesh, *, num_rounds: int, cpu_time: bool, num_workers: int = 0
+) -> tuple[str, dict]:
+    """Measures the loader of pictures; see loading.measure_loading, and with workers measure_workers.
 
     Returns:
         Markdown, and every round's figures.
@@ -99,7 +101,12 @@ def run_loading(config: Config, mesh: Mesh, *, num_rounds: int, cpu_time: bool) 
     where = describe(config, mesh.device)
     head = f"{where}; {num_rounds} rounds of {config.train.batch_size} pictures, one thread loads"
     head += f"{', by CPU time' if cpu_time else ''}\n\n"
-    return head + report.table(), {"where": where, "rates": report.to_dict()}
+    table, figures = head + report.table(), {"where": where, "rates": report.to_dict()}
+    if num_workers:
+        ratio = measure_workers(num_workers, num_rounds)
+        table += f"\n\n{num_workers} threads read {ratio} times as many JPEGs in a second as {num_workers} processes"
+        figures["threads_over_processes"] = ratio.rounds
+    return table, figures
 
 
 def run_trunk(config: Config, say: Say, *, num_rounds: int, num_steps: int) -> tuple[str, dict]:

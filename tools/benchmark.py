@@ -5,7 +5,7 @@
     torchrun --nproc-per-node 2 tools/benchmark.py communication [--densities 0.1,0.2,0.5,0.9,1]
     torchrun --nproc-per-node 2 tools/benchmark.py trunk [--rounds 7] [--steps 2] trails.count=4 parallel.trail=2
     python tools/benchmark.py inference [--densities 0.1,0.3,0.5,0.7,0.9] [--rounds 5] [--prompt 128] [--steps 32]
-    python tools/benchmark.py loading --config configs/vision_mini.toml [--rounds 7] [--cpu_time]
+    python tools/benchmark.py loading --config configs/vision_mini.toml [--rounds 7] [--cpu_time] [--workers 2]
     python tools/benchmark.py saving [--rounds 7] [--steps 2] [--folder runs]
 
 speed: tokens or pictures per second of the trainer against the same model of plain dense layers in a plain PyTorch loop
@@ -15,9 +15,9 @@ communication: bytes that data-parallel ranks send in a step, counted at the col
 time, bytes and memory of a step where trail ranks split the trunk's micro-batch, and where each computes all of it, in
 turns. inference: tokens per second and memory of the exported ensemble, a single dense model and a full dense ensemble
 on the CPU, for a prompt read at once and for text written token by token. loading: pictures per second of the loader
-beside those of a training step. saving: how long the training stands still for a checkpoint written in its way and
-beside it, in --folder. All take --config (default configs/bench_speed.toml),
---ds_config, --json FILE and section.key=value; --inference is inference, and so on.
+beside those of a training step; with --workers also threads against as many processes. saving: how long the training
+stands still for a checkpoint written in its way and beside it, in --folder. All take --config (default
+configs/bench_speed.toml), --ds_config, --json FILE and section.key=value; --inference is inference, and so on.
 """
 
 import argparse
@@ -61,6 +61,7 @@ def main() -> int:
     saving = commands.add_parser("saving", help="how long a save stops the training")
     saving.add_argument("--folder", type=Path, default=Path("runs"), help="on the disk to be measured (default runs)")
     loading = commands.add_parser("loading", help="pictures per second of the loader")
+    loading.add_argument("--workers", type=positive, default=0, help="threads and processes to compare (default: none)")
     trunk = commands.add_parser("trunk", help="a trunk that trail ranks split against a replicated one")
     for command in (speed, trunk, saving, loading):
         command.add_argument("--rounds", type=positive, default=7, help="each contender's turns (default 7)")
@@ -104,7 +105,7 @@ def main() -> int:
         turns["cpu_time"] = arguments.cpu_time
         table, figures = run.run_inference(config, arguments.densities, say, **turns)
     elif arguments.what == "loading":
-        turns = {"num_rounds": arguments.rounds, "cpu_time": arguments.cpu_time}
+        turns = {"num_rounds": arguments.rounds, "cpu_time": arguments.cpu_time, "num_workers": arguments.workers}
         table, figures = run.run_loading(config, mesh, **turns)
     elif arguments.what == "saving":
         turns = {"num_rounds": arguments.rounds, "num_steps": arguments.steps}

@@ -28,7 +28,7 @@ def _measured(rank, world_size):
     mesh = init_mesh(_config())
     speed = run_speed(_config(), mesh, [0.5, 1.0], print, num_rounds=1, num_steps=1, cpu_time=True)
     memory = {density: measure_memory(_config(width=32), mesh, density) for density in (0.2, 1.0)}
-    return speed, memory, run_loading(_config(), mesh, num_rounds=2, cpu_time=False)
+    return speed, memory, run_loading(_config(), mesh, num_rounds=2, cpu_time=False, num_workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,8 @@ def test_the_loader_is_measured_beside_the_step(measured):
     assert "decoded once, from digits" in text and "cut and scaled to 224" in text
     rates = json.loads(json.dumps(figures))["rates"]
     assert STEP in rates and all(len(each) == 2 and min(each) > 0 for each in rates.values())
+    (ratio, _) = figures["threads_over_processes"]
+    assert ratio > 0 and "1 threads read" in text and "times as many JPEGs in a second as 1 processes" in text
 
 
 def test_a_ratio_is_of_one_round():
