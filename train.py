@@ -21,8 +21,8 @@ def main() -> int:
         print(help_text(FAMILIES.values()))
         return 0
     config_path, ds_config, overrides = parse_command_line(sys.argv[1:])
-    config = load_config(config_path, overrides, ds_config, world_size=launcher.world_size())
-    if launcher.rank() == 0:
+    config = load_config(config_path, overrides, ds_config, world_size=launcher.process().world_size)
+    if launcher.process().rank == 0:
         for warning in warnings(config):
             print(f"warning: {warning}", file=sys.stderr)
     from nt_dist.training.loop import train  # takes seconds: torch and DeepSpeed

@@ -80,7 +80,7 @@ def main() -> int:
     arguments, rest = parser.parse_known_args(words)  # --inference is inference
     path, ds_config, overrides = parse_command_line(["--config", CONFIG, *rest])
     joins_later = arguments.what in ("communication", "trunk")  # what is counted must be wrapped before
-    ranks = launcher.world_size() if joins_later else 1
+    ranks = launcher.process().world_size if joins_later else 1
     config = load_config(path, overrides, ds_config, world_size=ranks, check_paths=False)
 
     # takes seconds: torch and DeepSpeed
@@ -89,7 +89,7 @@ def main() -> int:
     from nt_dist.parallel.mesh import close, init_mesh
 
     def say(line: str) -> None:
-        if launcher.rank() == 0:
+        if launcher.process().rank == 0:
             print(line, file=sys.stderr, flush=True)
 
     mesh = None if joins_later or arguments.what == "inference" else init_mesh(config)
@@ -113,7 +113,7 @@ def main() -> int:
     else:
         table, figures = run.run_memory(config, mesh, arguments.densities, say)
     close()
-    if launcher.rank() > 0:
+    if launcher.process().rank > 0:
         return 0
     print(table)
     if arguments.json:

@@ -55,8 +55,8 @@ def main() -> int:
         check_json(arguments.json)
     if arguments.shift is not None:
         corruption(arguments.shift)
-    start_logging(launcher.rank())
-    mesh = join(launcher.world_size())
+    start_logging(launcher.process().rank)
+    mesh = join(launcher.process().world_size)
     result = evaluate_checkpoint(
         arguments.checkpoint,
         mesh,

@@ -18,17 +18,17 @@ def update_statistics(statistics: Collection[Statistic], mesh: Mesh, applied: bo
     for in_trail in (False, True):
         some = [each for each in statistics if each.spec.in_trail == in_trail and each.count]
         if applied and some:
-            _move(some, mesh, ("data",) if in_trail or not mesh.splits_trunk else ("data", "trail"))
+            _move(some, mesh, in_trail)
         for each in some:
             each.clear()
 
 
-def _move(statistics: list[Statistic], mesh: Mesh, axes: tuple[str, ...]) -> None:
-    sums = torch.cat([(each.sums / each.count).flatten() for each in statistics])
-    mesh.all_reduce(sums, axes)
+def _move(statistics: list[Statistic], mesh: Mesh, in_trail: bool) -> None:
+    axes = mesh.sample_axes(in_trail)
+    sums = mesh.all_reduce(torch.cat([(each.sums / each.count).flatten() for each in statistics]), axes)
     for axis in axes:
         sums /= getattr(mesh, axis).degree
-    if not statistics[0].spec.in_trail and not mesh.splits_trunk:  # copies that two GPUs made may differ by a bit
+    if not in_trail and not mesh.splits_trunk:  # copies that two GPUs made may differ by a bit
         mesh.broadcast(sums, ("trail",))
     for each, mean in zip(statistics, sums.split([each.values.numel() for each in statistics]), strict=True):
         each.values.lerp_(mean.view_as(each.values), each.momentum)

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from nt_dist.errors import RunError
 
@@ -28,19 +29,28 @@ FIRST_PORT, NUM_PORTS = 12000, 16000  # of SLURM jobs; below 32768, where Linux 
 LOOPBACK = "127.0.0.1"
 
 
-def rank(environment: Mapping[str, str] = os.environ) -> int:
-    """This process's global rank; 0 without a launcher. Raises RunError on a variable that is no rank."""
-    return _place(environment)[0]
+class Process(NamedTuple):
+    """This process as its launcher counts it; without a launcher it is the only one."""
+
+    rank: int = 0  # of all
+    world_size: int = 1
+    local_rank: int = 0  # on its host, which chooses its GPU
 
 
-def world_size(environment: Mapping[str, str] = os.environ) -> int:
-    """The number of ranks of the job; 1 without a launcher. Raises RunError on a variable that is no number."""
-    return _place(environment)[1]
-
-
-def local_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """This process's number on its host, which chooses its GPU; 0 without a launcher."""
-    return _place(environment)[2]
+def process(environment: Mapping[str, str] = os.environ) -> Process:
+    """Return what the launcher says about this process; a RunError names a variable that is no such number."""
+    for rank_name, size_name, local_names in VARIABLES:
+        if rank_name not in environment or size_name not in environment:
+            continue
+        if rank_name.startswith("SLURM") and not _is_srun_task(environment):
+            continue
+        size = _number(environment, size_name, 1)
+        own = _number(environment, rank_name, 0)
+        if own >= size:
+            raise RunError(f"{rank_name} = {own} must be below {size_name} = {size}; the launcher sets both")
+        local_name = next((name for name in local_names if name in environment), None)
+        return Process(own, size, 0 if local_name is None else _number(environment, local_name, 0))
+    return Process()
 
 
 def meeting_point(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
@@ -59,7 +69,7 @@ def meeting_point(environment: Mapping[str, str] = os.environ) -> tuple[str, int
         raise RunError("RANK and WORLD_SIZE are set, but MASTER_ADDR or MASTER_PORT is not; the launcher sets all four")
     if "OMPI_COMM_WORLD_RANK" not in environment and _is_srun_task(environment):
         return address or _slurm_address(environment), port or _slurm_port(environment)
-    mpi_address, mpi_port = _mpi_meeting_point(world_size(environment))
+    mpi_address, mpi_port = _mpi_meeting_point(process(environment).world_size)
     return address or mpi_address, port or mpi_port
 
 
@@ -140,21 +150,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]
-
-
-def _place(environment: Mapping[str, str]) -> tuple[int, int, int]:
-    for rank_name, size_name, local_names in VARIABLES:
-        if rank_name not in environment or size_name not in environment:
-            continue
-        if rank_name.startswith("SLURM") and not _is_srun_task(environment):
-            continue
-        size = _number(environment, size_name, 1)
-        own = _number(environment, rank_name, 0)
-        if own >= size:
-            raise RunError(f"{rank_name} = {own} must be below {size_name} = {size}; the launcher sets both")
-        local_name = next((name for name in local_names if name in environment), None)
-        return own, size, 0 if local_name is None else _number(environment, local_name, 0)
-    return 0, 1, 0
 
 
 def _is_srun_task(environment: Mapping[str, str]) -> bool:

@@ -56,6 +56,10 @@ class Mesh:
             group, _ = dist.new_subgroups(degree)
         return Axis("model", rank, degree, group)
 
+    def sample_axes(self, in_trail: bool) -> tuple[str, ...]:
+        """Return the axes whose ranks see samples of their own, over which gradients and statistics add up."""
+        return ("data",) if in_trail or not self.splits_trunk else ("data", "trail")
+
     @property
     def is_main(self) -> bool:
         """Whether this rank speaks for all: writes logs and shared files."""
@@ -144,7 +148,7 @@ def init_mesh(config: Config) -> Mesh:
         _join(backend, TIMEOUT + timedelta(seconds=watched))
     import deepspeed  # slow to import, so only where a run needs it
 
-    os.environ.setdefault("LOCAL_RANK", str(launcher.local_rank()))
+    os.environ.setdefault("LOCAL_RANK", str(launcher.process().local_rank))
     with without_compiled_ops():
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     if dist.get_world_size() != config.world_size:
@@ -164,43 +168,43 @@ def _device() -> torch.device:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         return torch.device("cpu")
-    if launcher.local_rank() >= torch.cuda.device_count():
-        raise RunError(
-            f"local rank {launcher.local_rank()} has no GPU: there are {torch.cuda.device_count()} here; start as many "
-            "ranks on each host as it has GPUs"
-        )
-    device = torch.device("cuda", launcher.local_rank())
+    number, count = launcher.process().local_rank, torch.cuda.device_count()
+    if number >= count:
+        rule = "start as many ranks on each host as it has GPUs"
+        raise RunError(f"local rank {number} has no GPU: there are {count} here; {rule}")
+    device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
 
 
 def _join(backend: str, timeout: timedelta) -> None:
-    if launcher.world_size() == 1:
+    rank, world_size, local_rank = launcher.process()
+    if world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
     address, port = launcher.meeting_point()
-    place = {"rank": launcher.rank(), "world_size": launcher.world_size()}
-    os.environ.update({name.upper(): str(number) for name, number in place.items()})  # DeepSpeed reads them too
-    os.environ.update(LOCAL_RANK=str(launcher.local_rank()), MASTER_ADDR=address, MASTER_PORT=str(port))
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))  # DeepSpeed reads them too
+    os.environ.update(LOCAL_RANK=str(local_rank), MASTER_ADDR=address, MASTER_PORT=str(port))
     # Gloo would take the address that this host's own name has, which many systems map to the loopback.
     if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := launcher.interface_to(address)):
         os.environ["GLOO_SOCKET_IFNAME"] = interface
     if launcher.is_loopback(address) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        dist.init_process_group(backend, store=_local_store(address, port), timeout=timeout, **place)
+        store = _local_store(address, port, rank, world_size)
+        dist.init_process_group(backend, store=store, timeout=timeout, rank=rank, world_size=world_size)
     else:
         dist.init_process_group(backend, timeout=timeout)
 
 
-def _local_store(address: str, port: int) -> dist.Store:
+def _local_store(address: str, port: int, rank: int, world_size: int) -> dist.Store:
     """The meeting point of ranks on one machine, which no other machine can reach; torch's own listens everywhere."""
-    place = {"world_size": launcher.world_size(), "timeout": TIMEOUT}
-    if launcher.rank() > 0:
-        return dist.TCPStore(address, port, is_master=False, **place)
+    if rank > 0:
+        return dist.TCPStore(address, port, world_size, is_master=False, timeout=TIMEOUT)
     try:
         listening = socket.create_server((address, port), family=socket.getaddrinfo(address, port)[0][0], backlog=1024)
     except OSError as error:
         raise RunError(f"MASTER_ADDR:MASTER_PORT = {address}:{port} cannot be listened on: {error.strerror}") from error
-    return dist.TCPStore(address, port, is_master=True, master_listen_fd=listening.detach(), **place)
+    handle = listening.detach()
+    return dist.TCPStore(address, port, world_size, is_master=True, timeout=TIMEOUT, master_listen_fd=handle)
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def train(config: Config) -> int:
     Returns the exit code: 0, or LEFT_EARLY where a signal asked the run to save and leave. NTDistError on every rank if
     the run cannot start or go on.
     """
-    handler, code = start_logging(launcher.rank()), 0
+    handler, code = start_logging(launcher.process().rank), 0
     folder = Path(config.run.dir)
     with ExitStack() as stack:
         exit_request = stack.enter_context(listening())

@@ -84,9 +84,7 @@ class TopologyUpdater:
         weight.dense_gradient = None
         if scale is not None:
             assert gradient is not None, f"{weight.spec.name}: step {step} has not collected its dense gradient"
-            if self.mesh.splits_trunk and not weight.spec.in_trail:
-                self.mesh.all_reduce(gradient, ("trail",))  # each rank has that of its own sequences
-            self.mesh.all_reduce(gradient, ("data",)).mul_(scale)
+            self.mesh.all_reduce(gradient, self.mesh.sample_axes(weight.spec.in_trail)).mul_(scale)
             # On the model's axes copies have the same gradient by now. But topologies must not differ by a bit that
             # two GPUs, or two sums in another order, made otherwise: the first rank's is everybody's.
             self.mesh.broadcast(gradient, self.place.replica_axes(weight))

@@ -63,8 +63,8 @@ PARALLEL = [
     ),
     Mutation(
         "split trunk: its regrowth gradients are not summed over the trail axis",
-        'self.mesh.all_reduce(gradient, ("trail",))',
-        "pass",
+        "self.mesh.all_reduce(gradient, self.mesh.sample_axes(weight.spec.in_trail)).mul_(scale)",
+        'self.mesh.all_reduce(gradient, ("data",)).mul_(scale)',
         SPLIT,
     ),
     Mutation(
@@ -212,8 +212,8 @@ PARALLEL = [
     ),
     Mutation(
         "regrowth: dense gradients not summed over the data axis",
-        'self.mesh.all_reduce(gradient, ("data",)).mul_(scale)',
-        "gradient.mul_(scale)",
+        "self.mesh.all_reduce(gradient, self.mesh.sample_axes(weight.spec.in_trail)).mul_(scale)",
+        "self.mesh.all_reduce(gradient, self.mesh.sample_axes(weight.spec.in_trail)[1:]).mul_(scale)",
         DATA,
     ),
     Mutation(

@@ -30,9 +30,8 @@ SRUN = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_S
     ],
     ids=["none", "deepspeed", "openmpi", "mpich", "srun", "srun-pmi", "torchrun-in-slurm", "batch-step", "batch"],
 )
-def test_place(environment, expected):
-    place = launcher.rank(environment), launcher.world_size(environment), launcher.local_rank(environment)
-    assert place == expected
+def test_a_process_is_as_its_launcher_counts_it(environment, expected):
+    assert launcher.process(environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -45,7 +44,7 @@ def test_place(environment, expected):
 )
 def test_nonsense_is_named(environment, message):
     with pytest.raises(RunError, match=message):
-        launcher.rank(environment)
+        launcher.process(environment)
 
 
 @pytest.fixture(autouse=True)

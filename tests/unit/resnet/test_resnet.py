@@ -20,6 +20,9 @@ class OneRank:
     splits_trunk = False
     data = trail = type("Axis", (), {"degree": 1})
 
+    def sample_axes(self, in_trail):
+        return ("data",)
+
     def all_reduce(self, tensor, axes=(), op="sum"):
         return tensor
 
