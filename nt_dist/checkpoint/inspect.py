@@ -12,7 +12,8 @@ import numpy as np
 
 from nt_dist.checkpoint.folder import Found, checkpoints
 from nt_dist.checkpoint.fragments import FragmentReader, file_problems
-from nt_dist.checkpoint.manifest import Manifest, read_manifest
+from nt_dist.checkpoint.manifest import read_manifest
+from nt_dist.config.settings import by_key
 from nt_dist.errors import CheckpointError
 
 
@@ -90,7 +91,7 @@ def compare(first: Path, second: Path) -> Comparison:
     ours, theirs = read_manifest(first), read_manifest(second)
     state = _differing(vars(ours.training_state), vars(theirs.training_state))
     state += _differing({"moments": ours.moments}, {"moments": theirs.moments})
-    found = Comparison(_differing(_settings(ours), _settings(theirs)), state, {})
+    found = Comparison(_differing(by_key(ours.config), by_key(theirs.config)), state, {})
     with FragmentReader(first, ours) as our_reader, FragmentReader(second, theirs) as their_reader:
         for name, a, b in _pairs(ours.weights, theirs.weights):
             if a is None or b is None:
@@ -109,10 +110,6 @@ def _pairs(first: dict, second: dict) -> Iterator[tuple]:
 
 def _differing(first: dict, second: dict) -> list[str]:
     return [f"{key}: {a!r} and {b!r}" for key, a, b in _pairs(first, second) if a != b]
-
-
-def _settings(manifest: Manifest) -> dict[str, object]:
-    return {f"{section}.{key}": value for section, values in manifest.config.items() for key, value in values.items()}
 
 
 def _compare(ours: FragmentReader, theirs: FragmentReader, name: str) -> WeightDifference:

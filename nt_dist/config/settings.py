@@ -284,6 +284,11 @@ class Config:
         return "\n".join(tables)
 
 
+def by_key(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the values of sections by section.key."""
+    return {f"{name}.{entry}": value for name, values in sections.items() for entry, value in values.items()}
+
+
 def differences(saved: Mapping[str, Mapping[str, Any]], now: Config) -> tuple[list[str], list[str]]:
     """Compare a run's settings with its checkpoint's, ``saved`` as ``Config.to_dict`` gave them.
 
@@ -303,7 +308,7 @@ def differences(saved: Mapping[str, Mapping[str, Any]], now: Config) -> tuple[li
 
 def _unified(family: Any, settings: Mapping[str, Field], sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Values by section.key, with defaults filled in and one spelling for what means the same."""
-    given = {f"{name}.{entry}": value for name, values in sections.items() for entry, value in values.items()}
+    given = by_key(sections)
     full = {dotted: given.get(dotted, plain(setting.default)) for dotted, setting in settings.items()}
     if full["trails.fork"] == "embedding":
         full["trails.layers"] = 0  # it says nothing then

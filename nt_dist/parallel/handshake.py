@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nt_dist.config.settings import Config
+from nt_dist.config.settings import Config, by_key
 from nt_dist.errors import RunError
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -25,10 +25,8 @@ Gather = Callable[[Any], list[Any]]
 def check_alike(gather: Gather, what: str, parts: dict[str, Any]) -> None:
     """Make sure that all ranks hold the same ``parts`` (values by name, compared as their ``repr``) of ``what``.
 
-    The parts themselves travel only where digests differ.
-
-    Raises:
-        RunError: On every rank. Names the ranks (and hosts) that differ from most, and what they differ in.
+    The parts themselves travel only where digests differ. Then a RunError on every rank names the ranks (and hosts)
+    that differ from most, and what they differ in.
     """
     said = {name: repr(value) for name, value in parts.items()}
     digests = gather(hashlib.sha256(repr(sorted(said.items())).encode()).hexdigest())
@@ -52,10 +50,7 @@ def check_alike(gather: Gather, what: str, parts: dict[str, Any]) -> None:
 
 def check_config_and_code(gather: Gather, config: Config) -> None:
     """Make sure that all ranks have the same settings and run the same code; raises RunError on every rank."""
-    settings = {
-        f"{section}.{key}": value for section, values in config.to_dict().items() for key, value in values.items()
-    }
-    check_alike(gather, "config", settings | {"the DeepSpeed JSON": config.deepspeed})
+    check_alike(gather, "config", by_key(config.to_dict()) | {"the DeepSpeed JSON": config.deepspeed})
     check_alike(gather, "code version", code_version())
 
 

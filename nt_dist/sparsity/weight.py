@@ -277,9 +277,6 @@ class Weight(LocalState, ABC):
                     sums[trail - self.trails.start, shard - self.shards.start] = each
         return sums
 
-    def extra_repr(self) -> str:
-        return f"{self.spec.name} {tuple(self.values.shape)}, {self.name}, density {self.spec.density:.3f}"
-
 
 class _Build(torch.autograd.Function):
     """The dense tensor from the stored values; backward keeps the gradients of active entries only."""

@@ -96,14 +96,14 @@ class _Ranks:
 
     def wait_for(self, step: int, run: Path, saved: int) -> int:
         """Wait until ``step`` is logged and the checkpoint of step ``saved`` is there; return the last step logged."""
-        while True:
+        logged = 0
+        while logged < step or not (run / CHECKPOINTS / name_of(saved)).is_dir():
+            time.sleep(POLL_SECONDS)
             ended = any(process.poll() is not None for process in self.processes)
             logged = max((record["step"] for record in read_metrics(run / METRICS)), default=0)
             if ended:
                 raise self._failed(f"it ended at step {logged} before it could be killed; give it more train.steps")
-            if logged >= step and (run / CHECKPOINTS / name_of(saved)).is_dir():
-                return logged
-            time.sleep(POLL_SECONDS)
+        return logged
 
     def _failed(self, what: str) -> RunError:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
