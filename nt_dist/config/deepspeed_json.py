@@ -142,8 +142,14 @@ def resolve(given: Any, config: Config, wrong: set[str]) -> tuple[dict[str, Any]
             "zero_optimization.stage = 0 of the DeepSpeed JSON contradicts train.precision = 'bf16' of the TOML: at "
             'stage 0 DeepSpeed accumulates the gradients in bf16; use stage 1, 2 or 3, or write "auto" there'
         )
-    fillings = {dotted: value for dotted, (value, _) in decided.items()} | _sizes(config)
-    fillings |= {_STAGE: lowest, _ACCUMULATED: "fp32"}
+    hidden_size = config.family.hidden_size(config)
+    fillings = {dotted: value for dotted, (value, _) in decided.items()} | {
+        _STAGE: lowest,
+        _ACCUMULATED: "fp32",
+        _BUCKET: max(hidden_size**2, _LEAST_BUCKET),  # elements, as below by the rules of Hugging Face's integration
+        "zero_optimization.stage3_prefetch_bucket_size": hidden_size**2 * 9 // 10,
+        "zero_optimization.stage3_param_persistence_threshold": 10 * hidden_size,
+    }
     resolved: dict[str, Any] = {}
     for dotted, said in {**dict.fromkeys([*decided, _STAGE, _BUCKET, _ACCUMULATED], AUTO), **values}.items():
         value = fillings.get(dotted, AUTO) if said == AUTO else said
@@ -205,14 +211,4 @@ def _decided_by_toml(config: Config, wrong: set[str]) -> dict[str, tuple[Any, st
         "gradient_accumulation_steps": (steps, f"train.batch_size / (train.micro_batch_size × data degree) = {steps}"),
         "gradient_clipping": (train.grad_clip, f"train.grad_clip = {train.grad_clip}"),
         "bf16.enabled": (train.precision == "bf16", f"train.precision = {train.precision!r}"),
-    }
-
-
-def _sizes(config: Config) -> dict[str, int]:
-    """Sizes that Hugging Face's integration fills in, by its rules, in elements."""
-    hidden_size = config.family.hidden_size(config)
-    return {
-        _BUCKET: max(hidden_size**2, _LEAST_BUCKET),
-        "zero_optimization.stage3_prefetch_bucket_size": hidden_size**2 * 9 // 10,
-        "zero_optimization.stage3_param_persistence_threshold": 10 * hidden_size,
     }

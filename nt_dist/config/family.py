@@ -183,7 +183,7 @@ class Family(ABC):
 
     @abstractmethod
     def open_data(self, config: Config, is_writer: bool, exchange: Callable[[Callable[[], Any]], Any]) -> Any:
-        """A run's :class:`nt_dist.data.opened.OpenData`; DataError where something cannot be read.
+        """A run's :class:`nt_dist.data.samples.OpenData`; DataError where something cannot be read.
 
         ``exchange`` runs what one rank has to prepare, and gives its result, or raises its error, on all; the writer
         reports what was opened.

@@ -3,7 +3,8 @@
 A sample has P positions with a target each: every token of a text, one for a whole picture.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -40,3 +41,18 @@ class TrainingSamples(Samples, Protocol):
 
         What is random in it is a function of the seed and the number: a resume or another layout changes nothing.
         """
+
+
+Exchange = Callable[[Callable[[], Any]], Any]
+"""Runs work on the writer only, and gives its result, or raises its error, on every rank."""
+
+
+class OpenData(NamedTuple):
+    """A run's data, or other samples to evaluate on, which have none to train on and no digest."""
+
+    train: TrainingSamples | None
+    validation: Samples
+    digest: str | None  # runs with the same one train on the same samples
+    identity: dict[str, Any]  # what a checkpoint keeps, so that a model stays with its tokenizer or its classes
+    foreign: str = ""  # why the targets of other samples are not those of the model; "" where they are
+    tokenizer: Any = None  # of texts

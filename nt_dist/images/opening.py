@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from nt_dist.config.settings import Config
-from nt_dist.data.opened import Exchange, OpenData
 from nt_dist.data.order import samples_at
+from nt_dist.data.samples import Exchange, OpenData
 from nt_dist.errors import DataError
 from nt_dist.images.samples import Broken, PictureSamples
 from nt_dist.images.sources import PARQUET, Pictures, open_pictures

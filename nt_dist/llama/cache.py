@@ -1,5 +1,7 @@
 """Keys and values of the L tokens so far, of B sequences in T trails (1 in the trunk): the next passes by itself."""
 
+from collections import defaultdict
+
 import torch
 from torch import nn
 
@@ -9,11 +11,10 @@ _FIRST_CAPACITY = 64
 
 
 class KeyValues:
-    """Of one block's attention; ``padding`` [B] are tokens at the left of each sequence that nothing may see."""
+    """Of one block's attention."""
 
-    def __init__(self, padding: torch.Tensor | None = None):
+    def __init__(self):
         self.length = 0
-        self._padding = padding
         self._keys: torch.Tensor | None = None
         self._values: torch.Tensor | None = None
 
@@ -22,15 +23,17 @@ class KeyValues:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Add the keys and values of S new tokens [T*B, heads, S, head size]; return those of all [T*B, heads, L, ...].
 
-        With them, which of all each new token sees: bool, to be broadcast to [T*B, heads, S, L]; None where causal
-        order alone says it (S = L), or all are seen (S = 1).
+        With them, which of all each new token sees: bool [S, L], or None where causal order alone says it (S = L), or
+        all are seen (S = 1).
         """
-        start, self.length = self.length, self.length + keys.shape[2]
+        start, count = self.length, keys.shape[2]
+        self.length += count
         if self._keys is None or self.length > self._keys.shape[2]:
             self._grow(keys, start)
         self._keys[:, :, start : self.length] = keys
         self._values[:, :, start : self.length] = values
-        seen = self._seen(start, keys.shape[0], keys.device)
+        at = torch.arange(self.length, device=keys.device)
+        seen = None if count in (1, self.length) else at <= at[start:, None]
         return self._keys[:, :, : self.length], self._values[:, :, : self.length], seen
 
     def _grow(self, like: torch.Tensor, filled: int) -> None:
@@ -41,29 +44,12 @@ class KeyValues:
         if filled:
             self._keys[:, :, :filled], self._values[:, :, :filled] = (each[:, :, :filled] for each in old)
 
-    def _seen(self, start: int, rows: int, device: torch.device) -> torch.Tensor | None:
-        count = self.length - start
-        if self._padding is None and (count == 1 or start == 0):
-            return None
-        at = torch.arange(self.length, device=device)
-        seen = at <= at[start:, None]  # [S, L]
-        if self._padding is None:
-            return seen
-        real = at >= self._padding.to(device)[:, None]  # [B, L]
-        # a padded token sees itself: a softmax over nothing would be no number
-        seen = (seen & real[:, None]) | (at == at[start:, None])  # [B, S, L]
-        return seen.repeat(rows // len(self._padding), 1, 1)[:, None]
 
+class Cache(defaultdict[nn.Module, KeyValues]):
+    """Of all blocks of a model, each made when it is first asked for."""
 
-class Cache(dict[nn.Module, KeyValues]):
-    """Of all blocks of a model, each made when it is first asked for; ``padding`` as :class:`KeyValues` has it."""
-
-    def __init__(self, padding: torch.Tensor | None = None):
-        super().__init__()
-        self._padding = padding
-
-    def __missing__(self, block: nn.Module) -> KeyValues:
-        return self.setdefault(block, KeyValues(self._padding))
+    def __init__(self):
+        super().__init__(KeyValues)
 
     @property
     def length(self) -> int:

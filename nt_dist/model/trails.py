@@ -14,7 +14,6 @@ from nt_dist.sparsity.storages import STORAGES
 from nt_dist.sparsity.weight import Weight
 
 MakeWeight = Callable[[str], Weight | Statistic]  # from a full name
-MakeLayer = Callable[[], nn.Module]
 FORK = "fork"
 
 
@@ -47,7 +46,7 @@ def num_local_trails(config: Config, place: Place) -> int:
     return len(place.trails(next(spec for spec in weight_specs(config).values() if spec.in_trail)))
 
 
-def layer_makers(config: Config, place: Place, device: torch.device | str = "cpu") -> list[MakeLayer]:
+def layer_makers(config: Config, place: Place, device: torch.device | str = "cpu") -> list[Callable[[], nn.Module]]:
     """Return one function per layer of :func:`layer_names` that makes it: a pipeline stage makes only its own."""
     specs, statistics = weight_specs(config), statistic_specs(config)
     storages = choose_storages(config)

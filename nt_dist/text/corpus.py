@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nt_dist.config import Config
-from nt_dist.data.opened import Exchange, OpenData
+from nt_dist.data.samples import Exchange, OpenData
 from nt_dist.errors import DataError
 from nt_dist.text.indexed import IndexedTokens
 from nt_dist.text.prepare import FORMAT, RECORD, TOKENIZER, Record, find_tokenizer, prepare_data, prepare_streams

@@ -31,16 +31,3 @@ def test_steps_equal_one_pass(fork):
     blocks = 3 * 3 if fork == "embedding" else 1 + 3 * 2
     held = [each for block in cache.values() for each in (block._keys, block._values)]
     assert sum(each[:, :, :80].nbytes for each in held) == blocks * token * elements
-
-
-def test_padding_at_the_left_is_seen_by_nothing():
-    model = ensemble()
-    padding = torch.tensor([3, 0])
-    padded = TOKENS[:, :12].clone()
-    padded[0, :3] = 7
-    cache = Cache(padding)
-    pieces = torch.cat([model.logits(part, cache) for part in padded.split([6, 1, 3, 1, 1], dim=1)], dim=2)
-    alone, other = model.logits(padded[:1, 3:]), model.logits(padded[1:])
-    torch.testing.assert_close(pieces[:, :1, 3:], alone, rtol=1e-5, atol=1e-5)  # rotary positions are relative
-    torch.testing.assert_close(pieces[:, 1:], other, rtol=1e-5, atol=1e-5)
-    assert pieces.isfinite().all()
