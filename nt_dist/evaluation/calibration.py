@@ -4,6 +4,7 @@ Confidence is the highest probability, an answer is right if its class is the ta
 """
 
 import math
+from copy import copy
 
 import numpy as np
 import torch
@@ -18,11 +19,17 @@ GRID = tuple(2 ** (step / 2) for step in range(-4, 5))
 """Inverse temperatures at which the likelihood is taken: 1/4 … 4, each √2 times the last."""
 
 
-class CalibrationSums(Sums):
-    """Of the tokens in each fine bin of confidences: sums of ones, confidences, right answers, nll and Brier scores."""
+TOP = 5
+"""Classes that a classifier may name, as is customary for ImageNet."""
 
-    def __init__(self, num_predictors: int, device: torch.device | str = "cpu"):
-        super().__init__(num_predictors, FINE_BINS, 5, device=device)
+
+class CalibrationSums(Sums):
+    """Of the tokens in each fine bin of confidences: sums of ones, confidences, right answers, nll and Brier scores,
+    and, ``with_top``, of the answers among the TOP likeliest."""
+
+    def __init__(self, num_predictors: int, device: torch.device | str = "cpu", with_top: bool = False):
+        super().__init__(num_predictors, FINE_BINS, 5 + with_top, device=device)
+        self.with_top = with_top
 
     def add(self, predictions: Predictions) -> None:
         """Adds a chunk of tokens."""
@@ -32,13 +39,16 @@ class CalibrationSums(Sums):
         # Σ over classes of (p - 1[target])², 0 .. 2 (Brier, Monthly Weather Review 78, 1950)
         brier = predictions.over_classes(probs, probs) - 2 * (-nll).exp() + 1
         figures = [torch.ones_like(confidence), confidence, answer == predictions.targets, nll, brier]
-        figures = torch.stack([each.double() for each in figures], -1) * predictions.weights[:, None]  # [P, N, 5]
+        if self.with_top:
+            likelier = predictions.place.sum_over_classes((predictions.log_probs > -nll[..., None]).sum(-1))
+            figures.append(likelier < TOP)
+        figures = torch.stack([each.double() for each in figures], -1) * predictions.weights[:, None]  # [P, N, 5 or 6]
         # bins (low, high], as in Guo et al.
         bins = (confidence * FINE_BINS).ceil().long().sub_(1).clamp_(0, FINE_BINS - 1)
         self.sums.scatter_add_(1, bins[..., None].expand_as(figures), figures)
 
     def __add__(self, other: "CalibrationSums") -> "CalibrationSums":
-        total = CalibrationSums(len(self.sums), self.sums.device)
+        total = copy(self)
         total.sums = self.sums + other.sums
         return total
 
@@ -48,13 +58,12 @@ class CalibrationSums(Sums):
         return float(self.sums[0, :, 0].sum())
 
     def result(self) -> dict[str, list[float]]:
-        """Mean over tokens of each predictor's nll (nats), accuracy, Brier score and calibration errors, each [P]."""
+        """Mean over tokens of each predictor's accuracy, nll (nats), Brier score and calibration errors, and of the
+        answers among the TOP likeliest if they are wanted, each [P]."""
         histograms = self.sums.cpu().numpy()
-        _, _, right, nll, brier = (histograms.sum(1).T / self.tokens).tolist()
+        _, _, *means = (histograms.sum(1).T / self.tokens).tolist()
         return {
-            "nll": nll,
-            "accuracy": right,
-            "brier": brier,
+            **dict(zip(("accuracy", "nll", "brier", "top5"), means, strict=False)),
             "ece": [calibration_error(equal_width(each)) for each in histograms],
             "adaptive_ece": [calibration_error(equal_mass(each)) for each in histograms],
         }

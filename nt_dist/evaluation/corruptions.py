@@ -4,16 +4,18 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 
 from nt_dist.config import Config
 from nt_dist.data.samples import Samples
 from nt_dist.evaluation.calibration import CalibrationSums
 from nt_dist.evaluation.evaluate import stream
-from nt_dist.evaluation.full import by_predictor
-from nt_dist.evaluation.predictions import predictions
+from nt_dist.evaluation.predictions import by_predictor, predictions
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.progress import ProgressBar
+
+FIGURES = ("accuracy", "nll", "ece")
 
 
 def corruption_figures(
@@ -32,46 +34,36 @@ def corruption_figures(
         kinds: {kind: one for each level}.
         All of these are {"accuracy", "nll", "ece"}, each by predictor as evaluation/full.py has it.
     """
-    corruptions, found = config.family.corruptions, {}
+    corruptions, num_trails = config.family.corruptions, config.trails.count
 
-    def measure(samples: Samples) -> dict:
-        sums = _Sums(config.trails.count, mesh)
-        stream(model, batches_of(samples), mesh, sums)
-        sums.calibration.reduce(mesh)
-        figures = by_predictor(sums.calibration.result())
-        return {name: figures[name] for name in ("accuracy", "nll", "ece")}
+    def measure(samples: Samples) -> np.ndarray:
+        sums = CalibrationSums(num_trails + 2, mesh.device)
 
+        def add(*batch: torch.Tensor) -> None:
+            for chunk in predictions(*batch, num_trails, mesh.place):
+                sums.add(chunk)
+
+        stream(model, batches_of(samples), mesh, add)
+        sums.reduce(mesh)
+        figures = sums.result()
+        return np.array([figures[name] for name in FIGURES])  # [3, P]
+
+    def named(figures: np.ndarray) -> dict:
+        return by_predictor(dict(zip(FIGURES, figures.tolist(), strict=True)))
+
+    found: dict[str, list[np.ndarray]] = {kind: [] for kind in corruptions.kinds}
     total = len(corruptions.kinds) * len(corruptions.levels)
     with ProgressBar(total, title="corruptions") if mesh.is_main else nullcontext() as bar:
         clean = measure(opened.validation)
-        for kind in corruptions.kinds:
-            found[kind] = []
+        for kind, measured in found.items():
             for level in corruptions.levels:
-                found[kind].append(measure(config.family.corrupted(opened, kind, level)[1]))
+                measured.append(measure(config.family.corrupted(opened, kind, level)[1]))
                 if bar:
                     bar.update(sum(map(len, found.values())), kind)
-    mean = _mean([each for levels in found.values() for each in levels])
-    facts = {"level": corruptions.level, "levels": list(corruptions.levels)}
-    return {**facts, "clean": clean, "mean": mean, "kinds": found}
-
-
-class _Sums:
-    """What an evaluation adds to; accuracy, likelihood and calibration need no more."""
-
-    def __init__(self, num_trails: int, mesh: Mesh):
-        self.num_trails, self.place = num_trails, mesh.place
-        self.calibration = CalibrationSums(num_trails + 2, mesh.device)
-
-    def add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
-        for chunk in predictions(logits, targets, weights, self.num_trails, self.place):
-            self.calibration.add(chunk)
-
-
-def _mean(figures: list) -> Any:
-    """Mean over numbers, or over what stands at the same place of lists and dictionaries."""
-    first = figures[0]
-    if isinstance(first, dict):
-        return {key: _mean([each[key] for each in figures]) for key in first}
-    if isinstance(first, list):
-        return [_mean(list(each)) for each in zip(*figures, strict=True)]
-    return sum(figures) / len(figures)
+    return {
+        "level": corruptions.level,
+        "levels": list(corruptions.levels),
+        "clean": named(clean),
+        "mean": named(np.mean(list(found.values()), (0, 1))),
+        "kinds": {kind: [named(each) for each in measured] for kind, measured in found.items()},
+    }

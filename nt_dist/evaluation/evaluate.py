@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from nt_dist.errors import DataError
-from nt_dist.evaluation.predictions import Sums, mean_of_probs, real_tokens
+from nt_dist.evaluation.predictions import Sums, by_predictor, mean_of_probs, real_tokens
 from nt_dist.model.place import Place
 
 # Tokens whose logits are held in fp32 at once: bounds memory at [T, 1024, V] whatever the batch.
@@ -36,13 +36,13 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
         DataError: the batches hold no real token.
     """
     sums = EnsembleSums(config.trails.count, mesh.device, mesh.place, config.family.wants_accuracy)
-    stream(model, batches, mesh, sums)
+    stream(model, batches, mesh, sums.add)
     sums.reduce(mesh)
     return from_data(config, lambda: config.family.figures(sums.means()))
 
 
-def stream(model: torch.nn.Module, batches: Iterable, mesh, sums) -> None:
-    """Adds all batches to `sums`; the model's training mode is restored."""
+def stream(model: torch.nn.Module, batches: Iterable, mesh, add: Callable) -> None:
+    """Gives logits, targets and weights of each batch to `add`; the model's training mode is restored."""
     was_training = model.training
     model.eval()
     try:
@@ -51,7 +51,7 @@ def stream(model: torch.nn.Module, batches: Iterable, mesh, sums) -> None:
             for batch in batches:
                 logits = model(batch.inputs.to(mesh.device))
                 if logits is not None:
-                    sums.add(logits, batch.targets.to(mesh.device), batch.weights.to(mesh.device))
+                    add(logits, batch.targets.to(mesh.device), batch.weights.to(mesh.device))
                 del logits  # or two batches' logits would be alive at once
     finally:
         model.train(was_training)
@@ -86,10 +86,10 @@ class EnsembleSums(Sums):
 
     def add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         """Adds one batch, as :func:`real_tokens` takes it."""
-        for chunk in real_tokens(logits, targets, weights, CHUNK_TOKENS):
+        for *chunk, _ in real_tokens(logits, targets, weights, CHUNK_TOKENS):
             self._add(*chunk)
 
-    def _add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, _rows: torch.Tensor) -> None:
+    def _add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         logits = logits.float()
         nll = self.place.all_trails(self._losses(logits, targets))  # [T, N]
         assert len(nll) == self.num_trails, f"{len(nll)} trails in place of {self.num_trails}"
@@ -124,19 +124,14 @@ class EnsembleSums(Sums):
         *figures, count = self.sums.tolist()
         if count <= 0:
             raise ValueError("an evaluation needs at least one real token (of weight > 0)")
-        *by_predictor, differing = (each / count for each in figures)
-        nll, accuracy = by_predictor[: self.num_trails + 2], by_predictor[self.num_trails + 2 :]
+        *shares, differing = (each / count for each in figures)
+        nll, accuracy = shares[: self.num_trails + 2], shares[self.num_trails + 2 :]
         return {
-            "nll": _named_by_predictor(nll),
-            **({"accuracy": _named_by_predictor(accuracy)} if accuracy else {}),
+            "nll": by_predictor(nll),
+            **({"accuracy": by_predictor(accuracy)} if accuracy else {}),
             "disagreement": differing,
             "count": int(count) if count == int(count) else count,
         }
-
-
-def _named_by_predictor(figures: list[float]) -> dict:
-    *trails, by_prob, by_logit = figures
-    return {"trails": trails, "prob": by_prob, "logit": by_logit}
 
 
 def disagreement(answers: torch.Tensor) -> torch.Tensor:

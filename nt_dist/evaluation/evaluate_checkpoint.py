@@ -213,11 +213,14 @@ def _batches(samples: Samples, num_samples: int, mesh: Mesh, config: Config) -> 
     return EvaluationBatches(samples, config.train.micro_batch_size, num_samples, mesh.data.rank, mesh.data.degree)
 
 
+def saved_config(folder: Path, overrides: Sequence[str] = (), world_size: int = 1) -> Config:
+    """The settings that a checkpoint was written with, for ranks each of which holds all of the model."""
+    return load_config(folder / CONFIG, [*overrides, *ONE_COPY], world_size=world_size, check_paths=False)
+
+
 def _config(path: Path, overrides: Sequence[str], world_size: int) -> tuple[Config, int]:
     """The checkpoint's config for this number of ranks, and how many samples its run evaluates on (0: all)."""
-    file, overrides = path / CONFIG, [*overrides, *ONE_COPY]
-    config = load_config(file, overrides, check_paths=False)
-    num_samples = config.run.eval_batches * config.train.batch_size
+    config = saved_config(path, overrides)
     # the global batch of training need not divide by the ranks of an evaluation
-    overrides.append(f"train.batch_size={config.train.micro_batch_size * world_size}")
-    return load_config(file, overrides, world_size=world_size, check_paths=False), num_samples
+    overrides = [*overrides, f"train.batch_size={config.train.micro_batch_size * world_size}"]
+    return saved_config(path, overrides, world_size), config.run.eval_batches * config.train.batch_size

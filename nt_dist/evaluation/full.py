@@ -9,7 +9,7 @@
     top5            share of tokens whose class is among the five likeliest; of a classifier with more than five classes
     calibration     ece, adaptive_ece, brier; and
                     temperature: value (fitted on every second sequence), fit_tokens; measured on the other sequences:
-                    tokens, and before and after, each with nll, accuracy, brier, ece and adaptive_ece
+                    tokens, and before and after, each with nll, accuracy, brier, ece, adaptive_ece (and top5)
     reliability     edges: the 16 borders of 15 bins of confidence; and for each predictor
                     {count, confidence, accuracy}: lists of 15 (an empty bin: None, None)
     diversity       kl, js, disagreement_matrix [T][T]; kl_mean, js_mean, entropy_mean, entropy_members,
@@ -38,15 +38,12 @@ import numpy as np
 import torch
 
 from nt_dist.config.family import Family
-from nt_dist.evaluation.calibration import BINS, CalibrationSums, TemperatureFit
+from nt_dist.evaluation.calibration import BINS, TOP, CalibrationSums, TemperatureFit
 from nt_dist.evaluation.diversity import DiversitySums
 from nt_dist.evaluation.evaluate import EnsembleSums, from_data, stream
-from nt_dist.evaluation.predictions import Predictions, Sums, predictions
+from nt_dist.evaluation.predictions import by_predictor, predictions
 from nt_dist.evaluation.shift import SequenceScores
 from nt_dist.model.place import Place
-
-TOP = 5
-"""Classes that a classifier may name, as is customary for ImageNet."""
 
 
 def evaluate_fully(
@@ -62,40 +59,22 @@ def evaluate_fully(
         What FullSums.result documents, and the scores of the samples (see shift.SequenceScores), which shift.detection
         compares with those of other data; both equal on all ranks.
     """
-    has_answers = config.family.wants_accuracy
-    sums = FullSums(config.trails.count, mesh.device, mesh.place, then is not None, with_top5=has_answers)
-    stream(model, batches, mesh, sums)
+    num_classes = config.family.num_outputs(config) if config.family.wants_accuracy else 0
+    sums = FullSums(config.trails.count, mesh.device, mesh.place, then is not None, num_classes)
+    stream(model, batches, mesh, sums.add)
     if then is not None:
         from_data(config, lambda: sums.fit_temperatures(mesh))
-        stream(model, then, mesh, sums)
+        stream(model, then, mesh, sums.add)
     sums.reduce(mesh)
     return from_data(config, lambda: sums.result(config.family)), sums.scores.gather(mesh)
-
-
-class TopSums(Sums):
-    """Of each predictor the tokens whose class is among the TOP likeliest, and the tokens."""
-
-    def __init__(self, num_predictors: int, device: torch.device | str = "cpu"):
-        super().__init__(num_predictors + 1, device=device)
-
-    def add(self, predictions: Predictions) -> None:
-        """Adds a chunk of tokens."""
-        likelier = (predictions.log_probs > -predictions.nll[..., None]).sum(-1)
-        is_among = predictions.place.sum_over_classes(likelier) < TOP
-        self.sums += predictions.total(*is_among, torch.ones_like(predictions.weights))
-
-    def result(self) -> list[float]:
-        """Shares of the tokens [P]."""
-        *found, tokens = self.sums.tolist()
-        return [each / tokens for each in found]
 
 
 class FullSums:
     """Streaming sums of all figures over tokens; their memory does not grow with the data, but for SequenceScores.
 
     Temperatures need two parts of the data: those added before `fit_temperatures` and those after it.
-    ``with_temperatures`` says that it will be called, ``with_top5`` that the five likeliest classes are looked at; the
-    other arguments are EnsembleSums'.
+    ``with_temperatures`` says that it will be called; ``num_classes``, of a classifier, whether naming TOP of them says
+    anything; the other arguments are EnsembleSums'.
     """
 
     def __init__(
@@ -104,26 +83,25 @@ class FullSums:
         device: torch.device | str = "cpu",
         place: Place | None = None,
         with_temperatures: bool = False,
-        with_top5: bool = False,
+        num_classes: int = 0,
     ):
         self.num_trails, self.place = num_trails, place or Place()
         self.ensemble = EnsembleSums(num_trails, device, place, with_accuracy=True)
         self.diversity = DiversitySums(num_trails, device)
         self.scores = SequenceScores(device)
-        self.top5 = [TopSums(num_trails + 2, device)] if with_top5 else []
         # of the part at hand; of the part before it; of the part at hand with its temperatures
-        self.calibration, self.fitted_on, self.tempered = (CalibrationSums(num_trails + 2, device) for _ in range(3))
+        self.calibration, self.fitted_on, self.tempered = (
+            CalibrationSums(num_trails + 2, device, num_classes > TOP) for _ in range(3)
+        )
         self.fit = TemperatureFit(num_trails + 2, device) if with_temperatures else None
         self.temperatures: list[float] = []
 
     def add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         """Adds one batch, as :func:`nt_dist.evaluation.predictions.real_tokens` takes it."""
-        if logits.shape[-1] <= TOP:
-            self.top5 = []  # they are all among the five
         self.ensemble.add(logits, targets, weights)
         self.scores.begin(len(targets))
         for chunk in predictions(logits, targets, weights, self.num_trails, self.place):
-            for sums in (self.diversity, self.scores, self.calibration, *self.top5):
+            for sums in (self.diversity, self.scores, self.calibration):
                 sums.add(chunk)
             if self.temperatures:
                 self.tempered.add(chunk.tempered(self.temperatures))
@@ -142,7 +120,7 @@ class FullSums:
 
     def reduce(self, mesh) -> None:
         """Adds up the sums of all ranks that saw other tokens."""
-        for sums in (self.ensemble, self.diversity, self.calibration, self.fitted_on, self.tempered, *self.top5):
+        for sums in (self.ensemble, self.diversity, self.calibration, self.fitted_on, self.tempered):
             sums.reduce(mesh)
 
     def result(self, family: Family) -> dict:
@@ -160,9 +138,7 @@ class FullSums:
         edges = [number / BINS for number in range(BINS + 1)]
         return {
             **figures,
-            "nll": scores["nll"],
-            "accuracy": scores["accuracy"],
-            **({"top5": by_predictor(self.top5[0].result())} if self.top5 else {}),
+            **{name: scores[name] for name in ("nll", "accuracy", "top5") if name in scores},
             "calibration": calibration,
             "reliability": {"edges": edges, **by_predictor(total.reliability())},
             "diversity": self.diversity.result(),
@@ -178,11 +154,3 @@ class FullSums:
             "before": by_predictor(self.calibration.result()),
             "after": by_predictor(self.tempered.result()),
         }
-
-
-def by_predictor(figures: dict | list) -> dict:
-    """Names the figures [T + 2] of the trails and the two ensembles, or those of each entry of a dictionary."""
-    if isinstance(figures, dict):
-        return {name: by_predictor(each) for name, each in figures.items()}
-    *trails, prob, logit = figures
-    return {"trails": trails, "prob": prob, "logit": logit}

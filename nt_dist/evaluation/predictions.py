@@ -129,6 +129,14 @@ def predictions(
         yield Predictions(torch.cat([by_trail, mean_of_probs(by_trail)[None], by_logit]), *tokens, place)
 
 
+def by_predictor(figures: dict | list) -> dict:
+    """Names the figures [P] of the trails and of both means, or those of each entry of a dictionary."""
+    if isinstance(figures, dict):
+        return {name: by_predictor(each) for name, each in figures.items()}
+    *trails, prob, logit = figures
+    return {"trails": trails, "prob": prob, "logit": logit}
+
+
 def mean_of_probs(log_probs: torch.Tensor) -> torch.Tensor:
     """Logarithms [...] of the mean over the trails of probabilities whose logarithms are [T, ...]."""
     return log_probs.logsumexp(0) - math.log(len(log_probs))

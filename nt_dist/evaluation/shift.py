@@ -45,43 +45,26 @@ class SequenceScores:
 
 
 def detection(unshifted: np.ndarray, shifted: np.ndarray) -> dict[str, dict[str, float]]:
-    """How well each of SCORES tells shifted samples from unshifted ones, given the scores [samples, 3] of both: auroc,
-    aupr and fpr95, each with a figure for each of SCORES.
+    """How well each of SCORES tells shifted samples from unshifted ones, given the scores [samples, 3] of both.
+
+    Returns:
+        Each with a figure for each of SCORES:
+        auroc: area under the receiver operating characteristic (Hanley and McNeil, Radiology 143, 1982).
+        aupr: average precision, the area under the precision-recall curve without interpolation (Davis and Goadrich,
+            ICML 2006, on why not); a detector that knows nothing has the share of shifted samples.
+        fpr95: share of the unshifted that are flagged at the highest threshold that flags 95 % of the shifted (Liang et
+            al., arXiv 1706.02690, section 4, who call the unshifted positive).
     """
-    curves = {score: threshold_curve(unshifted[:, column], shifted[:, column]) for column, score in enumerate(SCORES)}
+    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve  # takes a second
+
+    def fpr95(is_shifted: np.ndarray, scores: np.ndarray) -> float:
+        false, true, _ = roc_curve(is_shifted, scores, drop_intermediate=False)
+        return false[np.argmax(true >= 0.95)]
+
+    is_shifted = np.repeat([0, 1], [len(unshifted), len(shifted)])
+    columns = dict(zip(SCORES, np.concatenate([unshifted, shifted]).T, strict=True))
+    measures = {"auroc": roc_auc_score, "aupr": average_precision_score, "fpr95": fpr95}
     return {
-        measure.__name__: {score: measure(*curve) for score, curve in curves.items()}
-        for measure in (auroc, aupr, fpr95)
+        name: {score: float(measure(is_shifted, column)) for score, column in columns.items()}
+        for name, measure in measures.items()
     }
-
-
-def threshold_curve(negative: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positives, from 0 to n and p, as the threshold falls through the scores [n] and [p].
-
-    There is one point a distinct score, so that ties stay ties.
-    """
-    thresholds = np.unique(np.concatenate([negative, positive]))[::-1]
-    false, true = (len(each) - np.searchsorted(np.sort(each), thresholds) for each in (negative, positive))
-    return np.append(0, false), np.append(0, true)
-
-
-def auroc(false: np.ndarray, true: np.ndarray) -> float:
-    """Area under the receiver operating characteristic, by trapezoids: the chance that a random positive scores higher
-    than a random negative, ties counting half (Hanley and McNeil, Radiology 143, 1982). Arguments: threshold_curve's.
-    """
-    return float(np.trapezoid(true / true[-1], false / false[-1]))
-
-
-def aupr(false: np.ndarray, true: np.ndarray) -> float:
-    """Area under the precision-recall curve as average precision, Σ (recall gained) · precision, without interpolation
-    (Davis and Goadrich, ICML 2006, on why not). A detector that knows nothing has the positives' share.
-    """
-    precision = true[1:] / (true[1:] + false[1:])
-    return float((np.diff(true) / true[-1] * precision).sum())
-
-
-def fpr95(false: np.ndarray, true: np.ndarray) -> float:
-    """Share of the unshifted that are flagged at the highest threshold that flags 95 % of the shifted (Liang et al.,
-    arXiv 1706.02690, section 4, who call the unshifted positive).
-    """
-    return float(false[np.argmax(true >= 0.95 * true[-1])] / false[-1])

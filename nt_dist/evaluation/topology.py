@@ -8,11 +8,9 @@ import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass
-from functools import reduce
 from itertools import chain, pairwise
-from operator import add
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,37 +26,28 @@ from nt_dist.sparsity.spec import WeightSpec
 _LOGGER = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """Active entries that pairs of trails share, summed over pairs (and, by `+`, over weights)."""
+class Overlap(NamedTuple):
+    """How much the topologies of two trails have in common, over all pairs of trails and all weights together."""
 
-    common: float = 0
-    """Entries that both trails of a pair have."""
-    expected: float = 0
-    """What `common` would be for two independent uniformly random topologies with as many slots."""
-    slots: float = 0
-    """Of the one trail and the other of each pair."""
+    jaccard: float  # active entries common to both over those that either has, in 0 .. 1
+    chance: float  # what it would be for independent uniformly random topologies with as many slots
 
-    @property
-    def jaccard(self) -> float:
-        """Entries common to two trails over entries either has, in 0 .. 1 (Jaccard index of the summed sets)."""
-        return self.common / (self.slots - self.common)
-
-    @property
-    def chance(self) -> float:
-        """What `jaccard` would be by chance: with n entries and k slots, (k²/n) / (2k - k²/n)."""
-        return self.expected / (self.slots - self.expected)
-
-    def __add__(self, other: "Overlap") -> "Overlap":
-        return Overlap(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+    @classmethod
+    def of(cls, common: float, expected: float, slots: float) -> "Overlap":
+        """From what :func:`overlap_sums` gives. With n entries and k slots, chance is (k²/n) / (2k - k²/n)."""
+        return cls(common / (slots - common), expected / (slots - expected))
 
 
-def overlap_of(spec: WeightSpec, shards: Iterable[int], common: float) -> Overlap:
-    """Overlap in some shards of a weight whose pairs of trails have ``common`` entries in common, all together."""
+def overlap_sums(spec: WeightSpec, shards: Iterable[int], common: float) -> np.ndarray:
+    """Sums over the pairs of a weight's trails, in some shards in which they have ``common`` entries in common.
+
+    Returns:
+        [3]: ``common``, what it would be by chance, and the slots of the one trail and the other.
+    """
     pairs = spec.trails * (spec.trails - 1) // 2
     sizes = [(spec.slots(shard), spec.real_length(shard) * spec.slice_elements) for shard in shards]
     expected = sum(slots * slots / entries for slots, entries in sizes if entries)
-    return Overlap(common, pairs * expected, 2 * pairs * sum(slots for slots, _ in sizes))
+    return np.array([common, pairs * expected, 2 * pairs * sum(slots for slots, _ in sizes)])
 
 
 def trail_overlap(weights: Iterable, mesh) -> Overlap | None:
@@ -66,7 +55,7 @@ def trail_overlap(weights: Iterable, mesh) -> Overlap | None:
 
     Dense weights and the trunk's say nothing about it and are left out: None where no sparse weight has two trails.
     """
-    total = Overlap()
+    total = np.zeros(3)
     for weight in weights:
         if not weight.spec.is_sparse or weight.spec.trails == 1:
             continue
@@ -75,10 +64,9 @@ def trail_overlap(weights: Iterable, mesh) -> Overlap | None:
             # an entry that c trails have is common to c (c - 1) / 2 pairs: one count instead of a comparison a pair
             having = torch.bincount(positions.long(), minlength=weight.spec.shard_elements)
             mesh.all_reduce(having, ("trail",))
-            total += overlap_of(weight.spec, [shard], int((having * (having - 1) // 2).sum()))
-    figures = torch.tensor(astuple(total), dtype=torch.float64, device=mesh.device)
-    total = Overlap(*mesh.all_reduce(figures, ("pipe", "tensor")).tolist())
-    return total if total.slots else None
+            total += overlap_sums(weight.spec, [shard], int((having * (having - 1) // 2).sum()))
+    total = mesh.all_reduce(torch.from_numpy(total).to(mesh.device), ("pipe", "tensor")).tolist()
+    return Overlap.of(*total) if any(total) else None
 
 
 def density(specs: Iterable[WeightSpec]) -> float:
@@ -101,16 +89,12 @@ def real_elements(spec: WeightSpec) -> int:
     return spec.valid * spec.slice_elements
 
 
-@dataclass(frozen=True)
-class _Counts:
+class _Counts(NamedTuple):
     """Active entries of a weight's shard, or of several."""
 
     common: np.ndarray  # that two trails both have at the end [T, T]; on the diagonal the slots of one
     ever: int  # in any of the checkpoints, over all trails
     moved: np.ndarray  # in one checkpoint and not in the next [checkpoints - 1]
-
-    def __add__(self, other: "_Counts") -> "_Counts":
-        return _Counts(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
 
 
 def topology_figures(path: Path, mesh: Mesh, specs: dict[str, WeightSpec]) -> dict | None:
@@ -140,26 +124,20 @@ def topology_figures(path: Path, mesh: Mesh, specs: dict[str, WeightSpec]) -> di
     by_shard = defaultdict(list)
     for name, each in chain(*mesh.gather_objects(mine)):
         by_shard[name].append(each)
-    counts = {name: reduce(add, by_shard[name]) for name in sparse}
+    counts = {name: _Counts(*map(sum, zip(*by_shard[name], strict=True))) for name in sparse}
     steps = [found.step for found in history]
-    forked = [name for name, spec in sparse.items() if spec.trails > 1]
-    shared = {name: float(np.triu(counts[name].common, 1).sum()) for name in forked}
-    overlaps = {name: overlap_of(sparse[name], range(sparse[name].shards), shared[name]) for name in forked}
-    overlap = dict.fromkeys(("overlap", "overlap_chance", "overlap_matrix"))
-    if forked:
-        alike, common = sum(overlaps.values(), Overlap()), sum(counts[name].common for name in forked)
+    weights = {name: {"overlap": None, **_shares([spec], [counts[name]], steps)} for name, spec in sparse.items()}
+    overlap: dict = dict.fromkeys(("overlap", "overlap_chance", "overlap_matrix"))
+    if forked := [(name, spec) for name, spec in sparse.items() if spec.trails > 1]:
+        total, common = np.zeros(3), sum(counts[name].common for name, _ in forked)
+        for name, spec in forked:
+            sums = overlap_sums(spec, range(spec.shards), float(np.triu(counts[name].common, 1).sum()))
+            weights[name]["overlap"] = Overlap.of(*sums.tolist()).jaccard
+            total += sums
         slots = np.diag(common)
         matrix = common / (slots[:, None] + slots - common)  # [T, T]
-        overlap = {"overlap": alike.jaccard, "overlap_chance": alike.chance, "overlap_matrix": matrix.tolist()}
-    jaccard = {name: overlaps[name].jaccard if name in overlaps else None for name in sparse}
-    return {
-        "checkpoints": steps,
-        **overlap,
-        **_shares(sparse.values(), counts.values(), steps),
-        "weights": {
-            name: {"overlap": jaccard[name], **_shares([spec], [counts[name]], steps)} for name, spec in sparse.items()
-        },
-    }
+        overlap = dict(zip(overlap, (*Overlap.of(*total.tolist()), matrix.tolist()), strict=True))
+    return {"checkpoints": steps, **overlap, **_shares(sparse.values(), counts.values(), steps), "weights": weights}
 
 
 def _history(path: Path) -> list[Found]:

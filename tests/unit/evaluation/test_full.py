@@ -85,21 +85,20 @@ def test_a_classifier_has_one_position_and_the_same_figures():
 
 def test_top_5_is_the_share_of_targets_with_less_than_five_likelier_classes():
     one, other = random_case(0, batch=8), random_case(1, batch=5)
-    sums, beside = FullSums(TRAILS, with_top5=True), FullSums(TRAILS, with_top5=True)
+    sums, beside = FullSums(TRAILS, num_classes=12), FullSums(TRAILS, num_classes=12)
     sums.add(*one)
     beside.add(*other)
-    sums.top5[0].sums += beside.top5[0].sums
     parts = [expected_probs(*case) for case in (one, other)]
     probs, targets = (np.concatenate([part[number] for part in parts], 1 - number) for number in (0, 1))
     likeliest = np.argsort(-probs, -1)[..., :5]
     expected = (likeliest == targets[:, None]).any(-1).mean(-1)
-    assert sums.top5[0].result() == pytest.approx(expected.tolist())
+    assert (sums.calibration + beside.calibration).result()["top5"] == pytest.approx(expected.tolist())
     assert 0.3 < expected.min() < expected.max() < 1
 
 
 def test_five_classes_have_no_top_5_and_a_table_shows_it_where_it_is():
     logits, targets, weights = random_case()
-    few, many = FullSums(TRAILS, with_top5=True), FullSums(TRAILS, with_top5=True)
+    few, many = FullSums(TRAILS, num_classes=5), FullSums(TRAILS, num_classes=12)
     few.add(logits[..., :5], targets % 5, weights)
     many.add(logits, targets, weights)
     assert "top5" not in few.result(ResNet()) and "top-5" not in full_tables(ResNet(), few.result(ResNet()))

@@ -1,31 +1,32 @@
-"""Detection of shifted sequences against scikit-learn, ties included, and the scores it goes by."""
+"""Detection of shifted sequences against its definitions, ties included, and the scores it goes by."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import entropy, mannwhitneyu
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from nt_dist.evaluation.shift import SCORES, SequenceScores, aupr, auroc, detection, fpr95, threshold_curve
+from nt_dist.evaluation.shift import SCORES, SequenceScores, detection
 from tests.unit.evaluation.prediction_case import ALONE, TRAILS, chunks_of, expected_probs, random_case
 
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("sizes", [(40, 25), (3, 50), (1, 1)])
-def test_the_areas_are_scikit_learns(ties, sizes):
+def test_the_measures_are_those_of_all_thresholds(ties, sizes):
     draw = np.random.default_rng(sizes[0])
     negative, positive = draw.normal(0, 1, sizes[0]), draw.normal(0.7, 1, sizes[1])
     if ties:
         negative, positive = negative.round(), positive.round()
-    curve = threshold_curve(negative, positive)
-    labels, scores = np.repeat([0, 1], sizes), np.concatenate([negative, positive])
-    assert auroc(*curve) == pytest.approx(roc_auc_score(labels, scores))
-    assert auroc(*curve) == pytest.approx(mannwhitneyu(positive, negative).statistic / (sizes[0] * sizes[1]))
-    assert aupr(*curve) == pytest.approx(average_precision_score(labels, scores))
-    false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
-    assert fpr95(*curve) == pytest.approx(false[true >= 0.95].min())
+    thresholds = np.unique([*negative, *positive])[::-1]
+    false, true = ((each >= thresholds[:, None]).sum(1) for each in (negative, positive))
+    precision, gained = true / (true + false), np.diff(true, prepend=0) / sizes[1]
+    found = detection(*(np.repeat(each[:, None], 3, 1) for each in (negative, positive)))
+    for score in SCORES:
+        assert found["auroc"][score] == pytest.approx(mannwhitneyu(positive, negative).statistic / math.prod(sizes))
+        assert found["aupr"][score] == pytest.approx((gained * precision).sum())
+        assert found["fpr95"][score] == pytest.approx(false[true >= 0.95 * sizes[1]].min() / sizes[0])
 
 
 def test_which_side_is_which():

@@ -48,7 +48,7 @@ def _evaluated(folder, family, record, capsys, caplog, monkeypatch):
     monkeypatch.setattr(LOGGER, "handlers", [handler])
     folder.mkdir()
     reporter = Reporter(folder, family, 0, 10, {}, handler)
-    reporter.evaluated(record, Overlap(4, 3.5, 14))
+    reporter.evaluated(record, Overlap(0.4, 1 / 3))
     reporter.close()
     assert handler.bar is None and read_metrics(folder / "metrics.jsonl") == [record]
     events = EventAccumulator(str(folder / "tensorboard"))

@@ -65,7 +65,7 @@ def test_curves_are_drawn_for_each_trail_and_figure(tmp_path):
     board = TensorBoard(tmp_path, 0)
     board.training(_record(10))
     board.training(_record(20, loss=3.0))
-    board.evaluation(*_evaluation(20), Overlap(4, 3.5, 14))
+    board.evaluation(*_evaluation(20), Overlap(0.4, 1 / 3))
     board.close()
     events = _read(tmp_path)
     assert _curve(events, "loss_of_trail/0") == [(10, 3.5), (20, 2.5)]
