@@ -8,6 +8,7 @@ from copy import copy
 
 import numpy as np
 import torch
+from scipy.interpolate import CubicHermiteSpline
 
 from nt_dist.evaluation.predictions import Predictions, Sums
 
@@ -111,9 +112,9 @@ class TemperatureFit(Sums):
     A trail's z are its logits, so are the mean of logits'; those of the mean of probabilities are its logarithms (the
     ensemble is scaled after it is pooled, as Rahaman and Thiery, arXiv 2007.08792, advise).
 
-    The NLL is convex in β = 1 / τ. It and its slope are summed in one pass at the points of GRID; the minimum lies
-    where the slope changes sign, and is taken as that of the cubic in log β through both ends (Hermite's), which is
-    right to about three digits. Where the slope keeps its sign the temperature is the end of the grid, 1/4 or 4.
+    The NLL is convex in β = 1 / τ. It and its slope are summed in one pass at the points of GRID; its minimum is taken
+    as that of the cubics in log β through each two points (Hermite's), which is right to about three digits. Where the
+    slope keeps its sign the temperature is the end of the grid, 1/4 or 4.
     """
 
     def __init__(self, num_predictors: int, device: torch.device | str = "cpu"):
@@ -144,13 +145,7 @@ class TemperatureFit(Sums):
 
 
 def _lowest(values: list[float], slopes: list[float]) -> float:
-    """The inverse temperature between GRID's ends at which a function with one minimum has it."""
-    above = next((number for number, slope in enumerate(slopes) if slope >= 0), len(GRID))
-    if above in (0, len(GRID)):
-        return GRID[0] if above == 0 else GRID[-1]
-    (y0, y1), (d0, d1) = values[above - 1 : above + 1], slopes[above - 1 : above + 1]
-    width = math.log(GRID[above] / GRID[above - 1])
-    # the cubic's slope in t = 0 .. 1 is at² + bt + c, and c < 0 <= a + b + c: one root, by the formula that is stable
-    a, b, c = 6 * (y0 - y1) + 3 * width * (d0 + d1), -6 * (y0 - y1) - width * (4 * d0 + 2 * d1), width * d0
-    q = -(b + math.copysign(math.sqrt(max(b * b - 4 * a * c, 0.0)), b)) / 2
-    return GRID[above - 1] * (GRID[above] / GRID[above - 1]) ** (q / a if b < 0 else c / q)
+    """The inverse temperature between GRID's ends at which the curve through ``values`` is lowest."""
+    curve = CubicHermiteSpline(np.log(GRID), values, slopes)
+    turns = curve.derivative().roots(extrapolate=False).tolist()  # nan where the curve is flat, which min passes over
+    return math.exp(min([curve.x[0], curve.x[-1], *turns], key=curve))

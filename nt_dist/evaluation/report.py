@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean as mean
 
-from nt_dist.config.family import Family
+from nt_dist.config.family import Family, Headline
 
 
 def evaluation_table(family: Family, figures: Mapping, facts: Mapping[str, str] | None = None) -> str:
@@ -13,24 +13,19 @@ def evaluation_table(family: Family, figures: Mapping, facts: Mapping[str, str] 
     ``facts`` are more lines to show, name to text (parameters, checkpoint, ...).
     """
     headline = family.headline(figures)
-    several = len(headline.trails) > 1
     rows = [[f"trail {number}", headline.text(value), ""] for number, value in enumerate(headline.trails, 1)]
     notes = {headline.samples: f"{figures[headline.samples]:,}"}
-    if several:
+    if several := len(rows) > 1:
         rows.append(["mean of the trails", headline.text(headline.mean), ""])
         for name, value in (("logits", headline.logit), ("probabilities", headline.prob)):
             share = value / headline.mean - 1
             gain = "-" if math.isnan(share) else f"{share:+.1%}".replace("%", " %")
             rows.append([f"ensemble, mean of {name}", headline.text(value), gain])
-        parts = ["mean of the trails", "mean of probabilities"]
-        difference = " - ".join(parts if headline.lower_is_better else parts[::-1])
-        notes["ensemble gain"] = f"{headline.text(headline.gain)} {headline.name} ({difference})"
-        notes["disagreement"] = f"{figures['disagreement']:.1%} of {headline.samples} (two trails' answers differ)"
+        notes |= gain_notes(headline, figures)
     title, rule, *lines = _table("", (headline.name, "against a trail"), rows)
     if several:
         lines.insert(len(headline.trails), rule)
-    table = "\n".join([title, rule, *lines, rule, *_aligned({**notes, **(facts or {})})])
-    parts = [table]
+    parts = ["\n".join([title, rule, *lines, rule, *_aligned({**notes, **(facts or {})})])]
     if "calibration" in figures:
         parts.append(full_tables(family, figures))
     if corruptions := figures.get("corruptions"):
@@ -40,21 +35,72 @@ def evaluation_table(family: Family, figures: Mapping, facts: Mapping[str, str] 
 
 def full_tables(family: Family, figures: Mapping) -> str:
     """Lays out calibration, diversity, topology and shift; topology and shift may be missing or None."""
-    headline, scores = family.headline(figures), figures["calibration"]
-    parts = {"nll": figures["nll"], "accuracy": figures["accuracy"]}
-    if "top5" in figures:
-        parts["top-5"] = figures["top5"]
-    parts |= {"ECE": scores["ece"], "adaptive ECE": scores["adaptive_ece"], "Brier": scores["brier"]}
-    blocks = [_by_predictor("calibration", parts)]
-    if scaling := scores.get("temperature"):
+    headline = family.headline(figures)
+    blocks = [_by_predictor("calibration", scores(figures))]
+    if scaling := figures["calibration"].get("temperature"):
         blocks.append(_temperature(scaling, headline.samples))
     if len(headline.trails) > 1:
-        blocks.append(_diversity(figures["diversity"]))
+        blocks.append(_aligned(diversity_notes(figures["diversity"]), "diversity"))
     if topology := figures.get("topology"):
-        blocks.append(_topology(topology))
+        title = f"topology, checkpoints of steps {', '.join(map(str, topology['checkpoints']))}"
+        blocks.append(_aligned(topology_notes(topology), title))
     if shift := figures.get("shift"):
         blocks.append(_shift(shift, family))
     return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def scores(figures: Mapping) -> dict[str, Mapping]:
+    """What a table says of each predictor beside the headline, by column."""
+    calibration = figures["calibration"]
+    columns = {"nll": figures["nll"], "accuracy": figures["accuracy"], "top-5": figures.get("top5")}
+    columns |= {"ECE": calibration["ece"], "adaptive ECE": calibration["adaptive_ece"], "Brier": calibration["brier"]}
+    return {name: each for name, each in columns.items() if each}
+
+
+def by_row(columns: Iterable[Mapping]) -> dict[str, list]:
+    """Figures of predictors by row: of each trail, and of both means where there are several; a value a column."""
+    columns = list(columns)
+    trails = zip(*(each["trails"] for each in columns), strict=True)
+    rows = {f"trail {number}": list(values) for number, values in enumerate(trails, 1)}
+    if len(rows) > 1:
+        for name, key in (("logits", "logit"), ("probabilities", "prob")):
+            rows[f"mean of {name}"] = [each[key] for each in columns]
+    return rows
+
+
+def gain_notes(headline: Headline, figures: Mapping) -> dict[str, str]:
+    """What several trails gain, and how often they differ."""
+    parts = ["mean of the trails", "mean of probabilities"]
+    difference = " - ".join(parts if headline.lower_is_better else parts[::-1])
+    return {
+        "ensemble gain": f"{headline.text(headline.gain)} {headline.name} ({difference})",
+        "disagreement": f"{figures['disagreement']:.1%} of {headline.samples} (two trails' answers differ)",
+    }
+
+
+def diversity_notes(diversity: Mapping) -> dict[str, str]:
+    """How differently several trails predict."""
+    return {
+        "KL divergence": f"{diversity['kl_mean']:.4f} nats, mean over pairs of trails, both ways",
+        "JS divergence": f"{diversity['js_mean']:.4f} nats, mean over pairs of trails",
+        "entropy": f"{diversity['entropy_mean']:.4f} nats of the mean of probabilities",
+        "  of the trails": f"{diversity['entropy_members']:.4f} nats, their mean (aleatoric)",
+        "  mutual information": f"{diversity['mutual_information']:.4f} nats, the difference (epistemic)",
+    }
+
+
+def topology_notes(topology: Mapping) -> dict[str, str]:
+    """How dense topologies are, what they have in common and how they moved."""
+    kept = len(topology["checkpoints"])
+    lines = {
+        "density": f"{topology['density']:.1%} of the sparse weights' entries are active",
+        "ever active": f"{topology['ever_active']:.1%} in at least one of {kept} checkpoints",
+    }
+    if topology["overlap"] is not None:
+        chance = topology["overlap_chance"]
+        lines["overlap"] = f"{topology['overlap']:.3f} of two trails' topologies (Jaccard; {chance:.3f} by chance)"
+    churn = {f"churn {each['from']} to {each['to']}": each["share"] for each in topology["churn"]}
+    return lines | {name: f"{share:.1%} of the slots moved" for name, share in churn.items()}
 
 
 def _temperature(scaling: Mapping, samples: str) -> list[str]:
@@ -63,31 +109,6 @@ def _temperature(scaling: Mapping, samples: str) -> list[str]:
         parts |= {f"{label} {when}": scaling[when][figure] for when in ("before", "after")}
     parted = f"fitted on {scaling['fit_tokens']:,.0f} {samples}, measured on {scaling['tokens']:,.0f}"
     return [f"temperature scaling, {parted}", *_by_predictor("", parts)]
-
-
-def _diversity(diversity: Mapping) -> list[str]:
-    lines = {
-        "KL divergence": f"{diversity['kl_mean']:.4f} nats, mean over pairs of trails, both ways",
-        "JS divergence": f"{diversity['js_mean']:.4f} nats, mean over pairs of trails",
-        "entropy": f"{diversity['entropy_mean']:.4f} nats of the mean of probabilities",
-        "  of the trails": f"{diversity['entropy_members']:.4f} nats, their mean (aleatoric)",
-        "  mutual information": f"{diversity['mutual_information']:.4f} nats, the difference (epistemic)",
-    }
-    return _aligned(lines, "diversity")
-
-
-def _topology(topology: Mapping) -> list[str]:
-    steps = topology["checkpoints"]
-    lines = {
-        "density": f"{topology['density']:.1%} of the sparse weights' entries are active",
-        "ever active": f"{topology['ever_active']:.1%} in at least one of {len(steps)} checkpoints",
-    }
-    if topology["overlap"] is not None:
-        chance = topology["overlap_chance"]
-        lines["overlap"] = f"{topology['overlap']:.3f} of two trails' topologies (Jaccard; {chance:.3f} by chance)"
-    for churn in topology["churn"]:
-        lines[f"churn {churn['from']} to {churn['to']}"] = f"{churn['share']:.1%} of the slots moved"
-    return _aligned(lines, f"topology, checkpoints of steps {', '.join(map(str, steps))}")
 
 
 def _shift(shift: Mapping, family: Family) -> list[str]:
@@ -124,14 +145,9 @@ def _corruptions(found: Mapping) -> list[str]:
     return [title, *_table(found["level"], [*columns, "mean", "of a trail", "ECE"], rows)]
 
 
-def _by_predictor(corner: str, parts: Mapping[str, Mapping]) -> list[str]:
-    """A table of figures with a column each, for the trails and, where there are several, the ensembles."""
-    trails = zip(*(part["trails"] for part in parts.values()), strict=True)
-    rows = {f"trail {number}": values for number, values in enumerate(trails, 1)}
-    if len(rows) > 1:
-        for name, key in (("logits", "logit"), ("probabilities", "prob")):
-            rows[f"mean of {name}"] = [part[key] for part in parts.values()]
-    return _table(corner, parts, [[name, *(f"{each:.4f}" for each in values)] for name, values in rows.items()])
+def _by_predictor(corner: str, columns: Mapping[str, Mapping]) -> list[str]:
+    rows = by_row(columns.values())
+    return _table(corner, columns, [[name, *(f"{each:.4f}" for each in values)] for name, values in rows.items()])
 
 
 def _table(corner: str, columns: Iterable[str], rows: list[list[str]]) -> list[str]:

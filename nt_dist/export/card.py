@@ -2,6 +2,7 @@
 
 import transformers
 
+from nt_dist.evaluation.report import by_row
 from nt_dist.export.task import Task
 from nt_dist.inference import Ensemble
 from nt_dist.model.weights import count_parameters
@@ -71,10 +72,8 @@ def _figures(ensemble: Ensemble, trail: int | None) -> str:
     if not found:
         return "The run has no evaluation at this step."
     headline = ensemble.config.family.headline(found[-1])
-    rows = [(f"trail {number}", value) for number, value in enumerate(headline.trails, start=1)]
-    rows += [("mean of probabilities", headline.prob), ("mean of logits", headline.logit)]
-    rows = rows if trail is None else rows[trail : trail + 1]
-    lines = [f"| {name} | {headline.text(value)} |" for name, value in rows if value is not None]
+    rows = list(by_row([vars(headline)]).items())[slice(None) if trail is None else slice(trail, trail + 1)]
+    lines = [f"| {name} | {headline.text(value)} |" for name, (value,) in rows if value is not None]
     count = f"{found[-1][headline.samples]:,} validation {headline.samples}"
     head = f"{headline.name.capitalize()} on {count} of the run, by `tools/evaluate.py`'s protocol:"
     return "\n".join([head, "", f"| | {headline.name} |", "|---|---|", *lines])

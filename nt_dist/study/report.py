@@ -2,7 +2,6 @@
 
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from html import escape
 from math import prod
 from pathlib import Path
@@ -16,13 +15,15 @@ from nt_dist import __version__
 from nt_dist.checkpoint.fragments import FragmentReader
 from nt_dist.checkpoint.manifest import CONFIG, read_manifest
 from nt_dist.config import Config
+from nt_dist.evaluation.evaluate_checkpoint import saved_config
+from nt_dist.evaluation.report import by_row, diversity_notes, gain_notes, scores, topology_notes
 from nt_dist.model.weights import weight_specs
 from nt_dist.pictures.run import loss_curves, reliability_diagram, topology_maps, trail_matrix, weight_table
 from nt_dist.pictures.runs import short
 from nt_dist.pictures.style import Drawn, drawn
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.weight import flat_index
-from nt_dist.study.results import Result, saved_config
+from nt_dist.study.results import Result
 from nt_dist.study.tables import StudyTable
 from nt_dist.training.metrics_log import METRICS, read_metrics
 from nt_dist.training.tensorboard import shrunk
@@ -104,47 +105,21 @@ def _flops(sparse: float, dense: float) -> str:
 
 def _predictions(result: Result) -> str:
     """The table of predictors; the ensemble's rows stand out."""
-    figures, calibration, headline = result.figures, result.figures["calibration"], result.headline
-    columns = {
-        headline.name: (asdict(headline), headline.text),
-        f"nats a {headline.sample}": (figures["nll"], "{:.4f}".format),
-        "right answers": (figures["accuracy"], "{:.1%}".format),
-        "ECE": (calibration["ece"], "{:.2%}".format),
-        "adaptive ECE": (calibration["adaptive_ece"], "{:.2%}".format),
-        "Brier": (calibration["brier"], "{:.4f}".format),
-        "temperature": (calibration["temperature"]["value"], "{:.3f}".format),
-    }
-    written = [
-        [form(value) for value in (*figure["trails"], figure["prob"], figure["logit"])]
-        for figure, form in columns.values()
+    headline, temperature = result.headline, result.figures["calibration"]["temperature"]["value"]
+    columns = {**scores(result.figures), "temperature": temperature}
+    rows = [
+        {"": name, headline.name: headline.text(first)}
+        | {each: f"{v:.4f}" for each, v in zip(columns, rest, strict=True)}
+        for name, (first, *rest) in by_row([vars(headline), *columns.values()]).items()
     ]
-    names = [f"trail {number}" for number in range(1, result.trails + 1)]
-    names += ["ensemble, mean of probabilities", "ensemble, mean of logits"]
-    rows = [dict(zip(["", *columns], cells, strict=True)) for cells in zip(names, *written, strict=True)]
-    return _table(rows if result.trails > 1 else rows[:1], strong_from=result.trails)
+    return _table(rows, strong_from=result.trails)
 
 
 def _ensemble(result: Result) -> Mapping[str, str]:
-    """What the ensemble gains, and how far its trails differ."""
-    figures, headline = result.figures, result.headline
-    diversity, topology = figures["diversity"], figures["topology"]
-    facts = {}
-    if result.trails > 1:
-        share = f"{headline.prob / headline.mean - 1:+.1%} against the trails' mean"
-        facts |= {
-            "ensemble gain": f"{headline.text(headline.gain)} {headline.name} ({share})",
-            "disagreement": f"{figures['disagreement']:.1%} of {headline.samples}, mean over pairs of trails",
-            "JS divergence": f"{diversity['js_mean']:.4f} nats",
-            "mutual information": f"{diversity['mutual_information']:.4f} nats",
-            "entropy": f"{diversity['entropy_mean']:.3f} nats, that of the mean of probabilities",
-        }
-    if topology:
-        kept = f"as far as the checkpoints kept show it ({len(topology['checkpoints'])})"
-        facts["ever active"] = f"{topology['ever_active']:.1%} of entries, {topology['density']:.1%} now; {kept}"
-    if topology and topology["overlap"] is not None:
-        chance = topology["overlap_chance"]
-        facts["topologies in common"] = f"{topology['overlap']:.1%} (Jaccard index; {chance:.1%} by chance)"
-    return facts
+    """What the ensemble gains, how far its trails differ, and what is known of the topologies."""
+    figures, topology = result.figures, result.figures["topology"]
+    facts = gain_notes(result.headline, figures) | diversity_notes(figures["diversity"]) if result.trails > 1 else {}
+    return facts | (topology_notes(topology) if topology else {})
 
 
 def _pictures(run: Path, config: Config, result: Result, comparison: StudyTable | None) -> Iterator[Picture]:

@@ -18,12 +18,12 @@ from torch import nn
 from nt_dist import __version__
 from nt_dist.checkpoint import checkpoint
 from nt_dist.checkpoint.folder import Found, checkpoints
-from nt_dist.checkpoint.manifest import CONFIG, MANIFEST, read_manifest
+from nt_dist.checkpoint.manifest import MANIFEST, read_manifest
 from nt_dist.config import Config
 from nt_dist.config.family import Headline
 from nt_dist.errors import CheckpointError, RunError
-from nt_dist.evaluation.evaluate_checkpoint import ONE_COPY, all_figures, evaluate_checkpoint
-from nt_dist.families import DEFAULT, FAMILIES, load_config
+from nt_dist.evaluation.evaluate_checkpoint import all_figures, evaluate_checkpoint, saved_config
+from nt_dist.families import DEFAULT, FAMILIES
 from nt_dist.files import write_whole
 from nt_dist.model.flops import token_flops
 from nt_dist.model.trails import build_model
@@ -140,15 +140,9 @@ def newest_whole(folder: Path) -> Found | None:
 def _newest_checkpoint(folder: Path) -> Path:
     if (folder / MANIFEST).is_file():
         return folder
-    found = newest_whole(folder)
-    if not found:
-        raise CheckpointError(f"{folder}: there is no whole checkpoint in it")
-    return found.path
-
-
-def saved_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the settings that a checkpoint was written with, for one rank that holds all of the model."""
-    return load_config(folder / CONFIG, [*overrides, *ONE_COPY], check_paths=False)
+    if found := newest_whole(folder):
+        return found.path
+    raise CheckpointError(f"{folder}: there is no whole checkpoint in it")
 
 
 def _evaluate(name: str, paths: Sequence[Path], mesh: Mesh, overrides: Sequence[str]) -> Result:

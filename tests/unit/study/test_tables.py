@@ -10,11 +10,12 @@ import pytest
 
 from nt_dist.config.family import Headline
 from nt_dist.errors import CheckpointError, RunError
+from nt_dist.evaluation.evaluate_checkpoint import saved_config
 from nt_dist.families import FAMILIES, make_config
 from nt_dist.files import write_whole
 from nt_dist.llama.family import Llama
 from nt_dist.study.plan import SweepPoint
-from nt_dist.study.results import check_alike, saved_config
+from nt_dist.study.results import check_alike
 from nt_dist.study.tables import compare, diversity_study, read_comparison
 from tests.unit.study.study_case import result
 
