@@ -3,7 +3,7 @@
 import transformers
 
 from nt_dist.evaluation.report import by_row
-from nt_dist.export.task import Task
+from nt_dist.export.tasks import Task
 from nt_dist.inference import Ensemble
 from nt_dist.model.weights import count_parameters
 from nt_dist.training.metrics_log import read_metrics

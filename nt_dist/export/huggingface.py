@@ -17,15 +17,12 @@ from nt_dist.errors import ConfigError, RunError
 from nt_dist.export import hf
 from nt_dist.export.card import card
 from nt_dist.export.hf.sparse_neurotrails import save_sparse
-from nt_dist.export.pictures import ImageClassification
-from nt_dist.export.task import Task
-from nt_dist.export.text import TextGeneration
+from nt_dist.export.tasks import TASKS, Task, TextGeneration
 from nt_dist.files import new_folder
 from nt_dist.inference import Ensemble
 from nt_dist.inference.ensemble import LOGIT, PROB, combine
 from nt_dist.model.trails import TrailsModel, statistics_of, weights_of
 
-TASKS: dict[str, Task] = {task.name: task for task in (TextGeneration(), ImageClassification())}
 TOLERANCE = 1e-4  # of the largest logit: what another order of sums can do in fp32
 
 
@@ -64,8 +61,9 @@ def export(
         model = to_transformers(ensemble.model, config, trail, dtype)
         task.settle(model, ensemble)
         model.save_pretrained(folder)
-        if trail is None:
-            for file in _modeling_files(model):
+        if trail is None:  # with the files of hf/ that end as its configuration does
+            configuration = model.config.auto_map["AutoConfig"].split(".")[0]
+            for file in Path(hf.__path__[0]).glob(f"*{configuration.removeprefix('configuration')}.py"):
                 shutil.copyfile(file, folder / file.name)
         if sparse:
             save_sparse(model, folder)
@@ -82,18 +80,16 @@ def export(
 
 
 def _check(config: Config, trail: int | None, sparse: bool) -> None:
-    broken = []
-    if trail is not None and not 0 <= trail < config.trails.count:
-        broken.append(f"--trail {trail + 1} must be from 1 to trails.count = {config.trails.count}")
+    count, family, broken = config.trails.count, config.family, []
     if trail is not None:
-        broken += config.family.trail_problems(config)
-    if sparse and trail is not None:
-        broken.append("--sparse is of the ensemble: one trail alone (--trail) is read from dense weights only")
-    if sparse and config.family.task != TextGeneration.name:
-        broken.append(
-            f"--sparse is of models that write text: sparse products are of matrices, and model.family = "
-            f"{config.family.name!r} has convolutions"
-        )
+        if not 0 <= trail < count:
+            broken.append(f"--trail {trail + 1} must be from 1 to trails.count = {count}")
+        broken += family.trail_problems(config)
+        if sparse:
+            broken.append("--sparse is of the ensemble: one trail alone (--trail) is read from dense weights only")
+    if sparse and family.task != TextGeneration.name:
+        rule = f"sparse products are of matrices, and model.family = {family.name!r} has convolutions"
+        broken.append(f"--sparse is of models that write text: {rule}")
     if broken:
         raise ConfigError(broken)
 
@@ -122,12 +118,6 @@ def _class(reference: str) -> type:
     return getattr(import_module(f"{hf.__name__}.{module}"), name)
 
 
-def _modeling_files(model: PreTrainedModel) -> list[Path]:
-    """The files of hf/ that an ensemble's folder needs: they end as its configuration does."""
-    module = model.config.auto_map["AutoConfig"].split(".")[0]
-    return sorted(Path(hf.__path__[0]).glob(f"*{module.removeprefix('configuration')}.py"))
-
-
 def _state(model: TrailsModel, config: Config, twin: Twin, trail: int | None) -> dict[str, torch.Tensor]:
     """Weights, dense and without padding, and statistics by the twin's names; with ``trail`` of trunk and trail."""
     rows = {name: weight.dense().detach() for name, weight in weights_of(model).items()}
@@ -150,16 +140,13 @@ def _filled(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> PreTraine
 def _compare(
     model: PreTrainedModel, ensemble: Ensemble, trail: int | None, task: Task, ours: torch.Tensor, theirs: dict
 ) -> float:
-    """Compare logits of a model that was read back with the checkpoint's.
-
-    Returns the largest difference; raises RunError where it is larger than rounding can be.
-    """
+    """Return the largest difference of a logit of a model that was read back from the checkpoint's; RunError where it
+    is larger than rounding can be."""
     logits = ensemble.logits(ours).cpu()
     if trail is None:
         answer = model(**theirs, output_trail_logits=True)
         pairs = [(answer.trail_logits, logits)]
-        for how in (PROB, LOGIT):
-            pairs.append((model(**theirs, combine=how).logits.log_softmax(-1), combine(logits, how)))
+        pairs += [(model(**theirs, combine=how).logits.log_softmax(-1), combine(logits, how)) for how in (PROB, LOGIT)]
     else:
         answer = model(**theirs)
         pairs = [(answer.logits, logits[trail])]
