@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,36 +10,27 @@ from nt_dist.config.family import Headline
 from nt_dist.pictures.style import COLORS, INK, MARKERS, PALE, nth, panels, styled
 
 
-class Point(NamedTuple):
-    """One run in a picture: the name beside it, its cost, how well its trails and their ensemble predict."""
-
-    name: str
-    x: float
-    headline: Headline
-
-
 @styled
-def headline_against(costs: Mapping[str, Sequence[Point]]) -> Figure:
-    """Draw the headline figure against one cost or several, a panel each, a run being a filled marker (its ensemble).
+def headline_against(headlines: Mapping[str, Headline], costs: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw runs' headline figures, by name, against one cost or several, a panel each; a marker is a run's ensemble.
 
     Where a run has several trails, a thin line leads to it from the mean of theirs (a short bar): its length is what
-    the ensemble gains. Points are by what the cost is called.
+    the ensemble gains. Costs of the runs are by what the cost is called.
     """
-    figure, each = panels(len(costs), width=6.4, height=4.6)
-    for axes, (label, points) in zip(each, costs.items(), strict=True):
-        for number, point in enumerate(points):
-            look, mean, ensemble = {"color": nth(COLORS, number)}, point.headline.mean, point.headline.prob
-            if len(point.headline.trails) > 1:
-                axes.plot([point.x, point.x], [mean, ensemble], linewidth=1.2, **look)
-                axes.plot(point.x, mean, marker="_", markersize=11, markeredgewidth=1.6, **look)
-            axes.plot(
-                point.x, ensemble, marker=nth(MARKERS, number // len(COLORS)), markersize=8, linestyle="none", **look
-            )
-        axes.set(xlabel=label, ylabel=f"validation {points[0].headline.name}")
+    figure, panel = panels(len(costs), width=6.4, height=4.6)
+    for axes, (label, values) in zip(panel, costs.items(), strict=True):
+        for number, (x, headline) in enumerate(zip(values, headlines.values(), strict=True)):
+            look, mean, ensemble = {"color": nth(COLORS, number)}, headline.mean, headline.prob
+            if len(headline.trails) > 1:
+                axes.plot([x, x], [mean, ensemble], linewidth=1.2, **look)
+                axes.plot(x, mean, marker="_", markersize=11, markeredgewidth=1.6, **look)
+            marker = nth(MARKERS, number // len(COLORS))
+            axes.plot(x, ensemble, marker=marker, markersize=8, linestyle="none", **look)
+        axes.set(xlabel=label, ylabel=f"validation {next(iter(headlines.values())).name}")
         axes.xaxis.set_major_formatter(lambda value, _: short(value))
-        axes.set_xlim(0, 1.38 * max(point.x for point in points))  # room for the names
+        axes.set_xlim(0, 1.38 * max(values))  # room for the names
         axes.margins(y=0.12)
-        _name(axes, points)
+        _name(axes, {name: (x, each.prob) for x, (name, each) in zip(values, headlines.items(), strict=True)})
     figure.supxlabel("marker: ensemble; short bar: mean of its trails", color=PALE, fontsize=9, x=0.01, ha="left")
     return figure
 
@@ -51,55 +41,46 @@ def short(value: float) -> str:
     return f"{value / 1000**thousands:.3g} {' kMGTPE'[thousands]}".rstrip()
 
 
-def _name(axes: Axes, points: Sequence[Point], size: float = 8.5) -> None:
+def _name(axes: Axes, points: Mapping[str, tuple[float, float]], size: float = 8.5) -> None:
     """Writes each name beside its point; names that would lie on one another are moved apart, up and down."""
     axes.figure.draw_without_rendering()  # fixes the axes' place on the page
     line, gap = 1.35 * size, 9  # all in points of 1/72 inch, as the text's size is
-    places = {point.name: axes.transData.transform((point.x, point.headline.prob)) for point in points}
+    places = {name: axes.transData.transform(point) * 72 / axes.figure.dpi for name, point in points.items()}
     placed: list[tuple[float, float, float]] = []  # left, right, middle
-    for point in sorted(points, key=lambda point: tuple(places[point.name][::-1])):
-        x, y = places[point.name] * 72 / axes.figure.dpi
-        left, right, middle = x + gap, x + gap + 0.62 * size * len(point.name), y
+    for name, (x, y) in sorted(places.items(), key=lambda named: tuple(named[1][::-1])):
+        left, right, middle = x + gap, x + gap + 0.62 * size * len(name), y
         while any(left < end and start < right and abs(middle - other) < line for start, end, other in placed):
             middle += line / 4
         placed.append((left, right, middle))
         arrow = {"arrowstyle": "-", "color": PALE, "linewidth": 0.6} if middle - y > line else None
         look = {"va": "center", "fontsize": size, "color": INK, "arrowprops": arrow, "textcoords": "offset points"}
-        axes.annotate(point.name, (point.x, point.headline.prob), (gap, middle - y), **look)
-
-
-class StudyPoint(NamedTuple):
-    """One point of the diversity study: density, blocks in a trail, how differently its trails predict, the outcome."""
-
-    density: float
-    layers: int
-    x: float
-    y: float
+        axes.annotate(name, points[name], (gap, middle - y), **look)
 
 
 @styled
-def against_diversity(measures: Mapping[str, Sequence[StudyPoint]], label: str) -> Figure:
+def against_diversity(
+    runs: Sequence[tuple[float, int]], measures: Mapping[str, Sequence[float]], outcomes: Sequence[float], label: str
+) -> Figure:
     """Draw what came of the trails' prediction diversity, a panel for each measure of diversity.
 
     Colour says how long the trails are, the marker how dense; points of one length are joined in the order of density.
-    All measures have the same points; ``label`` is what their ``y`` is called.
+    ``runs`` are density and blocks in a trail of each; ``label`` is what the outcomes are called.
     """
-    figure, each = panels(len(measures), width=5.4, height=4.4)
-    points = next(iter(measures.values()))
-    lengths, densities = sorted({point.layers for point in points}), sorted({point.density for point in points})
+    figure, panel = panels(len(measures), width=5.4, height=4.4)
+    densities, lengths = (sorted(set(each)) for each in zip(*runs, strict=True))
     markers = {density: nth(MARKERS, number) for number, density in enumerate(densities)}
-    for axes, (measure, points) in zip(each, measures.items(), strict=True):
-        for number, layers in enumerate(lengths):
-            line = sorted(point for point in points if point.layers == layers)
-            axes.plot(
-                [point.x for point in line], [point.y for point in line], color=nth(COLORS, number), linewidth=0.8
-            )
-            for point in line:
-                look = {"marker": markers[point.density], "markersize": 7, "linestyle": "none"}
-                axes.plot(point.x, point.y, color=nth(COLORS, number), **look)
+    for axes, (measure, values) in zip(panel, measures.items(), strict=True):
+        for number, length in enumerate(lengths):
+            points = zip(runs, values, outcomes, strict=True)
+            line = sorted((density, x, y) for (density, layers), x, y in points if layers == length)
+            _, x, y = zip(*line, strict=True)
+            axes.plot(x, y, color=nth(COLORS, number), linewidth=0.8)
+            for density, x, y in line:
+                look = {"marker": markers[density], "markersize": 7, "linestyle": "none"}
+                axes.plot(x, y, color=nth(COLORS, number), **look)
         axes.set(xlabel=measure, ylabel=label)
-    for number, layers in enumerate(lengths):
-        axes.plot([], [], color=nth(COLORS, number), linewidth=2, label=f"{layers} blocks in a trail")
+    for number, length in enumerate(lengths):
+        axes.plot([], [], color=nth(COLORS, number), linewidth=2, label=f"{length} blocks in a trail")
     for density in densities:
         axes.plot([], [], color=PALE, marker=markers[density], linestyle="none", label=f"density {density:g}")
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9)  # beside the last panel, for all

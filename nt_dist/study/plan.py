@@ -101,11 +101,10 @@ def plan_runs(
     runs, problems = {}, []
     for name, overrides in variants.items():
         own = (*overrides, f"run.dir={toml_value(str(folder / name))}")
-        is_given = any(each.startswith("data.prepared=") for each in overrides)
         try:
             config = load_config(base, own)
-            if hasattr(config.data, "prepared") and not is_given:  # a family's own setting
-                own = (*own, f"data.prepared={toml_value(str(folder / 'data'))}")
+            if hasattr(config.data, "prepared"):  # a family's own setting, over which a given one wins
+                own = (f"data.prepared={toml_value(str(folder / 'data'))}", *own)
                 config = load_config(base, own)
             runs[name] = PlannedRun(name, base, own, config)
         except ConfigError as error:
@@ -152,10 +151,10 @@ def _overrides(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 class SweepPoint(NamedTuple):
-    """A density, and the number of blocks in a trail."""
+    """A point of the diversity study."""
 
     density: float
-    layers: int
+    layers: int  # blocks in a trail
 
     @property
     def name(self) -> str:

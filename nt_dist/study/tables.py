@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from nt_dist.errors import RunError
 from nt_dist.files import write_whole
-from nt_dist.pictures.runs import Point, StudyPoint, against_diversity, headline_against, short
+from nt_dist.pictures.runs import against_diversity, headline_against, short
 from nt_dist.pictures.style import Drawn, drawn, save_pictures
 from nt_dist.study.plan import SweepPoint
 from nt_dist.study.results import RESULTS, Result, read_result
@@ -85,15 +85,11 @@ def compare(results: Sequence[Result]) -> StudyTable:
         "parameters": {"weights stored": "weights_stored"},
         "flops": {f"training {flops}": "training_flops_sparse", f"inference {flops}": "inference_flops_sparse"},
     }
-    figures = {
-        f"{headline.name.replace(' ', '_')}_against_{name}": headline_against(
-            {
-                label: [Point(each.name, getattr(each, cost), each.headline) for each in results]
-                for label, cost in costs.items()
-            }
-        )
-        for name, costs in panels.items()
-    }
+    headlines = {each.name: each.headline for each in results}
+    figures = {}
+    for name, costs in panels.items():
+        values = {label: [getattr(each, cost) for each in results] for label, cost in costs.items()}
+        figures[f"{headline.name.replace(' ', '_')}_against_{name}"] = headline_against(headlines, values)
     return StudyTable(_COMPARISON, [_cells(each) for each in results], [each.row() for each in results], notes, figures)
 
 
@@ -158,7 +154,7 @@ def diversity_study(results: Mapping[SweepPoint, Result]) -> StudyTable:
             "mutual information": f"{row['mutual_information']:.4f}",
             "overlap (by chance)": "–"
             if row["overlap"] is None
-            else f"{row['overlap']:.3f} ({row['overlap_chance']:.3f})",
+            else "{overlap:.3f} ({overlap_chance:.3f})".format(**row),
         }
         for row, headline in zip(rows, headlines, strict=True)
     ]
@@ -166,12 +162,9 @@ def diversity_study(results: Mapping[SweepPoint, Result]) -> StudyTable:
         "gain": (f"gain of the ensemble (nats a {first.sample})", [row["gain"] for row in rows]),
         first.name: (f"{first.name} of the ensemble", [headline.prob for headline in headlines]),
     }
-    figures = {}
-    for name, (label, values) in outcomes.items():
-        points = list(zip(results, rows, values, strict=True))
-        measures = {
-            measure: [StudyPoint(*at, row[column], value) for at, row, value in points]
-            for measure, column in _DIVERSITY.items()
-        }
-        figures[f"{name.replace(' ', '_')}_against_diversity"] = against_diversity(measures, label)
+    measures = {measure: [row[column] for row in rows] for measure, column in _DIVERSITY.items()}
+    figures = {
+        f"{name.replace(' ', '_')}_against_diversity": against_diversity(list(results), measures, values, label)
+        for name, (label, values) in outcomes.items()
+    }
     return StudyTable("diversity", cells, rows, [note], figures)
