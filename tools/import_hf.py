@@ -28,8 +28,7 @@ def main() -> int:
     path, ds_config, overrides = parse_command_line(rest)
     config = load_config(path, overrides, ds_config)
 
-    from nt_dist.export.foreign import open_foreign
-    from nt_dist.export.importing import check, import_run
+    from nt_dist.export.importing import check, import_run, open_foreign
     from nt_dist.parallel.mesh import close, init_mesh
     from nt_dist.training.run_folder import claim
 

@@ -29,7 +29,7 @@ def main() -> int:
     from nt_dist.evaluation.evaluate_checkpoint import join
     from nt_dist.files import write_whole
     from nt_dist.messages import start_logging
-    from nt_dist.pictures.style import save_pictures  # takes seconds: torch and matplotlib
+    from nt_dist.pictures import save_pictures  # takes seconds: torch and matplotlib
     from nt_dist.study.report import make_report
     from nt_dist.study.results import result_of
     from nt_dist.study.tables import read_comparison

@@ -18,9 +18,16 @@ from nt_dist.config import Config
 from nt_dist.evaluation.evaluate_checkpoint import saved_config
 from nt_dist.evaluation.report import by_row, diversity_notes, gain_notes, scores, topology_notes
 from nt_dist.model.weights import weight_specs
-from nt_dist.pictures.run import loss_curves, reliability_diagram, topology_maps, trail_matrix, weight_table
-from nt_dist.pictures.runs import short
-from nt_dist.pictures.style import Drawn, drawn
+from nt_dist.pictures import (
+    Drawn,
+    drawn,
+    loss_curves,
+    reliability_diagram,
+    short,
+    topology_maps,
+    trail_matrix,
+    weight_table,
+)
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.weight import flat_index
 from nt_dist.study.results import Result

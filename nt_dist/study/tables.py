@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 
 from nt_dist.errors import RunError
 from nt_dist.files import write_whole
-from nt_dist.pictures.runs import against_diversity, headline_against, short
-from nt_dist.pictures.style import Drawn, drawn, save_pictures
+from nt_dist.pictures import Drawn, against_diversity, drawn, headline_against, save_pictures, short
 from nt_dist.study.plan import SweepPoint
 from nt_dist.study.results import RESULTS, Result, read_result
 

@@ -10,8 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nt_dist.errors import CheckpointError, ConfigError, DataError
-from nt_dist.export.foreign import open_foreign
-from nt_dist.export.importing import check, fill, import_run
+from nt_dist.export.importing import check, fill, import_run, open_foreign
 from nt_dist.families import DEFAULT, make_config
 from nt_dist.inference import load_ensemble
 from nt_dist.llama.foreign import Dense

@@ -8,8 +8,7 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from nt_dist.errors import CheckpointError, ConfigError, DataError
-from nt_dist.export.foreign import open_foreign
-from nt_dist.export.importing import check, fill, import_run
+from nt_dist.export.importing import check, fill, import_run, open_foreign
 from nt_dist.families import DEFAULT, FAMILIES
 from nt_dist.inference import load_ensemble
 from nt_dist.model.trails import build_model, statistics_of, weights_of

@@ -7,9 +7,16 @@ import pytest
 from PIL import Image
 
 from nt_dist.families import DEFAULT
-from nt_dist.pictures.run import loss_curves, reliability_diagram, topology_maps, trail_matrix, weight_table
-from nt_dist.pictures.runs import short
-from nt_dist.pictures.style import drawn, save_pictures
+from nt_dist.pictures import (
+    drawn,
+    loss_curves,
+    reliability_diagram,
+    save_pictures,
+    short,
+    topology_maps,
+    trail_matrix,
+    weight_table,
+)
 from tests.unit.study.study_case import figures
 
 RECORDS = [

@@ -1,20 +1,94 @@
-"""Pictures of one run: its losses, its calibration, how its trails differ in answers and in topology."""
+"""Pictures of runs, drawn by matplotlib without a display; each function takes plain figures and returns a Figure.
 
+All are light, legible, and in colours that the colour-blind tell apart.
+"""
+
+import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from nt_dist.config.family import Family
-from nt_dist.pictures.style import COLORS, INK, LINES, MARKERS, PALE, SEQUENTIAL, nth, panels, styled
+from nt_dist.config.family import Family, Headline
+from nt_dist.files import write_whole
 
 ENSEMBLE = "ensemble"
 _MAPS_IN_A_ROW = 4
+INK, PALE = "#222222", "#6a6a6a"
+SEQUENTIAL = "cividis"  # the same order of brightness with any colour vision, and in grey
+# Okabe and Ito's palette (2008), told apart with any colour vision; its yellow, too light on white, is left out
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+styled = matplotlib.rc_context(
+    {
+        "font.family": "DejaVu Sans",  # comes with matplotlib
+        "font.size": 10,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.edgecolor": PALE,
+        "axes.labelcolor": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#e4e4e4",
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "legend.frameon": False,
+        "figure.facecolor": "white",
+        "svg.fonttype": "path",  # the letters themselves: the same without the font
+        "svg.hashsalt": "nt_dist",  # the same picture is the same file
+    }
+)
+"""Decorates a function that draws, or saves, so that these settings hold in it."""
+
+
+def nth(choices: Sequence[str], number: int) -> str:
+    """Return the choice of this number; they come again when all are used."""
+    return choices[number % len(choices)]
+
+
+def panels(count: int, width: float = 5.0, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its ``count`` axes in a row, ``width`` × ``height`` inches each."""
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+class Drawn(NamedTuple):
+    """A picture as the contents of two files."""
+
+    svg: bytes
+    png: bytes
+
+
+@styled
+def drawn(figure: Figure) -> Drawn:
+    """Draw a figure: for any size, and in pixels."""
+    svg, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", dpi=144, metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=144)
+    return Drawn(svg.getvalue(), png.getvalue())
+
+
+def save_pictures(pictures: Mapping[str, Drawn], folder: Path) -> None:
+    """Write each picture into ``folder`` as NAME.svg and NAME.png; a RunError where that fails."""
+    for name, picture in pictures.items():
+        write_whole(folder / f"{name}.svg", picture.svg)
+        write_whole(folder / f"{name}.png", picture.png)
+
+
+# -- one run -----------------------------------------------------------------------------------------------------------
 
 
 @styled
@@ -167,3 +241,83 @@ def _no_frame(axes: Axes) -> None:
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+
+
+# -- several runs ------------------------------------------------------------------------------------------------------
+
+
+@styled
+def headline_against(headlines: Mapping[str, Headline], costs: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw runs' headline figures, by name, against one cost or several, a panel each; a marker is a run's ensemble.
+
+    Where a run has several trails, a thin line leads to it from the mean of theirs (a short bar): its length is what
+    the ensemble gains. Costs of the runs are by what the cost is called.
+    """
+    figure, panel = panels(len(costs), width=6.4, height=4.6)
+    for axes, (label, values) in zip(panel, costs.items(), strict=True):
+        for number, (x, headline) in enumerate(zip(values, headlines.values(), strict=True)):
+            look, mean, ensemble = {"color": nth(COLORS, number)}, headline.mean, headline.prob
+            if len(headline.trails) > 1:
+                axes.plot([x, x], [mean, ensemble], linewidth=1.2, **look)
+                axes.plot(x, mean, marker="_", markersize=11, markeredgewidth=1.6, **look)
+            marker = nth(MARKERS, number // len(COLORS))
+            axes.plot(x, ensemble, marker=marker, markersize=8, linestyle="none", **look)
+        axes.set(xlabel=label, ylabel=f"validation {next(iter(headlines.values())).name}")
+        axes.xaxis.set_major_formatter(lambda value, _: short(value))
+        axes.set_xlim(0, 1.38 * max(values))  # room for the names
+        axes.margins(y=0.12)
+        _name(axes, {name: (x, each.prob) for x, (name, each) in zip(values, headlines.items(), strict=True)})
+    figure.supxlabel("marker: ensemble; short bar: mean of its trails", color=PALE, fontsize=9, x=0.01, ha="left")
+    return figure
+
+
+def short(value: float) -> str:
+    """A large number in few letters, as "26.1 M"."""
+    thousands = min(max(int(math.log10(abs(value) or 1) // 3), 0), 6)
+    return f"{value / 1000**thousands:.3g} {' kMGTPE'[thousands]}".rstrip()
+
+
+def _name(axes: Axes, points: Mapping[str, tuple[float, float]], size: float = 8.5) -> None:
+    """Writes each name beside its point; names that would lie on one another are moved apart, up and down."""
+    axes.figure.draw_without_rendering()  # fixes the axes' place on the page
+    line, gap = 1.35 * size, 9  # all in points of 1/72 inch, as the text's size is
+    places = {name: axes.transData.transform(point) * 72 / axes.figure.dpi for name, point in points.items()}
+    placed: list[tuple[float, float, float]] = []  # left, right, middle
+    for name, (x, y) in sorted(places.items(), key=lambda named: tuple(named[1][::-1])):
+        left, right, middle = x + gap, x + gap + 0.62 * size * len(name), y
+        while any(left < end and start < right and abs(middle - other) < line for start, end, other in placed):
+            middle += line / 4
+        placed.append((left, right, middle))
+        arrow = {"arrowstyle": "-", "color": PALE, "linewidth": 0.6} if middle - y > line else None
+        look = {"va": "center", "fontsize": size, "color": INK, "arrowprops": arrow, "textcoords": "offset points"}
+        axes.annotate(name, points[name], (gap, middle - y), **look)
+
+
+@styled
+def against_diversity(
+    runs: Sequence[tuple[float, int]], measures: Mapping[str, Sequence[float]], outcomes: Sequence[float], label: str
+) -> Figure:
+    """Draw what came of the trails' prediction diversity, a panel for each measure of diversity.
+
+    Colour says how long the trails are, the marker how dense; points of one length are joined in the order of density.
+    ``runs`` are density and blocks in a trail of each; ``label`` is what the outcomes are called.
+    """
+    figure, panel = panels(len(measures), width=5.4, height=4.4)
+    densities, lengths = (sorted(set(each)) for each in zip(*runs, strict=True))
+    markers = {density: nth(MARKERS, number) for number, density in enumerate(densities)}
+    for axes, (measure, values) in zip(panel, measures.items(), strict=True):
+        for number, length in enumerate(lengths):
+            points = zip(runs, values, outcomes, strict=True)
+            line = sorted((density, x, y) for (density, layers), x, y in points if layers == length)
+            _, x, y = zip(*line, strict=True)
+            axes.plot(x, y, color=nth(COLORS, number), linewidth=0.8)
+            for density, x, y in line:
+                look = {"marker": markers[density], "markersize": 7, "linestyle": "none"}
+                axes.plot(x, y, color=nth(COLORS, number), **look)
+        axes.set(xlabel=measure, ylabel=label)
+    for number, length in enumerate(lengths):
+        axes.plot([], [], color=nth(COLORS, number), linewidth=2, label=f"{length} blocks in a trail")
+    for density in densities:
+        axes.plot([], [], color=PALE, marker=markers[density], linestyle="none", label=f"density {density:g}")
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9)  # beside the last panel, for all
+    return figure

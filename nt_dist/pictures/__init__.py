@@ -1,1 +1,0 @@
-"""Pictures of runs, drawn by matplotlib without a display; each function takes plain figures and returns a Figure."""
