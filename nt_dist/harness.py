@@ -41,19 +41,17 @@ _SAMPLING = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")  # of
 
 @register_model(MODEL)
 class EnsembleLM(HFLM):
-    """A trained ensemble in the harness.
+    """A trained ensemble in the harness; an NTDistError for arguments that cannot be used.
 
     Args:
         checkpoint: A checkpoint, a folder of checkpoints, a run's folder, or an ensemble that has been loaded.
         combine: "prob", "logit" or a trail's number from 1.
         batch_size: Sequences in one pass; "auto" for as many as hold LOGIT_ENTRIES logits.
         max_batch_size: Not needed: "auto" does not try.
-        device: Where to compute; None for a GPU. Without one, and with the harness's default, the CPU.
-        dtype: "float32", "bfloat16" or "float16".
+        device: None for a GPU, or the CPU where there is none.
         max_length: Tokens that the model sees at once; None for as many as it was trained on.
         add_bos_token: Whether a text begins with BOS; None for whether the tokenizer has one.
         tokenizer, prepared: The run's .model file and prepared texts, where they are no longer in their place.
-        unknown: Whatever else was given, which is refused; NTDistError for all that cannot be used.
     """
 
     def __init__(
@@ -71,14 +69,12 @@ class EnsembleLM(HFLM):
         **unknown: Any,
     ):
         *known, _ = inspect.signature(EnsembleLM).parameters  # the last one is ``unknown``
-        problems = [f"--model_args {name} is none{hint(nearest(name, known))}" for name in unknown]
-        if checkpoint is None:
-            problems.append("--model_args checkpoint=DIR is missing")
-        if dtype not in _DTYPES:
-            problems.append(f"--model_args dtype={dtype} must be one of {', '.join(_DTYPES)}")
-        if batch_size != "auto" and not str(batch_size).isdecimal():
-            problems.append(f"--batch_size {batch_size} must be a number or auto")
-        if problems:
+        rules = {f"--model_args {name} is none{hint(nearest(name, known))}": False for name in unknown} | {
+            "--model_args checkpoint=DIR is missing": checkpoint is not None,
+            f"--model_args dtype={dtype} must be one of {', '.join(_DTYPES)}": dtype in _DTYPES,
+            f"--batch_size {batch_size} must be a number or auto": batch_size == "auto" or str(batch_size).isdecimal(),
+        }
+        if problems := [rule for rule, holds in rules.items() if not holds]:
             raise ConfigError(problems)
         ensemble = checkpoint
         if not isinstance(ensemble, Ensemble):
@@ -114,8 +110,7 @@ class EnsembleLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **settings: Any
     ) -> list[tuple[float, bool]]:
-        """As the base class, but a continuation longer than the model's sequences is scored in parts, each after as
-        much as fits before it."""
+        """As the base class, but a continuation longer than the model's sequences is scored in parts."""
         length = self.max_length
         parts = [
             (number, [*context, *continuation[:start]], continuation[start : start + length])
@@ -123,11 +118,10 @@ class EnsembleLM(HFLM):
             for start in range(0, len(continuation), length)
         ]
         scores = super()._loglikelihood_tokens([(None, *part) for _, *part in parts], disable_tqdm, **settings)
-        totals, greedy = [0.0] * len(requests), [True] * len(requests)
+        answers = [(0.0, True)] * len(requests)
         for (number, *_), (score, is_greedy) in zip(parts, scores, strict=True):
-            totals[number] += score
-            greedy[number] &= is_greedy
-        answers = list(zip(totals, greedy, strict=True))
+            total, are_greedy = answers[number]
+            answers[number] = total + score, are_greedy and is_greedy
         for (text, _, _), answer in zip(requests, answers, strict=True):
             if text is not None:  # windows of a rolling likelihood have none
                 self.cache_hook.add_partial("loglikelihood", text, answer)

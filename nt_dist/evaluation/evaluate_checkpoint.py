@@ -7,9 +7,12 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Subset
 
@@ -20,9 +23,10 @@ from nt_dist.config import Config
 from nt_dist.data.loader import EvaluationBatches
 from nt_dist.data.samples import Samples
 from nt_dist.errors import CheckpointError, DataError, RunError
-from nt_dist.evaluation.corruptions import corruption_figures
-from nt_dist.evaluation.evaluate import evaluate
+from nt_dist.evaluation.calibration import CalibrationSums
+from nt_dist.evaluation.evaluate import evaluate, stream
 from nt_dist.evaluation.full import evaluate_fully
+from nt_dist.evaluation.predictions import by_predictor, predictions
 from nt_dist.evaluation.report import evaluation_table
 from nt_dist.evaluation.shift import detection
 from nt_dist.evaluation.topology import topology_figures
@@ -32,10 +36,12 @@ from nt_dist.model.trails import build_model
 from nt_dist.model.weights import count_parameters, weight_specs
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh, init_mesh
+from nt_dist.progress import ProgressBar
 from nt_dist.watch.heartbeat import Heartbeat
 from nt_dist.watch.watching import agree_patiently
 
-ONE_COPY = [f"parallel.{axis}=1" for axis in ("tensor", "pipe", "trail")]
+_ONE_COPY = [f"parallel.{axis}=1" for axis in ("tensor", "pipe", "trail")]
+_OF_CORRUPTIONS = ("accuracy", "nll", "ece")
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,7 @@ class CheckpointEvaluation:
 
 
 def check_json(path: Path) -> None:
-    """Refuses, before any work, a file that could not be written.
-
-    Raises:
-        RunError: It is a folder, or its folder is not there or not writable.
-    """
+    """Refuses by a RunError, before any work, a file that could not be written."""
     folder = path.absolute().parent
     if path.is_dir():
         raise RunError(f"--json {path}: is a folder")
@@ -97,7 +99,7 @@ def evaluate_checkpoint(
 
     Args:
         path: A checkpoint, a folder of checkpoints or a run's folder (then its newest whole checkpoint).
-        mesh: From `join`.
+        mesh: From `join`; only data ranks.
         data: Other data to evaluate on (file, folder or pattern), read as the run's own; None: the run's own
             validation samples.
         overrides: ``section.key=value`` over the checkpoint's settings: ``run.eval_batches=0`` takes all samples.
@@ -141,9 +143,7 @@ def evaluate_checkpoint(
     else:
         figures = evaluate(model, _batches(opened.validation, num_samples, mesh, config), mesh, config)
     if corruptions:
-        figures["corruptions"] = corruption_figures(
-            model, opened, mesh, config, lambda samples: _batches(samples, num_samples, mesh, config)
-        )
+        figures["corruptions"] = corruption_figures(model, opened, num_samples, mesh, config)
     described = data or f"validation of data.source = {config.data.source!r}"
     return CheckpointEvaluation(str(path), progress.step, described, config, figures)
 
@@ -199,6 +199,50 @@ def all_figures(
     return figures
 
 
+def corruption_figures(model: torch.nn.Module, opened: Any, num_samples: int, mesh: Mesh, config: Config) -> dict:
+    """How an ensemble does on its family's corruptions of the first validation samples (0: of all). Collective.
+
+    Returns:
+        level: what a level is called; levels: those taken.
+        clean, mean: of the samples as they are, and the mean over all kinds and levels.
+        kinds: {kind: one for each level}.
+        All of these are {"accuracy", "nll", "ece"}, each by predictor as evaluation/full.py has it.
+    """
+    corruptions, num_trails = config.family.corruptions, config.trails.count
+
+    def measure(samples: Samples) -> np.ndarray:
+        sums = CalibrationSums(num_trails + 2, mesh.device)
+
+        def add(*batch: torch.Tensor) -> None:
+            for chunk in predictions(*batch, num_trails, mesh.place):
+                sums.add(chunk)
+
+        stream(model, _batches(samples, num_samples, mesh, config), mesh, add)
+        sums.reduce(mesh)
+        figures = sums.result()
+        return np.array([figures[name] for name in _OF_CORRUPTIONS])  # [3, P]
+
+    def named(figures: np.ndarray) -> dict:
+        return by_predictor(dict(zip(_OF_CORRUPTIONS, figures.tolist(), strict=True)))
+
+    found: dict[str, list[np.ndarray]] = {kind: [] for kind in corruptions.kinds}
+    total = len(corruptions.kinds) * len(corruptions.levels)
+    with ProgressBar(total, title="corruptions") if mesh.is_main else nullcontext() as bar:
+        clean = measure(opened.validation)
+        for kind, measured in found.items():
+            for level in corruptions.levels:
+                measured.append(measure(config.family.corrupted(opened, kind, level)[1]))
+                if bar:
+                    bar.update(sum(map(len, found.values())), kind)
+    return {
+        "level": corruptions.level,
+        "levels": list(corruptions.levels),
+        "clean": named(clean),
+        "mean": named(np.mean(list(found.values()), (0, 1))),
+        "kinds": {kind: [named(each) for each in measured] for kind, measured in found.items()},
+    }
+
+
 class EverySecond(Subset):
     """The samples 0, 2, 4, … (``first`` 0) or 1, 3, 5, … (1) of the first ``num_samples`` (0: of all)."""
 
@@ -215,7 +259,7 @@ def _batches(samples: Samples, num_samples: int, mesh: Mesh, config: Config) -> 
 
 def saved_config(folder: Path, overrides: Sequence[str] = (), world_size: int = 1) -> Config:
     """The settings that a checkpoint was written with, for ranks each of which holds all of the model."""
-    return load_config(folder / CONFIG, [*overrides, *ONE_COPY], world_size=world_size, check_paths=False)
+    return load_config(folder / CONFIG, [*overrides, *_ONE_COPY], world_size=world_size, check_paths=False)
 
 
 def _config(path: Path, overrides: Sequence[str], world_size: int) -> tuple[Config, int]:

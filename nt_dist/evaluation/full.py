@@ -29,7 +29,7 @@ Beside them the evaluation of a checkpoint (evaluation/evaluate_checkpoint.py) p
     shift           (with --shift) against: what was shifted; samples: {unshifted, shifted}; auroc, aupr, fpr95: each
                     {entropy, mutual_information, max_probability} (shift.py); eval: all of the above but topology,
                     temperature and shift, on the shifted samples (None where their targets are not the model's)
-    corruptions     (with --corruptions) corruptions.corruption_figures
+    corruptions     (with --corruptions) evaluate_checkpoint.corruption_figures
 """
 
 from collections.abc import Iterable
@@ -134,7 +134,15 @@ class FullSums:
         scores = by_predictor(total.result())
         calibration = {name: scores[name] for name in ("ece", "adaptive_ece", "brier")}
         if self.temperatures:
-            calibration["temperature"] = self._temperature()
+            if self.calibration.tokens <= 0:
+                raise ValueError("a temperature needs at least one real token (of weight > 0) to be measured on")
+            calibration["temperature"] = {
+                "value": by_predictor(self.temperatures),
+                "fit_tokens": self.fitted_on.tokens,
+                "tokens": self.calibration.tokens,
+                "before": by_predictor(self.calibration.result()),
+                "after": by_predictor(self.tempered.result()),
+            }
         edges = [number / BINS for number in range(BINS + 1)]
         return {
             **figures,
@@ -142,15 +150,4 @@ class FullSums:
             "calibration": calibration,
             "reliability": {"edges": edges, **by_predictor(total.reliability())},
             "diversity": self.diversity.result(),
-        }
-
-    def _temperature(self) -> dict:
-        if self.calibration.tokens <= 0:
-            raise ValueError("a temperature needs at least one real token (of weight > 0) to be measured on")
-        return {
-            "value": by_predictor(self.temperatures),
-            "fit_tokens": self.fitted_on.tokens,
-            "tokens": self.calibration.tokens,
-            "before": by_predictor(self.calibration.result()),
-            "after": by_predictor(self.tempered.result()),
         }
