@@ -61,9 +61,9 @@ def export(
         model = to_transformers(ensemble.model, config, trail, dtype)
         task.settle(model, ensemble)
         model.save_pretrained(folder)
-        if trail is None:  # with the files of hf/ that end as its configuration does
-            configuration = model.config.auto_map["AutoConfig"].split(".")[0]
-            for file in Path(hf.__path__[0]).glob(f"*{configuration.removeprefix('configuration')}.py"):
+        if trail is None:  # with the files of hf/ that end as the modeling file does
+            modeling = type(model).__module__.rpartition(".")[2]
+            for file in Path(hf.__path__[0]).glob(f"*{modeling.removeprefix('modeling')}.py"):
                 shutil.copyfile(file, folder / file.name)
         if sparse:
             save_sparse(model, folder)

@@ -90,7 +90,7 @@ def twin(config: Config, one_trail: bool) -> Twin:
         "fork_at_embedding": config.trails.fork == "embedding",
         "final_norm_twice": config.trails.final_norm_twice,
         "auto_map": {
-            "AutoConfig": "configuration_neurotrails.NeuroTrailsConfig",
+            "AutoConfig": "modeling_neurotrails.NeuroTrailsConfig",
             "AutoModelForCausalLM": "modeling_neurotrails.NeuroTrailsForCausalLM",
         },
     }

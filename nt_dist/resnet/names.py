@@ -44,7 +44,7 @@ def twin(config: Config, one_trail: bool) -> Twin:
         "trail_layers": model.num_layers - config.trunk_layers,
         "fork_at_embedding": config.trails.fork == "embedding",
         "auto_map": {
-            "AutoConfig": "configuration_neurotrails_resnet.NeuroTrailsResNetConfig",
+            "AutoConfig": "modeling_neurotrails_resnet.NeuroTrailsResNetConfig",
             "AutoModelForImageClassification": "modeling_neurotrails_resnet.NeuroTrailsForImageClassification",
         },
     }

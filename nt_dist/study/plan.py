@@ -20,7 +20,7 @@ Nothing is trained here.
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,13 +57,12 @@ class Plan:
 
     dir: Path
     runs: dict[str, PlannedRun]
-    ensembles: dict[str, tuple[str, ...]]
+    ensembles: dict[str, list[str]]
 
-    def only(self, names: Iterable[str]) -> "Plan":
+    def only(self, names: Sequence[str]) -> "Plan":
         """The part of the plan that ``names`` (of runs and ensembles) need; a ConfigError where one is not in it."""
-        names, known = list(names), [*self.runs, *self.ensembles]
-        unknown = [name for name in names if name not in known]
-        if unknown:
+        known = [*self.runs, *self.ensembles]
+        if unknown := [name for name in names if name not in known]:
             raise ConfigError([f"{name!r} is not in the plan{hint(nearest(name, known))}" for name in unknown])
         ensembles = {name: members for name, members in self.ensembles.items() if name in names}
         needed = {*names, *(member for members in ensembles.values() for member in members)}
@@ -71,23 +70,19 @@ class Plan:
 
 
 def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
-    """Read a plan and the config of each of its runs, over which ``overrides`` win.
-
-    A ConfigError has everything that is wrong, run by run.
-    """
+    """Read a plan and the config of each of its runs, over which ``overrides`` win; a ConfigError has all mistakes."""
     try:
         content = _OPTIONAL | tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror}"]) from None
     except ValueError as error:
         raise ConfigError([f"{path}: is not TOML: {error}"]) from None
-    problems = [*_wrong_keys(content)] or [*_wrong_contents(content)]
-    if problems:
+    if problems := [*_wrong_keys(content)] or [*_wrong_contents(content)]:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
     common = _overrides(content["settings"])
     variants = {name: [*common, *_overrides(own), *overrides] for name, own in content["runs"].items()}
     runs = plan_runs(content["base"], Path(content["dir"]), variants, path)
-    return Plan(Path(content["dir"]), runs, {name: tuple(each) for name, each in content["ensembles"].items()})
+    return Plan(Path(content["dir"]), runs, content["ensembles"])
 
 
 def plan_runs(
@@ -96,7 +91,7 @@ def plan_runs(
     """Make the runs of a plan: each in a folder of its own in ``folder``, with one folder of prepared data for all.
 
     ``variants`` are ``section.key=value`` over the base, by the run's name. A ConfigError has everything that is wrong,
-    run by run, each message beginning with ``named``: where the variants come from.
+    run by run, under the name of where the variants come from.
     """
     runs, problems = {}, []
     for name, overrides in variants.items():
@@ -115,7 +110,7 @@ def plan_runs(
 
 
 def _wrong_keys(content: Mapping[str, Any]) -> Iterator[str]:
-    for key in [key for key in content if key not in _KEYS]:
+    for key in content.keys() - _KEYS:
         yield f"{key} is no key of a plan{hint(nearest(key, _KEYS))}"
     for key, kind in _KEYS.items():
         if key not in content:
@@ -163,9 +158,8 @@ class SweepPoint(NamedTuple):
 
 
 def parse_points(densities: str, layers: str, points: str) -> list[SweepPoint]:
-    """Read the points of a study from the command line.
+    """Read a study's points: all densities × layers, as in "0.2,0.9" and "2,4", or only some of these, as in "0.9:4".
 
-    All ``densities`` and ``layers``, as in "0.2,0.5,0.9" and "2,4,6", or some of these ``points``, as in "0.9:4,0.5:2".
     A ConfigError where something is no number, or one of ``points`` is not in the study.
     """
     try:
@@ -174,16 +168,15 @@ def parse_points(densities: str, layers: str, points: str) -> list[SweepPoint]:
     except ValueError:
         rule = "--densities and --layers must be numbers with commas between, --points as in 0.9:4,0.5:2"
         raise ConfigError([rule]) from None
-    strange = [f"{each.density:g}:{each.layers}" for each in some if each not in every]
-    if strange:
-        raise ConfigError([f"--points {each}: is not among the densities and layers of the study" for each in strange])
+    if strange := [f"--points {each.density:g}:{each.layers}" for each in some if each not in every]:
+        raise ConfigError([f"{each}: is not among the densities and layers of the study" for each in strange])
     return [each for each in dict.fromkeys(every) if not some or each in some]
 
 
 def plan_sweep(
     points: Sequence[SweepPoint], base: str, folder: Path, steps: int | None, overrides: Sequence[str]
 ) -> dict[str, PlannedRun]:
-    """The runs of a study: one config at each point, with a warm-up in proportion to the steps; see plan_runs."""
+    """The runs of a study, see plan_runs: one config at each point, with a warm-up in proportion to the steps."""
     train, common = load_config(base, overrides, check_paths=False).train, list(overrides)
     if steps is not None:
         common.append(f"train.steps={steps}")

@@ -168,9 +168,8 @@ def _pictures(run: Path, config: Config, result: Result, comparison: StudyTable 
 def topology_shares(checkpoint: Path, config: Config) -> dict[str, np.ndarray]:
     """Read the topologies of the sparse matrices in the two layers at either end, which are the most unlike.
 
-    Returns:
-        By weight name: the share of positions that are active, over all trails, in each field of a grid of at most
-        MAP_SIDE × MAP_SIDE laid over the matrix without its padding; a kernel's rows are what makes up one output.
+    Returns, by weight name, the share of positions that are active, over all trails, in each field of a grid of at most
+    MAP_SIDE × MAP_SIDE laid over the matrix without its padding; a kernel's rows are what makes up one output.
     """
     specs = weight_specs(config).values()
     layers = list(dict.fromkeys(spec.layer for spec in specs))

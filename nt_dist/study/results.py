@@ -93,9 +93,6 @@ def result_of(name: str, folders: Sequence[Path], mesh: Mesh, kept: Path, overri
         folders: Checkpoints, or folders of runs (then their newest checkpoints).
         mesh: Of one rank.
         overrides: ``section.key=value`` over the runs' settings, for the evaluation.
-
-    Raises:
-        NTDistError: A checkpoint, its data or the settings cannot be used.
     """
     paths = [_newest_checkpoint(folder) for folder in folders]
     stamp = {
