@@ -132,11 +132,7 @@ class TemperatureFit(Sums):
             self.sums[number] += predictions.total(nll, slope, torch.ones_like(nll))
 
     def temperatures(self) -> list[float]:
-        """The temperatures [P].
-
-        Raises:
-            ValueError: No token was added.
-        """
+        """The temperatures [P]; a ValueError if no token was added."""
         tokens = self.sums[0, 2, 0]
         if tokens <= 0:
             raise ValueError("a temperature needs at least one real token (of weight > 0) to be fitted on")

@@ -23,17 +23,12 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
 
     Args:
         model: inputs [B, ...] -> logits [T, B, S, V], of the trails and classes that this rank holds, or None on all
-            stages of a pipeline but the last; a TrailsModel, a PipelineModel, or the module inside a DeepSpeed engine.
-            Its training mode is restored.
+            stages of a pipeline but the last. Its training mode is restored.
         batches: data.batch.Batch each.
-        mesh: parallel.mesh.Mesh; its device is the model's, its `data` ranks hold different batches.
-        config: The Config of the model (trails.count).
+        mesh: Its device is the model's, its `data` ranks hold different batches.
+        config: The model's.
 
-    Returns:
-        What the family's `figures` documents; equal on all ranks.
-
-    Raises:
-        DataError: the batches hold no real token.
+    Returns what the family's `figures` documents, equal on all ranks; a DataError where there is no real token.
     """
     sums = EnsembleSums(config.trails.count, mesh.device, mesh.place, config.family.wants_accuracy)
     stream(model, batches, mesh, sums.add)
@@ -68,8 +63,7 @@ def from_data(config, work: Callable):
 class EnsembleSums(Sums):
     """Sums of the losses, the right answers where they are wanted, the disagreement and the weights.
 
-    ``place`` says which trails and classes are held here: the sums are of all, and the same on all ranks that hold
-    parts of one model.
+    They are of all trails and classes, and the same on all ranks that hold parts of one model.
     """
 
     def __init__(

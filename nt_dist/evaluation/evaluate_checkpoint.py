@@ -108,8 +108,7 @@ def evaluate_checkpoint(
             implies ``full``.
         corruptions: Whether to evaluate on every corruption of the family at every level.
 
-    Raises:
-        NTDistError: Checkpoint, settings or data cannot be used; on all ranks.
+    An NTDistError, on all ranks, where checkpoint, settings or data cannot be used.
     """
     corrupted = None if shift is None else corruption(shift)
     path = find_asked(path, mesh)
@@ -151,8 +150,7 @@ def evaluate_checkpoint(
 def corruption(shift: str) -> tuple[str, float] | None:
     """Which corruption is meant by a family's name of one, perhaps with ``:LEVEL``; None if ``shift`` is a path.
 
-    Raises:
-        RunError: It is empty, or the level is not one that the family's rule allows.
+    A RunError where it is empty, or the level is not one that the family's rule allows.
     """
     kinds = {kind: family.corruptions for family in FAMILIES.values() for kind in family.corruptions.kinds}
     if not shift.strip():
@@ -175,11 +173,8 @@ def all_figures(
 ) -> dict:
     """What evaluation/full.py documents, but for the topology, of the first samples (0: of all). Collective.
 
-    ``shift`` is what other samples are called, these, and whether their targets are the model's; model, mesh and config
-    are as `evaluate` takes them.
-
-    Raises:
-        DataError: There are too few samples.
+    ``shift`` is what other samples are called, these, and whether their targets are the model's. A DataError where
+    there are too few samples.
     """
     parts = [EverySecond(samples, num_samples, first) for first in (0, 1)]
     if not len(parts[1]):

@@ -51,13 +51,9 @@ def evaluate_fully(
 ) -> tuple[dict, np.ndarray]:
     """Runs the model once over batches for all figures there are; otherwise as `evaluate`.
 
-    Args:
-        then: More batches: temperatures are fitted on `batches` and measured on these, and all other figures are of
-            both. None: no temperatures.
-
-    Returns:
-        What FullSums.result documents, and the scores of the samples (see shift.SequenceScores), which shift.detection
-        compares with those of other data; both equal on all ranks.
+    ``then`` are more batches: temperatures are fitted on the first and measured on these, and all other figures are of
+    both. Returns what FullSums.result documents, and the scores of the samples (see shift.SequenceScores), which
+    shift.detection compares with those of other data; both equal on all ranks.
     """
     num_classes = config.family.num_outputs(config) if config.family.wants_accuracy else 0
     sums = FullSums(config.trails.count, mesh.device, mesh.place, then is not None, num_classes)
@@ -109,11 +105,7 @@ class FullSums:
                 self.fit.add(chunk)
 
     def fit_temperatures(self, mesh) -> None:
-        """Ends the part of the data on which temperatures are fitted; what is added from now on measures them.
-
-        Raises:
-            ValueError: That part has no real token.
-        """
+        """Ends the part on which temperatures are fitted, or a ValueError if it is empty; the next measures them."""
         self.fit.reduce(mesh)
         self.temperatures = self.fit.temperatures()
         self.calibration, self.fitted_on = self.fitted_on, self.calibration
@@ -126,8 +118,7 @@ class FullSums:
     def result(self, family: Family) -> dict:
         """The figures of all tokens added so far; the keys are in this module's docstring.
 
-        Raises:
-            ValueError: No real token was added, to one of the two parts if there are temperatures.
+        A ValueError where no real token was added, to one of the two parts if there are temperatures.
         """
         figures = family.figures(self.ensemble.means())
         total = self.calibration + self.fitted_on

@@ -99,16 +99,14 @@ class Predictions:
 def real_tokens(
     logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, at_once: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Cut a batch into chunks of so many real tokens.
+    """Cut a batch into chunks of ``at_once`` real tokens.
 
     Args:
         logits: [T, B, S, V], any floating type: the trails and classes held here; S positions of a sample.
         targets: [B, S], the class each position has to predict.
         weights: [B, S], 1 for a real token, 0 for padding (whose logits and targets are not looked at).
-        at_once: Tokens in a chunk.
 
-    Yields:
-        Logits [T, N, V], targets [N], weights in float64 [N] and rows of the batch [N].
+    Yields logits [T, N, V], targets [N], weights in float64 [N] and rows of the batch [N].
     """
     assert logits.shape[1:3] == targets.shape == weights.shape
     positions = targets.shape[1]

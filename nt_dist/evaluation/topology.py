@@ -39,11 +39,8 @@ class Overlap(NamedTuple):
 
 
 def overlap_sums(spec: WeightSpec, shards: Iterable[int], common: float) -> np.ndarray:
-    """Sums over the pairs of a weight's trails, in some shards in which they have ``common`` entries in common.
-
-    Returns:
-        [3]: ``common``, what it would be by chance, and the slots of the one trail and the other.
-    """
+    """Sums over the pairs of a weight's trails in some shards [3]: ``common``, the entries that both have, what these
+    would be by chance, and the slots of the one trail and the other."""
     pairs = spec.trails * (spec.trails - 1) // 2
     sizes = [(spec.slots(shard), spec.real_length(shard) * spec.slice_elements) for shard in shards]
     expected = sum(slots * slots / entries for slots, entries in sizes if entries)
@@ -72,10 +69,7 @@ def trail_overlap(weights: Iterable, mesh) -> Overlap | None:
 def density(specs: Iterable[WeightSpec]) -> float:
     """Active over all entries of the sparse weights and the dense matrices (not of norms), padding left out.
 
-    Updates do not change it, so it follows from the specs (model.weights.weight_specs).
-
-    Raises:
-        ValueError: there is no matrix among them.
+    Updates do not change it, so it follows from the specs; a ValueError if there is no matrix among them.
     """
     matrices = [spec for spec in specs if not spec.is_vector]
     if not matrices:
@@ -104,17 +98,9 @@ def topology_figures(path: Path, mesh: Mesh, specs: dict[str, WeightSpec]) -> di
     the same weights; ranks divide the shards. What moved and came back between two of them is not seen: churn and the
     share ever active are lower bounds, the closer the more checkpoints ``run.keep`` and ``run.keep_every`` keep.
 
-    Args:
-        path: The checkpoint, which is whole.
-        mesh: The ranks.
-        specs: The weights of its model by name (model.weights.weight_specs).
-
-    Returns:
-        What evaluation/full.py documents under "topology"; the share ever active is the in-time over-parameterisation
-        rate of Liu et al., arXiv 2102.02887, section 3. None if no weight is sparse.
-
-    Raises:
-        CheckpointError: A topology cannot be read, or is not the one that its manifest names; on all ranks.
+    Returns what evaluation/full.py documents under "topology", None if no weight is sparse. The share ever active is
+    the in-time over-parameterisation rate of Liu et al., arXiv 2102.02887, section 3. A CheckpointError, on all ranks,
+    says that a topology cannot be read, or is not the one that its manifest names.
     """
     sparse = {name: spec for name, spec in specs.items() if spec.is_sparse}
     if not sparse:

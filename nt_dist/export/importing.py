@@ -36,8 +36,7 @@ Read = Callable[[str], torch.Tensor]
 def open_foreign(path: Path, family: Family) -> Foreign:
     """Open a folder with config.json and *.safetensors, or, where the layout may be so, pytorch_model.bin.
 
-    Raises:
-        CheckpointError: It cannot be read, is in no layout that the family knows, or would run code.
+    Nothing in it is run. A CheckpointError where it cannot be read so, or is in no layout that the family knows.
     """
     try:
         settings = json.loads((path / "config.json").read_bytes())
@@ -107,12 +106,8 @@ class _Untrained:
 
 
 def check(foreign: Foreign, config: Config, noise: float) -> None:
-    """Refuse, before any work, an import that cannot be.
-
-    Raises:
-        ConfigError: With everything in which model and config differ.
-        CheckpointError: The run has checkpoints already.
-    """
+    """Refuse, before any work, an import that cannot be: a ConfigError has everything in which model and config differ,
+    a CheckpointError says that the run has checkpoints already."""
     found = foreign.problems(config)
     if not 0 <= noise < float("inf"):
         found.append(f"--noise {noise:g} must be at least 0")
@@ -127,11 +122,8 @@ def check(foreign: Foreign, config: Config, noise: float) -> None:
 def import_run(foreign: Foreign, config: Config, mesh: Mesh, data: Any, noise: float = 0.0) -> tuple[Path, Pruned]:
     """Save a foreign checkpoint, checked by :func:`check`, as step 0 of a run, which train.py then continues.
 
-    ``mesh`` is of one rank, ``data`` what the family opened; for ``noise`` see :func:`fill`.
-
-    Raises:
-        DataError: See :meth:`Foreign.check_data`.
-        CheckpointError: A tensor holds something that is no number, or the checkpoint cannot be written.
+    ``mesh`` is of one rank, ``data`` what the family opened; for ``noise`` see :func:`fill`. A CheckpointError where a
+    tensor holds something that is no number, or the checkpoint cannot be written.
     """
     foreign.check_data(config, data)
     model = build_model(config, device="meta").to_empty(device="cpu")
@@ -154,14 +146,13 @@ def fill(model: TrailsModel, foreign: Foreign, config: Config, noise: float = 0.
         spec = weight.spec
         tensors = _read(foreign, config, spec)
         dense = torch.zeros(spec.trails, *spec.shape)  # with padding
-        dense[(slice(None), *map(slice, spec.real_shape))] = torch.stack(tensors)
+        dense[(slice(None), *map(slice, spec.real_shape))] = tensors
         is_noisy = noise and spec.in_trail and not spec.is_vector
-        deviations = noise * torch.stack([each.std() for each in tensors]) if is_noisy else None
         for fragments in weight.groups():
             blocks = weight.blocks(dense, fragments)  # [R, elements]
-            if deviations is not None:
-                drawn = _noise(spec, fragments, config.train.seed)
-                blocks += drawn * deviations[[trail for trail, _ in fragments], None]
+            if is_noisy:
+                deviations = noise * tensors.flatten(1).std(1)[[trail for trail, _ in fragments], None]
+                blocks += deviations * _noise(spec, fragments, config.train.seed)
             positions = largest(spec, fragments, blocks)
             values = blocks.gather(1, positions)
             weight.set_active(fragments, positions)
@@ -170,19 +161,18 @@ def fill(model: TrailsModel, foreign: Foreign, config: Config, noise: float = 0.
             found += int(blocks.count_nonzero())
             lost = max(lost, float(blocks.abs().scatter_(1, positions, 0.0).max()))
     for statistic in statistics_of(model).values():
-        statistic.values.copy_(torch.stack(_read(foreign, config, statistic.spec)))
+        statistic.values.copy_(_read(foreign, config, statistic.spec))
     return Pruned(kept, found, lost)
 
 
-def _read(foreign: Foreign, config: Config, spec: WeightSpec) -> list[torch.Tensor]:
-    """What each trail is taken from, fp32."""
-    tensors = []
-    for key in (foreign.key(config, spec, trail) for trail in range(spec.trails)):
-        tensors.append(foreign.read(key).float())
-        if not tensors[-1].isfinite().all():
-            count = int((~tensors[-1].isfinite()).sum())
+def _read(foreign: Foreign, config: Config, spec: WeightSpec) -> torch.Tensor:
+    """What the trails are taken from, fp32 [T, ...]."""
+    keys = [foreign.key(config, spec, trail) for trail in range(spec.trails)]
+    tensors = [foreign.read(key).float() for key in keys]
+    for key, tensor in zip(keys, tensors, strict=True):
+        if count := int((~tensor.isfinite()).sum()):
             raise CheckpointError(f"{foreign.path}: {key}: {count} values are not finite")
-    return tensors
+    return torch.stack(tensors)
 
 
 def _noise(spec: WeightSpec, fragments: Fragments, seed: int) -> torch.Tensor:
@@ -194,10 +184,8 @@ def _noise(spec: WeightSpec, fragments: Fragments, seed: int) -> torch.Tensor:
 
 
 def largest(spec: WeightSpec, fragments: Fragments, blocks: torch.Tensor) -> torch.Tensor:
-    """Return the positions, ascending, of the largest magnitudes in shards of equal slots and padding.
-
-    The first of equal ones. ``blocks`` are the shards' entries, [R, elements]; returned is int64 [R, slots].
-    """
+    """Return the positions, ascending, int64 [R, slots], of the largest magnitudes (the first of equal ones) in shards
+    of equal slots and padding, whose entries are ``blocks`` [R, elements]."""
     if not spec.is_sparse:
         return torch.arange(spec.shard_elements).expand(len(fragments), -1)
     score, padding = blocks.abs(), padding_mask(spec, fragments[0][1])
