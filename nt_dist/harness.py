@@ -142,10 +142,9 @@ class EnsembleLM(HFLM):
         texts = []
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests") as bar:
             for batch in ordered.get_batched(n=self.batch_size):
-                found = self._generate([self.tok_encode(context) for context, _ in batch], batch[0][1])
-                for request, text in zip(batch, found, strict=True):
+                texts += self._generate([self.tok_encode(context) for context, _ in batch], batch[0][1])
+                for request, text in zip(batch, texts[-len(batch) :], strict=True):
                     self.cache_hook.add_partial("generate_until", request, text)
-                texts += found
                 bar.update(len(batch))
         return ordered.get_original(texts)
 
@@ -153,8 +152,8 @@ class EnsembleLM(HFLM):
         """Continues contexts side by side; ConfigError if a setting of the generation is not known here."""
         settings = normalize_gen_kwargs(settings, default_max_gen_toks=256)
         if strange := [name for name in settings if name not in _SAMPLING]:
-            known = ", ".join(_SAMPLING)
-            raise ConfigError([f"generation_kwargs: {name} is not known; known are {known}" for name in strange])
+            rule = f"is not known; known are {', '.join(_SAMPLING)}"
+            raise ConfigError([f"generation_kwargs: {name} {rule}" for name in strange])
         until = handle_stop_sequences(settings.pop("until", None), eos=None)
         count, eos = int(settings.pop("max_gen_toks")), self.tokenizer.eos_token_id
         room = self.max_length - count if count < self.max_length else max(self.max_length // 2, 1)
@@ -220,9 +219,10 @@ def load_tasks(tasks: Sequence[str]) -> list[Any]:
                 for each in loaded["tasks"].values():
                     each.build_all_requests(limit=1, rank=0, world_size=1)
                 found += list(loaded["groups"].values())[:1] or loaded["tasks"].values()
-            except Exception as problem:  # of YAML, jinja, datasets, the harness's own assertions
-                reason = " ".join(str(problem).split())
-                problems.append(f"--tasks {task}: cannot be used: {type(problem).__name__}: {reason}")
+            except Exception as error:  # of YAML, jinja, datasets, the harness's own assertions
+                problems.append(
+                    f"--tasks {task}: cannot be used: {type(error).__name__}: {' '.join(str(error).split())}"
+                )
     if problems:
         raise ConfigError(problems)
     return found

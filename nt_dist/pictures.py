@@ -98,8 +98,8 @@ def loss_curves(records: Sequence[Mapping[str, Any]], family: Family) -> Figure:
     headlines = {record["step"]: family.headline(record["eval"]) for record in records if "eval" in record}
     figure, (training, validation) = panels(2)
     training.set(title="Training loss", ylabel="cross-entropy (nats)")
-    _trail_lines(training, list(losses), list(losses.values()))
     validation.set(title="Validation")
+    _trail_lines(training, list(losses), list(losses.values()))
     if headlines:
         first = next(iter(headlines.values()))
         training.set(ylabel=f"cross-entropy (nats a {first.sample})")

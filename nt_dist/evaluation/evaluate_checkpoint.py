@@ -28,8 +28,8 @@ from nt_dist.evaluation.evaluate import evaluate, stream
 from nt_dist.evaluation.full import evaluate_fully
 from nt_dist.evaluation.predictions import by_predictor, predictions
 from nt_dist.evaluation.report import evaluation_table
-from nt_dist.evaluation.shift import detection
 from nt_dist.evaluation.topology import topology_figures
+from nt_dist.evaluation.uncertainty import detection
 from nt_dist.families import FAMILIES, load_config, make_config
 from nt_dist.files import write_whole
 from nt_dist.model.trails import build_model

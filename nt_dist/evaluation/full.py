@@ -12,8 +12,7 @@
                     tokens, and before and after, each with nll, accuracy, brier, ece, adaptive_ece (and top5)
     reliability     edges: the 16 borders of 15 bins of confidence; and for each predictor
                     {count, confidence, accuracy}: lists of 15 (an empty bin: None, None)
-    diversity       kl, js, disagreement_matrix [T][T]; kl_mean, js_mean, entropy_mean, entropy_members,
-                    mutual_information: diversity.DiversitySums.result
+    diversity       uncertainty.DiversitySums.result
 
 Figures of predictors (nll, accuracy, ece, adaptive_ece, brier, value, …, the reliability's dictionaries) are
 {"trails": [T of them], "prob": of the mean of probabilities, "logit": of the mean of logits}.
@@ -26,9 +25,9 @@ Beside them the evaluation of a checkpoint (evaluation/evaluate_checkpoint.py) p
                     density, ever_active: share of the sparse weights' entries active here, and in any checkpoint;
                     churn: [{from, to, share}], share of the slots that moved between one checkpoint and the next;
                     weights: {name: {density, overlap, ever_active, churn}}, of each sparse weight; churn as above
-    shift           (with --shift) against: what was shifted; samples: {unshifted, shifted}; auroc, aupr, fpr95: each
-                    {entropy, mutual_information, max_probability} (shift.py); eval: all of the above but topology,
-                    temperature and shift, on the shifted samples (None where their targets are not the model's)
+    shift           (with --shift) against: what was shifted; samples: {unshifted, shifted}; auroc, aupr, fpr95 of
+                    uncertainty.detection; eval: all of the above but topology, temperature and shift, on the shifted
+                    samples (None where their targets are not the model's)
     corruptions     (with --corruptions) evaluate_checkpoint.corruption_figures
 """
 
@@ -39,10 +38,9 @@ import torch
 
 from nt_dist.config.family import Family
 from nt_dist.evaluation.calibration import BINS, TOP, CalibrationSums, TemperatureFit
-from nt_dist.evaluation.diversity import DiversitySums
 from nt_dist.evaluation.evaluate import EnsembleSums, from_data, stream
 from nt_dist.evaluation.predictions import by_predictor, predictions
-from nt_dist.evaluation.shift import SequenceScores
+from nt_dist.evaluation.uncertainty import DiversitySums, SequenceScores
 from nt_dist.model.place import Place
 
 
@@ -52,8 +50,8 @@ def evaluate_fully(
     """Runs the model once over batches for all figures there are; otherwise as `evaluate`.
 
     ``then`` are more batches: temperatures are fitted on the first and measured on these, and all other figures are of
-    both. Returns what FullSums.result documents, and the scores of the samples (see shift.SequenceScores), which
-    shift.detection compares with those of other data; both equal on all ranks.
+    both. Returns what FullSums.result documents, and the scores of the samples (see uncertainty.SequenceScores), which
+    uncertainty.detection compares with those of other data; both equal on all ranks.
     """
     num_classes = config.family.num_outputs(config) if config.family.wants_accuracy else 0
     sums = FullSums(config.trails.count, mesh.device, mesh.place, then is not None, num_classes)

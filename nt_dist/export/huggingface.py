@@ -8,22 +8,55 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from nt_dist.config.family import Twin
 from nt_dist.config.settings import Config
 from nt_dist.errors import ConfigError, RunError
+from nt_dist.evaluation.report import by_row
 from nt_dist.export import hf
-from nt_dist.export.card import card
 from nt_dist.export.hf.sparse_neurotrails import save_sparse
 from nt_dist.export.tasks import TASKS, Task, TextGeneration
 from nt_dist.files import new_folder
 from nt_dist.inference import Ensemble
 from nt_dist.inference.ensemble import LOGIT, PROB, combine
 from nt_dist.model.trails import TrailsModel, statistics_of, weights_of
+from nt_dist.model.weights import count_parameters
+from nt_dist.training.metrics_log import METRICS, read_metrics
 
 TOLERANCE = 1e-4  # of the largest logit: what another order of sums can do in fp32
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: {task.name}
+tags:
+- neurotrails
+---
+
+# {title}
+
+Trained with nt_dist as NeuroTrails ([arXiv 2505.17909](https://arxiv.org/abs/2505.17909)) describes.
+
+- {config.trails.count} trails of {behind} blocks behind a trunk of {config.trunk_layers}{which}
+- {parameters[stored]:,} weights that are not zero, of {parameters[dense]:,} in the whole ensemble \
+(density {config.sparsity.density:g})
+- {sizes}; weights in {dtype}
+- trained for {state.step:,} of {config.train.steps:,} steps on {state.consumed_samples:,} samples of \
+`data.source = {config.data.source!r}`, by nt_dist {manifest.written_by}
+- written and read back with transformers {transformers.__version__}
+
+{figures}
+
+```python
+{example}```
+"""
+_OUTPUTS = """
+`logits` are the log of the mean of the trails' probabilities; `model.config.combine` set to `"logit"` takes the mean \
+of their logits, a number one trail (from 0). `model(…, output_trail_logits=True)` has each trail's own as \
+`trail_logits`. `loss` is the cross-entropy of what the ensemble predicts.
+"""
 
 
 class Exported(NamedTuple):
@@ -47,10 +80,8 @@ def export(
         dtype: Of the weights, "float32" or "bfloat16".
         sparse: Whether an ensemble that writes text is also written sparse, for NeuroTrailsForCausalLM.from_sparse.
 
-    Raises:
-        ConfigError: The model cannot be written so.
-        DataError: The tokenizer cannot be.
-        RunError: The folder cannot be used, or what was read back has other logits.
+    A ConfigError where the model cannot be written so, a DataError where its tokenizer cannot, a RunError where the
+    folder cannot be used or what was read back has other logits.
     """
     config, task = ensemble.config, TASKS[ensemble.config.family.task]
     _check(config, trail, sparse)
@@ -122,8 +153,8 @@ def _state(model: TrailsModel, config: Config, twin: Twin, trail: int | None) ->
     """Weights, dense and without padding, and statistics by the twin's names; with ``trail`` of trunk and trail."""
     rows = {name: weight.dense().detach() for name, weight in weights_of(model).items()}
     rows |= {name: statistic.values for name, statistic in statistics_of(model).items()}
-    specs, state = config.family.weights(config), {}
-    for spec in specs:
+    state = {}
+    for spec in config.family.weights(config):
         for number in range(spec.trails) if trail is None else [min(trail, spec.trails - 1)]:
             real = rows[spec.name][(number, *map(slice, spec.real_shape))]
             state[twin.key(config, spec.name, number)] = real.contiguous()
@@ -143,14 +174,13 @@ def _compare(
     """Return the largest difference of a logit of a model that was read back from the checkpoint's; RunError where it
     is larger than rounding can be."""
     logits = ensemble.logits(ours).cpu()
+    answer = model(**theirs, **({"output_trail_logits": True} if trail is None else {}))
+    pairs = task.more_pairs(model, theirs, answer)
     if trail is None:
-        answer = model(**theirs, output_trail_logits=True)
-        pairs = [(answer.trail_logits, logits)]
         pairs += [(model(**theirs, combine=how).logits.log_softmax(-1), combine(logits, how)) for how in (PROB, LOGIT)]
+        pairs.append((answer.trail_logits, logits))
     else:
-        answer = model(**theirs)
-        pairs = [(answer.logits, logits[trail])]
-    pairs += task.more_pairs(model, theirs, answer)
+        pairs.append((answer.logits, logits[trail]))
     difference = max(float((found - expected.reshape(found.shape)).abs().max()) for found, expected in pairs)
     largest = float(logits.abs().max())
     if not difference <= TOLERANCE * max(largest, 1.0):
@@ -173,3 +203,42 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def card(ensemble: Ensemble, task: Task, trail: int | None, dtype: str) -> str:
+    """Return a README.md with the model's sizes, its run's figures at the exported step, and a first example.
+
+    ``trail`` is the one that was exported, from 0, or None for all; ``dtype`` that of its weights.
+    """
+    config, manifest = ensemble.config, ensemble.manifest
+    text = _CARD.format(
+        title="NeuroTrails ensemble" if trail is None else f"Trail {trail + 1} of a NeuroTrails ensemble",
+        config=config,
+        behind=config.model.num_layers - config.trunk_layers,
+        which="" if trail is None else f"; this is trail {trail + 1} with the trunk",
+        parameters=count_parameters(config),
+        dtype=dtype,
+        manifest=manifest,
+        state=manifest.training_state,
+        transformers=transformers,
+        figures=_figures(ensemble, trail),
+        task=task,
+        sizes=task.sizes(config),
+        example=task.example.format(remote=", trust_remote_code=True" if trail is None else ""),
+    )
+    return text + _OUTPUTS if trail is None else text
+
+
+def _figures(ensemble: Ensemble, trail: int | None) -> str:
+    """The evaluation that the run made at the exported step, if it made one."""
+    step = ensemble.manifest.training_state.step
+    records = read_metrics(ensemble.checkpoint.parent.parent / METRICS)
+    found = [record["eval"] for record in records if "eval" in record and record["step"] == step]
+    if not found:
+        return "The run has no evaluation at this step."
+    headline = ensemble.config.family.headline(found[-1])
+    rows = list(by_row([vars(headline)]).items())[slice(None) if trail is None else slice(trail, trail + 1)]
+    lines = [f"| {name} | {headline.text(value)} |" for name, (value,) in rows if value is not None]
+    count = f"{found[-1][headline.samples]:,} validation {headline.samples}"
+    head = f"{headline.name.capitalize()} on {count} of the run, by `tools/evaluate.py`'s protocol:"
+    return "\n".join([head, "", f"| | {headline.name} |", "|---|---|", *lines])

@@ -37,7 +37,7 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """A run, or several together; costs are summed over all of them, steps and tokens are of each."""
+    """A run, or several together: costs are summed over all of them, steps and tokens are of each."""
 
     name: str
     trails: int
@@ -172,8 +172,7 @@ def _evaluate(name: str, paths: Sequence[Path], mesh: Mesh, overrides: Sequence[
 class Together(nn.ModuleList):
     """Models whose trails are one ensemble's."""
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the logits of all models' trails [sum of T, B, S, V]."""
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:  # [sum of T, B, S, V]
         return torch.cat([model(inputs).float() for model in self])
 
 

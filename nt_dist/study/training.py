@@ -5,7 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from nt_dist.checkpoint.weights import check_config
@@ -18,20 +18,16 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 _LOGGER = logging.getLogger(__name__)
 
 
-def train_missing(runs: Iterable[PlannedRun], launcher: str = "") -> None:
+def train_missing(runs: Collection[PlannedRun], launcher: str = "") -> None:
     """Train, or continue, every run that has not come to its last step.
 
     ``launcher`` stands before ``train.py`` on its command line, as in "deepspeed --num_gpus 2"; without one it is this
-    interpreter, one rank.
-
-    Raises:
-        RunError: A run failed, or was asked to leave (which this process passes on to it).
-        CheckpointError: A run's folder holds a checkpoint of other settings.
+    interpreter, one rank. A RunError where a run failed, or was asked to leave (which this process passes on to it); a
+    CheckpointError where a run's folder holds a checkpoint of other settings.
     """
-    runs = list(runs)
     missing = [run for run in runs if not is_done(run)]
-    if len(missing) < len(runs):
-        _LOGGER.info("%d of %d runs have been trained before", len(runs) - len(missing), len(runs))
+    if done := len(runs) - len(missing):
+        _LOGGER.info("%d of %d runs have been trained before", done, len(runs))
     for number, run in enumerate(missing, 1):
         _LOGGER.info("== training %s (%d of %d) ==", run.name, number, len(missing))
         _train(run, launcher)

@@ -110,11 +110,8 @@ def _rows_are_faster(weight: torch.Tensor, tokens: int, known: dict[tuple, bool]
 def load_sparse(model: nn.Module, folder: Path, kernel: str = "fastest", tokens: int = 1) -> None:
     """Fill a model, which may be on the meta device, from a sparse file; ValueError if the file is not of this model.
 
-    Args:
-        model: Of the file's sizes; linear layers whose matrices stay sparse are replaced.
-        folder: Where the file is.
-        kernel: "dense"; "csr", compressed rows; or "fastest", whichever a short measurement finds for each matrix.
-        tokens: In the passes that matter for "fastest": 1 for writing text, more for reading it.
+    ``kernel`` is "dense"; "csr", compressed rows, for which linear layers are replaced; or "fastest", whichever a short
+    measurement finds for each matrix in passes of so many ``tokens``: 1 for writing text, more for reading it.
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel = {kernel!r} must be one of {', '.join(KERNELS)}")

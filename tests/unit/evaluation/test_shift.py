@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import entropy, mannwhitneyu
 
-from nt_dist.evaluation.shift import SCORES, SequenceScores, detection
+from nt_dist.evaluation.uncertainty import SCORES, SequenceScores, detection
 from tests.unit.evaluation.prediction_case import ALONE, TRAILS, chunks_of, expected_probs, random_case
 
 

@@ -9,7 +9,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 from torchmetrics.functional.regression import kl_divergence
 
-from nt_dist.evaluation.diversity import DiversitySums
+from nt_dist.evaluation.uncertainty import DiversitySums
 from tests.unit.evaluation.prediction_case import TRAILS, chunks_of, expected_probs, random_case
 
 
