@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.interpolate import CubicHermiteSpline
 
-from nt_dist.evaluation.predictions import Predictions, Sums
+from nt_dist.evaluation.predictions import Device, Predictions, Sums
 
 BINS = 15
 """Bins of the calibration errors and of the reliability diagram, as in Guo et al., arXiv 1706.04599."""
@@ -28,7 +28,7 @@ class CalibrationSums(Sums):
     """Of the tokens in each fine bin of confidences: sums of ones, confidences, right answers, nll and Brier scores,
     and, ``with_top``, of the answers among the TOP likeliest."""
 
-    def __init__(self, num_predictors: int, device: torch.device | str = "cpu", with_top: bool = False):
+    def __init__(self, num_predictors: int, device: Device = "cpu", with_top: bool = False):
         super().__init__(num_predictors, FINE_BINS, 5 + with_top, device=device)
         self.with_top = with_top
 
@@ -117,7 +117,7 @@ class TemperatureFit(Sums):
     slope keeps its sign the temperature is the end of the grid, 1/4 or 4.
     """
 
-    def __init__(self, num_predictors: int, device: torch.device | str = "cpu"):
+    def __init__(self, num_predictors: int, device: Device = "cpu"):
         super().__init__(len(GRID), 3, num_predictors, device=device)  # NLL, its slope in log β, tokens
 
     def add(self, predictions: Predictions) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from nt_dist.errors import DataError
-from nt_dist.evaluation.predictions import Sums, by_predictor, mean_of_probs, real_tokens
+from nt_dist.evaluation.predictions import Device, Sums, by_predictor, mean_of_probs, real_tokens
 from nt_dist.model.place import Place
 
 # Tokens whose logits are held in fp32 at once: bounds memory at [T, 1024, V] whatever the batch.
@@ -66,17 +66,11 @@ class EnsembleSums(Sums):
     They are of all trails and classes, and the same on all ranks that hold parts of one model.
     """
 
-    def __init__(
-        self,
-        num_trails: int,
-        device: torch.device | str = "cpu",
-        place: Place | None = None,
-        with_accuracy: bool = False,
-    ):
+    def __init__(self, num_trails: int, device: Device = "cpu", place: Place | None = None, has_accuracy: bool = False):
         assert num_trails >= 1
         # of each trail, of both means: nll and, if wanted, right answers; then disagreement and tokens
-        super().__init__((num_trails + 2) * (1 + with_accuracy) + 2, device=device)
-        self.num_trails, self.place, self.with_accuracy = num_trails, place or Place(), with_accuracy
+        super().__init__((num_trails + 2) * (1 + has_accuracy) + 2, device=device)
+        self.num_trails, self.place, self.has_accuracy = num_trails, place or Place(), has_accuracy
 
     def add(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         """Adds one batch, as :func:`real_tokens` takes it."""
@@ -90,7 +84,7 @@ class EnsembleSums(Sums):
         mean_logits = self.place.mean_of_trails(logits)[None]
         answers = self.place.all_trails(self.place.most_likely(logits))  # [T, N]
         figures = [nll, -mean_of_probs(-nll)[None], self._losses(mean_logits, targets)]
-        if self.with_accuracy:
+        if self.has_accuracy:
             probs = (logits - self.place.log_sum_exp(logits)[..., None]).exp()
             means = self.place.mean_of_trails(probs)[None], mean_logits
             figures.append(torch.cat([answers, *map(self.place.most_likely, means)]) == targets)

@@ -50,11 +50,9 @@ class CheckpointEvaluation:
 
     checkpoint: str
     step: int
-    data: str
-    """What it was evaluated on, for people."""
+    data: str  # what it was evaluated on, for people
     config: Config
-    figures: dict
-    """See the family's `figures`; evaluation/full.py has the keys of a full one."""
+    figures: dict  # see the family's `figures`; evaluation/full.py has the keys of a full one
 
     def table(self) -> str:
         """The figures for a terminal."""

@@ -39,7 +39,7 @@ import torch
 from nt_dist.config.family import Family
 from nt_dist.evaluation.calibration import BINS, TOP, CalibrationSums, TemperatureFit
 from nt_dist.evaluation.evaluate import EnsembleSums, from_data, stream
-from nt_dist.evaluation.predictions import by_predictor, predictions
+from nt_dist.evaluation.predictions import Device, by_predictor, predictions
 from nt_dist.evaluation.uncertainty import DiversitySums, SequenceScores
 from nt_dist.model.place import Place
 
@@ -74,13 +74,13 @@ class FullSums:
     def __init__(
         self,
         num_trails: int,
-        device: torch.device | str = "cpu",
+        device: Device = "cpu",
         place: Place | None = None,
         with_temperatures: bool = False,
         num_classes: int = 0,
     ):
         self.num_trails, self.place = num_trails, place or Place()
-        self.ensemble = EnsembleSums(num_trails, device, place, with_accuracy=True)
+        self.ensemble = EnsembleSums(num_trails, device, place, has_accuracy=True)
         self.diversity = DiversitySums(num_trails, device)
         self.scores = SequenceScores(device)
         # of the part at hand; of the part before it; of the part at hand with its temperatures

@@ -14,6 +14,7 @@ import torch
 
 from nt_dist.model.place import Place
 
+Device = torch.device | str
 # Entries of [P, N, V] at once: bounds the working memory, a few such tensors in fp32, whatever batch and vocabulary.
 CHUNK_ENTRIES = 1 << 22
 # In place of -inf (padded classes): p · log p is then 0 and not nan, and no figure sees it.
@@ -26,7 +27,7 @@ class Sums:
     Averages are never averaged, so batch size, ragged last batches and the number of ranks do not change a figure.
     """
 
-    def __init__(self, *shape: int, device: torch.device | str):
+    def __init__(self, *shape: int, device: Device):
         self.sums = torch.zeros(shape, dtype=torch.float64, device=device)
 
     def reduce(self, mesh) -> None:
@@ -38,16 +39,11 @@ class Sums:
 class Predictions:
     """Distributions over the classes, one a predictor and token."""
 
-    log_probs: torch.Tensor
-    """Normalised, fp32 [P, N, V], all finite."""
-    targets: torch.Tensor
-    """The right classes [N]."""
-    weights: torch.Tensor
-    """Of the tokens, float64 [N], all above 0."""
-    rows: torch.Tensor
-    """The row of the batch in which each token stands [N]."""
-    place: Place
-    """Which classes are held here."""
+    log_probs: torch.Tensor  # normalised, fp32 [P, N, V], all finite
+    targets: torch.Tensor  # the right classes [N]
+    weights: torch.Tensor  # of the tokens, float64 [N], all above 0
+    rows: torch.Tensor  # the row of the batch in which each token stands [N]
+    place: Place  # which classes are held here
 
     @cached_property
     def probs(self) -> torch.Tensor:

@@ -57,9 +57,8 @@ def scores(figures: Mapping) -> dict[str, Mapping]:
     return {name: each for name, each in columns.items() if each}
 
 
-def by_row(columns: Iterable[Mapping]) -> dict[str, list]:
+def by_row(columns: Sequence[Mapping]) -> dict[str, list]:
     """Figures of predictors by row: of each trail, and of both means where there are several; a value a column."""
-    columns = list(columns)
     trails = zip(*(each["trails"] for each in columns), strict=True)
     rows = {f"trail {number}": list(values) for number, values in enumerate(trails, 1)}
     if len(rows) > 1:
@@ -146,7 +145,7 @@ def _corruptions(found: Mapping) -> list[str]:
 
 
 def _by_predictor(corner: str, columns: Mapping[str, Mapping]) -> list[str]:
-    rows = by_row(columns.values())
+    rows = by_row([*columns.values()])
     return _table(corner, columns, [[name, *(f"{each:.4f}" for each in values)] for name, values in rows.items()])
 
 

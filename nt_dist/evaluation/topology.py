@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from itertools import chain, pairwise
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,13 +75,8 @@ def density(specs: Iterable[WeightSpec]) -> float:
     matrices = [spec for spec in specs if not spec.is_vector]
     if not matrices:
         raise ValueError("no matrix to take the density of")
-    active = sum(spec.trails * (spec.total_slots() if spec.is_sparse else real_elements(spec)) for spec in matrices)
-    return active / sum(spec.trails * real_elements(spec) for spec in matrices)
-
-
-def real_elements(spec: WeightSpec) -> int:
-    """Entries of one trail without the padding."""
-    return spec.valid * spec.slice_elements
+    active = sum(spec.trails * (spec.total_slots() if spec.is_sparse else prod(spec.real_shape)) for spec in matrices)
+    return active / sum(spec.trails * prod(spec.real_shape) for spec in matrices)
 
 
 class _Counts(NamedTuple):
@@ -128,22 +124,22 @@ def topology_figures(path: Path, mesh: Mesh, specs: dict[str, WeightSpec]) -> di
 
 def _history(path: Path) -> list[Found]:
     """The checkpoint in ``path`` and, before it, those of earlier steps beside it that can be compared with it."""
+
+    def described(found: Found) -> dict:
+        return {name: entry.description() for name, entry in found.manifest.weights.items()}
+
     last = checkpoint_folder.look(path)
     if last.problem:
         raise CheckpointError(last.problem)
     earlier = [each for each in checkpoint_folder.checkpoints(path.parent) if each.step < last.step]
     history = []
     for each in sorted(earlier, key=lambda found: found.step):
-        problem = each.problem.replace("\n", "; ") or ("another model" if _described(each) != _described(last) else "")
+        problem = each.problem.replace("\n", "; ") or ("" if described(each) == described(last) else "another model")
         if problem:
             _LOGGER.warning("checkpoint %s is left out of the topology's history: %s", each.path.name, problem)
         else:
             history.append(each)
     return [*history, last]
-
-
-def _described(found: Found) -> dict:
-    return {name: entry.description() for name, entry in found.manifest.weights.items()}
 
 
 def _count(history: list[Found], specs: dict[str, WeightSpec], rank: int, ranks: int) -> list[tuple[str, _Counts]]:
@@ -169,7 +165,7 @@ def _count_shard(readers: list[FragmentReader], spec: WeightSpec, shard: int) ->
 
 def _shares(specs: Iterable[WeightSpec], counts: Collection[_Counts], steps: list[int]) -> dict:
     """Density, share ever active and churn of several weights."""
-    entries = sum(spec.trails * real_elements(spec) for spec in specs)
+    entries = sum(spec.trails * prod(spec.real_shape) for spec in specs)
     slots, ever = float(sum(each.common.trace() for each in counts)), sum(each.ever for each in counts)
     moved = sum(each.moved for each in counts).tolist()
     churn = [

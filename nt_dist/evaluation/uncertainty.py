@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from nt_dist.evaluation.predictions import Predictions, Sums
+from nt_dist.evaluation.predictions import Device, Predictions, Sums
 
 SCORES = ("entropy", "mutual_information", "max_probability")
 """Of the mean of probabilities: predictive entropy, mutual information (both in nats), negative confidence."""
@@ -22,7 +22,7 @@ SCORES = ("entropy", "mutual_information", "max_probability")
 class DiversitySums(Sums):
     """Sums of the divergences of each pair of trails and of the uncertainties."""
 
-    def __init__(self, num_trails: int, device: torch.device | str = "cpu"):
+    def __init__(self, num_trails: int, device: Device = "cpu"):
         super().__init__(3 * num_trails**2 + 4, device=device)
         # views of them: KL, JS and disagreement of each pair; three uncertainties, and the tokens
         self.pairs, self.scores = self.sums[:-4].view(3, num_trails, num_trails), self.sums[-4:]
@@ -69,7 +69,7 @@ class DiversitySums(Sums):
 class SequenceScores:
     """Scores of the samples seen so far, on the device of the predictions."""
 
-    def __init__(self, device: torch.device | str = "cpu"):
+    def __init__(self, device: Device = "cpu"):
         self.device = device
         self._batches: list[torch.Tensor] = []  # of each: sums of the scores and of the weights [B, 4]
 

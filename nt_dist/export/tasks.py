@@ -37,9 +37,8 @@ print(tokenizer.decode(model.generate(**tokens, max_new_tokens=50)[0]))
 
     def sizes(self, config: Config) -> str:
         """What the card says of inputs and outputs."""
-        model = config.model
-        vocabulary = f"vocabulary {model.vocab_size:,}"
-        return f"hidden size {model.hidden_size}, {vocabulary}, sequences of {model.max_seq_len} tokens"
+        sizes = "hidden size {0.hidden_size}, vocabulary {0.vocab_size:,}, sequences of {0.max_seq_len} tokens"
+        return sizes.format(config.model)
 
     def settle(self, model: PreTrainedModel, ensemble: Ensemble) -> None:
         """Tell a model what the run knows beside its weights."""

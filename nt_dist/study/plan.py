@@ -110,7 +110,7 @@ def plan_runs(
 
 
 def _wrong_keys(content: Mapping[str, Any]) -> Iterator[str]:
-    for key in content.keys() - _KEYS:
+    for key in [key for key in content if key not in _KEYS]:
         yield f"{key} is no key of a plan{hint(nearest(key, _KEYS))}"
     for key, kind in _KEYS.items():
         if key not in content:
@@ -135,10 +135,9 @@ def _wrong_contents(content: Mapping[str, Any]) -> Iterator[str]:
     for name, members in ensembles.items():
         if not isinstance(members, list) or len(members) < 2:
             yield f"ensembles.{name} = {members!r} must be a list of at least two runs"
-            continue
-        for member in members:
-            if member not in runs:
-                yield f"ensembles.{name}: {member!r} is no run{hint(nearest(str(member), runs))}"
+        else:
+            strangers = [member for member in members if member not in runs]
+            yield from (f"ensembles.{name}: {each!r} is no run{hint(nearest(str(each), runs))}" for each in strangers)
 
 
 def _overrides(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -53,6 +53,7 @@ class Result:
     data_digest: str
     figures: dict[str, Any]  # see evaluation/full.py
     family: str = DEFAULT.name
+    stamp: Any = None  # what it was made of, where it is kept
 
     @property
     def headline(self) -> Headline:
@@ -101,37 +102,33 @@ def result_of(name: str, folders: Sequence[Path], mesh: Mesh, kept: Path, overri
         "overrides": list(overrides),
     }
     file = kept / f"{name}.json"
-    found, of = _read(file)
-    if found and of == stamp:
+    found = _read(file)
+    if found and found.stamp == stamp:
         return found
     _LOGGER.info("evaluating %s", name)
-    result = _evaluate(name, paths, mesh, overrides)
-    write_whole(file, json.dumps({"stamp": stamp, **asdict(result)}, indent=2) + "\n")
+    result = replace(_evaluate(name, paths, mesh, overrides), stamp=stamp)
+    write_whole(file, json.dumps(asdict(result), indent=2) + "\n")
     return result
 
 
 def read_result(file: Path) -> Result:
     """Read a result that was kept; a RunError if it is not there, or damaged."""
-    found, _ = _read(file)
-    if not found:
-        raise RunError(f"{file}: is not there, or no result of this version")
-    return found
+    if found := _read(file):
+        return found
+    raise RunError(f"{file}: is not there, or no result of this version")
 
 
-def _read(file: Path) -> tuple[Result | None, Any]:
-    """What was kept and what it is of; None if that cannot be used."""
+def _read(file: Path) -> Result | None:
+    """What was kept; None if that cannot be used."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        stamp = content.pop("stamp")
-        return Result(**content), stamp
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None, None
+        return Result(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def newest_whole(folder: Path) -> Found | None:
     """Return the newest checkpoint of a run that a quick look finds whole."""
-    whole = [found for found in checkpoints(folder) if not found.problem]
-    return whole[-1] if whole else None
+    return next((found for found in reversed(checkpoints(folder)) if not found.problem), None)
 
 
 def _newest_checkpoint(folder: Path) -> Path:
