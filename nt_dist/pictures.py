@@ -312,8 +312,7 @@ def against_diversity(
             _, x, y = zip(*line, strict=True)
             axes.plot(x, y, color=nth(COLORS, number), linewidth=0.8)
             for density, x, y in line:
-                look = {"marker": markers[density], "markersize": 7, "linestyle": "none"}
-                axes.plot(x, y, color=nth(COLORS, number), **look)
+                axes.plot(x, y, color=nth(COLORS, number), marker=markers[density], markersize=7, linestyle="none")
         axes.set(xlabel=measure, ylabel=label)
     for number, length in enumerate(lengths):
         axes.plot([], [], color=nth(COLORS, number), linewidth=2, label=f"{length} blocks in a trail")

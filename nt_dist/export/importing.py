@@ -9,6 +9,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +31,6 @@ from nt_dist.sparsity.weight import Fragments, Weight, padding_mask
 
 _NO_WEIGHT = re.compile(r"rotary_emb\.|\.inv_freq$|\.num_batches_tracked$")
 Shapes = dict[str, tuple[int, ...]]
-Read = Callable[[str], torch.Tensor]
 
 
 def open_foreign(path: Path, family: Family) -> Foreign:
@@ -61,7 +61,7 @@ def open_foreign(path: Path, family: Family) -> Foreign:
     return layout(path, settings, shapes, read)
 
 
-def _safetensors(files: list[Path]) -> tuple[Shapes, Read]:
+def _safetensors(files: list[Path]) -> tuple[Shapes, Callable[[str], torch.Tensor]]:
     shapes, opened = {}, {}
     for file in files:
         try:
@@ -73,7 +73,7 @@ def _safetensors(files: list[Path]) -> tuple[Shapes, Read]:
     return shapes, lambda name: opened[name].get_tensor(name)
 
 
-def _pickled(file: Path) -> tuple[Shapes, Read]:
+def _pickled(file: Path) -> tuple[Shapes, Callable[[str], torch.Tensor]]:
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
@@ -90,19 +90,6 @@ class Pruned(NamedTuple):
     kept: int
     found: int
     largest_lost: float
-
-
-class _Untrained:
-    """What OptimizerState is to a save, for a model that no optimizer has seen: its moments are 0."""
-
-    step = 0
-
-    def __init__(self, moments: tuple[str, ...]):
-        self.moments = moments
-
-    def read(self, weight: Weight) -> State:
-        values = weight.values.detach().clone()
-        return {"value": values} | dict.fromkeys(self.moments, torch.zeros_like(values))
 
 
 def check(foreign: Foreign, config: Config, noise: float) -> None:
@@ -129,7 +116,14 @@ def import_run(foreign: Foreign, config: Config, mesh: Mesh, data: Any, noise: f
     model = build_model(config, device="meta").to_empty(device="cpu")
     pruned = fill(model, foreign, config, noise)
     extra = {"tokens": 0, "regrown": 0.0, "drop_fraction": 0.0, **data.identity}
-    progress, untrained = TrainingState(0, 0, 0, data.digest, extra), _Untrained(config.train.moments)
+    progress, moments = TrainingState(0, 0, 0, data.digest, extra), config.train.moments
+
+    def read(weight: Weight) -> State:
+        values = weight.values.detach().clone()
+        return {"value": values} | dict.fromkeys(moments, torch.zeros_like(values))
+
+    # what OptimizerState is to a save, of a model that no optimizer has seen
+    untrained = SimpleNamespace(step=0, moments=moments, read=read)
     return checkpoint.save(Path(config.run.dir) / CHECKPOINTS, config, mesh, model, untrained, progress), pruned
 
 

@@ -115,8 +115,8 @@ print(model.config.id2label[int(logits.argmax())])
         side, generator = ensemble.config.model.image_size, torch.Generator().manual_seed(0)
         pictures = torch.randint(256, (2, side, side, 3), dtype=torch.uint8, generator=generator)
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        as_they_are = {"do_resize": False, "do_center_crop": False}
-        return pictures, dict(processor(list(pictures.numpy()), return_tensors="pt", **as_they_are))
+        made = processor(list(pictures.numpy()), return_tensors="pt", do_resize=False, do_center_crop=False)
+        return pictures, dict(made)
 
     def more_pairs(self, model: PreTrainedModel, inputs: dict[str, Any], answer: Any) -> list[tuple]:
         return []

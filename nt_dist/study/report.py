@@ -124,9 +124,10 @@ def _predictions(result: Result) -> str:
 
 def _ensemble(result: Result) -> Mapping[str, str]:
     """What the ensemble gains, how far its trails differ, and what is known of the topologies."""
-    figures, topology = result.figures, result.figures["topology"]
-    facts = gain_notes(result.headline, figures) | diversity_notes(figures["diversity"]) if result.trails > 1 else {}
-    return facts | (topology_notes(topology) if topology else {})
+    figures, facts = result.figures, {}
+    if result.trails > 1:
+        facts |= gain_notes(result.headline, figures) | diversity_notes(figures["diversity"])
+    return facts | topology_notes(figures["topology"]) if figures["topology"] else facts
 
 
 def _pictures(run: Path, config: Config, result: Result, comparison: StudyTable | None) -> Iterator[Picture]:
