@@ -142,6 +142,6 @@ class TemperatureFit(Sums):
 
 def _lowest(values: list[float], slopes: list[float]) -> float:
     """The inverse temperature between GRID's ends at which the curve through ``values`` is lowest."""
-    curve = CubicHermiteSpline(np.log(GRID), values, slopes)
+    curve = CubicHermiteSpline(np.log(GRID), *np.nan_to_num([values, slopes]))  # nan: of a model that has diverged
     turns = curve.derivative().roots(extrapolate=False).tolist()  # nan where the curve is flat, which min passes over
     return math.exp(min([curve.x[0], curve.x[-1], *turns], key=curve))

@@ -116,6 +116,9 @@ def detection(unshifted: np.ndarray, shifted: np.ndarray) -> dict[str, dict[str,
     columns = dict(zip(SCORES, np.concatenate([unshifted, shifted]).T, strict=True))
     measures = {"auroc": roc_auc_score, "aupr": average_precision_score, "fpr95": fpr95}
     return {
-        name: {score: float(measure(is_shifted, column)) for score, column in columns.items()}
+        name: {  # nan: of a model that has diverged
+            score: math.nan if np.isnan(column).any() else float(measure(is_shifted, column))
+            for score, column in columns.items()
+        }
         for name, measure in measures.items()
     }

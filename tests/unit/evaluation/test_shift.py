@@ -37,6 +37,14 @@ def test_which_side_is_which():
         assert (bad["auroc"][score], bad["fpr95"][score]) == (0, 1)
 
 
+def test_scores_of_a_model_that_has_diverged_tell_nothing():
+    scores = np.ones((4, 3))
+    scores[0, 0] = np.nan
+    found = detection(scores, np.zeros((5, 3)))
+    assert np.isnan(found["auroc"]["entropy"]) and np.isnan(found["fpr95"]["entropy"])
+    assert found["auroc"]["max_probability"] == 0
+
+
 def test_scores_are_means_over_a_sequences_real_tokens(monkeypatch):
     case = random_case()
     probs, _ = expected_probs(*case)

@@ -68,3 +68,9 @@ def test_tempered_predictions_are_scaled_and_normalised(monkeypatch):
 def test_no_tokens_is_an_error():
     with pytest.raises(ValueError, match="at least one real token"):
         TemperatureFit(3).temperatures()
+
+
+def test_a_model_that_has_diverged_has_some_temperature(monkeypatch):
+    logits, targets, weights = random_case(4)
+    found = _fitted((torch.full_like(logits, torch.nan), targets, weights), monkeypatch).temperatures()
+    assert all(0.25 <= each <= 4 for each in found)
