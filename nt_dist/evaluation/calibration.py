@@ -18,8 +18,6 @@ FINE_BINS = 1000 * BINS
 """Bins of the histogram of confidences that is kept: what equal-mass bins are cut from, to 1 / FINE_BINS."""
 GRID = tuple(2 ** (step / 2) for step in range(-4, 5))
 """Inverse temperatures at which the likelihood is taken: 1/4 … 4, each √2 times the last."""
-
-
 TOP = 5
 """Classes that a classifier may name, as is customary for ImageNet."""
 

@@ -67,8 +67,8 @@ class FullSums:
     """Streaming sums of all figures over tokens; their memory does not grow with the data, but for SequenceScores.
 
     Temperatures need two parts of the data: those added before `fit_temperatures` and those after it.
-    ``with_temperatures`` says that it will be called; ``num_classes``, of a classifier, whether naming TOP of them says
-    anything; the other arguments are EnsembleSums'.
+    ``with_temperatures`` says that it will be called; ``num_classes`` are a classifier's, whose answers among the TOP
+    likeliest count where there are more; the other arguments are EnsembleSums'.
     """
 
     def __init__(

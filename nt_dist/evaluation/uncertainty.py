@@ -8,6 +8,7 @@ samples are the positive class; a higher score says shifted.
 """
 
 import math
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -112,13 +113,10 @@ def detection(unshifted: np.ndarray, shifted: np.ndarray) -> dict[str, dict[str,
         false, true, _ = roc_curve(is_shifted, scores, drop_intermediate=False)
         return false[np.argmax(true >= 0.95)]
 
+    def told(measure: Callable, scores: np.ndarray) -> float:  # those of a model that has diverged tell nothing
+        return math.nan if np.isnan(scores).any() else float(measure(is_shifted, scores))
+
     is_shifted = np.repeat([0, 1], [len(unshifted), len(shifted)])
     columns = dict(zip(SCORES, np.concatenate([unshifted, shifted]).T, strict=True))
     measures = {"auroc": roc_auc_score, "aupr": average_precision_score, "fpr95": fpr95}
-    return {
-        name: {  # nan: of a model that has diverged
-            score: math.nan if np.isnan(column).any() else float(measure(is_shifted, column))
-            for score, column in columns.items()
-        }
-        for name, measure in measures.items()
-    }
+    return {name: {score: told(measure, columns[score]) for score in SCORES} for name, measure in measures.items()}
