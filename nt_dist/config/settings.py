@@ -94,6 +94,11 @@ class Sparsity:
     )
     exempt: tuple[str, ...] = identity((), 'Names of weights kept dense, * and ? in them, as in "blocks.*.mlp.*".')
 
+    @property
+    def uses_gradients(self) -> bool:
+        """Whether there are updates, and they look at dense gradients."""
+        return self.update_every > 0 and "gradient" in (self.grow, self.new_moments)
+
 
 @dataclass(frozen=True)
 class Train:

@@ -51,8 +51,7 @@ def token_flops(config: Config) -> TokenFlops:
 def _regrowth(config: Config, inactive: int) -> float:
     """Mean over a run's steps of the matrix gradients' inactive entries, which only an update by gradient needs."""
     settings = config.sparsity
-    dense_gradient = "gradient" in (settings.grow, settings.new_moments)
-    if settings.update_every == 0 or not dense_gradient or settings.density == 1:
+    if not settings.uses_gradients or settings.density == 1:
         return 0.0
     last = min(last_update_step(config.train.steps, settings.stop_fraction), config.train.steps - 1)
     updates = last // settings.update_every

@@ -66,7 +66,7 @@ def update_payload(config: Config, pipe_stage: int = 0) -> Payload:
     if config.sparsity.update_every == 0 or not sparse:
         return {}
     trunk = [part for part in sparse if not part.spec.in_trail]
-    grows = "gradient" in (config.sparsity.grow, config.sparsity.new_moments)
+    grows = config.sparsity.uses_gradients
     payload: Counter = Counter()
     if config.data_degree > 1:
         payload["data", "all_reduce"] += _checksums(sparse)

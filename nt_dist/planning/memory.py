@@ -146,10 +146,9 @@ def _update(config: Config, sparse: list[Part], device_type: str) -> int:
     settings = config.sparsity
     if settings.update_every == 0:
         return 0
-    collects = "gradient" in (settings.grow, settings.new_moments)
     peak = gradients = 0
     for part in reversed(sparse):  # from the last, so that the gradients still alive add up
-        gradients += 4 * part.entries if collects else 0
+        gradients += 4 * part.entries if settings.uses_gradients else 0
         copies = 4 * (1 + len(config.train.moments)) * part.stored
         peak = max(peak, gradients + copies + _working(part, device_type))
     return peak
@@ -218,7 +217,6 @@ def rank_memory(config: Config, pipe_stage: int = 0) -> RankMemory:
     stages = stage_layers(config)
     layers = stages[pipe_stage]
     parts, settings = local_parts(layers), config.sparsity
-    collects = settings.update_every > 0 and "gradient" in (settings.grow, settings.new_moments)
     in_flight = min(config.parallel.pipe - pipe_stage, config.accumulation_steps)
     travelling = [stage[0].received_bytes for stage in stages[max(pipe_stage, 1) : pipe_stage + 2]]
     held_logits = layers[-1].logits_bytes if len(stages) > 1 else 0
@@ -230,7 +228,7 @@ def rank_memory(config: Config, pipe_stage: int = 0) -> RankMemory:
         work=max(max(each.recomputed_bytes, _products(each)) for each in layers) + held_logits,
         exchange=(in_flight + 1) * sum(travelling) + (held_logits if config.accumulation_steps > 1 else 0) + gathered,
         hidden_gradients=2 * max(layer.state_bytes for layer in layers),
-        dense_gradients=4 * sum(part.entries for part in parts if part.spec.is_sparse) if collects else 0,
+        dense_gradients=4 * sum(part.entries for part in parts if part.spec.is_sparse) * settings.uses_gradients,
         collects_over=config.accumulation_steps if settings.regrow_from == "all" else 1,
     )
 

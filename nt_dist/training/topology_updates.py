@@ -35,7 +35,6 @@ class TopologyUpdater:
         specs = weight_specs(config).values()
         self.density = density(specs)  # of the whole model, which an update does not change
         self._slots = sum(spec.trails * spec.total_slots() for spec in specs if spec.is_sparse)  # of the whole model
-        self.needs_gradient = "gradient" in (config.sparsity.grow, config.sparsity.new_moments)
 
     def updates_at(self, step: int) -> bool:
         """Say whether the topology changes after optimizer step ``step`` (from 1)."""
@@ -44,7 +43,7 @@ class TopologyUpdater:
 
     def collects_at(self, step: int) -> bool:
         """Say whether step ``step`` has to keep the dense gradients (``collect`` of train_step)."""
-        return self.needs_gradient and self.updates_at(step)
+        return self.config.sparsity.uses_gradients and self.updates_at(step)
 
     def update(self, step: int) -> tuple[float, float]:
         """Update every sparse weight after optimizer step ``step``, which was applied. Collective.
@@ -55,7 +54,7 @@ class TopologyUpdater:
         assert self.updates_at(step), f"no update is due after step {step}"
         settings, steps = self.config.sparsity, self.config.train.steps
         fraction = drop_fraction_at(step, settings.drop_fraction, settings.drop_schedule, steps, settings.stop_fraction)
-        scale = self._gradient_scale() if self.needs_gradient else None
+        scale = self._gradient_scale() if settings.uses_gradients else None
         replaced = torch.zeros((), dtype=torch.int64, device=self.mesh.device)
         for weight in self.sparse.values():
             count = self._update(weight, step, fraction, scale)
