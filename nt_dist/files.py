@@ -1,9 +1,10 @@
-"""Files and folders that are whole or not there, whenever the program or the machine stops."""
+"""Files and folders: whole or not there, whenever the program or the machine stops; and those that a setting names."""
 
 import contextlib
+import glob
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Annotated, BinaryIO
 
 from pydantic import Field, StrictStr
 
-from nt_dist.errors import NTDistError, RunError
+from nt_dist.errors import DataError, NTDistError, RunError
+
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
 @contextlib.contextmanager
@@ -111,3 +114,33 @@ def new_folder(out: Path) -> Iterator[Path]:
             for file in folder.iterdir():  # safetensors writes files that only their owner may read
                 file.chmod(folder.stat().st_mode & 0o666)  # as the user's umask has it
             os.rename(folder, out)
+
+
+def plain_suffix(path: Path) -> str:
+    """The suffix that tells a file's format, past that of its compression: ".jsonl" of "a.jsonl.gz"."""
+    return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix.lower()
+
+
+def expand(key: str, patterns: str | Sequence[str], suffixes: Sequence[str]) -> list[Path]:
+    """The files that the setting ``key`` names, each once: files as listed, folders and glob patterns sorted by path.
+
+    Folders are read with all folders in them, hidden entries and files without one of the suffixes (compression aside;
+    empty: any) left out; "**" in a pattern crosses folders. DataError if one is missing or names no file.
+    """
+    found: list[Path] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            files = [file for file in sorted(path.rglob("*")) if not suffixes or plain_suffix(file) in suffixes]
+            files = [file for file in files if not any(name[0] == "." for name in file.relative_to(path).parts)]
+            lacks = f"the folder holds no file{' ending in ' + ', '.join(suffixes) if suffixes else ''}"
+        elif path.exists():
+            files, lacks = [path], "must be a file, a folder or a pattern of files"
+        else:
+            files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+            lacks = "no file matches" if glob.has_magic(pattern) else "no such file or folder"
+        files = [file for file in files if file.is_file()]
+        if not files:
+            raise DataError(f"{key} = {pattern!r}: {lacks}")
+        found += files
+    return list(dict.fromkeys(found))

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TextIO
 
 from tqdm import tqdm
@@ -19,7 +20,7 @@ LINE_SHARE = 0.01  # of the time passed
 PACE_SECONDS = 60.0  # the remaining time follows the pace of about the last minute
 
 
-class ProgressBar:
+class ProgressBar(AbstractContextManager):
     """Shows how far something is, on standard error if nothing else is said; as a context, it closes itself.
 
     It goes from ``start`` (0, or a checkpoint's step) to ``total``; 0 where that is not known. A line begins with
@@ -44,9 +45,6 @@ class ProgressBar:
         self._steps_per_second = 0.0
         self._waiting: str | None = None  # a text that was not shown for want of time
         self._is_drawn = False
-
-    def __enter__(self) -> "ProgressBar":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

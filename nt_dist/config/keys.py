@@ -36,11 +36,7 @@ def at_least(low: float) -> Rule:
     return Rule(f"must be at least {low}", lambda value: value >= low)
 
 
-def above(low: float) -> Rule:
-    """The value is more than ``low``."""
-    return Rule(f"must be above {low}", lambda value: value > low)
-
-
+POSITIVE = Rule("must be above 0", lambda value: value > 0)
 FRACTION = Rule("must be in [0, 1]", lambda value: 0 <= value <= 1)
 SHARE = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
 NOT_EMPTY = Rule("must not be empty", lambda value: value != "")

@@ -13,10 +13,10 @@ from nt_dist.config.keys import (
     FRACTION,
     IDENTITY,
     NOT_EMPTY,
+    POSITIVE,
     SCHEDULE,
     SHARE,
     Rule,
-    above,
     at_least,
     free,
     identity,
@@ -76,7 +76,7 @@ class Sparsity:
         "Weights dropped in an update: soft_magnitude (sampled by |w|^temperature), magnitude (the smallest) or set "
         "(smallest positive, largest negative).",
     )
-    temperature: float = schedule(3.0, "Exponent T of soft_magnitude.", above(0))
+    temperature: float = schedule(3.0, "Exponent T of soft_magnitude.", POSITIVE)
     grow: Literal["gradient", "random"] = schedule(
         "gradient", "Weights regrown: gradient (where the dense gradient is largest) or random."
     )
@@ -111,10 +111,10 @@ class Train:
     epochs: float = schedule(0.0, "Passes over the training samples, in place of steps; 0: steps says it.", at_least(0))
     batch_size: int = schedule(32, "Sequences in a global step.", at_least(1))
     micro_batch_size: int = free(16, "Sequences in one pass on one rank.", at_least(1))
-    lr: float = schedule(2e-3, "Highest learning rate.", above(0))
-    lr_embedding: float = schedule(1.0, "Learning rate of the first layer's weights, as a factor on lr.", above(0))
-    lr_output: float = schedule(1.0, "Learning rate of the last layer's weights, as a factor on lr.", above(0))
-    lr_trunk: float = schedule(1.0, "Learning rate of the trunk's blocks, as a factor on lr.", above(0))
+    lr: float = schedule(2e-3, "Highest learning rate.", POSITIVE)
+    lr_embedding: float = schedule(1.0, "Learning rate of the first layer's weights, as a factor on lr.", POSITIVE)
+    lr_output: float = schedule(1.0, "Learning rate of the last layer's weights, as a factor on lr.", POSITIVE)
+    lr_trunk: float = schedule(1.0, "Learning rate of the trunk's blocks, as a factor on lr.", POSITIVE)
     warmup_steps: int = schedule(100, "Steps of linear warm-up.", at_least(0))
     lr_schedule: Literal["cosine", "steps"] = schedule(
         "cosine", "Course of the learning rate after the warm-up: cosine (to min_lr_ratio) or steps (at milestones)."
@@ -128,7 +128,7 @@ class Train:
     momentum: float = schedule(0.9, "SGD's momentum; 0: none.", _BELOW_ONE)
     nesterov: bool = schedule(False, "Use Nesterov's momentum in SGD.")
     betas: tuple[float, float] = schedule((0.9, 0.999), "Adam's two decay rates.", _BETAS)
-    adam_eps: float = schedule(1e-8, "Adam's epsilon.", above(0))
+    adam_eps: float = schedule(1e-8, "Adam's epsilon.", POSITIVE)
     weight_decay: float = schedule(
         0.0, "Weight decay of the matrices: decoupled in AdamW, in the gradient in SGD.", at_least(0)
     )
@@ -142,7 +142,7 @@ class Train:
         "rollback (to the last checkpoint, going on without that step's samples); off (nothing is judged).",
     )
     spike_window: int = free(100, "Steps whose losses and norms are the recent spread.", at_least(8))
-    spike_sigma: float = free(10.0, "Robust standard deviations above the median that make a spike.", above(0))
+    spike_sigma: float = free(10.0, "Robust standard deviations above the median that make a spike.", POSITIVE)
     max_bad_steps: int = free(
         10, "Steps in a row that may be skipped or rolled back (no number, spike); one more ends the run.", at_least(0)
     )
@@ -197,7 +197,7 @@ class Run:
         at_least(0),
     )
     phase_timeout: float = free(
-        1800.0, "Seconds that building, loading, saving or a first step may take before it counts as one.", above(0)
+        1800.0, "Seconds that building, loading, saving or a first step may take before it counts as one.", POSITIVE
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nt_dist.errors import DataError
+from nt_dist.files import expand
 from nt_dist.images.decoding import Crop, decode
 from nt_dist.images.settings import Data
 
@@ -142,7 +143,7 @@ def open_pictures(data: Data, path: str | tuple[str, ...], split: str, folder: P
     if data.source == "digits":
         return _digits(side)
     name = f"{key} = {path!r}" if data.source != "hf" else f"data.path = {path!r}, split {split!r}"
-    found = _folder(name, str(path)) if data.source == "folder" else _table(name, data, path, split, folder)
+    found = _folder(name, str(path)) if data.source == "folder" else _table(name, data, path, split, folder, key)
     if not len(found):
         raise DataError(f"{name}: holds no picture")
     return found
@@ -172,14 +173,14 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURES and not path.name.startswith(".")
 
 
-def _table(name: str, data: Data, path: str | tuple[str, ...], split: str, folder: Path) -> Pictures:
+def _table(name: str, data: Data, path: str | tuple[str, ...], split: str, folder: Path, key: str) -> Pictures:
     """A table with a column of pictures and one of labels."""
     import datasets
 
     datasets.disable_progress_bars()
     options: dict[str, Any] = {"split": split, "cache_dir": str(folder)}
     if data.source == "parquet":
-        files = _files(name, path)
+        files = list(map(str, expand(key, path, [PARQUET])))
         found = _tried(name, lambda: datasets.load_dataset("parquet", data_files=files, **options))
     else:
         found = _tried(name, lambda: datasets.load_dataset(str(path), data.subset or None, **options))
@@ -207,18 +208,6 @@ def _tried(name: str, load: Callable[[], Any]) -> Any:
         return load()
     except Exception as error:  # datasets has no class of its own for what may go wrong
         raise DataError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from error
-
-
-def _files(name: str, path: str | tuple[str, ...]) -> list[str]:
-    """Parquet files, each once; patterns are for datasets to match."""
-    files: list[str] = []
-    for each in [path] if isinstance(path, str) else path:
-        place = Path(each).expanduser()
-        found = sorted(map(str, place.rglob(f"*{PARQUET}"))) if place.is_dir() else [str(place)]
-        if not found:
-            raise DataError(f"{name}: the folder {each!r} holds no file ending in {PARQUET}")
-        files += found
-    return list(dict.fromkeys(files))
 
 
 def _digits(side: int) -> Pictures:

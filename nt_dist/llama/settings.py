@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nt_dist.config.keys import above, at_least, identity, reads
+from nt_dist.config.keys import POSITIVE, at_least, identity, reads
 from nt_dist.config.names import nearest_numbers
 from nt_dist.config.settings import Config
 from nt_dist.text import settings as text
@@ -21,8 +21,8 @@ class Model:
     num_kv_heads: int = identity(0, "Key and value heads of a block; 0: as many as attention heads.", at_least(0))
     vocab_size: int = identity(2048, "Pieces of the tokenizer.", at_least(2))
     max_seq_len: int = identity(128, "Tokens of a sequence.", at_least(1))
-    norm_eps: float = identity(1e-6, "Added to the mean square in RMSNorm.", above(0))
-    rope_theta: float = identity(10000.0, "Base of the rotary position embedding.", above(0))
+    norm_eps: float = identity(1e-6, "Added to the mean square in RMSNorm.", POSITIVE)
+    rope_theta: float = identity(10000.0, "Base of the rotary position embedding.", POSITIVE)
 
     @property
     def key_value_heads(self) -> int:

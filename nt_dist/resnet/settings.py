@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from nt_dist.config.keys import SHARE, Rule, above, at_least, identity, reads
+from nt_dist.config.keys import POSITIVE, SHARE, Rule, at_least, identity, reads
 from nt_dist.config.names import nearest_numbers
 from nt_dist.config.settings import Config
 from nt_dist.images import settings as images
@@ -37,7 +37,7 @@ class Model:
         32, "Pictures whose mean and variance a batch norm takes; a divisor of every micro-batch.", at_least(2)
     )
     norm_momentum: float = identity(0.1, "Share of a step's mean and variance in the running ones.", SHARE)
-    norm_eps: float = identity(1e-5, "Added to the variance in batch norm.", above(0))
+    norm_eps: float = identity(1e-5, "Added to the variance in batch norm.", POSITIVE)
 
     @property
     def num_layers(self) -> int:

@@ -1,8 +1,7 @@
-"""Files of a corpus: which ones a setting names, and reading them through any compression with clear errors."""
+"""Reading the files of a corpus through any compression, with clear errors."""
 
 import bz2
 import codecs
-import glob
 import io
 import lzma
 import zlib
@@ -31,36 +30,6 @@ _DECOMPRESSORS = {
     ".zst": _zstandard_decompressor,
 }
 """What makes the reader of one frame of a file: an object with ``decompress(data)``, ``eof`` and ``unused_data``."""
-
-
-def plain_suffix(path: Path) -> str:
-    """The suffix that tells a file's format, past that of its compression: ".jsonl" of "a.jsonl.gz"."""
-    return (path.with_suffix("") if path.suffix in _DECOMPRESSORS else path).suffix.lower()
-
-
-def expand(key: str, patterns: tuple[str, ...], suffixes: tuple[str, ...]) -> list[Path]:
-    """The files that the setting ``key`` names, each once: files as listed, folders and glob patterns sorted by path.
-
-    Folders are read with all folders in them, hidden entries and files without one of the suffixes (compression aside;
-    empty: any) left out; "**" in a pattern crosses folders. DataError if one is missing or names no file.
-    """
-    found: list[Path] = []
-    for pattern in patterns:
-        path = Path(pattern).expanduser()
-        if path.is_dir():
-            files = [file for file in sorted(path.rglob("*")) if not suffixes or plain_suffix(file) in suffixes]
-            files = [file for file in files if not any(name[0] == "." for name in file.relative_to(path).parts)]
-            lacks = f"the folder holds no file{' ending in ' + ', '.join(suffixes) if suffixes else ''}"
-        elif path.exists():
-            files, lacks = [path], "must be a file, a folder or a pattern of files"
-        else:
-            files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-            lacks = "no file matches" if glob.has_magic(pattern) else "no such file or folder"
-        files = [file for file in files if file.is_file()]
-        if not files:
-            raise DataError(f"{key} = {pattern!r}: {lacks}")
-        found += files
-    return list(dict.fromkeys(found))
 
 
 def read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:

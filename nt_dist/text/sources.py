@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nt_dist.errors import DataError
-from nt_dist.files import reading
-from nt_dist.text.files import expand, plain_suffix, read_lines, read_text
+from nt_dist.files import expand, plain_suffix, reading
+from nt_dist.text.files import read_lines, read_text
 from nt_dist.text.settings import Data
 
 # A lone text file, read as one document, would leave nothing to validate on. No document is longer than the second:
@@ -263,7 +263,7 @@ def open_source(data: Data, split: str = "train") -> Source:
 def open_files(key: str, path: str | tuple[str, ...], source: str | None, text_key: str) -> FileSource:
     """The files that the setting ``key`` names, in the format ``source``, or that of the first one's suffix if none."""
     reader, suffixes = _FORMATS.get(source, (None, ()))
-    files = expand(key, (path,) if isinstance(path, str) else tuple(path), suffixes)
+    files = expand(key, path, suffixes)
     if reader is None:
         suffix = plain_suffix(files[0])
         reader = next((reader for reader, suffixes in _FORMATS.values() if suffix in suffixes), TextSource)

@@ -9,7 +9,8 @@ import pytest
 import zstandard
 
 from nt_dist.errors import DataError
-from nt_dist.text.files import expand, read_lines, read_text
+from nt_dist.files import expand
+from nt_dist.text.files import read_lines, read_text
 from tests.unit.text.data_case import sentences
 
 TEXT = sentences(3000)  # far more than one block of any of the formats
