@@ -162,6 +162,10 @@ class Family(ABC):
     def headline(self, figures: Mapping[str, Any]) -> Headline:
         """Read the headline out of :meth:`figures`, perhaps from a run's metrics."""
 
+    def published(self, config: Config) -> Sequence[str]:
+        """Sentences on what others reached on a run's data, with their sources."""
+        return ()
+
     # -- the same in other programs ----------------------------------------------------------------------------------
 
     @abstractmethod

@@ -51,6 +51,9 @@ class Data:
     )
     mean: tuple[float, ...] = schedule((0.485, 0.456, 0.406), "Mean of red, green and blue, in [0, 1].", _THREE)
     std: tuple[float, ...] = schedule((0.229, 0.224, 0.225), "Their standard deviations.", _STD)
+    benchmark: Literal["none", "cifar10", "cifar100", "imagenet"] = free(
+        "none", "Public data set that these pictures are, all of it; compare prints its published figures."
+    )
     num_workers: int = free(2, "Threads that decode and load.", at_least(0))
 
 

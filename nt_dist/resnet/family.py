@@ -3,6 +3,7 @@
 from nt_dist.config.family import Family, Headline
 from nt_dist.data.settings import paths
 from nt_dist.images import settings as images
+from nt_dist.images.published import PUBLISHED
 from nt_dist.images.severities import CORRUPTIONS
 from nt_dist.resnet import settings
 from nt_dist.resnet.activations import activations
@@ -72,6 +73,9 @@ class ResNet(Family):
         """See :meth:`Family.headline`: accuracy."""
         ensembles = figures["accuracy_ensemble_prob"], figures["accuracy_ensemble_logit"]
         return Headline("accuracy", figures["accuracy_trails"], *ensembles, False, ".2%", self.sample)
+
+    def published(self, config):
+        return PUBLISHED[config.data.benchmark]
 
     def foreign(self):
         from nt_dist.resnet.foreign import Dense

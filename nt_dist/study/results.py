@@ -53,6 +53,7 @@ class Result:
     data_digest: str
     figures: dict[str, Any]  # see evaluation/full.py
     family: str = DEFAULT.name
+    published: Sequence[str] = ()  # what others reached on the same data
     stamp: Any = None  # what it was made of, where it is kept
 
     @property
@@ -163,6 +164,7 @@ def _evaluate(name: str, paths: Sequence[Path], mesh: Mesh, overrides: Sequence[
         data_digest=progress[0].data_digest,
         figures=figures,
         family=configs[paths[0]].family.name,
+        published=list(configs[paths[0]].family.published(saved_config(paths[0], overrides))),
     )
 
 

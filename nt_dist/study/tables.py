@@ -79,6 +79,7 @@ def compare(results: Sequence[Result]) -> StudyTable:
     if others or len(evaluated) > 1:
         rows = f" ({', '.join(others)})" if others else ""
         notes.append(f"Not all rows are of the same data{rows}: their figures cannot be compared.")
+    notes += dict.fromkeys(sentence for result in results for sentence in result.published)
     flops = f"FLOP a {headline.sample}, sparse-effective"
     panels = {
         "parameters": {"weights stored": "weights_stored"},

@@ -64,6 +64,13 @@ def _evaluate(rank, world_size, path, data=None, shift=None, corruptions=False):
     return evaluate_checkpoint(Path(path), join(world_size), data, (), True, shift, corruptions)
 
 
+def _published(rank, world_size, folder, overrides):
+    from nt_dist.evaluation.evaluate_checkpoint import join
+    from nt_dist.study.results import result_of
+
+    return result_of("one", [folder / "run"], join(1), folder / "kept", overrides).published
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
@@ -123,6 +130,12 @@ def test_other_pictures_have_the_numbers_that_their_names_have_in_the_checkpoint
     (found,) = run_distributed(_evaluate, 1, run / "run", str(some))
     assert found.figures["pictures"] == 6 and found.data == str(some)
     assert found.figures["accuracy"]["prob"] > 0.5
+
+
+@pytest.mark.parametrize(("overrides", "words"), [((), ()), (("data.benchmark=cifar10",), ("CIFAR-10", "WRN-28-10"))])
+def test_a_result_says_what_others_reached_on_its_data(run, overrides, words):
+    (found,) = run_distributed(_published, 1, run, overrides)
+    assert len(found) == bool(words) and all(word in found[0] for word in words)
 
 
 def test_what_cannot_be_evaluated_is_refused_on_every_rank(run):

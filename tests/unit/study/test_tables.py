@@ -11,12 +11,14 @@ import pytest
 from nt_dist.config.family import Headline
 from nt_dist.errors import CheckpointError, RunError
 from nt_dist.evaluation.evaluate_checkpoint import saved_config
-from nt_dist.families import FAMILIES, make_config
+from nt_dist.families import FAMILIES, load_config, make_config
 from nt_dist.files import write_whole
+from nt_dist.images.published import PUBLISHED
 from nt_dist.llama.family import Llama
 from nt_dist.study.plan import SweepPoint
 from nt_dist.study.results import check_alike
 from nt_dist.study.tables import compare, diversity_study, read_comparison
+from tests.unit.resnet.small import small
 from tests.unit.study.study_case import result
 
 RESULTS = [result("single", 1, 2_250_000), result("trails", 3, 4_420_000)]
@@ -53,6 +55,32 @@ def test_rows_of_other_texts_are_named():
     assert "cannot be compared" not in compare(RESULTS).markdown()
     other = result("other", 1, 1000, digest="xyz")
     assert "same data (other)" in compare([*RESULTS, other]).markdown()
+
+
+def test_what_others_published_on_the_data_of_a_run_stands_below_once():
+    on = {name: small(data={"benchmark": name}) for name in PUBLISHED}
+    said = {name: list(config.family.published(config)) for name, config in on.items()}
+    assert said["none"] == [] and "published" not in compare(RESULTS).markdown().lower()
+    for name, figures in {
+        "cifar10": ("WRN-28-10 single 96.0 % / 0.159 / 0.023", "four 96.6 % / 0.114 / 0.010", "2106.04015"),
+        "cifar100": ("WRN-28-10 single 79.8 % / 0.875 / 0.086", "four 82.7 % / 0.666 / 0.021"),
+        "imagenet": ("ResNet-50 single 76.2 % / 0.939 / 0.032", "four 77.9 % / 0.857 / 0.017", "77.17 %", "1911.11134"),
+    }.items():
+        text = compare([replace(each, published=said[name]) for each in RESULTS]).markdown()
+        assert all(text.count(each) == 1 for each in figures), text
+
+
+def test_only_configs_of_whole_public_data_sets_name_one():
+    named = {}
+    for path in sorted(Path("configs").glob("*.toml")):
+        config = load_config(path, check_paths=False)
+        if config.family.published(config):
+            named[path.stem] = config.data.benchmark
+    assert named == {
+        "resnet50_imagenet": "imagenet",
+        "wrn28_10_cifar10": "cifar10",
+        "wrn28_10_cifar100": "cifar100",
+    }
 
 
 def test_a_comparison_that_cannot_be_read_is_refused(tmp_path):
