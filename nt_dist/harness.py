@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from nt_dist.command_line import run_main
-from nt_dist.config.names import hint, nearest
+from nt_dist.config.keys import hint, nearest
 from nt_dist.errors import ConfigError
 from nt_dist.export.huggingface import to_transformers
 from nt_dist.inference import Ensemble, load_ensemble

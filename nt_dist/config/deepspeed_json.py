@@ -8,8 +8,7 @@ of DeepSpeed 0.19.8's ``runtime/config.py``, ``runtime/zero/config.py`` and ``ru
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from nt_dist.config.keys import Rule, at_least, checked, plain
-from nt_dist.config.names import hint, nearest
+from nt_dist.config.keys import Rule, at_least, checked, hint, nearest, plain
 from nt_dist.config.rules import BATCH_KEYS
 from nt_dist.config.settings import Config
 

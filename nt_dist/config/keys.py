@@ -1,4 +1,4 @@
-"""What one setting is: a default, a mark, a sentence, the rule that its value alone must keep; and values as text.
+"""What one setting is: a default, a mark, a sentence, its value's rule; values as text; what is nearest to a wrong one.
 
 Marks say what a resume does with a setting that differs from the checkpoint's: ``identity`` must match, ``schedule``
 needs ``run.allow_schedule_change``, ``free`` may change.
@@ -10,14 +10,14 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import Field, field, fields
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-from nt_dist.config.names import hint, nearest
-
+SEARCHED = 100_000  # a mistyped number can be of any size, and its message must not take for ever
 IDENTITY, SCHEDULE, FREE = "identity", "schedule", "free"
 _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 # Control characters, and undecodable bytes of a command line: a string with one could not be written again.
@@ -134,3 +134,27 @@ def toml_value(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)
     return json.dumps(value, ensure_ascii=False)  # TOML's strings, booleans and integers are JSON's
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name most like ``name``, or None when none resembles it."""
+    return next(iter(get_close_matches(name, list(valid), n=1, cutoff=0.5)), None)
+
+
+def nearest_key(dotted: str, valid: Iterable[str]) -> str | None:
+    """The valid ``section.key`` most like ``dotted``: one with the same key elsewhere, or with the nearest spelling."""
+    valid, last = list(valid), dotted.rpartition(".")[2]
+    return next((name for name in valid if name.rpartition(".")[2] == last), None) or nearest(dotted, valid)
+
+
+def hint(found: str | None) -> str:
+    """A closing question for an error message; empty when there is nothing to ask."""
+    return f"; did you mean {found}?" if found else ""
+
+
+def nearest_numbers(start: int, holds: Callable[[int], bool]) -> str:
+    """The numbers nearest to ``start`` that hold, from 1 to four times it and SEARCHED both ways, as "24 or 32"."""
+    below = range(start - 1, max(start - SEARCHED, 1) - 1, -1)
+    above = range(start + 1, min(4 * start, start + SEARCHED) + 1)
+    found = [next(filter(holds, numbers), None) for numbers in (below, above)]
+    return " or ".join(str(number) for number in found if number) or "none"

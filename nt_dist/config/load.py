@@ -14,8 +14,7 @@ from typing import Any
 
 from nt_dist.config import deepspeed_json, rules
 from nt_dist.config.family import Family
-from nt_dist.config.keys import checked, keys_of, parse_override
-from nt_dist.config.names import hint, nearest, nearest_key
+from nt_dist.config.keys import checked, hint, keys_of, nearest, nearest_key, parse_override
 from nt_dist.config.settings import Config, sections_of, settings_of
 from nt_dist.errors import ConfigError
 

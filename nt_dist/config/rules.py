@@ -6,8 +6,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import product
 
-from nt_dist.config.keys import reads
-from nt_dist.config.names import hint, nearest, nearest_numbers
+from nt_dist.config.keys import hint, nearest, nearest_numbers, reads
 from nt_dist.config.settings import Config
 from nt_dist.errors import ConfigError
 

@@ -32,11 +32,11 @@ from nt_dist.evaluation.topology import topology_figures
 from nt_dist.evaluation.uncertainty import detection
 from nt_dist.families import FAMILIES, load_config, make_config
 from nt_dist.files import write_whole
+from nt_dist.messages import ProgressBar
 from nt_dist.model.trails import build_model
 from nt_dist.model.weights import count_parameters, weight_specs
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh, init_mesh
-from nt_dist.progress import ProgressBar
 from nt_dist.watch.heartbeat import Heartbeat
 from nt_dist.watch.watching import agree_patiently
 

@@ -16,7 +16,7 @@ from nt_dist.data.samples import Exchange, OpenData
 from nt_dist.errors import DataError
 from nt_dist.images.samples import Broken, PictureSamples
 from nt_dist.images.sources import PARQUET, Pictures, open_pictures
-from nt_dist.progress import ProgressBar
+from nt_dist.messages import ProgressBar
 
 _IN_MEMORY = 1 << 31  # bytes of decoded pictures that a process keeps, at most
 _AT_ONCE = 256  # pictures between two looks at the progress bar

@@ -16,7 +16,7 @@ from nt_dist.config import Config
 from nt_dist.errors import ConfigError
 from nt_dist.evaluation.predictions import mean_of_probs
 from nt_dist.families import make_config
-from nt_dist.llama.cache import Cache, step
+from nt_dist.llama.layers import Cache, step
 from nt_dist.model.trails import TrailsModel, build_model
 from nt_dist.text.tokenizer import Tokenizer
 

@@ -14,7 +14,7 @@ import torch
 from nt_dist.errors import ConfigError
 from nt_dist.evaluation.predictions import predictions
 from nt_dist.inference.ensemble import PROB, Ensemble, combine
-from nt_dist.llama.cache import Cache
+from nt_dist.llama.layers import Cache
 from nt_dist.model.place import Place
 from nt_dist.text.tokenizer import Tokenizer
 

@@ -5,9 +5,8 @@ from functools import partial
 
 from nt_dist.config.family import Family, Headline
 from nt_dist.llama import settings
-from nt_dist.llama.activations import activations
 from nt_dist.llama.names import trail_problems, twin
-from nt_dist.llama.weights import weights
+from nt_dist.llama.weights import activations, weights
 from nt_dist.text import settings as text
 
 

@@ -1,8 +1,10 @@
 """The layers of a LLaMA (Touvron et al., arXiv 2302.13971, §2.2), for one trail or many at once.
 
-A hidden state is [T, B, S, H] (trails, batch, sequence, hidden); the trunk is the case T = 1.
+A hidden state is [T, B, S, H] (trails, batch, sequence, hidden); the trunk is the case T = 1. A cache has the keys and
+values of the L tokens so far, so that the next one passes the model by itself.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 
@@ -11,12 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from nt_dist.config.settings import Config
-from nt_dist.llama.cache import KeyValues
 from nt_dist.model.functions import rms_norm, rotate
 from nt_dist.model.layers import Linear, Lookup
 from nt_dist.model.place import Place
-from nt_dist.model.trails import MakeWeight, ResidualBlock
+from nt_dist.model.trails import MakeWeight, ResidualBlock, TrailsModel
 from nt_dist.sparsity.weight import Weight
+
+_FIRST_CAPACITY = 64  # tokens
 
 
 class Rotary:
@@ -57,6 +60,41 @@ class Norm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalize x [T, B, S, H]."""
         return self.scale(lambda scale, x: rms_norm(x, scale.dense()[:, None, None, :], self.eps), x)
+
+
+class KeyValues:
+    """Of one block's attention."""
+
+    def __init__(self):
+        self.length = 0
+        self._keys: torch.Tensor | None = None
+        self._values: torch.Tensor | None = None
+
+    def append(
+        self, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Add the keys and values of S new tokens [T*B, heads, S, head size]; return those of all [T*B, heads, L, ...].
+
+        With them, which of all each new token sees: bool [S, L], or None where causal order alone says it (S = L), or
+        all are seen (S = 1).
+        """
+        start, count = self.length, keys.shape[2]
+        self.length += count
+        if self._keys is None or self.length > self._keys.shape[2]:
+            self._grow(keys, start)
+        self._keys[:, :, start : self.length] = keys
+        self._values[:, :, start : self.length] = values
+        at = torch.arange(self.length, device=keys.device)
+        seen = None if count in (1, self.length) else at <= at[start:, None]
+        return self._keys[:, :, : self.length], self._values[:, :, : self.length], seen
+
+    def _grow(self, like: torch.Tensor, filled: int) -> None:
+        """Make room for twice as many tokens: so a token costs no copy of all before it."""
+        old, capacity = (self._keys, self._values), max(_FIRST_CAPACITY, 2 * self.length)
+        shape = (*like.shape[:2], capacity, like.shape[3])
+        self._keys, self._values = like.new_empty(shape), like.new_empty(shape)
+        if filled:
+            self._keys[:, :, :filled], self._values[:, :, :filled] = (each[:, :, :filled] for each in old)
 
 
 class Attention(nn.Module):
@@ -159,3 +197,23 @@ def layers(config: Config, make: MakeWeight, place: Place) -> dict[str, Callable
     numbers = range(config.model.num_layers)
     blocks = {f"blocks.{number}": partial(Block, config, number, make, place) for number in numbers}
     return {"embedding": partial(Embedding, make, place), **blocks, "output": partial(Output, config, make, place)}
+
+
+class Cache(defaultdict[nn.Module, KeyValues]):
+    """Of all blocks of a model, each made when it is first asked for."""
+
+    def __init__(self):
+        super().__init__(KeyValues)
+
+    @property
+    def length(self) -> int:
+        """Tokens so far."""
+        return max((each.length for each in self.values()), default=0)
+
+
+def step(model: TrailsModel, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
+    """Return the trails' logits [T, B, S, V] for the tokens [B, S] after those in ``cache``, which they join."""
+    x = tokens
+    for layer in model:
+        x = layer(x, cache[layer]) if isinstance(layer, ResidualBlock) else layer(x)
+    return x

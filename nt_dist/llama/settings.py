@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nt_dist.config.keys import POSITIVE, at_least, identity, reads
-from nt_dist.config.names import nearest_numbers
+from nt_dist.config.keys import POSITIVE, at_least, identity, nearest_numbers, reads
 from nt_dist.config.settings import Config
 from nt_dist.text import settings as text
 

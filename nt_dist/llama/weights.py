@@ -1,4 +1,4 @@
-"""The table of a LLaMA's weights: names, shapes, what cuts them.
+"""The table of a LLaMA's weights: names, shapes, what cuts them; and what its layers keep for backward, for plans.
 
 Column-parallel matrices are cut along their rows (axis 0), row-parallel ones along their columns (axis 1).
 """
@@ -6,6 +6,7 @@ Column-parallel matrices are cut along their rows (axis 0), row-parallel ones al
 import math
 from typing import Any
 
+from nt_dist.config.family import LayerActivations
 from nt_dist.config.settings import Config
 from nt_dist.sparsity.spec import WeightSpec
 
@@ -52,3 +53,38 @@ def weights(config: Config) -> list[WeightSpec]:
     ]
     embedding = spec("embedding", "embedding", config.trails.fork == "embedding", lookup)
     return [embedding, *blocks, spec("norm", "output", True, scale), spec("output", "output", True, table)]
+
+
+def activations(config: Config, layer: str) -> LayerActivations:
+    """Return what ``layer`` keeps for backward and exchanges, in bytes for one trail and one token.
+
+    With hidden size H, key/value width K, ffn size F and heads h, each cut over t tensor ranks where noted, elements of
+    c bytes (4 in fp32, 2 in bf16), a block keeps
+
+        two norms       2 · c H                       input
+        their results   2 · c H                       the matrices' input
+        attention       (c (2 H + 2 K) + 4 h) / t     rotated query and key, value, result; log-sum-exp in fp32
+        feed-forward    4 c F / t                     gate, silu(gate), up, their product
+
+    The output keeps a norm's tensors (twice with final_norm_twice) and its matrix' input, the embedding row numbers. A
+    block that is computed again has gradients of c (F / t + H) beside these. Rotary tables are left out. To the byte
+    what torch.autograd.graph.saved_tensors_hooks counts on a CPU.
+
+    The tensor ranks add up a state after the embedding, twice forward and twice backward in each block (once more where
+    it is computed again) and backward before the output.
+    """
+    model, element, tensor = config.model, config.element_bytes, config.parallel.tensor
+    state = element * model.hidden_size
+    if layer == "embedding":
+        return LayerActivations(8, state, inner=0, all_reduced=state)  # int64
+    if layer == "output":
+        logits = element * padded_vocab_size(config) // tensor
+        inner = state * (2 if config.trails.final_norm_twice else 1)
+        return LayerActivations(state, logits, inner, all_reduced=state)
+    keys = model.key_value_heads * model.head_size
+    attention = element * (2 * model.hidden_size + 2 * keys) + 4 * model.num_attention_heads
+    inner = 3 * state + (attention + 4 * element * model.ffn_size) // tensor
+    if not config.train.activation_checkpointing:
+        return LayerActivations(state, state, inner, all_reduced=4 * state)
+    recomputed = state + element * model.ffn_size // tensor
+    return LayerActivations(state, state, inner, all_reduced=5 * state, recomputed=recomputed)

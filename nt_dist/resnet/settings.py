@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from nt_dist.config.keys import POSITIVE, SHARE, Rule, at_least, identity, reads
-from nt_dist.config.names import nearest_numbers
+from nt_dist.config.keys import POSITIVE, SHARE, Rule, at_least, identity, nearest_numbers, reads
 from nt_dist.config.settings import Config
 from nt_dist.images import settings as images
 

@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nt_dist.config import Config
-from nt_dist.config.keys import toml_value
-from nt_dist.config.names import hint, nearest
+from nt_dist.config.keys import hint, nearest, toml_value
 from nt_dist.errors import ConfigError, RunError
 from nt_dist.families import load_config
 

@@ -28,7 +28,7 @@ from pydantic import BaseModel
 from nt_dist.config import Config
 from nt_dist.errors import DataError
 from nt_dist.files import FileEntry, sync_folder, write_whole, writing
-from nt_dist.progress import ProgressBar
+from nt_dist.messages import ProgressBar
 from nt_dist.text.chunks import chunk_size, cut_into_chunks, read_arrays, read_chunk, tokenize
 from nt_dist.text.communicator import Communicator
 from nt_dist.text.indexed import IndexedTokens, write_indexed

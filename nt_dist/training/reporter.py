@@ -8,8 +8,7 @@ from typing import Any
 from nt_dist.config.family import Family
 from nt_dist.errors import RunError
 from nt_dist.evaluation.topology import Overlap
-from nt_dist.messages import LOGGER, BarHandler
-from nt_dist.progress import ProgressBar
+from nt_dist.messages import LOGGER, BarHandler, ProgressBar
 from nt_dist.sparsity.weight import Weight
 from nt_dist.training.metrics_log import METRICS, MetricsLog
 from nt_dist.training.tensorboard import TensorBoard, pictured_weight

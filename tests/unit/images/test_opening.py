@@ -13,7 +13,7 @@ from nt_dist.config.rules import warnings
 from nt_dist.errors import ConfigError, DataError
 from nt_dist.images import opening
 from nt_dist.images.opening import open_other
-from nt_dist.progress import ProgressBar
+from nt_dist.messages import ProgressBar
 from tests.unit.images.picture_case import (
     CLASSES,
     SIDE,

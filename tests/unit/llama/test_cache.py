@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nt_dist.inference.ensemble import Ensemble
-from nt_dist.llama.cache import Cache
+from nt_dist.llama.layers import Cache
 from nt_dist.model.trails import build_model, weights_of
 from tests.unit.model.tiny import tiny
 

@@ -11,8 +11,7 @@ from nt_dist.config.family import Headline
 from nt_dist.errors import RunError
 from nt_dist.evaluation.topology import Overlap
 from nt_dist.families import DEFAULT
-from nt_dist.messages import LOGGER, BarHandler
-from nt_dist.progress import ProgressBar
+from nt_dist.messages import LOGGER, BarHandler, ProgressBar
 from nt_dist.training.metrics_log import read_metrics
 from nt_dist.training.reporter import Reporter
 

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from nt_dist.progress import ProgressBar, format_seconds
+from nt_dist.messages import ProgressBar, format_seconds
 
 
 class Clock:

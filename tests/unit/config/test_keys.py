@@ -1,6 +1,6 @@
 """Numbers near a mistyped one."""
 
-from nt_dist.config.names import SEARCHED, nearest_numbers
+from nt_dist.config.keys import SEARCHED, nearest_numbers
 
 
 def test_the_nearest_below_and_above_are_named():
