@@ -69,7 +69,7 @@ def _describe(kind: Any) -> str:
         return " or ".join(map(_describe, members))
     if typing.get_origin(kind) is Literal:
         return f"one of {', '.join(members)}"
-    plural = {str: "strings", float: "numbers"}[members[0]]
+    plural = {str: "strings", int: "integers", float: "numbers"}[members[0]]
     return f"a list of {plural}" if members[1] is Ellipsis else f"a list of {len(members)} {plural}"
 
 

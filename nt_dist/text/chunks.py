@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import itertools
 import multiprocessing
-import multiprocessing.connection
 import operator
 import os
 import signal
@@ -102,19 +101,14 @@ def hash_texts(texts: list[str]) -> np.ndarray:
 
 def read_chunk(path: Path) -> TokenizedChunk:
     """Read the file of a chunk; DataError if it is missing or damaged."""
-    chunk = TokenizedChunk(*read_arrays(path, *TokenizedChunk._fields))
+    try:
+        with np.load(path, allow_pickle=False) as arrays:  # a zip file: each array has its checksum
+            chunk = TokenizedChunk(**arrays)
+    except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read, or is damaged: {error}") from error
     if chunk.lengths.sum() != len(chunk.tokens) or len(chunk.lengths) != len(chunk.hashes):
         raise DataError(f"{path}: is damaged: its lengths do not add up")
     return chunk
-
-
-def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
-    """Some of the arrays of a chunk's file alone; as :func:`read_chunk`."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:  # a zip file: each array has its checksum
-            return [arrays[name] for name in names]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read, or is damaged: {error}") from error
 
 
 def _is_done(path: Path, texts: list[str]) -> bool:
@@ -170,11 +164,9 @@ def tokenize(chunks: Iterator[Chunk], folder: Path, tokenizer: Tokenizer, proces
 
 
 def _start_worker() -> None:
+    def leave_with_parent() -> None:  # a killed one does not close the queue that workers wait on
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """A killed parent does not close the queue that workers wait on: they would stay for ever."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    threading.Thread(target=leave_with_parent, daemon=True).start()

@@ -27,9 +27,8 @@ class Communicator:
             result = work()
         except NTDistError as caught:
             error = caught
-        for failed in self.gather(error):
-            if failed is not None:
-                raise failed
+        for failed in filter(None, self.gather(error)):
+            raise failed
         return result
 
     def on_first(self, work: Callable[[], Any]) -> Any:

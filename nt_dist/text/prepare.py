@@ -29,7 +29,7 @@ from nt_dist.config import Config
 from nt_dist.errors import DataError
 from nt_dist.files import FileEntry, sync_folder, write_whole, writing
 from nt_dist.messages import ProgressBar
-from nt_dist.text.chunks import chunk_size, cut_into_chunks, read_arrays, read_chunk, tokenize
+from nt_dist.text.chunks import chunk_size, cut_into_chunks, read_chunk, tokenize
 from nt_dist.text.communicator import Communicator
 from nt_dist.text.indexed import IndexedTokens, write_indexed
 from nt_dist.text.sources import Source, open_source
@@ -175,8 +175,7 @@ def _join(
     streams = {name: _documents(paths) for name, paths in chunks.items()}
     if fraction is not None:
         paths = chunks["train"]
-        hashes = [read_arrays(path, "hashes")[0] for path in paths]
-        held_out = choose_validation(np.concatenate(hashes or [[]]), fraction)
+        held_out = choose_validation(np.concatenate([read_chunk(path).hashes for path in paths] or [[]]), fraction)
         streams = {"train": _documents(paths, ~held_out), "validation": _documents(paths, held_out)}
     with writing(final, DataError):
         shutil.rmtree(whole, ignore_errors=True)

@@ -111,6 +111,7 @@ def test_derived_values():
         ([0.9], tuple[float, float]),
         ("a", tuple[str, ...]),
         (["a", 1], tuple[str, ...]),
+        (3, tuple[int, ...]),
         ([1.0], str | float),
         ({"a": 1}, str),
     ],
