@@ -7,7 +7,7 @@ import deepspeed
 import torch
 
 from nt_dist.config import Config
-from nt_dist.data.batch import Batch
+from nt_dist.data.loader import Batch
 from nt_dist.engine.engine import build_engine, train_step
 from nt_dist.engine.optimizer_state import OptimizerState, optimizer_state
 from nt_dist.errors import ConfigError

@@ -1,4 +1,4 @@
-"""Samples in training order for one data rank, and the fixed windows of an evaluation.
+"""Batches: samples in training order for one data rank, and the fixed windows of an evaluation.
 
 Global step g (counted from the first sample number) trains on the sample numbers [g·N, g·N + N), N = train.batch_size;
 data rank r of D reads the r-th of D equal blocks of them. So any data degree trains on the same samples in each step.
@@ -9,14 +9,32 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from nt_dist.data.batch import Batch, collate
 from nt_dist.data.order import first_of_step, samples_at
-from nt_dist.data.samples import Samples, TrainingSamples
+from nt_dist.data.samples import Sample, Samples, TrainingSamples
 
 _STEPS_AHEAD = 2
+
+
+class Batch(NamedTuple):
+    """One micro-batch of B samples, of P positions each."""
+
+    inputs: torch.Tensor  # what the model reads; of text, tokens, int64. [B, ...]
+    targets: torch.Tensor  # the right class at each position; of text, the token that follows, int64. [B, P]
+    weights: torch.Tensor  # 1 where the target is real, 0 on padding, float32. [B, P]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+def collate(rows: Sequence[Sample]) -> Batch:
+    """Put samples into one batch."""
+    return Batch(*(torch.from_numpy(np.stack(arrays)) for arrays in zip(*rows, strict=True)))
 
 
 @dataclass(frozen=True)

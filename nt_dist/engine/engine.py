@@ -17,7 +17,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import nn
 
 from nt_dist.config import Config
-from nt_dist.data.batch import Batch
+from nt_dist.data.loader import Batch
 from nt_dist.engine import pipeline
 from nt_dist.engine.bad_steps import StepVerdict
 from nt_dist.engine.optimizers import Clipped, make_optimizer

@@ -18,7 +18,7 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import nn
 
 from nt_dist.config.settings import Config
-from nt_dist.data.batch import Batch
+from nt_dist.data.loader import Batch
 from nt_dist.engine.stages import stage_bounds
 from nt_dist.model.losses import objective
 from nt_dist.model.place import Place

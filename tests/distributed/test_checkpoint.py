@@ -45,7 +45,7 @@ class Run:
 
     def train(self, last):
         """Train up to step ``last``; return the losses."""
-        from nt_dist.data.batch import Batch
+        from nt_dist.data.loader import Batch
         from nt_dist.engine.engine import train_step
 
         losses = []

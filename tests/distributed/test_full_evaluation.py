@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nt_dist.data.batch import Batch
+from nt_dist.data.loader import Batch
 from nt_dist.evaluation import predictions
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.full import evaluate_fully

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nt_dist.data.batch import Batch
+from nt_dist.data.loader import Batch
 from nt_dist.engine.engine import build_engine, train_step
 from nt_dist.engine.optimizer_state import optimizer_state
 from nt_dist.engine.pipeline import build_mesh_model

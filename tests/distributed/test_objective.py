@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nt_dist.data.batch import Batch
+from nt_dist.data.loader import Batch
 from nt_dist.engine.engine import train_step
 from nt_dist.families import make_config
 from nt_dist.model.place import Place

@@ -7,7 +7,7 @@ import torch
 
 from nt_dist.checkpoint.checkpoint import load, save
 from nt_dist.checkpoint.manifest import TrainingState
-from nt_dist.data.batch import Batch
+from nt_dist.data.loader import Batch
 from nt_dist.engine.engine import build_engine, train_step
 from nt_dist.engine.optimizer_state import State, optimizer_state
 from nt_dist.engine.pipeline import build_mesh_model

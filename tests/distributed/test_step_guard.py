@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 import torch
 
-from nt_dist.data.batch import Batch
+from nt_dist.data.loader import Batch
 from nt_dist.engine.bad_steps import StepVerdict
 from nt_dist.engine.engine import build_engine, train_step
 from nt_dist.engine.optimizer_state import optimizer_state

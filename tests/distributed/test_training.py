@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from nt_dist.data.batch import Batch
+from nt_dist.data.loader import Batch
 from nt_dist.engine.engine import build_engine, learning_rate, train_step
 from nt_dist.engine.optimizer_state import State, optimizer_state
 from nt_dist.errors import TopologyError

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from nt_dist.data.batch import collate
+from nt_dist.data.loader import collate
 from nt_dist.data.samples import Sample
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nt_dist.data.batch import Batch
-from nt_dist.data.loader import EvaluationBatches, StepLoader
+from nt_dist.data.loader import Batch, EvaluationBatches, StepLoader
 from nt_dist.data.order import samples_at
 from nt_dist.data.samples import Sample
 from nt_dist.errors import DataError
