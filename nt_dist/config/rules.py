@@ -43,6 +43,15 @@ def _new_moments_can_be_had(config: Config) -> Iterator[str]:
         )
 
 
+@reads("sparsity.structure", "sparsity.drop")
+def _groups_have_norms(config: Config) -> Iterator[str]:
+    if config.sparsity.structure == "groups" and config.sparsity.drop == "set":
+        yield (
+            "sparsity.drop = 'set' goes by the sign of entries, and sparsity.structure = 'groups' by the norms of "
+            "groups, which have none; set drop to 'soft_magnitude' or 'magnitude'"
+        )
+
+
 @reads("train.optimizer", "train.momentum", "train.nesterov")
 def _nesterov_has_momentum(config: Config) -> Iterator[str]:
     if config.train.optimizer == "sgd" and config.train.nesterov and config.train.momentum == 0:
@@ -152,6 +161,7 @@ _RULES = (
     _trails_fit,
     _exempt_weights_exist,
     _new_moments_can_be_had,
+    _groups_have_norms,
     _nesterov_has_momentum,
     _warmup_fits,
     _batch_divides,
@@ -168,7 +178,13 @@ def check(config: Config, wrong: set[str]) -> list[str]:
 
 _CHOICE = ("sparsity.drop", "sparsity.temperature", "sparsity.grow", "sparsity.regrow_from", "sparsity.new_moments")
 _UPDATE = (*_CHOICE, "sparsity.drop_fraction", "sparsity.drop_schedule", "sparsity.stop_fraction")
-_SPARSE = ("sparsity.distribution", "sparsity.storage", "sparsity.exempt", "sparsity.update_every")
+_SPARSE = (
+    "sparsity.distribution",
+    "sparsity.structure",
+    "sparsity.storage",
+    "sparsity.exempt",
+    "sparsity.update_every",
+)
 
 
 def warnings(config: Config) -> Iterator[str]:
@@ -180,6 +196,7 @@ def warnings(config: Config) -> Iterator[str]:
     table = (
         (sparsity.density == 1, "sparsity.density = 1.0", (*_SPARSE, *_UPDATE)),
         (sparsity.density != 1 and is_static, "sparsity.update_every = 0", _UPDATE),
+        (sparsity.structure == "entries", "sparsity.structure = 'entries'", ("sparsity.group_size",)),
         (sparsity.drop != "soft_magnitude", f"sparsity.drop = {sparsity.drop!r}", ("sparsity.temperature",)),
         (sparsity.grow == "random", "sparsity.grow = 'random'", ("sparsity.regrow_from",)),
         (full and trails.layers != config.model.num_layers, "trails.fork = 'embedding'", ("trails.layers",)),

@@ -68,6 +68,10 @@ class Sparsity:
     storage: Literal["auto", "compact", "masked"] = free(
         "auto", "compact (values and index), masked (dense with a mask) or auto (for each weight the smaller)."
     )
+    structure: Literal["entries", "groups"] = identity(
+        "entries", "What is stored or not: single entries, or inputs of groups of outputs (less time at low densities)."
+    )
+    group_size: int = identity(64, "Outputs of a group.", at_least(2))
     topology_shards: int = identity(
         8, "Equal shards of each weight, with their own slots and updates; the tensor degree divides it.", at_least(1)
     )

@@ -25,6 +25,7 @@ from nt_dist.errors import CheckpointError, ConfigError
 from nt_dist.model.foreign import Foreign
 from nt_dist.model.trails import TrailsModel, build_model, statistics_of, weights_of
 from nt_dist.parallel.mesh import Mesh
+from nt_dist.sparsity.groups import Groups
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.streams import normal, stream_keys
 from nt_dist.sparsity.weight import Fragments, Weight, padding_mask
@@ -182,6 +183,12 @@ def largest(spec: WeightSpec, fragments: Fragments, blocks: torch.Tensor) -> tor
     of equal slots and padding, whose entries are ``blocks`` [R, elements]."""
     if not spec.is_sparse:
         return torch.arange(spec.shard_elements).expand(len(fragments), -1)
+    if spec.group:
+        groups = Groups.of(spec, fragments[0][1])
+        norms = groups.norms(blocks[:, : groups.rows * groups.columns].unflatten(1, (groups.rows, -1)))
+        norms[:, groups.columns - groups.padding :] = -1.0
+        order = norms.sort(dim=1, descending=True, stable=True).indices[:, : groups.active]
+        return groups.positions(order.sort(dim=1).values)
     score, padding = blocks.abs(), padding_mask(spec, fragments[0][1])
     if padding is not None:
         score[:, padding] = -1.0

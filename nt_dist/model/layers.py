@@ -24,7 +24,8 @@ class Linear(nn.Module):
 
 def _linear(weight: Weight, x: torch.Tensor) -> torch.Tensor:
     rows = x.expand(len(weight.trails), *x.shape[1:]).flatten(1, 2)
-    return _Linear.apply(rows, weight.values, weight).unflatten(1, x.shape[1:-1])
+    product = weight.linear if weight.linear and x.device.type == "cpu" else _Linear
+    return product.apply(rows, weight.values, weight).unflatten(1, x.shape[1:-1])
 
 
 class _Linear(torch.autograd.Function):

@@ -27,7 +27,13 @@ def weight_specs(config: Config) -> Mapping[str, WeightSpec]:
         if not spec.is_vector and not any(fnmatchcase(spec.name, pattern) for pattern in config.sparsity.exempt)
     }
     density = spread_density(sparse, config.sparsity.density, config.sparsity.distribution)
-    return MappingProxyType({spec.name: replace(spec, density=density.get(spec.name, spec.density)) for spec in specs})
+    size = config.sparsity.group_size if config.sparsity.structure == "groups" else 0
+
+    def final(spec: WeightSpec) -> WeightSpec:
+        group = 0 if spec.role == "lookup" or spec.name not in sparse else size
+        return replace(spec, density=density.get(spec.name, spec.density), group=group)
+
+    return MappingProxyType({spec.name: final(spec) for spec in specs})
 
 
 def statistic_specs(config: Config) -> dict[str, WeightSpec]:
@@ -59,10 +65,10 @@ def bytes_per_value(config: Config) -> float:
 def choose_storages(config: Config) -> dict[str, str]:
     """Return each weight's storage: as ``sparsity.storage`` says, or for "auto" the one with fewer bytes on a rank."""
     per_value = bytes_per_value(config)
-    sparse = [name for name in STORAGES if name != "dense"]
-    candidates = sparse if config.sparsity.storage == "auto" else [config.sparsity.storage]
+    candidates = STORAGES if config.sparsity.storage == "auto" else [config.sparsity.storage]
 
     def cheapest(spec: WeightSpec) -> str:
-        return min(candidates, key=lambda name: STORAGES[name].stored_bytes(spec, per_value))
+        fitting = [name for name in candidates if STORAGES[name].fits(spec)]
+        return min(fitting, key=lambda name: STORAGES[name].stored_bytes(spec, per_value))
 
     return {name: cheapest(spec) if spec.is_sparse else "dense" for name, spec in weight_specs(config).items()}

@@ -29,6 +29,7 @@ class WeightSpec:
     uses: int = 1
     """Products with it per position of a sample's logits: 1 for a linear weight of text, the pixels of the result for a
     convolution, 0 for what multiplies nothing."""
+    group: int = 0  # outputs (entries of axis 0) that share their active inputs (see groups.py); 0: each has its own
 
     def __post_init__(self):
         assert self.shape[self.cut_axis] % self.shards == 0, f"{self.name}: {self.shards} shards of {self.shape}"
@@ -65,13 +66,34 @@ class WeightSpec:
         """Real entries of the cut axis in ``shard``."""
         return min(max(self.valid - shard * self.shard_length, 0), self.shard_length)
 
+    @property
+    def columns(self) -> int:
+        """Entries of a shard for each of its outputs, padding included."""
+        return self.shard_elements // (self.shard_length if self.cut_axis == 0 else self.shape[0])
+
+    def real_rows(self, shard: int) -> int:
+        """Outputs of ``shard`` that are no padding."""
+        return self.real_length(shard) if self.cut_axis == 0 else self.shape[0]
+
+    def real_columns(self, shard: int) -> int:
+        """Entries of ``shard`` that are no padding, for each of its outputs."""
+        return self.columns if self.cut_axis == 0 else self.columns // self.shard_length * self.real_length(shard)
+
+    def inputs(self, shard: int) -> int:
+        """Active inputs of each group of ``shard``: its density of the real ones, at least one where there are any."""
+        real = self.real_columns(shard)
+        return min(max(round(self.density * real), 1), real)
+
     def slots(self, shard: int) -> int:
         """Active entries of ``shard``: its density of the real entries, at least one where there are any.
 
-        A dense weight has a slot for every entry, its padding included (which no gradient reaches).
+        A dense weight has a slot for every entry, its padding included (which no gradient reaches). Of groups each has
+        as many inputs as the others.
         """
         if not self.is_sparse:
             return self.shard_elements
+        if self.group:
+            return self.real_rows(shard) * self.inputs(shard)
         real = self.real_length(shard) * self.slice_elements
         return min(max(round(self.density * real), 1), real)
 

@@ -4,15 +4,22 @@
 - ``masked``: ``values`` is dense with zeros, and its gradient is multiplied by a mask.
 - ``compact``: ``values`` [T, slots] are the active entries, ``index`` their flat places; the dense tensor exists only
   while a product needs it.
+- ``grouped``: compact, with one place for a group of outputs that share their inputs; products by groups.
 
 What each method is for is said there.
 """
 
 import math
+from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 
+from nt_dist.sparsity.grouped import GroupedLinear, Piece
+from nt_dist.sparsity.groups import Groups
 from nt_dist.sparsity.weight import ALL, Weight, block_positions, flat_index
+
+_PAYS = 0.6  # up to this density a product by groups of 64 takes less time than a dense one
 
 
 class _DenseShaped(Weight):
@@ -38,6 +45,10 @@ class DenseWeight(_DenseShaped):
     """All entries are active."""
 
     name, index_bytes, copies = "dense", 0, (1, 0)
+
+    @classmethod
+    def fits(cls, spec):
+        return not spec.is_sparse
 
     def __init__(self, spec, *args, **kwargs):
         assert not spec.is_sparse, f"{spec.name}: density {spec.density}"
@@ -127,4 +138,79 @@ class CompactWeight(Weight):
             self.fragment(tensor, *fragment).copy_(entries)
 
 
-STORAGES = {each.name: each for each in (DenseWeight, MaskedWeight, CompactWeight)}
+class GroupedWeight(CompactWeight):
+    """Active entries as :class:`CompactWeight` has them; ``index`` are the groups' active inputs, int32 [T, units].
+
+    Those are columns of a shard, shard after shard and group after group.
+    """
+
+    name, index_bytes, copies = "grouped", 0, (0, 0)  # a place takes 4 bytes for spec.group values
+    linear = GroupedLinear
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._groups = [Groups.of(self.spec, shard, self.values.device) for shard in self.shards]
+        counts = [each.count * each.active for each in self._groups]
+        starts = [sum(counts[:number]) for number in range(len(counts) + 1)]
+        self._units = [slice(*ends) for ends in pairwise(starts)]
+        self.index = self.index.new_empty(len(self.trails), starts[-1])
+
+    @classmethod
+    def fits(cls, spec):
+        return spec.group > 0 and spec.role == "linear" and spec.density <= _PAYS
+
+    @staticmethod
+    def moved_bytes(entries, slots, element, builds):
+        """The values are read as they are."""
+        return (builds + 1) * element * slots
+
+    def build(self, values, rows=ALL):
+        dense = values.new_zeros(len(values), *self.local_shape)
+        for row, matrix, entries in zip(range(len(self.trails))[rows], dense, values.detach(), strict=True):
+            for piece in self.pieces(row):
+                matrix[piece.rows].index_copy_(1, piece.columns.long(), piece.gather(entries))
+        return dense
+
+    def gradient_of(self, dense, may_overwrite, rows=ALL):
+        taken = dense.new_empty(len(dense), self.num_slots)
+        for row, matrix, entries in zip(range(len(self.trails))[rows], dense, taken, strict=True):
+            for piece in self.pieces(row):
+                piece.put(matrix[piece.rows].index_select(1, piece.columns), entries)
+        return taken
+
+    def active(self, fragments):
+        groups = self._groups[fragments[0][1] - self.shards.start]
+        units = torch.stack([self._fragment_units(*each) for each in fragments])
+        return groups.positions(units.long().view(-1, groups.active))
+
+    def set_active(self, fragments, positions):
+        groups = self._groups[fragments[0][1] - self.shards.start]
+        units = groups.inputs(positions).view(len(fragments), -1)
+        for fragment, each in zip(fragments, units, strict=True):
+            self._fragment_units(*fragment).copy_(each)
+
+    def _fragment_units(self, trail: int, shard: int) -> torch.Tensor:
+        return self.index[trail - self.trails.start, self._units[shard - self.shards.start]]
+
+    def pieces(self, row: int) -> Iterator[Piece]:
+        """Yield the row-th trail's groups: of shards that are cut along their inputs all together."""
+        of_shards = [list(self._shard_pieces(row, number)) for number in range(len(self.shards))]
+        if self.spec.cut_axis == 0:
+            for pieces in of_shards:
+                yield from pieces
+            return
+        for pieces in zip(*of_shards, strict=True):
+            columns = torch.cat([each.columns + number * self.spec.columns for number, each in enumerate(pieces)])
+            yield Piece(pieces[0].rows, columns, [each.parts[0] for each in pieces])
+
+    def _shard_pieces(self, row: int, number: int) -> Iterator[Piece]:
+        groups, units = self._groups[number], self.index[row, self._units[number]]
+        start = self.spec.total_slots(self.shards[:number])
+        first = number * self.spec.shard_length if self.spec.cut_axis == 0 else 0
+        for group, columns in enumerate(units.view(groups.count, groups.active)):
+            begin, end = group * groups.size, min((group + 1) * groups.size, groups.rows)
+            where = slice(start + begin * groups.active, start + end * groups.active)
+            yield Piece(slice(first + begin, first + end), columns, [(where, (end - begin, groups.active))])
+
+
+STORAGES = {each.name: each for each in (DenseWeight, MaskedWeight, CompactWeight, GroupedWeight)}

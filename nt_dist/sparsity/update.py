@@ -5,11 +5,13 @@ all of them compute the same new topology. A few shards at a time, so that the w
 stays in the caches. R fragments, k active slots and n entries in each; else as in weight.py.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from nt_dist.config.settings import Sparsity
+from nt_dist.sparsity.groups import Groups
 from nt_dist.sparsity.rules import choose_grown, choose_kept
 from nt_dist.sparsity.streams import stream_keys
 from nt_dist.sparsity.weight import Fragments, Weight, padding_mask
@@ -43,13 +45,19 @@ class TopologyUpdate(NamedTuple):
 
     def _apply(self, fragments: Fragments) -> torch.Tensor | int:
         weight, rules = self.weight, self.rules
-        drop = round(self.fraction * weight.spec.slots(fragments[0][1]))
+        spec, shard, device = weight.spec, fragments[0][1], weight.values.device
+        groups = Groups.of(spec, shard, device) if spec.group else None
+        drop = round(self.fraction * (groups.active if groups else spec.slots(shard)))
         if drop == 0:
             return 0
         old = weight.active(fragments)
         values = weight.read(self.state["value"], fragments, old)
         scores = None if self.gradient is None else weight.blocks(self.gradient, fragments)
-        new, source = self._choose(fragments, old, values, scores, drop)
+        if groups:
+            new, source = self._choose_units(groups, fragments, old, values, scores, drop)
+        else:
+            keys, padding = self._keys(fragments), padding_mask(spec, shard, device)
+            new, source = self._choose(old, values, scores, drop, keys, spec.shard_elements, padding)
         is_new = source < 0
         weight.set_active(fragments, new)
         for name, tensor in self.state.items():
@@ -64,25 +72,53 @@ class TopologyUpdate(NamedTuple):
             weight.write(tensor, fragments, new, torch.where(is_new, start, entries))
         return is_new.sum()
 
+    def _choose_units(
+        self,
+        groups: Groups,
+        fragments: Fragments,
+        old: torch.Tensor,
+        values: torch.Tensor,
+        scores: torch.Tensor | None,
+        drop: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what :meth:`_choose` does, where each group's units are chosen by their norms."""
+        if scores is not None:
+            scores = groups.norms(scores[:, : groups.rows * groups.columns].unflatten(1, (groups.rows, -1)))
+        norms = groups.norms(values.unflatten(1, (groups.rows, -1)))
+        keys = self._keys([(*fragment, group) for fragment in fragments for group in range(groups.count)])
+        padding = torch.arange(groups.columns, device=old.device) >= groups.columns - groups.padding
+        units = self._choose(groups.inputs(old), norms, scores, drop, keys, groups.columns, padding)
+        return groups.positions(units[0]), groups.slots(units[1])
+
     def _choose(
-        self, fragments: Fragments, old: torch.Tensor, values: torch.Tensor, scores: torch.Tensor | None, drop: int
+        self,
+        old: torch.Tensor,
+        values: torch.Tensor,
+        scores: torch.Tensor | None,
+        drop: int,
+        keys: dict[str, torch.Tensor],
+        entries: int,
+        padding: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return new positions, ascending, and the old slot that each continues, or -1: int64 [R, k] both."""
-        spec, rules, device = self.weight.spec, self.rules, old.device
+        rules, device = self.rules, old.device
         count, slots = old.shape
-        kept = choose_kept(rules.drop, values, slots - drop, self._keys("drop", fragments), old, rules.temperature)
-        slot_at = torch.full((count, spec.shard_elements), -1, dtype=torch.int32, device=device)
+        kept = choose_kept(rules.drop, values, slots - drop, keys["drop"], old, rules.temperature)
+        slot_at = torch.full((count, entries), -1, dtype=torch.int32, device=device)
         slot_at.scatter_(1, old, torch.arange(slots, dtype=torch.int32, device=device).expand_as(old))
         active = torch.zeros_like(slot_at, dtype=torch.bool).scatter_(1, old, kept)
-        padding = padding_mask(spec, fragments[0][1], device)
         closed = active if padding is None else active | padding
         dropped = (slot_at >= 0).logical_and_(~active)
-        grown = choose_grown(rules.grow, scores, closed, dropped, drop, self._keys("grow", fragments))
+        grown = choose_grown(rules.grow, scores, closed, dropped, drop, keys["grow"])
         new = active.scatter_(1, grown, True).nonzero()[:, 1].view_as(old)
         return new, slot_at.gather(1, new).long()
 
-    def _keys(self, purpose: str, fragments: Fragments) -> torch.Tensor:
-        """Return the keys of a purpose's streams, one row a fragment: int64 [R, 1]."""
+    def _keys(self, rows: Sequence[tuple[int, ...]]) -> dict[str, torch.Tensor]:
+        """Return the keys of the streams of (trail, shard) or (trail, shard, group), int64 [R, 1], by purpose."""
         name, device = self.weight.spec.name, self.weight.values.device
-        words = [(self.seed, purpose, name, trail, shard, self.step) for trail, shard in fragments]
-        return stream_keys(words, device)[:, None]
+        return {
+            purpose: stream_keys([(self.seed, purpose, name, *row[:2], self.step, *row[2:]) for row in rows], device)[
+                :, None
+            ]
+            for purpose in ("drop", "grow")
+        }

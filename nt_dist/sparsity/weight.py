@@ -19,6 +19,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from nt_dist.sparsity.groups import Groups
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.statistic import LocalState
 from nt_dist.sparsity.streams import hash_positions, normal, stream_keys, uniform
@@ -92,6 +93,14 @@ class Weight(LocalState, ABC):
     copies: ClassVar[tuple[int, int]]
     """Elements that exist while a backward product runs: for each dense entry, and for each slot."""
 
+    linear: ClassVar[type[torch.autograd.Function] | None] = None
+    """x · Wᵀ for (x [T, N, in], values, weight) -> [T, N, out], where the storage has a faster way than to build W."""
+
+    @classmethod
+    def fits(cls, spec: WeightSpec) -> bool:
+        """Whether a sparse weight can be stored in this way."""
+        return True
+
     @staticmethod
     def moved_bytes(entries: int, slots: int, element: int, builds: int) -> int:
         """Return the bytes read and written to build the dense tensor so often and to take its gradient once."""
@@ -147,12 +156,16 @@ class Weight(LocalState, ABC):
 
         The result may take the place of ``dense`` where nobody else needs it.
         """
-        if self.collecting and self.dense_gradient is None:
+        if self.collecting:
+            self.collect(dense, rows)
+        return self.gradient_of(dense, may_overwrite, rows)
+
+    def collect(self, dense: torch.Tensor, rows: slice = ALL) -> None:
+        """Add to the dense gradient [T, *local_shape] that says where to regrow."""
+        if self.dense_gradient is None:
             shape = (len(self.trails), *self.local_shape)
             self.dense_gradient = torch.zeros(shape, dtype=torch.float32, device=dense.device)
-        if self.collecting:
-            self.dense_gradient[rows] += dense
-        return self.gradient_of(dense, may_overwrite, rows)
+        self.dense_gradient[rows] += dense
 
     # -- sizes -------------------------------------------------------------------------------------------------------
 
@@ -192,6 +205,12 @@ class Weight(LocalState, ABC):
         everywhere = torch.arange(self.spec.shard_elements, device=device)
         if not self.spec.is_sparse:
             return everywhere
+        if self.spec.group:
+            groups = Groups.of(self.spec, shard, device)
+            units = torch.arange(groups.columns - groups.padding, device=device).expand(groups.count, -1)
+            keys = stream_keys([(seed, "init topology", *words, group) for group in range(groups.count)], device)
+            chosen = uniform(keys[:, None], units).topk(groups.active, dim=1).indices.sort(dim=1).values
+            return groups.positions(chosen)[0] if groups.count else chosen.flatten()
         score = uniform(stream_keys([(seed, "init topology", *words)], device), everywhere)
         padding = padding_mask(self.spec, shard, device)
         if padding is not None:

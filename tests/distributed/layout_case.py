@@ -42,6 +42,7 @@ class Layout:
     storage: str = "auto"
     trunk: str = "auto"
     joint: str = ""  # the mean that has a loss of its own
+    structure: str = "entries"
 
     @property
     def ranks(self) -> int:
@@ -53,7 +54,8 @@ class Layout:
         words += [f"{self.trunk} trunk"] if self.trunk != "auto" else []
         words += [f"ZeRO {self.stage}"] if self.stage else []
         words += [self.precision, *["rows"] * self.ragged]
-        return ", ".join([*words, f"joint {self.joint}"] if self.joint else words)
+        words += [f"joint {self.joint}"] if self.joint else []
+        return ", ".join([*words, self.structure] if self.structure != "entries" else words)
 
 
 def config_of(layout: Layout) -> Config:
@@ -71,6 +73,8 @@ def config_of(layout: Layout) -> Config:
             "topology_shards": 2,
             "update_every": 2,
             "storage": layout.storage,
+            "structure": layout.structure,
+            "group_size": 5,
         },
         "train": train,
         "parallel": {

@@ -10,6 +10,17 @@ from tests.distributed.layout_case import Layout, Run
 from tests.unit.sparsity.reversed_storage import ReversedWeight, in_place_of_compact
 
 
+def _same(one, other):
+    """Two runs, by rank, were the same."""
+    for mine, theirs in zip(one, other, strict=True):
+        assert len(mine.updates) == 3 and mine.updates == theirs.updates
+        assert mine.checksums == theirs.checksums
+        torch.testing.assert_close(torch.tensor(mine.losses), torch.tensor(theirs.losses), rtol=1e-5, atol=1e-6)
+        assert mine.slots.keys() == theirs.slots.keys()
+        for key, slots in mine.slots.items():
+            torch.testing.assert_close(slots, theirs.slots[key], rtol=1e-4, atol=1e-6)
+
+
 def _train(rank, world_size, layout, fourth):
     with in_place_of_compact() if fourth else contextlib.nullcontext():
         run = Run(layout)
@@ -27,10 +38,17 @@ def test_another_storage_trains_the_same_model(layout):
     one, other = ({**vars(layout), "storage": each} for each in ("masked", "compact"))
     expected = run_distributed(_train, layout.ranks, Layout(**one), False)
     found = run_distributed(_train, layout.ranks, Layout(**other), True)
-    for mine, theirs in zip(found, expected, strict=True):
-        assert len(mine.updates) == 3 and mine.updates == theirs.updates
-        assert mine.checksums == theirs.checksums
-        torch.testing.assert_close(torch.tensor(mine.losses), torch.tensor(theirs.losses), rtol=1e-5, atol=1e-6)
-        assert mine.slots.keys() == theirs.slots.keys()
-        for key, slots in mine.slots.items():
-            torch.testing.assert_close(slots, theirs.slots[key], rtol=1e-4, atol=1e-6)
+    _same(found, expected)
+
+
+def _train_groups(rank, world_size, layout):
+    run = Run(layout)
+    kinds = {type(weight).name for weight in run.weights.values() if weight.spec.is_sparse}
+    assert ("grouped" in kinds) == (layout.storage == "auto"), kinds
+    return run.train(7).finish()
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(tensor=2, stage=1), Layout(data=2, stage=3)], ids=str)
+def test_products_of_groups_train_the_same_model_as_dense_ones(layout):
+    runs = [{**vars(layout), "structure": "groups", "storage": storage} for storage in ("masked", "auto")]
+    _same(*(run_distributed(_train_groups, layout.ranks, Layout(**each)) for each in runs))

@@ -32,15 +32,18 @@ LAYOUTS = [
     Layout(tensor=2, trail=2, trunk="replicated", joint="probabilities"),
     Layout(trail=3, trunk="replicated", joint="probabilities"),
     Layout(data=2, stage=2, joint="probabilities"),
+    Layout(tensor=2, structure="groups"),
+    Layout(trail=2, data=2, trunk="split", stage=3, structure="groups"),
 ]
-REFERENCES: dict[tuple[str, bool, str], Record] = {}
+REFERENCES: dict[tuple, Record] = {}
 
 
-def one_rank(precision: str = "fp32", ragged: bool = False, joint: str = "") -> Record:
+def one_rank(precision: str = "fp32", ragged: bool = False, joint: str = "", structure: str = "entries") -> Record:
     """What one rank does: computed once for all that are compared with it."""
-    key = (precision, ragged, joint)
+    key = (precision, ragged, joint, structure)
     if key not in REFERENCES:
-        layout = Layout(precision=precision, ragged=ragged, joint=joint, stage=int(precision == "bf16"))
+        stage = int(precision == "bf16")
+        layout = Layout(precision=precision, ragged=ragged, joint=joint, stage=stage, structure=structure)
         (record,) = run_distributed(train_whole, 1, layout)
         assert len(set(record.checksums)) == 4, "three updates must have changed the topology"
         assert max(record.norms) > 0.5, "clipping must have been at work"
@@ -71,7 +74,7 @@ def assert_alike(
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_a_layout_trains_as_one_rank_does(layout):
-    wanted = one_rank(ragged=layout.ragged, joint=layout.joint)
+    wanted = one_rank(ragged=layout.ragged, joint=layout.joint, structure=layout.structure)
     records = run_distributed(train_whole, layout.ranks, layout)
     assert_alike(records, wanted)
     for record in records:

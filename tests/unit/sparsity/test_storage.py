@@ -13,7 +13,10 @@ SPARSE = [
     WeightSpec("rows", (12, 16), 1, trails=3, shards=4, density=0.4),
     WeightSpec("trunk", (16, 12), 0, trails=1, shards=4, density=0.7),
     WeightSpec("padded", (16, 12), 0, trails=3, shards=4, valid=13, density=0.5),
-    WeightSpec("convolution", (8, 4, 3, 3), 0, trails=2, shards=2, density=0.3),
+    WeightSpec("convolution", (8, 4, 3, 3), 0, trails=2, shards=2, density=0.3, role="convolution"),
+    WeightSpec("groups of columns", (16, 12), 0, trails=3, shards=4, density=0.4, group=3),
+    WeightSpec("groups of rows", (14, 16), 1, trails=3, shards=4, density=0.4, group=4),
+    WeightSpec("padded groups", (16, 12), 0, trails=3, shards=4, valid=13, density=0.5, group=3),
 ]
 IDS = [spec.name for spec in SPARSE]
 
@@ -27,6 +30,12 @@ def made(spec, storage, trails=None, shards=None, seed=5):
 @pytest.mark.parametrize("spec", SPARSE, ids=IDS)
 def test_storages_hold_the_same_entries(spec):
     compact, masked = made(spec, "compact"), made(spec, "masked")
+    if spec.group:
+        grouped = made(spec, "grouped")
+        assert torch.equal(grouped.build(grouped.values), masked.values.data)
+        assert torch.equal(grouped.values, compact.values)
+        assert torch.equal(grouped.slot_index(), masked.slot_index())
+        assert grouped.index.numel() < 0.6 * compact.index.numel()
     assert torch.equal(compact.build(compact.values), masked.values.data)
     assert torch.equal(compact.slot_index(), masked.slot_index())
     assert torch.equal(compact.checksum(), masked.checksum())
@@ -57,6 +66,18 @@ def test_a_part_is_cut_from_the_whole(spec, storage):
         assert torch.equal(part.fragment(one, trail, shard), whole.fragment(other, trail, shard))
 
 
+@pytest.mark.parametrize("spec", [each for each in SPARSE if each.group], ids=lambda spec: spec.name)
+def test_outputs_of_a_group_have_the_same_inputs(spec):
+    weight = made(spec, "masked")
+    for trail in weight.trails:
+        for shard in weight.shards:
+            mask = weight.block(weight.mask, trail, shard)[: spec.real_rows(shard)]
+            for first in range(0, len(mask), spec.group):
+                group = mask[first : first + spec.group]
+                assert (group == group[0]).all() and group[0].sum() == round(spec.density * mask.shape[1])
+    assert not torch.equal(weight.mask[0], weight.mask[1])
+
+
 def test_a_dense_weight_is_drawn_by_shard_too():
     spec = WeightSpec("exempt", (16, 12), 0, trails=2, shards=4)
     whole, part = made(spec, "dense"), made(spec, "dense", range(1, 2), range(1, 3))
@@ -76,8 +97,11 @@ def test_padding_is_never_active():
     assert not weight.mask[:, 13:].any() and weight.mask[:, 12].any()
 
 
-@pytest.mark.parametrize("spec", SPARSE[:4], ids=IDS[:4])
-@pytest.mark.parametrize("storage", ["compact", "masked"])
+@pytest.mark.parametrize(
+    "spec, storage",
+    [(spec, name) for spec in SPARSE for name in STORAGES if spec.role == "linear" and STORAGES[name].fits(spec)],
+    ids=lambda each: getattr(each, "name", each),
+)
 @pytest.mark.parametrize("one_input", [False, True])
 def test_linear_is_the_dense_product_and_its_gradients(spec, storage, one_input):
     weight = made(spec, storage)

@@ -17,6 +17,9 @@ SPECS = [
     WeightSpec("columns", (16, 12), 0, trails=3, shards=4, density=0.4),
     WeightSpec("rows", (12, 16), 1, trails=2, shards=4, density=0.6),
     WeightSpec("padded", (16, 12), 0, trails=2, shards=4, valid=13, density=0.5),
+    WeightSpec("groups of columns", (16, 12), 0, trails=3, shards=4, density=0.4, group=3),
+    WeightSpec("groups of rows", (14, 32), 1, trails=3, shards=4, density=0.5, group=4),
+    WeightSpec("padded groups", (16, 12), 0, trails=3, shards=4, valid=13, density=0.5, group=3),
 ]
 
 
@@ -71,6 +74,11 @@ def test_slots_continue_or_start_anew(spec, kind):
 def test_storages_agree(spec):
     compact, masked = (case(spec, kind) for kind in ("compact", "masked"))
     one, other = run(*compact), run(*masked)
+    if spec.group:
+        grouped = case(spec, "grouped")
+        for found, expected in zip(run(*grouped), one, strict=True):
+            assert torch.equal(found, expected)
+        assert torch.equal(grouped[0].slot_index(), masked[0].slot_index())
     assert torch.equal(compact[0].slot_index(), masked[0].slot_index()) and torch.equal(one[0], other[0])
     for slots, dense in zip((compact[0].values.data, *one[1:]), (masked[0].values.data, *other[1:]), strict=True):
         assert torch.equal(masked[0].from_slots(slots), dense)
@@ -92,6 +100,8 @@ def test_how_many_shards_are_worked_on_at_once_does_not_matter(spec, monkeypatch
 @pytest.mark.parametrize("rules", [RULES, dataclasses.replace(RULES, drop="set", grow="random", new_moments="mean")])
 def test_a_part_updates_as_the_whole_does(spec, rules):
     """No rank needs another one for an update: this is what makes layouts interchangeable."""
+    if spec.group:
+        rules = dataclasses.replace(rules, drop="magnitude")  # "set" goes by signs
     whole, *rest = case(spec, "compact")
     _, _, whole_v = run(whole, *rest, rules=rules)
     for trails in (range(1), range(1, spec.trails)):
@@ -113,6 +123,26 @@ def test_the_largest_gradients_outside_are_grown():
     for trail in range(3):
         for shard in range(4):
             assert before[trail, shard][grown[trail, shard]].min() > before[trail, shard][never[trail, shard]].max()
+
+
+def test_groups_drop_the_inputs_of_smallest_norm_and_grow_those_of_largest_gradient():
+    spec = next(each for each in SPECS if each.name == "groups of columns")
+    weight, m, v, gradient = case(spec, "masked")
+    active, values = weight.mask.clone(), weight.values.data.clone()
+    run(weight, m, v, gradient, dataclasses.replace(RULES, drop="magnitude"), fraction=0.4)
+    for rows in (
+        range(first, first + size) for shard in range(4) for first, size in ((4 * shard, 3), (4 * shard + 3, 1))
+    ):
+        rows = list(rows)
+        for trail in range(3):
+            before, after = active[trail, rows[0]], weight.mask[trail, rows[0]]
+            assert (weight.mask[trail, rows] == after).all() and before.sum() == after.sum() == 5
+            norm, of_gradient = values[trail, rows].norm(dim=0), gradient[trail, rows].norm(dim=0)
+            kept = norm.masked_fill(~before, -1).topk(3).indices
+            open_to = of_gradient.index_fill(0, kept, -1.0)
+            expected = torch.zeros(12, dtype=torch.bool)
+            expected[torch.cat([kept, open_to.topk(2).indices])] = True
+            assert torch.equal(after, expected)
 
 
 def test_nothing_changes_at_fraction_zero():
