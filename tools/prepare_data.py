@@ -22,8 +22,7 @@ def main() -> None:
         print(__doc__)
         return
     from nt_dist.text.communicator import open_communicator
-    from nt_dist.text.corpus import open_data
-    from nt_dist.text.prepare import prepare_data
+    from nt_dist.text.prepare import open_data, prepare_data
 
     with open_communicator() as communicator:
         logging.basicConfig(level=logging.INFO if communicator.rank == 0 else logging.WARNING, format="%(message)s")

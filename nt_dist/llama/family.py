@@ -76,18 +76,17 @@ class Llama(Family):
         return [Dense, Paper]
 
     def open_data(self, config, is_writer, exchange):
-        from nt_dist.text.corpus import open_data
+        from nt_dist.text.prepare import open_data
 
         return open_data(config, is_writer, exchange)
 
     def open_other_data(self, config, path, exchange, state):
-        from nt_dist.text.corpus import open_texts
+        from nt_dist.text.prepare import open_texts
 
         return open_texts(config, path, exchange)
 
     def tokenizer(self, config, state, run, prepared, given):
-        from nt_dist.text.corpus import run_tokenizer
-        from nt_dist.text.prepare import prepared_folder
+        from nt_dist.text.prepare import prepared_folder, run_tokenizer
 
         folders = [prepared] if prepared else list(dict.fromkeys([prepared_folder(config), run / "data"]))
         return run_tokenizer(config, state.data_digest, state.extra, folders, given)

@@ -1,7 +1,4 @@
-"""LLaMAs of other programs: transformers' dense one, and that of the NeuroTrails paper's code (arXiv 2505.17909).
-
-:class:`Foreign` says what each method is for.
-"""
+"""LLaMAs of other programs: transformers' dense one, and that of the NeuroTrails paper's code (arXiv 2505.17909)."""
 
 import re
 from collections.abc import Iterator

@@ -1,8 +1,7 @@
-"""Tokens: a sentencepiece model, given or trained on the corpus.
+"""Tokens: a sentencepiece model, given or trained on the corpus, the same for the same source and size.
 
 Training takes no normalisation and cuts nothing away, so that decoding gives the text back to the byte: BPE (Kudo and
-Richardson, EMNLP 2018) with byte fallback, on whole lines. It is deterministic: the same source and size give the same
-file.
+Richardson, EMNLP 2018) with byte fallback, on whole lines.
 """
 
 import hashlib

@@ -49,7 +49,7 @@ def _train(rank, world_size, folder, precision):
     from nt_dist.evaluation.evaluate import evaluate
     from nt_dist.model.trails import build_model
     from nt_dist.parallel.mesh import init_mesh
-    from nt_dist.text.corpus import open_data
+    from nt_dist.text.prepare import open_data
     from nt_dist.training.topology_updates import TopologyUpdater
 
     config = make_config(_sections(folder, precision), None, world_size)

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from nt_dist.inference import load_ensemble
 from nt_dist.study.plan import parse_points, plan_runs, plan_sweep, read_plan
 from nt_dist.testing import RankError, run_distributed
-from nt_dist.text.corpus import open_data
+from nt_dist.text.prepare import open_data
 from tests.unit.inference.trained_run import write_checkpoint
 from tests.unit.resnet.small import small
 from tests.unit.text.data_case import sentences, write_jsonl

@@ -11,7 +11,7 @@ from nt_dist.config.keys import keys_of
 from nt_dist.config.settings import sections_of
 from nt_dist.errors import ConfigError, DataError
 from nt_dist.families import DEFAULT, load_config, make_config
-from nt_dist.text.corpus import open_data
+from nt_dist.text.prepare import open_data
 
 KEYS = [f"{name}.{key}" for name, section in sections_of(DEFAULT).items() for key in keys_of(section)]
 SCALARS = st.one_of(

@@ -15,7 +15,7 @@ from nt_dist.families import DEFAULT, make_config
 from nt_dist.inference import load_ensemble
 from nt_dist.llama.foreign import Dense
 from nt_dist.model.trails import build_model, weights_of
-from nt_dist.text.corpus import open_data
+from nt_dist.text.prepare import open_data
 from tests.unit.checkpoint.checkpoint_case import on_one_rank
 from tests.unit.inference.trained_run import SECTIONS
 from tests.unit.text.data_case import sentences, write_jsonl

@@ -12,7 +12,7 @@ from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.config import Config
 from nt_dist.families import make_config
 from nt_dist.model.trails import build_model, statistics_of, weights_of
-from nt_dist.text.corpus import open_data
+from nt_dist.text.prepare import open_data
 from tests.unit.checkpoint.checkpoint_case import PlainOptimizer, on_one_rank
 from tests.unit.resnet.small import small
 from tests.unit.text.data_case import sentences, write_jsonl

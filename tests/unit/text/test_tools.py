@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from nt_dist.text.corpus import open_data
+from nt_dist.text.prepare import open_data
 from tests.unit.text.data_case import config_over, files_under, sentences, write_jsonl
 
 CONFIG = """

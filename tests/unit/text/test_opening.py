@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from nt_dist.errors import DataError
-from nt_dist.text.corpus import open_data, open_texts
+from nt_dist.text.prepare import open_data, open_texts
 from tests.unit.text.data_case import config_over, sentences, write_jsonl
 
 TEXTS = [sentences(8, seed) for seed in range(30)]
