@@ -29,8 +29,8 @@ class Model:
     stem_width: int = identity(64, "Channels of the first layer.", at_least(1))
     num_classes: int = identity(1000, "Classes.", at_least(2))
     image_size: int = identity(224, "Side of a picture, in pixels.", at_least(1))
-    init: Literal["kaiming", "torch"] = identity(
-        "kaiming", "Convolutions' initial standard deviation: kaiming, √(2 / fan-out), or torch, √(1 / (3 fan-in))."
+    init: Literal["torch", "kaiming"] = identity(
+        "torch", "Convolutions' initial standard deviation: torch, √(1 / (3 fan-in)), or kaiming, √(2 / fan-out)."
     )
     norm_batch: int = identity(
         32, "Pictures whose mean and variance a batch norm takes; a divisor of every micro-batch.", at_least(2)
@@ -88,7 +88,6 @@ RECIPES = {
     "default": _SGD | {"train.min_lr_ratio": 0.0},
     "paper": _SGD  # the code of arXiv 2505.17909 for pictures
     | {
-        "model.init": "torch",
         "train.objective": "mean",
         "train.warmup_steps": 0,
         "train.lr_schedule": "steps",

@@ -18,7 +18,6 @@ def test_each_family_has_its_own_and_the_default_one_is_taken():
     assert load_config({}).train.optimizer == "adamw"
     paper = with_train(recipe="paper")
     assert (paper.train.lr_schedule, paper.train.objective, paper.sparsity.drop) == ("steps", "mean", "magnitude")
-    assert (with_train().model.init, paper.model.init) == ("kaiming", "torch")
 
 
 def test_the_file_and_the_command_line_win():
