@@ -35,7 +35,8 @@ def main() -> int:
         metavar="PATH|KIND[:LEVEL]",
         help="with --full, which it implies: data to tell from these by the ensemble's uncertainty, or these "
         "corrupted: text with a share (0.1) of each sequence's tokens in each other's places (corrupt) or of its "
-        "characters mistyped (misspell), pictures with one of 15 corruptions, as gaussian_noise, of severity 1 to 5",
+        "characters mistyped (misspell), pictures with one of 15 corruptions, as gaussian_noise, of severity 1 to 5; "
+        "CIFAR-10-C, ImageNet-C, -A and -R are read as they are published",
     )
     parser.add_argument("--corruptions", action="store_true", help="accuracy and ECE on all corruptions")
     parser.add_argument("--tasks", help="tasks of the lm-evaluation-harness or task files, with commas between")

@@ -3,7 +3,7 @@
 A sample has P positions with a target each: every token of a text, one for a whole picture.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -56,3 +56,4 @@ class OpenData(NamedTuple):
     identity: dict[str, Any]  # what a checkpoint keeps, so that a model stays with its tokenizer or its classes
     foreign: str = ""  # why the targets of other samples are not those of the model; "" where they are
     tokenizer: Any = None  # of texts
+    among: Sequence[int] = ()  # the classes that other samples have, where these are only some of the model's

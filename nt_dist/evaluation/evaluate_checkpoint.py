@@ -21,7 +21,7 @@ from nt_dist.checkpoint.folder import find_asked
 from nt_dist.checkpoint.manifest import CONFIG, read_manifest
 from nt_dist.config import Config
 from nt_dist.data.loader import EvaluationBatches
-from nt_dist.data.samples import Samples
+from nt_dist.data.samples import OpenData, Samples
 from nt_dist.errors import CheckpointError, DataError, RunError
 from nt_dist.evaluation.calibration import CalibrationSums
 from nt_dist.evaluation.evaluate import evaluate, stream
@@ -40,6 +40,7 @@ from nt_dist.parallel.mesh import Mesh, init_mesh
 from nt_dist.watch.heartbeat import Heartbeat
 from nt_dist.watch.watching import agree_patiently
 
+_NEVER = -1e4  # a logit whose class has no probability, yet a finite logarithm of it
 _ONE_COPY = [f"parallel.{axis}=1" for axis in ("tensor", "pipe", "trail")]
 _OF_CORRUPTIONS = ("accuracy", "nll", "ece")
 
@@ -127,10 +128,10 @@ def evaluate_checkpoint(
         if opened.foreign:
             raise DataError(opened.foreign)
     if corrupted and corrupted[0] in family.corruptions.kinds:
-        against = (*family.corrupted(opened, *corrupted), True)
+        name, samples = family.corrupted(opened, *corrupted)
+        against = name, OpenData(None, samples, None, {})
     elif shift is not None:
-        other = family.open_other_data(config, shift, exchange, state)
-        against = shift, other.validation, not other.foreign
+        against = shift, family.open_other_data(config, shift, exchange, state)
     progress = checkpoint.load(path, config, mesh, model, None, data_digest=digest, verified=True)
     if config.train.precision == "bf16":
         model.bfloat16()
@@ -171,8 +172,9 @@ def all_figures(
 ) -> dict:
     """What evaluation/full.py documents, but for the topology, of the first samples (0: of all). Collective.
 
-    ``shift`` is what other samples are called, these, and whether their targets are the model's. A DataError where
-    there are too few samples.
+    ``shift`` is what other samples are called, and these, an OpenData. Where they have only some of the classes, the
+    figures are of answers among these, as is customary for ImageNet-A and -R; the scores that tell samples apart are
+    not. A DataError where there are too few samples.
     """
     parts = [EverySecond(samples, num_samples, first) for first in (0, 1)]
     if not len(parts[1]):
@@ -181,13 +183,16 @@ def all_figures(
     fit, measure = (_batches(part, 0, mesh, config) for part in parts)
     figures, scores = evaluate_fully(model, fit, mesh, config, measure)
     if shift:
-        against, others, has_targets = shift
-        other_figures, other_scores = evaluate_fully(model, _batches(others, num_samples, mesh, config), mesh, config)
+        against, other = shift
+        batches = _batches(other.validation, num_samples, mesh, config)
+        other_figures, other_scores = evaluate_fully(model, batches, mesh, config)
+        if other.among:
+            other_figures, _ = evaluate_fully(_Among(model, other.among), batches, mesh, config)
         figures["shift"] = {
             "against": against,
             "samples": {"unshifted": len(scores), "shifted": len(other_scores)},
             **detection(scores, other_scores),
-            "eval": other_figures if has_targets else None,
+            "eval": None if other.foreign else other_figures,
         }
     return figures
 
@@ -234,6 +239,20 @@ def corruption_figures(model: torch.nn.Module, opened: Any, num_samples: int, me
         "mean": named(np.mean(list(found.values()), (0, 1))),
         "kinds": {kind: [named(each) for each in measured] for kind, measured in found.items()},
     }
+
+
+class _Among(torch.nn.Module):
+    """A model that knows some of its classes only."""
+
+    def __init__(self, model: torch.nn.Module, classes: Sequence[int]):
+        super().__init__()
+        self.model, self.classes = model, list(classes)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        logits = self.model(inputs)
+        found = torch.full_like(logits, _NEVER)
+        found[..., self.classes] = logits[..., self.classes]
+        return found
 
 
 class EverySecond(Subset):

@@ -27,7 +27,7 @@ Beside them the evaluation of a checkpoint (evaluation/evaluate_checkpoint.py) p
                     weights: {name: {density, overlap, ever_active, churn}}, of each sparse weight; churn as above
     shift           (with --shift) against: what was shifted; samples: {unshifted, shifted}; auroc, aupr, fpr95 of
                     uncertainty.detection; eval: all of the above but topology, temperature and shift, on the shifted
-                    samples (None where their targets are not the model's)
+                    samples (None where their targets are not the model's), of answers among the classes that these have
     corruptions     (with --corruptions) evaluate_checkpoint.corruption_figures
 """
 

@@ -14,6 +14,7 @@ from nt_dist.config.settings import Config
 from nt_dist.data.order import samples_at
 from nt_dist.data.samples import Exchange, OpenData
 from nt_dist.errors import DataError
+from nt_dist.images.robustness import open_corrupted
 from nt_dist.images.samples import Broken, PictureSamples
 from nt_dist.images.sources import PARQUET, Pictures, open_pictures
 from nt_dist.messages import ProgressBar
@@ -49,7 +50,7 @@ def open_data(config: Config, is_writer: bool, exchange: Exchange) -> OpenData:
 
 
 def open_other(config: Config, path: str, exchange: Exchange, classes: Sequence[str]) -> OpenData:
-    """Open other pictures, a folder or parquet files, for an evaluation.
+    """Open other pictures, a folder, parquet files or what robustness.py reads, for an evaluation.
 
     Their labels are told by the names of the model's ``classes``, where both have names. Where that cannot be, as with
     pictures of other things, their labels are 0 and :attr:`OpenData.foreign` says why.
@@ -60,15 +61,22 @@ def open_other(config: Config, path: str, exchange: Exchange, classes: Sequence[
     place = Path(path).expanduser()
     has_tables = (place.is_dir() and any(place.glob(f"*{PARQUET}"))) or not place.is_dir()
     other = replace(config, data=replace(config.data, source="parquet" if has_tables else "folder"))
-    exchange(lambda: len(_split(other, path, "train", "data")))
-    pictures, foreign = _split(other, path, "train", "data"), ""
+
+    def read() -> Pictures:
+        return open_corrupted(f"data = {path!r}", place) or _split(other, path, "train", "data")
+
+    exchange(lambda: len(read()))
+    pictures, foreign = read(), ""
+    named = set(pictures.classes)
     try:
         _check_labels(pictures, max(len(pictures.classes), config.model.num_classes))
         pictures = pictures.labelled_as(classes)
         _check_labels(pictures, config.model.num_classes)
     except DataError as error:
         pictures, foreign = replace(pictures, labels=np.zeros_like(pictures.labels)), str(error)
-    return OpenData(None, _samples(config, pictures, False), None, {}, foreign)
+    among = [number for number, each in enumerate(classes) if each in named]
+    is_part = not foreign and 0 < len(among) < config.model.num_classes
+    return OpenData(None, _samples(config, pictures, False), None, {}, foreign, among=among if is_part else ())
 
 
 def _split(config: Config, path: Any, split: str, key: str) -> Pictures:

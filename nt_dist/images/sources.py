@@ -143,13 +143,13 @@ def open_pictures(data: Data, path: str | tuple[str, ...], split: str, folder: P
     if data.source == "digits":
         return _digits(side)
     name = f"{key} = {path!r}" if data.source != "hf" else f"data.path = {path!r}, split {split!r}"
-    found = _folder(name, str(path)) if data.source == "folder" else _table(name, data, path, split, folder, key)
+    found = open_folder(name, str(path)) if data.source == "folder" else _table(name, data, path, split, folder, key)
     if not len(found):
         raise DataError(f"{name}: holds no picture")
     return found
 
 
-def _folder(name: str, path: str) -> Pictures:
+def open_folder(name: str, path: str) -> Pictures:
     """A folder for each class, in the order of their names, with pictures at any depth.
 
     Not read by ``datasets``, which leaves out classes without a picture and takes names like "test" for splits.

@@ -138,6 +138,35 @@ def test_a_result_says_what_others_reached_on_its_data(run, overrides, words):
     assert len(found) == bool(words) and all(word in found[0] for word in words)
 
 
+def test_corrupted_pictures_are_read_as_they_are_published(run, alone):
+    """As CIFAR-10-C: with the validation pictures in place of corrupted ones, the figures are those of validation."""
+    held = sorted((run / "held").rglob("*.png"))
+    pictures = np.stack([np.asarray(Image.open(file)) for file in held])
+    (run / "c").mkdir()
+    for kind in ("snow", "fog"):
+        np.save(run / "c" / f"{kind}.npy", np.tile(pictures, (5, 1, 1, 1)))
+    np.save(run / "c" / "labels.npy", np.tile([CLASSES.index(file.parent.name) for file in held], 5))
+    for found in run_distributed(_evaluate, 2, run / "run", None, str(run / "c")):
+        shift, clean = found.figures["shift"], alone.figures
+        assert shift["samples"] == {"unshifted": 18, "shifted": 180} and shift["auroc"]["entropy"] == pytest.approx(0.5)
+        assert shift["eval"]["accuracy"]["prob"] == pytest.approx(clean["accuracy"]["prob"])
+        assert _numbers(shift["eval"]["calibration"]["ece"]) == pytest.approx(
+            _numbers(clean["calibration"]["ece"]), rel=1e-4, abs=1e-5
+        )
+
+
+def test_with_some_of_the_classes_an_answer_is_one_of_them(run):
+    """As ImageNet-A and -R: figures are those of a model with these classes alone; scores are the model's."""
+    some = write(run / "part", ("bee", "elk"), 3, first=1)
+    (shifted,) = run_distributed(_evaluate, 1, run / "run", None, str(some))
+    (whole,) = run_distributed(_evaluate, 1, run / "run", str(some))
+    found, all_classes = shifted.figures["shift"]["eval"], whole.figures
+    assert found["pictures"] == all_classes["pictures"] == 6
+    assert all(one < other for one, other in zip(found["nll_trails"], all_classes["nll_trails"], strict=True))
+    assert found["diversity"]["entropy_mean"] < np.log(2)
+    assert found["accuracy"]["prob"] >= all_classes["accuracy"]["prob"]
+
+
 def test_what_cannot_be_evaluated_is_refused_on_every_rank(run):
     strange = write(run / "strange", ("bee", "gnu"), 2)
     for data, message in (

@@ -34,6 +34,18 @@ IMAGES = [
         "tests/unit/images/test_opening.py::test_validation_has_the_labels_of_training_by_the_names_of_classes",
     ),
     Mutation(
+        "kinds and severities follow one another",
+        "order = np.lexsort((of, places))",
+        "order = np.lexsort((places, of))",
+        "tests/unit/images/test_robustness.py::test_arrays_are_read_by_kind_and_severity_in_turns",
+    ),
+    Mutation(
+        "a folder's classes are taken for all there are",
+        "among=among if is_part else ()",
+        "among=()",
+        "tests/unit/images/test_robustness.py::test_some_of_the_classes_are_named_and_all_of_them_are_not",
+    ),
+    Mutation(
         "a digest leaves out the contents",
         'found.update(len(raw).to_bytes(8, "little") + raw)',
         "pass",
