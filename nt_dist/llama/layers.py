@@ -114,7 +114,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, past: KeyValues | None = None) -> torch.Tensor:
         """Attend within x [T, B, S, H] and, where there is a past, to it; x is added to it."""
         trails, batch = x.shape[:2]
-        x = self.place.into_columns(self.norm(x))
+        x = self.query.lay_out(self.place.into_columns(self.norm(x)))
         query, key, value = (self._heads(matrix(x)) for matrix in (self.query, self.key, self.value))
         start = 0 if past is None else past.length
         query, key, seen = self.rotary(query, start), self.rotary(key, start), None
@@ -138,7 +138,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform x [T, B, S, H]."""
-        x = self.place.into_columns(self.norm(x))
+        x = self.gate.lay_out(self.place.into_columns(self.norm(x)))
         return self.place.out_of_rows(self.down(F.silu(self.gate(x)) * self.up(x)))
 
 

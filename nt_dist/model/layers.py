@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nt_dist.sparsity.grouped import features_first
 from nt_dist.sparsity.weight import Weight
 
 
@@ -21,10 +22,20 @@ class Linear(nn.Module):
         """Transform x [T or 1, B, S, in] → [T, B, S, out]."""
         return self.weight(_linear, x)
 
+    def lay_out(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x [T or 1, B, S, in] as products read it: once for several matrices of the same kind."""
+        if not _has_own_product(self.weight, x):
+            return x
+        return features_first(x.flatten(1, 2)).unflatten(1, x.shape[1:-1])
+
+
+def _has_own_product(weight: Weight, x: torch.Tensor) -> bool:
+    return weight.linear is not None and x.device.type == "cpu"
+
 
 def _linear(weight: Weight, x: torch.Tensor) -> torch.Tensor:
     rows = x.expand(len(weight.trails), *x.shape[1:]).flatten(1, 2)
-    product = weight.linear if weight.linear and x.device.type == "cpu" else _Linear
+    product = weight.linear if _has_own_product(weight, x) else _Linear
     return product.apply(rows, weight.values, weight).unflatten(1, x.shape[1:-1])
 
 

@@ -1,10 +1,9 @@
 """Products with a matrix whose topology is one of groups, in the time of its active entries.
 
 Within a group the active inputs are gathered and multiplied as a small dense matrix: on CPUs as fast as blocks of
-adjacent entries. Features come first in what is multiplied, so that a gathered input is one run of memory.
+adjacent entries.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -30,27 +29,34 @@ class Piece(NamedTuple):
 
 
 class GroupedLinear(torch.autograd.Function):
-    """x · Wᵀ for x [T, N, in], in the time of W's active entries. The result is a transposed view [T, N, out]."""
+    """x · Wᵀ for x [T, N, in], in the time of W's active entries.
+
+    Of x and its gradient features come first in memory, so that what is gathered or added up are runs of N values.
+    """
 
     @staticmethod
     def forward(ctx, x, values, weight):
+        x = features_first(x)
         ctx.save_for_backward(x)
         ctx.values, ctx.weight = values, weight
-        result = x.new_zeros(len(x), weight.local_shape[0], x.shape[1])  # padded outputs stay 0
-        for row, (inputs, out) in enumerate(zip(_features_first(x), result, strict=True)):
+        result = x.new_empty(*x.shape[:2], weight.local_shape[0])
+        if weight.spec.cut_axis == 0:  # padding's outputs
+            result[:, :, sum(map(weight.spec.real_rows, weight.shards)) :] = 0
+        for row, (inputs, outputs) in enumerate(zip(x.mT, result, strict=True)):
             for piece in weight.pieces(row):
-                torch.mm(piece.gather(values[row]), inputs.index_select(0, piece.columns), out=out[piece.rows])
-        return result.mT
+                gathered = inputs.index_select(0, piece.columns)
+                torch.mm(gathered.mT, piece.gather(values[row]).mT, out=outputs[:, piece.rows])
+        return result
 
     @staticmethod
     def backward(ctx, gradient):
         (x,), weight, values = ctx.saved_tensors, ctx.weight, ctx.values
         needs_x, needs_values, _ = ctx.needs_input_grad
-        of_x = torch.zeros_like(x.mT, memory_format=torch.contiguous_format) if needs_x else None
+        of_x = x.new_zeros(len(x), x.shape[2], x.shape[1]) if needs_x else None
         of_values = torch.empty_like(values) if needs_values else None
         if weight.collecting and needs_values:
             weight.collect(torch.bmm(gradient.mT, x))
-        for row, (inputs, of_outputs) in enumerate(zip(_features_first(x), _features_first(gradient), strict=True)):
+        for row, (inputs, of_outputs) in enumerate(zip(x.mT, gradient.mT, strict=True)):
             for piece in weight.pieces(row):
                 of_rows = of_outputs[piece.rows]
                 if of_x is not None:
@@ -60,7 +66,7 @@ class GroupedLinear(torch.autograd.Function):
         return None if of_x is None else of_x.mT, of_values, None
 
 
-def _features_first(x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield [features, N] of each trail of x [T, N, features]; of trails that share one memory, the same."""
-    same = x[0].mT.contiguous() if x.stride(0) == 0 else None
-    return (each.mT.contiguous() if same is None else same for each in x)
+def features_first(x: torch.Tensor) -> torch.Tensor:
+    """Return x [T, N, in] with each feature's N values side by side in memory; trails that share theirs still do."""
+    shared = x[:1] if x.stride(0) == 0 else x
+    return shared.mT.contiguous().mT.expand_as(x)
