@@ -144,7 +144,7 @@ class GroupedWeight(CompactWeight):
     Those are columns of a shard, shard after shard and group after group.
     """
 
-    name, index_bytes, copies = "grouped", 0, (0, 0)  # a place takes 4 bytes for spec.group values
+    name, index_bytes = "grouped", 0  # a place takes 4 bytes for spec.group values
     linear = GroupedLinear
 
     def __init__(self, *args, **kwargs):
@@ -158,11 +158,6 @@ class GroupedWeight(CompactWeight):
     @classmethod
     def fits(cls, spec):
         return spec.group > 0 and spec.role == "linear" and spec.density <= _PAYS
-
-    @staticmethod
-    def moved_bytes(entries, slots, element, builds):
-        """The values are read as they are."""
-        return (builds + 1) * element * slots
 
     def build(self, values, rows=ALL):
         dense = values.new_zeros(len(values), *self.local_shape)
