@@ -38,20 +38,20 @@ PARALLEL = [
     ),
     Mutation(
         "drop and grow streams without the step",
-        "(self.seed, purpose, name, trail, shard, self.step) for",
-        "(self.seed, purpose, name, trail, shard) for",
+        "(self.seed, purpose, name, *row[:2], self.step, *row[2:]) for",
+        "(self.seed, purpose, name, *row) for",
         STEPS,
     ),
     Mutation(
         "drop and grow streams with the trail's number on this rank",
-        "(self.seed, purpose, name, trail, shard, self.step) for",
-        "(self.seed, purpose, name, trail - fragments[0][0], shard, self.step) for",
+        "(self.seed, purpose, name, *row[:2], self.step, *row[2:]) for",
+        "(self.seed, purpose, name, row[0] - rows[0][0], row[1], self.step, *row[2:]) for",
         STREAMS,
     ),
     Mutation(
         "drop and grow streams with the shard's number on this rank",
-        "(self.seed, purpose, name, trail, shard, self.step) for",
-        "(self.seed, purpose, name, trail, shard - fragments[0][1], self.step) for",
+        "(self.seed, purpose, name, *row[:2], self.step, *row[2:]) for",
+        "(self.seed, purpose, name, row[0], row[1] - rows[0][1], self.step, *row[2:]) for",
         STREAMS,
     ),
     # The split trunk.
