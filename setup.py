@@ -48,6 +48,6 @@ setup(
     extras_require={
         "mpi": MPI,
         "eval": EVAL,
-        "dev": [*MPI, *EVAL, "pytest>=8.0", "hypothesis>=6.100", "ruff>=0.9"],
+        "dev": [*MPI, *EVAL, "pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"],
     },
 )

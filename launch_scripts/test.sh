@@ -6,4 +6,8 @@ source launch_scripts/environment.sh
 
 # The tests run on the CPU everywhere. One thread a rank: ranks that share cores and spin for each other crawl.
 export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
-exec python -m pytest "$@"
+if (($#)); then
+    exec python -m pytest "$@"
+fi
+python -m pytest -n 2 --dist loadfile tests/unit      # tests of one process, two at a time
+exec python -m pytest --ignore tests/unit             # the others have ranks of their own, which share the cores
