@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from nt_dist.errors import DataError
 from nt_dist.llama.names import LLAMA, PAPER, shared_settings
 from nt_dist.model.foreign import Foreign
 
+_IN_RULES = ("rope_parameters", "rope_scaling", "sliding_window")
 _HEAD = re.compile(r"head_model_(\d+)\.")
 
 
@@ -14,6 +16,8 @@ class Dense(Foreign):
     """transformers' LlamaForCausalLM; every trail of ours is taken from the same blocks."""
 
     title, sign = "a dense LLaMA", "a LLaMA (model.embed_tokens.weight)"
+    model_types = ("llama", "mistral")
+    without_effect = frozenset({"max_position_embeddings", "attention_dropout", "pretraining_tp", *_IN_RULES})
 
     @classmethod
     def fits(cls, shapes):
@@ -27,19 +31,34 @@ class Dense(Foreign):
     def sizes(self, config):
         return {f"model.{key}": size for key, size in shared_settings(config).items()}
 
+    @property
+    def _is_mistral(self) -> bool:
+        return self.settings.get("model_type") == "mistral"
+
+    @property
+    def _rope(self) -> dict[str, Any]:
+        """What is said of the rotary embedding, by either of its names."""
+        return self.settings.get("rope_scaling") or self.settings.get("rope_parameters") or {}
+
     def defaults(self):
-        rope = self.settings.get("rope_parameters") or {}
-        heads = self.settings.get("num_attention_heads")
-        return {"num_key_value_heads": heads, "rms_norm_eps": 1e-6, "rope_theta": rope.get("rope_theta", 10000.0)}
+        heads = 8 if self._is_mistral else self.settings.get("num_attention_heads")
+        return {"num_key_value_heads": heads, "rms_norm_eps": 1e-6, "rope_theta": self._rope.get("rope_theta", 10000.0)}
+
+    def same(self, config):
+        same = {"hidden_act": "silu", "head_dim": config.model.head_size, "attention_bias": False, "mlp_bias": False}
+        return same | {"partial_rotary_factor": 1.0, "use_sliding_window": False}
 
     def rules(self, config):
-        settings, file = self.settings, self.settings_file
-        rope = settings.get("rope_parameters") or {}
-        scaling = settings.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
-        if scaling:
-            yield f"{file}: rope_scaling = {scaling} is not supported"
-        if settings.get("attention_bias") or settings.get("mlp_bias"):
-            yield f"{file}: attention_bias and mlp_bias must be false: there are no biases"
+        settings, file, rope = self.settings, self.settings_file, self._rope
+        plain = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
+        if any(plain.get(name) != value for name, value in rope.items() if name != "rope_theta"):
+            yield f"{file}: rope_scaling = {rope} is not supported"
+        theta = settings.get("rope_theta")
+        if theta is not None and rope.get("rope_theta", theta) != theta:
+            yield f"{file}: rope_theta = {theta:g} and {rope['rope_theta']:g} must be the same"
+        window, longest = settings.get("sliding_window", 4096 if self._is_mistral else None), config.model.max_seq_len
+        if window is not None and window < longest:
+            yield f"{file}: sliding_window = {window} must be null or at least model.max_seq_len = {longest}"
         yield from self._rules_of_trails(config)
 
     def _rules_of_trails(self, config) -> Iterator[str]:
@@ -60,6 +79,7 @@ class Paper(Dense):
 
     title = "a model in the paper's layout"
     sign = "in the layout of the paper's code (backbone_model.…, head_model_<number>.…)"
+    model_types = (*Dense.model_types, None)
     may_be_pickled = True
 
     @classmethod

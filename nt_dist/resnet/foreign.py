@@ -13,6 +13,8 @@ class Dense(Foreign):
 
     title = "a dense ResNet"
     sign = "a ResNetForImageClassification (resnet.embedder.embedder.convolution.weight)"
+    model_types = ("resnet",)
+    without_effect = frozenset({"hidden_sizes", "out_features", "out_indices", "stage_names"})  # rules has the first
 
     @classmethod
     def fits(cls, shapes):
@@ -29,6 +31,10 @@ class Dense(Foreign):
         labels = len(self.settings.get("id2label") or ("", ""))
         return {"layer_type": "bottleneck", "depths": [3, 4, 6, 3], "embedding_size": 64, "num_labels": labels}
 
+    def same(self, config):
+        same = {"hidden_act": "relu", "num_channels": 3}
+        return same | {"downsample_in_first_stage": False, "downsample_in_bottleneck": False}
+
     def rules(self, config):
         settings, file, model = self.settings, self.settings_file, config.model
         sizes, ours = list(settings.get("hidden_sizes") or (256, 512, 1024, 2048)), hidden_sizes(config)
@@ -41,11 +47,6 @@ class Dense(Foreign):
             yield f"model.stem = {model.stem!r} must be 'large': a ResNetForImageClassification has no other"
         if model.norm_eps != NORM_EPS:
             yield f"model.norm_eps = {model.norm_eps:g} must be {NORM_EPS:g}, which transformers' batch norms add"
-        same = {"hidden_act": "relu", "num_channels": 3}
-        same |= {"downsample_in_first_stage": False, "downsample_in_bottleneck": False}
-        for name, value in same.items():
-            if settings.get(name, value) != value:
-                yield f"{file}: {name} = {settings[name]!r} must be {value!r}: there is nothing else"
 
     def check_data(self, config, data):
         """Order of the classes, and the colours' means and deviations; see :meth:`Foreign.check_data`."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from nt_dist.errors import CheckpointError, ConfigError, DataError
 from nt_dist.export.importing import check, fill, import_run, open_foreign
@@ -157,6 +157,60 @@ def test_a_config_of_another_model_is_refused_with_every_difference(dense, tmp_p
         "trails.layers = 1 must be 2, the blocks_in_head of the imported model",
         "trails.final_norm_twice = false must be true: in the paper's code each trail's final norm runs twice",
     ]
+
+
+def with_settings(dense, folder, **changed):
+    """The dense LLaMA, with other things in its config.json; None removes."""
+    settings = json.loads((dense[0] / "config.json").read_text()) | changed
+    settings = {name: value for name, value in settings.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "model.safetensors").write_bytes((dense[0] / "model.safetensors").read_bytes())
+    return open_foreign(folder, DEFAULT)
+
+
+@pytest.mark.parametrize("kind", ["gemma", "granite", "helium", "smollm3", "qwen2", None])
+def test_other_architectures_with_the_same_tensors_are_refused(dense, tmp_path, kind):
+    with pytest.raises(ConfigError, match=f"model_type = {kind!r} must be 'llama' or 'mistral'"):
+        check(with_settings(dense, tmp_path, model_type=kind), config_of(), 0.0)
+
+
+@pytest.mark.parametrize(
+    "changed, rule",
+    [
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' must be 'silu'"),
+        ({"head_dim": 16}, "head_dim = 16 must be 8"),
+        ({"attention_bias": True}, "attention_bias = True must be False"),
+        ({"mlp_bias": True}, "mlp_bias = True must be False"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 must be 1.0"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            r"rope_scaling = \{'type': .* is not supported",
+        ),
+        ({"rope_parameters": {"rope_type": "yarn"}}, r"rope_scaling = \{'rope_type': 'yarn'\} is not supported"),
+        ({"rope_theta": 500000.0}, "rope_theta = 500000 and 10000 must be the same"),
+        ({"sliding_window": 8}, "sliding_window = 8 must be null or at least model.max_seq_len = 16"),
+        ({"model_type": "mistral", "num_key_value_heads": None}, "model.num_kv_heads = 2 must be 8"),
+        ({"model_type": "mistral", "sliding_window": 8}, "sliding_window = 8 must be null"),
+        ({"logits_scaling": 8.0}, "logits_scaling = 8.0 is not known here: remove it if the model computes the same"),
+        ({"no_rope_layers": [1, 1, 0]}, r"no_rope_layers = \[1, 1, 0\] is not known here"),
+    ],
+    ids=lambda each: " ".join(map(str, each.values())) if isinstance(each, dict) else "",
+)
+def test_settings_that_change_what_is_computed_are_refused_by_name(dense, tmp_path, changed, rule):
+    with pytest.raises(ConfigError, match=rule):
+        check(with_settings(dense, tmp_path, **changed), config_of(), 0.0)
+
+
+def test_a_mistral_whose_window_is_no_shorter_than_the_sequences_is_the_same(dense, tmp_path):
+    settings = {**dense[1].config.to_dict(), "sliding_window": 16}
+    settings = {name: value for name, value in settings.items() if name not in ("model_type", "architectures")}
+    theirs = MistralForCausalLM(MistralConfig(**settings)).eval().requires_grad_(False)
+    theirs.load_state_dict(dense[1].state_dict())
+    theirs.save_pretrained(tmp_path)
+    config = config_of(sparsity={"density": 1.0})
+    check(open_foreign(tmp_path, DEFAULT), config, 0.0)
+    found = filled(tmp_path, config)[0](TOKENS)[0, ..., :331]
+    torch.testing.assert_close(found, theirs(TOKENS).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_tensors_of_another_model_are_named(dense, tmp_path):

@@ -108,6 +108,10 @@ def test_a_config_of_another_model_is_refused_with_every_difference(dense, tmp_p
         f"{tmp_path}/config.json: hidden_act = 'gelu' must be 'relu': there is nothing else",
         f"{tmp_path}/config.json: downsample_in_bottleneck = True must be False: there is nothing else",
     ]
+    settings = json.loads((dense[0] / "config.json").read_text()) | {"model_type": "regnet"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="model_type = 'regnet' must be 'resnet'"):
+        check(open_foreign(tmp_path, RESNET), config_of(), 0.0)
 
 
 def test_a_model_of_the_other_family_is_named_as_none(dense):
