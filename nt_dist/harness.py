@@ -41,31 +41,20 @@ _SAMPLING = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")  # of
 
 @register_model(MODEL)
 class EnsembleLM(HFLM):
-    """A trained ensemble in the harness; an NTDistError for arguments that cannot be used.
-
-    Args:
-        checkpoint: A checkpoint, a folder of checkpoints, a run's folder, or an ensemble that has been loaded.
-        combine: "prob", "logit" or a trail's number from 1.
-        batch_size: Sequences in one pass; "auto" for as many as hold LOGIT_ENTRIES logits.
-        max_batch_size: Not needed: "auto" does not try.
-        device: None for a GPU, or the CPU where there is none.
-        max_length: Tokens that the model sees at once; None for as many as it was trained on.
-        add_bos_token: Whether a text begins with BOS; None for whether the tokenizer has one.
-        tokenizer, prepared: The run's .model file and prepared texts, where they are no longer in their place.
-    """
+    """A trained ensemble in the harness; an NTDistError for arguments that cannot be used."""
 
     def __init__(
         self,
-        checkpoint: str | Path | Ensemble | None = None,
-        combine: str | int = "prob",
-        batch_size: int | str = 1,
-        max_batch_size: int | None = None,
-        device: str | None = None,
+        checkpoint: str | Path | Ensemble | None = None,  # one, a folder of them, a run's, or an ensemble in memory
+        combine: str | int = "prob",  # or "logit", or a trail's number from 1
+        batch_size: int | str = 1,  # sequences in one pass; "auto" for as many as hold LOGIT_ENTRIES logits
+        max_batch_size: int | None = None,  # the harness's; not needed: "auto" does not try
+        device: str | None = None,  # None for a GPU, or the CPU where there is none
         dtype: str = "float32",
-        max_length: int | None = None,
-        add_bos_token: bool | None = None,
-        tokenizer: str | None = None,
-        prepared: str | None = None,
+        max_length: int | None = None,  # tokens that the model sees at once; None for as many as it was trained on
+        add_bos_token: bool | None = None,  # whether a text begins with BOS; None for whether the tokenizer has one
+        tokenizer: str | None = None,  # the run's .model file,
+        prepared: str | None = None,  # and its prepared texts, where they are no longer in their place
         **unknown: Any,
     ):
         *known, _ = inspect.signature(EnsembleLM).parameters  # the last one is ``unknown``
@@ -160,18 +149,12 @@ class EnsembleLM(HFLM):
         written = [[] for _ in contexts]
         while count > 0:  # once a window; more where what was written has filled the model's sequence
             rows = [torch.tensor([*each, *new][-room:]) for each, new in zip(contexts, written, strict=True)]
-            tokens = pad_sequence(rows, True, eos, "left")
-            mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
-            longest = tokens.shape[1]
+            tokens = pad_sequence(rows, True, eos, "left").to(self.device)
+            mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left").to(self.device)
+            start = tokens.shape[1]
+            end, extra = min(start + count, self.max_length), {"attention_mask": mask, "eos_token_id": eos, **settings}
             with torch.no_grad():
-                grown = self._model_generate(
-                    tokens.to(self.device),
-                    longest + min(count, self.max_length - longest),
-                    until,
-                    attention_mask=mask.to(self.device),
-                    eos_token_id=eos,
-                    **settings,
-                )[:, longest:].tolist()
+                grown = self._model_generate(tokens, end, until, **extra)[:, start:].tolist()
             written = [[*each, *new] for each, new in zip(written, grown, strict=True)]
             if all(eos in row or any(each in self.tok_decode(row) for each in until) for row in written):
                 break
@@ -220,9 +203,8 @@ def load_tasks(tasks: Sequence[str]) -> list[Any]:
                     each.build_all_requests(limit=1, rank=0, world_size=1)
                 found += list(loaded["groups"].values())[:1] or loaded["tasks"].values()
             except Exception as error:  # of YAML, jinja, datasets, the harness's own assertions
-                problems.append(
-                    f"--tasks {task}: cannot be used: {type(error).__name__}: {' '.join(str(error).split())}"
-                )
+                words = " ".join(str(error).split())
+                problems.append(f"--tasks {task}: cannot be used: {type(error).__name__}: {words}")
     if problems:
         raise ConfigError(problems)
     return found

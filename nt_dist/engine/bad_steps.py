@@ -18,25 +18,21 @@ COUNTED = ("steps_not_finite", "steps_spiked", "rollbacks")
 class StepVerdict(IntEnum):
     """What is wrong with a step, the worst last."""
 
-    GOOD = 0
-    NORM_SPIKE = 1
-    LOSS_SPIKE = 2
-    NORM_NOT_FINITE = 3
-    LOSS_NOT_FINITE = 4
+    GOOD = 0, "nothing is wrong"
+    NORM_SPIKE = 1, "the norm of its gradient is far outside its recent spread"
+    LOSS_SPIKE = 2, "its loss is far outside its recent spread"
+    NORM_NOT_FINITE = 3, "its gradient is no number"
+    LOSS_NOT_FINITE = 4, "its loss is no number"
+
+    def __new__(cls, number: int, words: str):
+        verdict = int.__new__(cls, number)
+        verdict._value_, verdict.words = number, words
+        return verdict
 
     @property
     def is_spike(self) -> bool:
         """Whether it is a number, but far outside its recent spread."""
         return self in (StepVerdict.NORM_SPIKE, StepVerdict.LOSS_SPIKE)
-
-    def __str__(self) -> str:
-        return (
-            "nothing is wrong",
-            "the norm of its gradient is far outside its recent spread",
-            "its loss is far outside its recent spread",
-            "its gradient is no number",
-            "its loss is no number",
-        )[self]
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,10 @@ class BadStep:
         first, end = self.samples
         figures = f"loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}, samples {first} to {end - 1}"
         return f"step {self.step}: {self.why} ({figures}); {self.what_was_done}"
+
+    def line(self, step: int) -> dict[str, Any]:
+        """Its line of ``metrics.jsonl``, standing under ``step``."""
+        return {"step": step, "bad_step": asdict(self)}
 
 
 class BadSteps:
@@ -77,8 +77,8 @@ class BadSteps:
         self._in_a_row.append((bad.step, str(bad)))
         if len(self._in_a_row) > self.most:
             rule = f"{len(self._in_a_row)} bad steps in a row are more than train.max_bad_steps = {self.most}"
-            report = (message for _, message in self._in_a_row)
-            raise RunError("\n".join([f"{rule}; the last checkpoint is from before them", *report]))
+            report = [f"{rule}; the last checkpoint is from before them", *(message for _, message in self._in_a_row)]
+            raise RunError("\n".join(report))
 
     def applied(self, step: int) -> None:
         """Take note of a step that was taken; one before the step that was bad last, repeated, does not end the row."""
@@ -92,7 +92,7 @@ class BadSteps:
         must not find them written already.
         """
         self._lines = [(min(line, step + 1), bad) for line, bad in self._lines]
-        return (line_of(bad, line) for line, bad in self._lines if line == step + 1)
+        return (bad.line(line) for line, bad in self._lines if line == step + 1)
 
     def state(self) -> dict[str, Any]:
         """The account as JSON, for a checkpoint."""
@@ -103,8 +103,3 @@ class BadSteps:
         self.counts = dict.fromkeys(COUNTED, 0) | state.get("counts", {})
         self.left_out = [(first, end) for first, end in state.get("left_out", [])]
         self._in_a_row = [(step, message) for step, message in state.get("in_a_row", [])]
-
-
-def line_of(bad: BadStep, step: int) -> dict[str, Any]:
-    """A bad step's line of ``metrics.jsonl``, standing under ``step``."""
-    return {"step": step, "bad_step": asdict(bad)}

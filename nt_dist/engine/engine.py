@@ -5,6 +5,7 @@ T trails, B sequences of a micro-batch on this rank, S tokens of a sequence, D d
 
 import contextlib
 import copy
+import functools
 import io
 import math
 from collections.abc import Sequence
@@ -109,21 +110,16 @@ def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.Deep
 
 
 def _model_parallel_unit(mesh: Mesh) -> SimpleNamespace:
-    """What DeepSpeed asks about the mesh, by Megatron's names: its model axis is trail × tensor, and ZeRO partitions
-    over the data axis alone.
+    """What DeepSpeed asks about the mesh, by Megatron's names: its model axis is trail × tensor.
 
-    The names for tensor parallelism are left out on purpose: then DeepSpeed takes the whole model axis where it asks
-    which gradients are counted once.
+    The names for tensor parallelism are left out, so that DeepSpeed takes the whole model axis where it asks which
+    gradients are counted once.
     """
-    model, data = mesh.model, mesh.data
-    return SimpleNamespace(
-        get_model_parallel_rank=lambda: model.rank,
-        get_model_parallel_world_size=lambda: model.degree,
-        get_model_parallel_group=lambda: model.group,
-        get_data_parallel_rank=lambda: data.rank,
-        get_data_parallel_world_size=lambda: data.degree,
-        get_data_parallel_group=lambda: data.group,
-    )
+    unit = SimpleNamespace()
+    for name, axis in (("model", mesh.model), ("data", mesh.data)):
+        for what, value in (("rank", axis.rank), ("world_size", axis.degree), ("group", axis.group)):
+            setattr(unit, f"get_{name}_parallel_{what}", functools.partial(lambda value: value, value))
+    return unit
 
 
 def train_step(

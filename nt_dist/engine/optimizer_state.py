@@ -51,8 +51,7 @@ class ComputeCopy(NamedTuple):
 class OptimizerState(ABC):
     """Reads and writes the state of one engine's optimizer; one subclass for each place it may be."""
 
-    is_partitioned = True
-    """Whether masters are flat partitions apart from the parameters."""
+    is_partitioned = True  # whether masters are flat partitions apart from the parameters
 
     def __init__(self, engine: Any):
         self.engine, self.wrapper = engine, engine.optimizer
@@ -82,12 +81,12 @@ class OptimizerState(ABC):
             return {name: part.clone().view(shape) for name, part in partition.state.items()}
         names = ("value", *self.moments)
         whole = torch.zeros(len(names), shape.numel(), dtype=torch.float32, device=self.engine.device)
-        if partition is not None:
-            for row, name in zip(whole, names, strict=True):
-                row.narrow(0, partition.start, partition.state[name].numel()).copy_(partition.state[name])
+        state = dict(zip(names, whole, strict=True))
+        for name, mine in partition.state.items() if partition else ():
+            state[name].narrow(0, partition.start, mine.numel()).copy_(mine)
         # Of each entry one rank has the bits and the others 0: as integers their sum is exact, also for -0 and NaN.
         comm.all_reduce(whole.view(torch.int32), group=self.engine.data_parallel_group)
-        return {name: row.view(shape) for name, row in zip(names, whole, strict=True)}
+        return {name: row.view(shape) for name, row in state.items()}
 
     @torch.no_grad()
     def write(self, weight: Weight, state: State) -> None:
@@ -96,10 +95,10 @@ class OptimizerState(ABC):
         assert state.keys() == {"value", *self.moments}, f"{weight.spec.name}: {sorted(state)}"
         for part in state.values():
             assert (part.shape, part.dtype) == (shape, torch.float32), f"{weight.spec.name}: {part.dtype} {part.shape}"
-        if partition is not None:
-            for name, mine in partition.state.items():
-                mine.copy_(state[name].flatten().narrow(0, partition.start, mine.numel()))
-        self._write_compute_copy(weight.values, state["value"])
+        for name, mine in partition.state.items() if partition else ():
+            mine.copy_(state[name].flatten().narrow(0, partition.start, mine.numel()))
+        if self.is_partitioned:
+            self._write_compute_copy(weight.values, state["value"])
 
     @property
     def step(self) -> int:
@@ -115,9 +114,8 @@ class OptimizerState(ABC):
 
     def state_bytes(self) -> int:
         """Return the bytes of masters (where they are not the parameters) and moments on this rank."""
-        masters = [master for _, master in self._masters()]
-        moments = sum(self.optimizer.state[master][name].nbytes for master in masters for name in self.moments)
-        return moments + (sum(master.nbytes for master in masters) if self.is_partitioned else 0)
+        counted = ("value", *self.moments) if self.is_partitioned else self.moments
+        return sum(self._parts(master)[name].nbytes for _, master in self._masters() for name in counted)
 
     def compute_copy(self, weight: Weight) -> ComputeCopy:
         """Return what forward passes read of ``weight`` on this rank."""
@@ -130,6 +128,10 @@ class OptimizerState(ABC):
     @abstractmethod
     def partition(self, weight: Weight) -> Partition | None:
         """Return views of what this rank keeps of the state of ``weight``; None if it keeps nothing of it."""
+
+    def _parts(self, master: torch.Tensor) -> State:
+        """A master and its moments, by name."""
+        return {"value": master.data, **{name: self.optimizer.state[master][name] for name in self.moments}}
 
     def _write_compute_copy(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Put the whole ``value`` where forward passes read it."""
@@ -145,12 +147,7 @@ class PlainState(OptimizerState):
         return [(group, parameter) for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def partition(self, weight: Weight) -> Partition:
-        state = self.optimizer.state[weight.values]
-        parts = {"value": weight.values, **{name: state[name] for name in self.moments}}
-        return Partition(0, {name: part.data.view(-1) for name, part in parts.items()})
-
-    def _write_compute_copy(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
-        """The partition is the compute copy."""
+        return Partition(0, {name: part.view(-1) for name, part in self._parts(weight.values).items()})
 
 
 class LinkedState(OptimizerState):
@@ -192,21 +189,19 @@ class Stage3State(OptimizerState):
         if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # kept gathered
             return super().compute_copy(weight)
         start, entries = self._range(parameter)
-        return ComputeCopy(start, parameter.ds_tensor.data.narrow(0, 0, entries), False)
+        return ComputeCopy(start, parameter.ds_tensor.data[:entries], False)
 
     def partition(self, weight: Weight) -> Partition | None:
         start, entries = self._range(weight.values)
         if entries == 0:
             return None
         sub_group, offset, _ = self.wrapper.grad_position[self.wrapper.get_param_id(weight.values)]
-        master = self.wrapper.fp32_partitioned_groups_flat[sub_group]
-        parts = {"value": master.detach(), **{name: self.optimizer.state[master][name] for name in self.moments}}
-        return Partition(start, {name: part.narrow(0, offset, entries) for name, part in parts.items()})
+        parts = self._parts(self.wrapper.fp32_partitioned_groups_flat[sub_group])
+        return Partition(start, {name: part[offset : offset + entries] for name, part in parts.items()})
 
     def _write_compute_copy(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         start, entries = self._range(parameter)
-        if entries:
-            parameter.ds_tensor.data.narrow(0, 0, entries).copy_(value.flatten().narrow(0, start, entries))
+        parameter.ds_tensor.data[:entries].copy_(value.flatten()[start : start + entries])
         assert parameter.ds_status != ZeroParamStatus.INFLIGHT, "a parameter is written while it is being gathered"
         if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # small ones stay gathered between steps
             parameter.data.copy_(value)

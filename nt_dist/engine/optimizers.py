@@ -19,18 +19,17 @@ CLIP_EPS = 1e-6  # added to the norm before clipping by it, as DeepSpeed's ZeRO 
 class Clipped(torch.optim.Optimizer):
     """Clips, and skips a step with non-finite gradients, as DeepSpeed's own optimizers do; before a torch optimizer.
 
-    For fp32 at ZeRO 0, where DeepSpeed steps the client's optimizer directly: there it keeps no norm, skips no step,
-    and its clipping all-reduces a norm that is the same on all data ranks. ``_global_grad_norm`` and ``overflow`` are
-    the names under which the engine looks for them. ``admits`` says of a norm whether the step may be taken; the guard
-    replaces it (step_guard.py). The norm counts parameters whose ``model_parallel`` is set, each on one rank. ``clip``
-    is the largest norm of all gradients together, 0 for no clipping.
+    For fp32 at ZeRO 0, where DeepSpeed steps the client's optimizer directly, keeps no norm and skips no step. The
+    engine looks for ``_global_grad_norm`` and ``overflow`` by these names. ``admits`` says of a norm whether the step
+    may be taken; the guard replaces it (step_guard.py). Parameters whose ``model_parallel`` is set count in the norm,
+    each on one rank. ``clip`` is the largest norm of all gradients together, 0 for no clipping.
     """
 
     def __init__(self, groups: list[dict], mesh: Mesh, clip: float, **options: Any):
         super().__init__(groups, **options)
         self.mesh, self.clip, self.overflow = mesh, clip, False
         self._global_grad_norm = torch.zeros(())
-        self.admits: Callable[[torch.Tensor], bool] = lambda norm: math.isfinite(norm)
+        self.admits: Callable[[torch.Tensor], bool] = math.isfinite
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -75,8 +74,8 @@ def group_key(config: Config, spec: WeightSpec) -> tuple[bool, float]:
     """
     train, family = config.train, config.family
     of_layer = {family.input_layer: train.lr_embedding, family.output_layer: train.lr_output}
-    is_constant = spec.is_vector and not train.decay_vectors
-    return is_constant, of_layer.get(spec.layer, 1.0 if spec.in_trail else train.lr_trunk)
+    factor = of_layer.get(spec.layer, 1.0 if spec.in_trail else train.lr_trunk)
+    return spec.is_vector and not train.decay_vectors, factor
 
 
 def parameter_groups(config: Config, model: nn.Module) -> list[dict]:
@@ -91,8 +90,8 @@ def parameter_groups(config: Config, model: nn.Module) -> list[dict]:
     assert len(grouped) == len(set(grouped)), "a parameter is in two optimizer groups"
     assert set(grouped) == {id(each) for each in model.parameters()}, "a parameter belongs to no weight"
     return [
-        {"params": members[key], "lr_factor": key[1], "weight_decay": 0.0 if key[0] else config.train.weight_decay}
-        for key in sorted(members)
+        {"params": some, "lr_factor": factor, "weight_decay": 0.0 if is_constant else config.train.weight_decay}
+        for (is_constant, factor), some in sorted(members.items(), key=lambda group: group[0])
     ]
 
 

@@ -8,6 +8,7 @@ micro-batch's logits.
 
 import contextlib
 import io
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -67,18 +68,18 @@ class PipelineModel(PipelineModule):
         self.dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         self.num_trails = num_local_trails(config, place)
         self.receives_trunk = FORK in layer_names(config)[bounds[mesh.pipe.rank] :]
-        self.smoothing = config.train.label_smoothing
+        self.how = config.trails.trained_mean, config.train.label_smoothing
+        self.joint_weight = config.joint_weight
         self._scale: torch.Tensor | float = 1.0
-        self.joint_mean, self.joint_weight = config.trails.trained_mean, config.joint_weight
         # this step's sums so far, as Place.trail_losses has them, on the last stage; else 0
         self.nll = torch.zeros(self.num_trails + bool(config.trails.joint), device=mesh.device)
-        self._passes = 0
+        self._passes = itertools.count()
         self._before_backward: BeforeBackward = lambda number: None
 
     def _partition_layers(self, method: list[int]) -> None:
         """Cut where :func:`stage_bounds` says, which DeepSpeed hands through as its ``partition_method``."""
         self.parts = method
-        self._set_bounds(self.parts[self.stage_id], self.parts[self.stage_id + 1])
+        self._set_bounds(*method[self.stage_id : self.stage_id + 2])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | None:
         """Run this stage (training), or all stages up to this one (evaluation, a collective of the pipe axis).
@@ -90,8 +91,7 @@ class PipelineModel(PipelineModule):
         if not self.training:
             return self._through_all_stages(x)
         x = run_layers(self.forward_funcs, x, self.recompute).contiguous()
-        number = self._passes
-        self._passes += 1
+        number = next(self._passes)
         x.register_hook(lambda gradient: self._before_backward(number))  # fires before any of this pass's gradients
         return x
 
@@ -110,8 +110,7 @@ class PipelineModel(PipelineModule):
         return None
 
     def _loss(self, logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        targets, weights = labels
-        sums = self.place.trail_losses(logits, targets, weights, self.joint_mean, self.smoothing)
+        sums = self.place.trail_losses(logits, *labels, *self.how)
         self.nll += sums.detach()
         return objective(sums, self.joint_weight) * self._scale
 
@@ -119,15 +118,15 @@ class PipelineModel(PipelineModule):
         self,
         engine: PipelineEngine,
         micro_batches: Sequence[Batch],
-        scale: torch.Tensor | float,
+        scale: torch.Tensor,
         before_backward: BeforeBackward,
     ) -> None:
         """Pass a data rank's micro-batches through all stages and back, and step the optimizer. Collective.
 
-        ``scale`` multiplies a micro-batch's sum of token losses; ``before_backward`` is called with its number before
-        its backward pass on this stage.
+        ``scale`` multiplies each one's objective; ``before_backward`` is called with its number before its backward
+        pass on this stage.
         """
-        self._scale, self._passes, self._before_backward = scale, 0, before_backward
+        self._scale, self._passes, self._before_backward = scale, itertools.count(), before_backward
         self.nll = torch.zeros_like(self.nll)
         engine.train_batch((tokens, (targets, weights)) for tokens, targets, weights in micro_batches)
         for kept in engine.pipe_buffers.values():  # the last logits among them

@@ -20,8 +20,7 @@ _OPERATIONS_PER_BYTE = 50  # what a processor does while it moves one; CPUs are 
 
 def layer_work(config: Config) -> list[float]:
     """Return the work of each layer of :func:`layer_names`, in operations."""
-    work = dict.fromkeys(layer_names(config), 0.0)
-    extra: dict[str, float] = {}
+    work, extra = dict.fromkeys(layer_names(config), 0.0), {}
     ranks, micro_batch = config.parallel.trail, config.train.micro_batch_size * config.family.positions(config)
     for spec in weight_specs(config).values():
         trails = spec.trails / ranks if spec.in_trail else spec.trails
@@ -29,9 +28,7 @@ def layer_work(config: Config) -> list[float]:
         entries = trails * math.prod(spec.shape)
         work[spec.layer] += entries * (_BYTES_MOVED * _OPERATIONS_PER_BYTE + 6 * spec.uses * tokens)
         extra[spec.layer] = 3 * trails * config.family.extra_flops(config, spec.layer) * tokens
-    for layer, operations in extra.items():
-        work[layer] += operations
-    return list(work.values())
+    return [operations + extra.get(layer, 0.0) for layer, operations in work.items()]
 
 
 def stage_bounds(config: Config) -> list[int]:
@@ -40,27 +37,17 @@ def stage_bounds(config: Config) -> list[int]:
     The largest work of a stage is as small as can be. Every stage has a matrix and a norm, so that all have the same
     groups of parameters, and the fork stays with the layer behind it, so that what is sent is not yet expanded.
     """
-    names, work = layer_names(config), layer_work(config)
+    names, before = layer_names(config), [0.0, *itertools.accumulate(layer_work(config))]
     # The places where a stage may begin: at a block (at the fork before it), or at the output.
     starts = [at for at in range(2, len(names)) if names[at - 1] != FORK]
-    total = [0.0, *itertools.accumulate(work)]
-    cuts = [0, *starts, len(names)]
-    return _split(cuts, [total[cut] for cut in cuts], config.parallel.pipe)
-
-
-def _split(cuts: list[int], totals: list[float], parts: int) -> list[int]:
-    """Choose ``parts - 1`` of the inner ``cuts`` such that the largest part is smallest; return them with both ends.
-
-    ``totals`` are the work up to each cut.
-    """
-    assert parts < len(cuts), f"{parts} stages of {len(cuts) - 1} pieces"
+    assert config.parallel.pipe <= len(starts) + 1, f"{config.parallel.pipe} stages of {len(starts) + 1} pieces"
 
     @functools.cache
     def best(end: int, count: int) -> tuple[float, list[int]]:
-        """The smallest largest part of what lies before ``end``, and where ``count`` parts of it begin and end."""
+        """The smallest largest stage of ``count`` that end at ``end``, and where they begin and end."""
         if count == 1:
-            return totals[end] - totals[0], [0, end]
-        options = ((best(start, count - 1), start) for start in range(count - 1, end))
-        return min((max(most, totals[end] - totals[start]), [*ends, end]) for (most, ends), start in options)
+            return before[end], [0, end]
+        options = ((best(start, count - 1), start) for start in starts[count - 2 :] if start < end)
+        return min((max(most, before[end] - before[start]), [*ends, end]) for (most, ends), start in options)
 
-    return [cuts[end] for end in best(len(cuts) - 1, parts)[1]]
+    return best(len(names), config.parallel.pipe)[1]

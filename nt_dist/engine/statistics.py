@@ -4,6 +4,7 @@ DeepSpeed neither sums nor compares buffers. Here each statistic moves once an o
 all micro-batches of all data ranks have added; after a step that was not applied it stays.
 """
 
+import math
 from collections.abc import Collection
 
 import torch
@@ -18,17 +19,12 @@ def update_statistics(statistics: Collection[Statistic], mesh: Mesh, applied: bo
     for in_trail in (False, True):
         some = [each for each in statistics if each.spec.in_trail == in_trail and each.count]
         if applied and some:
-            _move(some, mesh, in_trail)
+            axes = mesh.sample_axes(in_trail)
+            means = mesh.all_reduce(torch.cat([(each.sums / each.count).flatten() for each in some]), axes)
+            means /= math.prod(getattr(mesh, axis).degree for axis in axes)
+            if not in_trail and not mesh.splits_trunk:  # copies that two GPUs made may differ by a bit
+                mesh.broadcast(means, ("trail",))
+            for each, mean in zip(some, means.split([each.values.numel() for each in some]), strict=True):
+                each.values.lerp_(mean.view_as(each.values), each.momentum)
         for each in some:
             each.clear()
-
-
-def _move(statistics: list[Statistic], mesh: Mesh, in_trail: bool) -> None:
-    axes = mesh.sample_axes(in_trail)
-    sums = mesh.all_reduce(torch.cat([(each.sums / each.count).flatten() for each in statistics]), axes)
-    for axis in axes:
-        sums /= getattr(mesh, axis).degree
-    if not in_trail and not mesh.splits_trunk:  # copies that two GPUs made may differ by a bit
-        mesh.broadcast(sums, ("trail",))
-    for each, mean in zip(statistics, sums.split([each.values.numel() for each in statistics]), strict=True):
-        each.values.lerp_(mean.view_as(each.values), each.momentum)

@@ -1,8 +1,7 @@
 """The guard before the optimizer: no step is taken on a loss or gradient that is no number, or on a spike if so chosen.
 
-DeepSpeed has no place to refuse a step, but every optimizer of it refuses one whose gradient norm is not finite: it
-clears the gradients and leaves masters, moments and Adam's step as they are. The guard stands where that norm is made,
-and makes it infinite where a step is refused:
+DeepSpeed's optimizers refuse a step whose gradient norm is not finite: they clear the gradients and leave masters,
+moments and Adam's step as they are. The guard stands where that norm is made, and makes it infinite to refuse a step:
 
     Clipped                        (ZeRO 0)                      asks :meth:`StepGuard.admits` itself
     DeepSpeedZeroOptimizer         (ZeRO 1, 2; bf16 at ZeRO 2)   scaled_global_norm
@@ -37,10 +36,9 @@ NORMAL = 1.4826
 class RecentValues(deque[float]):
     """The last ``maxlen`` figures of a series, and how far another one stands above them.
 
-    Location is the median and scale the median absolute deviation (MAD), times 1.4826, which makes it the standard
-    deviation where the figures are normal (Rousseeuw and Croux, "Alternatives to the Median Absolute Deviation", JASA
-    1993, equation 1.1). A mean and a standard deviation would be carried off by the very spikes to be found. ``floor``
-    is the smallest scale taken, so that a series that hardly moves does not make a spike of a ripple.
+    Location is the median and scale the median absolute deviation, times 1.4826: for normal figures their standard
+    deviation (Rousseeuw and Croux, "Alternatives to the Median Absolute Deviation", JASA 1993, equation 1.1), but not
+    carried off by the very spikes to be found. ``floor`` is the smallest scale taken: a ripple is no spike.
     """
 
     def __init__(self, window: int, floor: float):
@@ -75,8 +73,7 @@ class StepGuard:
         self.joint_nll: torch.Tensor | None = None  # likewise of the trails' mean, a scalar; None where that is unused
         self.norm = math.inf  # of the gradient before clipping; infinite if it is no number or was not computed
         self.verdict = StepVerdict.GOOD
-        self._has_joint = config.trails.joint > 0
-        self._loss = 0.0
+        self._has_joint, self._loss = config.trails.joint > 0, 0.0
         self._tokens: torch.Tensor | float = 1.0
         self._own_nll: Callable[[], torch.Tensor] | None = None
         self._take_model_step = engine._take_model_step
@@ -99,11 +96,11 @@ class StepGuard:
             self.joint_nll = joint[0] if self._has_joint else None
             self._loss = float((self.nll / self._tokens).mean())
         self._take_model_step(*arguments)
-        if self.engine.optimizer.overflow and self.verdict is StepVerdict.GOOD:  # DeepSpeed saw it before any norm
-            self.verdict = StepVerdict.NORM_NOT_FINITE if math.isfinite(self._loss) else StepVerdict.LOSS_NOT_FINITE
         if not self.engine.optimizer.overflow:
             self.losses.append(self._loss)
             self.norms.append(_log(self.norm))
+        elif self.verdict is StepVerdict.GOOD:  # DeepSpeed saw it before any norm
+            self.verdict = StepVerdict.NORM_NOT_FINITE if math.isfinite(self._loss) else StepVerdict.LOSS_NOT_FINITE
 
     def admits(self, norm: torch.Tensor) -> bool:
         """Judge the step by its loss and by the norm of its gradient; say whether it may be taken. Collective."""
@@ -160,8 +157,7 @@ def _stand_before(optimizer: Any, admits: Callable[[torch.Tensor], bool]) -> Non
         norms_of_groups = optimizer._get_norm_groups
 
         def _get_norm_groups() -> list[torch.Tensor]:
-            norms = norms_of_groups()
-            norm = combine_grad_norm_groups(norms)
+            norm = combine_grad_norm_groups(norms := norms_of_groups())
             return norms if admits(norm) else [torch.full_like(norm, torch.inf)]
 
         optimizer._get_norm_groups = _get_norm_groups

@@ -50,8 +50,7 @@ def evaluate_fully(
     """Runs the model once over batches for all figures there are; otherwise as `evaluate`.
 
     ``then`` are more batches: temperatures are fitted on the first and measured on these, and all other figures are of
-    both. Returns what FullSums.result documents, and the scores of the samples (see uncertainty.SequenceScores), which
-    uncertainty.detection compares with those of other data; both equal on all ranks.
+    both. Returns this module's figures and the samples' scores, for uncertainty.detection; both equal on all ranks.
     """
     num_classes = config.family.num_outputs(config) if config.family.wants_accuracy else 0
     sums = FullSums(config.trails.count, mesh.device, mesh.place, then is not None, num_classes)
@@ -84,9 +83,8 @@ class FullSums:
         self.diversity = DiversitySums(num_trails, device)
         self.scores = SequenceScores(device)
         # of the part at hand; of the part before it; of the part at hand with its temperatures
-        self.calibration, self.fitted_on, self.tempered = (
-            CalibrationSums(num_trails + 2, device, num_classes > TOP) for _ in range(3)
-        )
+        wanted = num_trails + 2, device, num_classes > TOP
+        self.calibration, self.fitted_on, self.tempered = (CalibrationSums(*wanted) for _ in range(3))
         self.fit = TemperatureFit(num_trails + 2, device) if with_temperatures else None
         self.temperatures: list[float] = []
 
@@ -114,10 +112,7 @@ class FullSums:
             sums.reduce(mesh)
 
     def result(self, family: Family) -> dict:
-        """The figures of all tokens added so far; the keys are in this module's docstring.
-
-        A ValueError where no real token was added, to one of the two parts if there are temperatures.
-        """
+        """The figures of all tokens added so far, as documented above; a ValueError where a part has no real token."""
         figures = family.figures(self.ensemble.means())
         total = self.calibration + self.fitted_on
         scores = by_predictor(total.result())

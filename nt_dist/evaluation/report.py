@@ -25,7 +25,7 @@ def evaluation_table(family: Family, figures: Mapping, facts: Mapping[str, str] 
     title, rule, *lines = _table("", (headline.name, "against a trail"), rows)
     if several:
         lines.insert(len(headline.trails), rule)
-    parts = ["\n".join([title, rule, *lines, rule, *_aligned({**notes, **(facts or {})})])]
+    parts = ["\n".join([title, rule, *lines, rule, *_aligned(notes | dict(facts or {}))])]
     if "calibration" in figures:
         parts.append(full_tables(family, figures))
     if corruptions := figures.get("corruptions"):
@@ -104,8 +104,8 @@ def topology_notes(topology: Mapping) -> dict[str, str]:
 
 def _temperature(scaling: Mapping, samples: str) -> list[str]:
     parts = {"temperature": scaling["value"]}
-    for label, figure in (("nll", "nll"), ("ECE", "ece"), ("Brier", "brier")):
-        parts |= {f"{label} {when}": scaling[when][figure] for when in ("before", "after")}
+    for label in ("nll", "ECE", "Brier"):
+        parts |= {f"{label} {when}": scaling[when][label.lower()] for when in ("before", "after")}
     parted = f"fitted on {scaling['fit_tokens']:,.0f} {samples}, measured on {scaling['tokens']:,.0f}"
     return [f"temperature scaling, {parted}", *_by_predictor("", parts)]
 
@@ -121,11 +121,7 @@ def _shift(shift: Mapping, family: Family) -> list[str]:
         outcome += f", on which the ensemble's {headline.name} is {headline.text(headline.prob)}, its ECE {ece:.4f}"
     else:
         outcome += " of other classes"
-    return [
-        f"shift: {shift['against']}",
-        outcome,
-        *_table("told by", map(str.upper, measures), rows),
-    ]
+    return [f"shift: {shift['against']}", outcome, *_table("told by", map(str.upper, measures), rows)]
 
 
 def _corruptions(found: Mapping) -> list[str]:

@@ -75,10 +75,8 @@ def combine(logits: torch.Tensor, how: str | int = PROB) -> torch.Tensor:
     """
     if how == PROB:
         return mean_of_probs(logits.float().log_softmax(-1))
-    if how == LOGIT:
-        return logits.float().mean(0).log_softmax(-1)
-    assert isinstance(how, int) and 0 <= how < len(logits), how
-    return logits[how].float().log_softmax(-1)
+    assert how == LOGIT or how in range(len(logits)), how
+    return (logits.float().mean(0) if how == LOGIT else logits[how].float()).log_softmax(-1)
 
 
 def parse_combination(text: str, num_trails: int, key: str = "combine") -> str | int:
@@ -117,19 +115,12 @@ def load_ensemble(
     """
     path = find_asked(Path(checkpoint))
     manifest = read_manifest(path)
-    config = _config(manifest)
+    sections = {name: dict(values) for name, values in manifest.config.items()} | {"parallel": {}}
+    # dense: to build a matrix from values and index costs a step of one token more than its product
+    sections.setdefault("sparsity", {})["storage"] = "masked"
+    sections.setdefault("train", {})["precision"] = "fp32"  # the values are; bf16 would ask for ZeRO
+    config = make_config(sections)
     found = config.family.tokenizer(config, manifest.training_state, path.parent.parent, prepared, tokenizer)
     model = build_model(config, device="meta").to_empty(device=device).eval().requires_grad_(False)
     load_values(path, manifest, model)
     return Ensemble(model.to(dtype), config, found, path, manifest)
-
-
-def _config(manifest: Manifest) -> Config:
-    """The settings that a checkpoint was written with, for one rank that does not train.
-
-    Matrices are held dense: to build them from values and index costs a step of one token more than its products.
-    """
-    sections = {name: dict(values) for name, values in manifest.config.items()} | {"parallel": {}}
-    sections.setdefault("sparsity", {})["storage"] = "masked"
-    sections.setdefault("train", {})["precision"] = "fp32"  # the values are; bf16 would ask for ZeRO
-    return make_config(sections)

@@ -106,32 +106,26 @@ class StreamDecoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, before: list[int]):
-        self._tokenizer = tokenizer
-        self._tokens: list[int] = []
-        self._settle(before[-1:])
-
-    def _settle(self, tokens: list[int]) -> None:
-        self._tokens = tokens
-        self._known = len(self._tokenizer.decode(tokens))
+        self._decode, self._known, self._held_back = tokenizer.decode, before[-1:], []
 
     def add(self, token: int) -> str:
         """Return the text that is new with ``token``; none while a character is incomplete."""
-        self._tokens.append(token)
+        self._held_back.append(token)
         new = self.rest()
         if new.endswith("\ufffd"):
             return ""
-        self._settle([token])
+        self._known, self._held_back = [token], []
         return new
 
     def rest(self) -> str:
         """Return what :meth:`add` holds back, broken characters as U+FFFD."""
-        return self._tokenizer.decode(self._tokens)[self._known :]
+        return self._decode(self._known + self._held_back)[len(self._decode(self._known)) :]
 
 
 def colour(uncertainty: float, most: float) -> str:
     """Return the escape sequence for an uncertainty between 0 and ``most``."""
-    step = int(len(_SCALE) * min(max(uncertainty / most, 0.0), 1.0))
-    return f"\x1b[38;5;{_SCALE[min(step, len(_SCALE) - 1)]}m"
+    step = int(len(_SCALE) * uncertainty / most)
+    return f"\x1b[38;5;{_SCALE[min(max(step, 0), len(_SCALE) - 1)]}m"
 
 
 def write(pieces: Iterable[Piece], prompt: str, out: TextIO, kind: str, most: float) -> None:

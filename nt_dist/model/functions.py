@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.functional import vjp
 
 # Elements worked on at once: on CPUs what stays in the caches, on GPUs what keeps one busy.
 AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
@@ -50,9 +51,7 @@ def gradients_by_torch(
     x: torch.Tensor, scale: torch.Tensor, eps: float, gradient: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
     """Return those of x and scale, the norm computed again."""
-    with torch.enable_grad():
-        inputs = x.detach().requires_grad_(), scale.detach().requires_grad_()
-        return torch.autograd.grad(norm_by_torch(*inputs, eps), inputs, gradient)
+    return vjp(lambda *inputs: norm_by_torch(*inputs, eps), (x, scale), gradient)[1]
 
 
 def norm_in_lots(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:

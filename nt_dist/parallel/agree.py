@@ -16,7 +16,9 @@ T = TypeVar("T")
 LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError|remote process exited")
 
 
-def agree(mesh: "Mesh", work: Callable[[], T], error: type[NTDistError] = RunError, only_main: bool = False) -> T:
+def agree(
+    mesh: "Mesh", work: Callable[[], T], error: Callable[[str], NTDistError] = RunError, only_main: bool = False
+) -> T:
     """Do ``work`` and make sure that all ranks succeed or none; return its result.
 
     With ``only_main`` the main rank alone does it, and its (picklable) result is everybody's.

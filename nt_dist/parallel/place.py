@@ -47,8 +47,7 @@ class MeshPlace(Place):
     sequences of a micro-batch.
     """
 
-    mesh: Any
-    """The :class:`nt_dist.parallel.mesh.Mesh`, whose ``place`` this is."""
+    mesh: Any  # the nt_dist.parallel.mesh.Mesh whose ``place`` this is
 
     def trails(self, spec: WeightSpec) -> range:
         """Deal out the trails' weights over the trail axis; all hold the trunk's."""
@@ -103,8 +102,6 @@ class MeshPlace(Place):
 
     def highest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The highest over the tensor axis; the first of several that are equal."""
-        if self.mesh.tensor.degree == 1:
-            return super().highest(logits)
         classes = logits.shape[-1]
         value, index = logits.max(-1)
         highest = self.max_over_classes(value.clone())
@@ -129,18 +126,13 @@ class MeshPlace(Place):
 
     def at(self, logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """From the rank of the tensor axis that holds the class."""
-        if self.mesh.tensor.degree == 1:
-            return super().at(logits, classes)
         local = classes - self.mesh.tensor.rank * logits.shape[-1]
         here = (local >= 0) & (local < logits.shape[-1])
         values = super().at(logits, local.masked_fill(~here, 0))
         return self.sum_over_classes(values.masked_fill_(~here, 0.0))
 
     def replica_axes(self, weight: LocalState) -> tuple[str, ...]:
-        """Return the axes of the model, trail and tensor, along which other ranks hold copies of ``weight``.
-
-        Along the data axis there always are copies.
-        """
+        """Return the axes of the model, trail and tensor, along which other ranks hold copies of ``weight``."""
         over_trails = self.mesh.trail.degree > 1 and not weight.spec.in_trail
         over_shards = self.mesh.tensor.degree > 1 and weight.spec.shards == 1
         return ("trail",) * over_trails + ("tensor",) * over_shards
@@ -157,9 +149,8 @@ class MeshPlace(Place):
     def keep_trunk_equal(self, model: nn.Module) -> None:
         """Make the trunk's gradients the same to the bit on all ranks of the trail axis, which hold copies of it.
 
-        Where each rank has the gradient of its own sequences, it is their sum. Otherwise the fork's summed gradient is
-        the same already, but backward passes on GPUs need not be: the first rank's is taken, since a mean would round,
-        in bf16 by more than the copies differ.
+        Where each rank has the gradient of its own sequences, it is their sum. Otherwise backward passes on GPUs may
+        differ by a bit: the first rank's is taken, since a mean would round, in bf16 by more than the copies differ.
         """
         if self.mesh.trail.degree == 1:
             return

@@ -69,12 +69,9 @@ class _Worker:
         self.rank = rank
         self.log = folder / f"rank-{rank}.log"
         ours, theirs = socket.socketpair()
-        package_root = str(Path(__file__).resolve().parents[2])
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cuda" if backend == "nccl" else "cpu",
-            "PYTHONPATH": os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])]),
-        }
+        path = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        accelerator = "cuda" if backend == "nccl" else "cpu"
+        settings = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": accelerator, "PYTHONPATH": os.pathsep.join(path)}
         with theirs, self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "nt_dist.testing.worker", str(theirs.fileno()), backend],
@@ -82,7 +79,7 @@ class _Worker:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
-                env=environment,
+                env=os.environ | settings,
             )
         self.connection = Connection(ours.detach())
         self.log_start = self.log.stat().st_size
@@ -100,6 +97,14 @@ class _Worker:
         self.connection.close()
         self.process.kill()
         self.process.wait()
+
+    def failed(self, text: str, error: BaseException | None = None) -> RankError:
+        return RankError(self.rank, f"rank {self.rank} failed:\n{text}\noutput:\n{self.output()}", error)
+
+    def died(self) -> RankError:
+        code = self.process.wait()
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        return RankError(self.rank, f"rank {self.rank} ended {how} in the middle of its task:\n{self.output()}")
 
 
 class Pool:
@@ -125,7 +130,7 @@ class Pool:
             if worker.rank not in answers:  # still in a collective that will never end, or dead
                 worker.stop()
                 del self.workers[worker.rank]
-        if failure is not None:
+        if failure:
             raise failure from failure.error
         return [answers[rank] for rank in range(world_size)]
 
@@ -137,10 +142,9 @@ class Pool:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _worker(self, rank: int) -> _Worker:
-        worker = self.workers.get(rank)
-        if worker is None or worker.process.poll() is not None:
-            worker = self.workers[rank] = _Worker(rank, self.backend, self.folder)
-        return worker
+        if rank not in self.workers or self.workers[rank].process.poll() is not None:
+            self.workers[rank] = _Worker(rank, self.backend, self.folder)
+        return self.workers[rank]
 
     def _collect(self, workers: list[_Worker], timeout: float) -> tuple[dict[int, Any], RankError | None]:
         """The results of the ranks that answered, and the first failure."""
@@ -157,24 +161,14 @@ class Pool:
                 try:
                     succeeded, answer, text = pickle.loads(connection.recv_bytes())
                 except (EOFError, ConnectionError):
-                    failure = failure or _died(worker)
-                else:
-                    answers[worker.rank] = answer
-                    if not succeeded:
-                        failure = failure or _raised(worker, answer, text)
-            if failure is not None:
+                    failure = failure or worker.died()
+                    continue
+                answers[worker.rank] = answer
+                if not succeeded:
+                    failure = failure or worker.failed(text, answer)
+            if failure:
                 deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         return answers, failure
-
-
-def _raised(worker: _Worker, error: BaseException | None, text: str) -> RankError:
-    return RankError(worker.rank, f"rank {worker.rank} failed:\n{text}\noutput:\n{worker.output()}", error)
-
-
-def _died(worker: _Worker) -> RankError:
-    code = worker.process.wait()
-    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-    return RankError(worker.rank, f"rank {worker.rank} ended {how} in the middle of its task:\n{worker.output()}")
 
 
 def _timed_out(workers: list[_Worker], timeout: float) -> RankError:

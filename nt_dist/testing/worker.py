@@ -18,10 +18,12 @@ import threading
 import traceback
 from multiprocessing.connection import Connection
 from types import NoneType
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+from deepspeed.runtime.zero.partition_parameters import Init
 
 # Modules whose module-level variables outlive an engine: groups, the communication backend, the contexts of ZeRO 3, …
 STATEFUL_MODULES = (
@@ -40,19 +42,14 @@ class GlobalState:
 
     def __init__(self):
         self.variables = [
-            (module, name, value, copy.copy(value))
-            for module in map(importlib.import_module, STATEFUL_MODULES)
-            for name, value in vars(module).items()
+            (owner, name, value, copy.copy(value))
+            for owner in (*map(importlib.import_module, STATEFUL_MODULES), Init)  # which numbers ZeRO 3's parameters
+            for name, value in vars(owner).items()
             if not name.startswith("__") and isinstance(value, (NoneType, bool, int, float, str, list, dict, set))
         ]
-        # ZeRO 3 numbers modules in a default argument and parameters in a class, and compares them over all ranks
-        register = importlib.import_module("deepspeed.runtime.zero.parameter_offload").DeepSpeedZeRoOffload
-        (self.modules_numbered,) = register._register_deepspeed_module.__defaults__
-        self.init = importlib.import_module("deepspeed.runtime.zero.partition_parameters").Init
-        self.init_variables = {name: value for name, value in vars(self.init).items() if isinstance(value, int)}
-        self.environment = dict(os.environ)
-        self.folder = os.getcwd()
-        self.path = list(sys.path)
+        # ZeRO 3 numbers modules in a default argument, and compares the numbers over all ranks
+        (self.modules_numbered,) = DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__
+        self.environment, self.folder, self.path = dict(os.environ), os.getcwd(), list(sys.path)
 
     def restore(self) -> None:
         """Undo what a task has left behind, its process groups included."""
@@ -60,12 +57,12 @@ class GlobalState:
         gc.collect()  # engines are full of cycles, and hold groups and shared buffers
         if dist.is_initialized():
             dist.destroy_process_group()
-        for module, name, value, content in self.variables:
-            _refill(value, content)
-            setattr(module, name, value)
+        for owner, name, value, content in self.variables:
+            if isinstance(value, (list, dict, set)):  # in place, since other modules may hold the same one
+                value.clear()
+                (value.extend if isinstance(value, list) else value.update)(content)
+            setattr(owner, name, value)
         self.modules_numbered[:] = [0]
-        for name, value in self.init_variables.items():
-            setattr(self.init, name, value)
         os.environ.clear()
         os.environ.update(self.environment)
         os.chdir(self.folder)
@@ -78,19 +75,9 @@ class GlobalState:
 
 def _release_engines() -> None:
     """Take the hooks off gradients: they hold their engine, and its groups, where Python's collector does not look."""
-    kind = importlib.import_module("deepspeed.runtime.engine").DeepSpeedEngine
-    for engine in [each for each in gc.get_objects() if issubclass(type(each), kind)]:
+    for engine in [each for each in gc.get_objects() if issubclass(type(each), DeepSpeedEngine)]:
         for hook in getattr(engine.optimizer, "_grad_acc_hooks", ()):
             hook.remove()
-
-
-def _refill(value: Any, content: Any) -> None:
-    """Put a container's first content back in place, since other modules may hold the same container."""
-    if isinstance(value, list):
-        value[:] = content
-    elif isinstance(value, (dict, set)):
-        value.clear()
-        value.update(content)
 
 
 def _run_task(task: bytes, backend: str) -> bytes:

@@ -19,7 +19,7 @@ from nt_dist.config import Config
 from nt_dist.config.rules import with_epochs
 from nt_dist.data.loader import EvaluationBatches, StepLoader
 from nt_dist.data.order import first_of_step
-from nt_dist.engine.bad_steps import BadStep, BadSteps, StepVerdict, line_of
+from nt_dist.engine.bad_steps import BadStep, BadSteps, StepVerdict
 from nt_dist.engine.engine import StepResult, build_engine, train_step
 from nt_dist.engine.optimizer_state import optimizer_state
 from nt_dist.engine.pipeline import build_mesh_model
@@ -251,14 +251,14 @@ class Trainer:
         if result.verdict.is_spike and self.config.train.on_spike == "rollback":
             found = self.saver.latest
             done = "rolled back" if found else done
-        bad = BadStep(step, str(result.verdict), result.loss, result.grad_norm, samples, done)
+        bad = BadStep(step, result.verdict.words, result.loss, result.grad_norm, samples, done)
         if self.mesh.is_main:
             LOGGER.warning("%s", bad)
         self.bad_steps.add(bad, result.verdict)
         if found:
             self.go_back(found)
         elif self.reporter:
-            self.reporter.noted(line_of(bad, step))
+            self.reporter.noted(bad.line(step))
         return found is not None
 
     def go_back(self, found: Path) -> None:

@@ -36,16 +36,36 @@ class View:
     code: int | None = None  # what it left with; None if it said nothing
     unwatched: bool = False  # its watcher is gone, though it had not said so
     silent: float = 0.0  # since its last report came
-    threads: str = ""  # where they stand, as faulthandler writes it
+    threads: str = ""  # where they stand, as faulthandler writes it: the main thread last, innermost frames first
 
     @property
     def failed(self) -> bool:
         """Whether it has left and the others cannot go on."""
         return self.gone and self.code != 0
 
+    @property
     def place(self) -> str:
         """``step 12 (saving)``, as words."""
         return f"step {self.step} ({self.phase})"
+
+    @property
+    def frames(self) -> list[str]:
+        """The main thread's, innermost first; none where they are not known."""
+        lines = map(str.strip, self.threads.strip().split("\n\n")[-1].splitlines())
+        return [line for line in lines if line.startswith("File ")]
+
+    @property
+    def innermost(self) -> str:
+        """Where the main thread stands: the innermost frame, and the innermost one of this package."""
+        if not self.frames:
+            return "where is not known"
+        first, ours = self.frames[0], next((frame for frame in self.frames if "/nt_dist/" in frame), self.frames[0])
+        return first if ours == first else f"{first}, called from {ours}"
+
+    @property
+    def waits(self) -> bool:
+        """Whether the main thread waits for other ranks."""
+        return any(part in frame for frame in self.frames[:4] for part in WAITS_IN)
 
 
 def is_lost(views: list[View], limits: Limits) -> bool:
@@ -62,18 +82,17 @@ def _sure_sign(view: View, limits: Limits) -> tuple[int, str] | None:
 
     A rank is perhaps late a little sooner than what it waits for is given up: half of a limit is a sign.
     """
-    place = view.place()
-    signs = (
-        (view.failed, f" {'died without a word' if view.code is None else 'ended with an error'} in {place}"),
-        (view.stopped >= limits.stopped / 2, f" has been stopped (SIGSTOP) for {view.stopped:.0f} s in {place}"),
-        (
-            view.silent >= limits.silence / 2 and not view.unwatched,
-            f": nothing has been heard of its host for {view.silent:.0f} s; it was in {place}",
-        ),
-        (view.unwatched, f": its watcher is gone, and perhaps its host; it was in {place}"),
-    )
-    found = ((number, words) for number, (holds, words) in enumerate(signs) if holds)
-    return next(found, None) if view.failed or not view.gone else None
+    if view.failed:
+        return 0, f" {'died without a word' if view.code is None else 'ended with an error'} in {view.place}"
+    if view.gone:
+        return None
+    if view.stopped >= limits.stopped / 2:
+        return 1, f" has been stopped (SIGSTOP) for {view.stopped:.0f} s in {view.place}"
+    if view.unwatched:
+        return 3, f": its watcher is gone, and perhaps its host; it was in {view.place}"
+    if view.silent >= limits.silence / 2:
+        return 2, f": nothing has been heard of its host for {view.silent:.0f} s; it was in {view.place}"
+    return None
 
 
 def culprits(views: list[View], limits: Limits) -> list[View]:
@@ -87,14 +106,14 @@ def culprits(views: list[View], limits: Limits) -> list[View]:
         return [view for _, view in sorted(sure, key=lambda found: found[0])]
     idle = max((view.idle for view in views if view.late and not view.gone), default=0.0)
     still = [view for view in views if not view.gone and (view.late or view.idle >= idle / 2)]
-    suspects = [view for view in still if view.threads and not _waits(view.threads)] or still
+    suspects = [view for view in still if view.threads and not view.waits] or still
     least = min(((view.step, view.beats) for view in suspects), default=None)
     return [view for view in suspects if (view.step, view.beats) == least]
 
 
 def describe(view: View, limits: Limits) -> str:
     """One line on a rank at fault."""
-    _, how = _sure_sign(view, limits) or (None, f" has stood still for {view.idle:.0f} s in {view.place()}")
+    _, how = _sure_sign(view, limits) or (None, f" has stood still for {view.idle:.0f} s in {view.place}")
     return f"rank {view.rank} on {view.host}{how}"
 
 
@@ -112,29 +131,9 @@ def report(views: list[View], limits: Limits) -> str:
     places = defaultdict(list)
     for view in views:
         if view not in guilty and not view.gone:
-            places[f"{view.place()}, {innermost(view.threads)}"].append(view)
+            places[f"{view.place}, {view.innermost}"].append(view)
     lines += [f"rank {_numbers(found)}: {place}" for place, found in places.items()]
     return "\n".join([*lines, "the job is ended on all hosts; the same command goes on from the last checkpoint"])
-
-
-def main_thread(threads: str) -> list[str]:
-    """The main thread's frames in a dump of faulthandler, which writes the newest thread first; innermost first."""
-    block = threads.strip().split("\n\n")[-1].splitlines()
-    return [line.strip() for line in block if line.strip().startswith("File ")]
-
-
-def _waits(threads: str) -> bool:
-    """Whether a rank's main thread waits for other ranks."""
-    return any(part in frame for frame in main_thread(threads)[:4] for part in WAITS_IN)
-
-
-def innermost(threads: str) -> str:
-    """Where a rank's main thread stands: the innermost frame, and the innermost one of this package."""
-    frames = main_thread(threads)
-    if not frames:
-        return "where is not known"
-    ours = next((frame for frame in frames if "/nt_dist/" in frame), frames[0])
-    return frames[0] if ours == frames[0] else f"{frames[0]}, called from {ours}"
 
 
 def _numbers(views: list[View]) -> str:

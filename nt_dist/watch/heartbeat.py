@@ -34,7 +34,7 @@ class Sign(NamedTuple):
 
 
 def read_sign(memory: mmap.mmap) -> Sign:
-    """Read a sign. It may be torn between two beats, so that a judgement takes two readings."""
+    """Read a sign; it may be torn between two beats, so that a judgement takes two readings."""
     return Sign(*_FIELDS.unpack_from(memory))
 
 
@@ -69,8 +69,7 @@ class Heartbeat:
         now = time.monotonic_ns()
         if self._beats:
             self._longest[self._phase] = max(self._longest.get(self._phase, 0), now - self._at)
-        self._phase = phase
-        self._step = self._step if step is None else step
+        self._phase, self._step = phase, self._step if step is None else step
         self._beats, self._at = self._beats + 1, now
         seconds = self.allowance()
         self._write(deadline=0 if seconds is None else now + int(seconds * NANO))

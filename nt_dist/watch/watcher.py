@@ -42,8 +42,7 @@ class Link:
         connection.setblocking(False)
         self.rank: int | None = None  # whose watcher is at the other end, once it has said so
         self.selector: selectors.BaseSelector | None = None  # that waits for messages
-        self._received = b""
-        self.closed = False
+        self._received, self.closed = b"", False
 
     def send(self, **message: Any) -> None:
         """Send a message; one that cannot be sent closes the link."""
@@ -93,7 +92,6 @@ class RankProcess:
         self.pid, self._memory, self._dump = pid, map_shared(shared), dump
         self._excused = 0  # nanoseconds that this process was stopped since the last beat
         self._beats, self._late, self._stopped_since = -1, 0, None
-        self._is_dead = False
 
     def look(self, view: View, gap: float) -> None:
         """Bring ``view`` up to date; ``gap`` is what this process itself has slept too long, in seconds."""
@@ -101,7 +99,6 @@ class RankProcess:
         if sign.beats != self._beats:
             self._beats, self._excused = sign.beats, 0
         self._excused += int(gap * NANO)
-        self._is_dead = os.getppid() != self.pid
         is_late = bool(sign.deadline) and not sign.left and now > sign.deadline + self._excused
         self._late = self._late + 1 if is_late else 0
         if self._state() != "T" or gap:
@@ -112,7 +109,10 @@ class RankProcess:
         view.idle = (now - sign.at - self._excused) / NANO
         view.late = self._late > 1  # twice: a sign may be torn
         view.stopped = 0.0 if self._stopped_since is None else (now - self._stopped_since) / NANO
-        view.gone, view.code = self._is_dead or bool(sign.left), sign.left - 1 if sign.left else None
+        view.gone, view.code = bool(sign.left) or self._is_dead(), sign.left - 1 if sign.left else None
+
+    def _is_dead(self) -> bool:
+        return os.getppid() != self.pid
 
     def _state(self) -> str:
         with contextlib.suppress(OSError, IndexError), open(f"/proc/{self.pid}/stat", "rb") as file:
@@ -121,21 +121,20 @@ class RankProcess:
 
     def threads(self) -> str:
         """Where its threads stand; empty if it cannot say so, as when it is dead or stopped."""
-        if os.getppid() != self.pid or self._stopped_since is not None:
+        if self._is_dead() or self._stopped_since is not None:
             return ""
         before = end = os.fstat(self._dump).st_size
         os.kill(self.pid, signal.SIGUSR2)
-        for _ in range(20):
+        for _ in range(20):  # until it has written something and writes no more
             time.sleep(0.05)
-            size = os.fstat(self._dump).st_size
-            if size > before and size == end:
+            last, end = end, os.fstat(self._dump).st_size
+            if before < end == last:
                 break
-            end = size
         return os.pread(self._dump, MAX_LINE // 4, before).decode(errors="replace")
 
     def kill(self) -> None:
         """End it, whatever it does."""
-        if os.getppid() == self.pid:
+        if not self._is_dead():
             os.kill(self.pid, signal.SIGKILL)
 
 
@@ -154,8 +153,7 @@ class Watcher:
 
     def __init__(self, process: RankProcess, control: Link, order: dict[str, Any]):
         self.process, self.control, self.order = process, control, order
-        self.limits = Limits(*order["limits"])
-        self.rank = order["rank"]
+        self.limits, self.rank = Limits(*order["limits"]), order["rank"]
         self.view = View(self.rank, order["host"])
         self.views = {rank: View(rank, unwatched=True) for rank in range(order["size"])} if self.rank == 0 else {}
         self.views[self.rank] = self.view
@@ -164,7 +162,7 @@ class Watcher:
         self.listen_to(control, lambda message: None)
         self.heard = self.last_tick = time.monotonic()
         self.has_announced = False
-        self.answered: set[int] = set()  # ranks that have said where they stand, or that they cannot
+        self.answered: set[int] = set()  # ranks that have said where they stand
         self.failed_at = self.left_at = None
 
     def run(self) -> None:
@@ -255,23 +253,23 @@ class Watcher:
 
     def tick(self, now: float) -> None:
         """Look at the rank, tell rank 0's watcher or, there, judge all."""
-        gap = now - self.last_tick if now - self.last_tick > GAP else 0.0
         since, self.last_tick = now - self.last_tick, now
+        gap = since if since > GAP else 0.0
         self.process.look(self.view, gap)
         if self.view.gone and self.view.code is None and not self.has_announced:
             self.has_announced = True  # at once: it is the first error of the job, and what others say follows from it
             say(f"error: {describe(self.view, self.limits)}")
         if self.rank == 0:
-            self.judge(0.0 if gap else since)
+            self.judge(now, 0.0 if gap else since)
             return
-        self.tell(gap)
+        self.heard = now if gap else self.heard
+        self.tell(now)
         if self.view.gone:
             self.leave()
 
-    def tell(self, gap: float) -> None:
+    def tell(self, now: float) -> None:
         """Another rank: report, and end the rank if rank 0's watcher is silent or, gone, can judge no more."""
-        link, now = self.links.get(0), time.monotonic()
-        self.heard = now if gap else self.heard
+        link = self.links.get(0)
         if link and not link.closed:
             link.send(**{name: value for name, value in vars(self.view).items() if name in REPORTED - {"threads"}})
             if now - self.heard >= self.limits.silence:
@@ -280,14 +278,14 @@ class Watcher:
         elif is_lost([self.view], self.limits):
             self.end([self.view])
 
-    def judge(self, since: float) -> None:
+    def judge(self, now: float, since: float) -> None:
         """Rank 0: decide whether the job can go on."""
         for rank, link in self.links.items():
             view = self.views[rank]
             view.silent += since
             view.unwatched = link.closed and not view.gone
         self.tell_others(heard=True)  # this host is there
-        now, views = time.monotonic(), list(self.views.values())
+        views = list(self.views.values())
         if any(view.failed for view in views):
             self.failed_at = self.failed_at or now
         others = [view for view in views if not view.gone and not view.unwatched]
@@ -305,18 +303,16 @@ class Watcher:
         self.tell_others(dump=True)
         self.view.threads = self.process.threads()
         until = time.monotonic() + DUMP_SECONDS
-        while self.rank == 0 and time.monotonic() < until and not all(self.has_answered(view) for view in views):
+        asked = list(self.links) if self.rank == 0 else []
+        while asked and time.monotonic() < until:
             self.attend(0.1)
             self.tell_others(heard=True)
+            gone = {rank for rank in asked if self.views[rank].gone or self.links[rank].closed}
+            asked = [rank for rank in asked if rank not in self.answered | gone]
         text = report(views, self.limits)
         say(text)
         self.tell_others(end=text.splitlines()[0].removeprefix("error: "))
         self.leave(kill=True)
-
-    def has_answered(self, view: View) -> bool:
-        """Whether nothing more is to be learnt of where a rank stands."""
-        link = self.links.get(view.rank)
-        return view.rank in self.answered or view.gone or link is None or link.closed
 
     def leave(self, kill: bool = False) -> None:
         """End this process, and its rank before where that has not left."""

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LOOK_SECONDS = 0.5
-STOPPED, SILENCE, GRACE = 15.0, 30.0, 10.0
-"""Seconds after which a stopped process, a silent host and a rank that outlives a dead one end the job, at most."""
+LIMITS = Limits(stopped=15.0, silence=30.0, grace=10.0)  # at most; none is longer than run.stall_timeout
 BACKLOG = 1024  # watchers that come at the same time
 FAILED = 1  # stands for the exit code that a rank with an error is about to leave with
 
@@ -44,8 +43,7 @@ def watched(mesh: "Mesh", config: Config) -> Iterator[Heartbeat]:
     With ``run.stall_timeout = 0`` nobody watches, and the beats are for nobody. RunError on every rank if a watcher
     cannot be started on one of them.
     """
-    stall = config.run.stall_timeout
-    if not stall:
+    if not config.run.stall_timeout:
         yield Heartbeat()
         return
     with ExitStack() as stack:
@@ -86,15 +84,8 @@ def agree_patiently(mesh: "Mesh", work: Callable[[], T], heartbeat: Heartbeat) -
 
 def _on_all(mesh: "Mesh", work: Callable[[], T]) -> T:
     """Do ``work`` on every rank; where it fails on one, raise RunError on all."""
-
-    def named() -> T:
-        try:
-            return work()
-        except OSError as error:
-            where = f"rank {mesh.rank} on {socket.gethostname()}"
-            raise RunError(f"{where} cannot be watched: {error}; run.stall_timeout = 0 goes on") from error
-
-    return agree(mesh, named)
+    where, advice = f"rank {mesh.rank} on {socket.gethostname()}", "run.stall_timeout = 0 goes on"
+    return agree(mesh, work, lambda problem: RunError(f"{where} cannot be watched: {problem}; {advice}"))
 
 
 def _start(
@@ -108,7 +99,7 @@ def _start(
     stack.callback(faulthandler.unregister, signal.SIGUSR2)
     ours, theirs = socket.socketpair()
     run = config.run
-    limits = Limits(*(min(limit, run.stall_timeout) for limit in (STOPPED, SILENCE, GRACE)))
+    limits = [min(limit, run.stall_timeout) for limit in LIMITS]
     order = {**job, "rank": mesh.rank, "size": mesh.world_size, "host": socket.gethostname(), "limits": limits}
     with theirs, server or contextlib.nullcontext():
         handed = [shared, dump.fileno(), theirs.fileno(), *([server.fileno()] if server else [])]

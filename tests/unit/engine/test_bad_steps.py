@@ -46,7 +46,7 @@ def test_nothing_is_judged_before_the_window_is_full_and_the_oldest_leave_it():
 
 def _bad(step, done="skipped", first=None):
     first = 8 * step if first is None else first
-    return BadStep(step, str(StepVerdict.LOSS_SPIKE), 9.5, 1.25, (first, first + 8), done)
+    return BadStep(step, StepVerdict.LOSS_SPIKE.words, 9.5, 1.25, (first, first + 8), done)
 
 
 def test_too_many_in_a_row_end_the_run_with_a_report():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nt_dist.watch.diagnosis import Limits, View, culprits, innermost, is_lost, report
+from nt_dist.watch.diagnosis import Limits, View, culprits, is_lost, report
 
 LIMITS = Limits(stopped=15.0, silence=30.0, grace=10.0)
 WAITING = """Thread 0x01 (most recent call first):
@@ -73,7 +73,7 @@ def test_hundreds_of_ranks_at_fault_are_counted():
 
 
 def test_where_a_rank_stands():
-    at, ours = innermost(WAITING).split(", called from ")
+    at, ours = view(0, threads=WAITING).innermost.split(", called from ")
     assert "distributed_c10d.py" in at and "nt_dist/parallel/mesh.py" in ours
-    assert innermost(BUSY) == 'File "/src/nt_dist/text/samples.py", line 7 in sample'
-    assert innermost("") == "where is not known"
+    assert view(0, threads=BUSY).innermost == 'File "/src/nt_dist/text/samples.py", line 7 in sample'
+    assert view(0).innermost == "where is not known"
