@@ -79,7 +79,7 @@ class EnsembleLM(HFLM):
         entries = ensemble.num_trails * ensemble.tokenizer.vocab_size * (max_length or ensemble.max_length)
         batch_size = max(1, LOGIT_ENTRIES // entries) if batch_size == "auto" else int(batch_size)
         model = to_transformers(ensemble.model, ensemble.config).to(device or "cuda", getattr(torch, dtype))
-        model.config.combine = how
+        model.config.combine = how + 1 if isinstance(how, int) else how  # there trails count from 1
         self.tokenizer = _Tokens(ensemble.tokenizer)
         self._source = {"checkpoint": str(ensemble.checkpoint), "combine": str(combine)}
         add_bos_token = has_bos if add_bos_token is None else add_bos_token

@@ -54,7 +54,7 @@ Trained with nt_dist as NeuroTrails ([arXiv 2505.17909](https://arxiv.org/abs/25
 """
 _OUTPUTS = """
 `logits` are the log of the mean of the trails' probabilities; `model.config.combine` set to `"logit"` takes the mean \
-of their logits, a number one trail (from 0). `model(…, output_trail_logits=True)` has each trail's own as \
+of their logits, a number one trail (from 1). `model(…, output_trail_logits=True)` has each trail's own as \
 `trail_logits`. `loss` is the cross-entropy of what the ensemble predicts.
 """
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import Cache, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel, StaticCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .sparse_neurotrails import load_sparse
 
@@ -40,7 +40,7 @@ class NeuroTrailsConfig(PretrainedConfig):
     """What a NeuroTrailsForCausalLM is built from: the settings above, which mean what they mean for a LLaMA.
 
     ``combine`` says what ``logits`` are: "prob", the log of the mean of the trails' probabilities; "logit", the mean of
-    their logits; or one trail's number, from 0.
+    their logits; or one trail's number, from 1.
     """
 
     model_type = "neurotrails"
@@ -55,13 +55,17 @@ class NeuroTrailsConfig(PretrainedConfig):
 
 
 @dataclass
-class NeuroTrailsOutput(ModelOutput):
-    """What a forward pass gives; None for what was not asked for."""
+class NeuroTrailsOutput(CausalLMOutputWithPast):
+    """What a forward pass gives; None for what was not asked for.
 
-    loss: torch.Tensor | None = None  # mean token cross-entropy of the logits
-    logits: torch.Tensor | None = None  # the ensemble's, [B, S, V]; log-probabilities with combine = "prob"
-    cache: object | None = None  # keys and values of all tokens so far
+    ``loss`` is of the logits; ``logits`` are the ensemble's, [B, S, V], log-probabilities with combine = "prob";
+    ``cache`` (earlier versions of transformers: ``past_key_values``) has keys and values of all tokens so far.
+    """
+
     trail_logits: torch.Tensor | None = None  # each trail's own, [T, B, S, V]
+
+
+_CACHE = next(name for name in ("cache", "past_key_values") if name in CausalLMOutputWithPast.__dataclass_fields__)
 
 
 def rotary_tables(config: NeuroTrailsConfig, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,10 +154,10 @@ class Trail(nn.Module):
         self.final_norm_twice = config.final_norm_twice
 
     def forward(self, x: torch.Tensor, kept, *shared) -> torch.Tensor:
-        """Return logits [B, kept, V] of x [B, S, H] at the places ``kept``."""
+        """Return logits [B, kept, V] of x [B, S, H]; for ``kept`` see :func:`places`."""
         for block in self.blocks:
             x = block(x, *shared)
-        x = self.norm(x[:, kept])
+        x = self.norm(places(x, kept))
         return self.lm_head(self.norm(x) if self.final_norm_twice else x)
 
 
@@ -162,6 +166,7 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = NeuroTrailsConfig
     _supports_sdpa = True
+    accepts_loss_kwargs = True  # num_items_in_batch, for transformers' Trainer
     _no_split_modules = ("Block",)
 
     def __init__(self, config: NeuroTrailsConfig):
@@ -190,9 +195,38 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the embedding; NotImplementedError where each trail has its own."""
+        if len(self.embed_tokens) > 1:
+            raise NotImplementedError("each trail has an embedding of its own: there is no single one")
+        return self.embed_tokens[0]
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the embedding; NotImplementedError as above."""
+        self.get_input_embeddings()
+        self.embed_tokens[0] = value
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Resize every embedding and output matrix; return the (first) embedding. See PreTrainedModel's."""
+        needs_grad = self.embed_tokens[0].weight.requires_grad
+        tables = [
+            self._get_resized_embeddings(table, new_num_tokens, pad_to_multiple_of, mean_resizing)
+            for table in self.embed_tokens
+        ]
+        size = tables[0].num_embeddings
+        heads = [self._get_resized_lm_head(each.lm_head, size, mean_resizing=mean_resizing) for each in self.trails]
+        for number, table in enumerate(tables):
+            self.embed_tokens[number] = table.requires_grad_(needs_grad)
+        for trail, head in zip(self.trails, heads, strict=True):
+            trail.lm_head = head.requires_grad_(needs_grad)
+        self.config.vocab_size = size
+        return self.embed_tokens[0]
+
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         cache=None,
@@ -203,42 +237,96 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
         combine: str | int | None = None,
         output_trail_logits: bool = False,
         return_dict: bool | None = None,
-        **kwargs,
+        inputs_embeds: torch.Tensor | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        cache_position: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ):
         """Predict the token after each of ``input_ids``.
 
         Args:
             input_ids: [B, S], the tokens after those in the cache.
-            attention_mask: [B, tokens so far]; 0 for padding.
+            attention_mask: [B, tokens so far]; 0 for padding. Or [B, 1, S, L] as scaled_dot_product_attention takes it.
             position_ids: [B or 1, S]; None: counted from the cache's length.
-            cache: Keys and values of the tokens before (a DynamicCache); earlier versions of transformers call it
-                ``past_key_values``.
+            cache: Keys and values of the tokens before; earlier versions of transformers call it ``past_key_values``.
             labels: [B, S], as input_ids; -100 counts for nothing.
+            inputs_embeds: [B, S, H] instead of ``input_ids``, where the trails share an embedding.
+            num_items_in_batch: What the loss is the sum divided by; None: the labels that count.
+            cache_position: What earlier versions of transformers give; the cache's length says it.
+            output_attentions, output_hidden_states: Must be false: each trail has its own.
             use_cache, combine: None: as the config says.
-            logits_to_keep: Only the last so many places, or those of an index; 0: all.
+            logits_to_keep: See :func:`places`.
             output_trail_logits: Whether each trail's own logits are returned as well.
         """
+        for name, asked in (("output_attentions", output_attentions), ("output_hidden_states", output_hidden_states)):
+            if getattr(self.config, name, False) if asked is None else asked:
+                raise ValueError(f"{name} must be false: an ensemble has them by trail, and gives none")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+        if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            raise ValueError("logits_to_keep must be 0 where labels are given: a loss is of all places")
         cache = past_key_values if cache is None else cache
         if cache is None and (self.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache()
-        start = 0 if cache is None else cache.get_seq_length()
+        if not isinstance(cache, Cache | None):
+            raise ValueError(f"cache must be a Cache of transformers, not a {type(cache).__name__}")
+        hidden = self._embedded(input_ids, inputs_embeds)
+        count, device = hidden[0].shape[1], hidden[0].device
+        start = 0 if cache is None else int(cache.get_seq_length())
+        length = cache.layers[0].max_cache_len if isinstance(cache, StaticCache) else start + count
         if position_ids is None:
-            position_ids = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)[None]
-        seen = seen_tokens(start, input_ids.shape[1], attention_mask, input_ids.device)
+            position_ids = torch.arange(start, start + count, device=device)[None]
+        if attention_mask is not None and attention_mask.dim() == 4:
+            seen = whole_mask(attention_mask, hidden[0].dtype)
+        else:
+            seen = seen_tokens(start, count, attention_mask, device, length)
         shared = (rotary_tables(self.config, position_ids), seen, cache)
-        kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        hidden = [table(input_ids) for table in self.embed_tokens]
         for block in self.trunk:
             hidden = [block(each, *shared) for each in hidden]
         hidden = hidden if len(hidden) == len(self.trails) else hidden * len(self.trails)
-        logits = torch.stack([trail(each, kept, *shared) for trail, each in zip(self.trails, hidden, strict=True)])
+        logits = [trail(each, logits_to_keep, *shared) for trail, each in zip(self.trails, hidden, strict=True)]
+        logits = torch.stack(logits)
         combined = combine_trails(logits, self.config.combine if combine is None else combine)
         loss = None
         if labels is not None:
             flat = combined[:, :-1].flatten(0, 1).float()
-            loss = F.cross_entropy(flat, labels[:, 1:].flatten().to(flat.device), ignore_index=-100)
-        output = NeuroTrailsOutput(loss, combined, cache, logits if output_trail_logits else None)
-        return output if return_dict is not False else output.to_tuple()
+            loss = mean_loss(flat, labels[:, 1:].flatten(), num_items_in_batch)
+        trail_logits = logits if output_trail_logits else None
+        output = NeuroTrailsOutput(loss=loss, logits=combined, trail_logits=trail_logits, **{_CACHE: cache})
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _embedded(self, ids: torch.Tensor | None, embeddings: torch.Tensor | None) -> list[torch.Tensor]:
+        """Return the first hidden state, [B, S, H], by embedding."""
+        if embeddings is None:
+            return [table(ids) for table in self.embed_tokens]
+        if len(self.embed_tokens) > 1:
+            raise ValueError("inputs_embeds cannot be used: each trail has an embedding of its own")
+        return [embeddings]
+
+
+def places(x: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
+    """Return x [B, S, H] at the last so many places; at all for 0; or at those of an index.
+
+    The index is of all sequences, [kept]; of each, [B, kept]; or boolean, [B, S], for [places that are true, H].
+    """
+    if isinstance(kept, int):
+        return x[:, -kept:]
+    if kept.dim() == 1:
+        return x[:, kept]
+    return x[kept] if kept.dtype == torch.bool else x.take_along_dim(kept[..., None], 1)
+
+
+def mean_loss(logits: torch.Tensor, labels: torch.Tensor, num_items: int | torch.Tensor | None) -> torch.Tensor:
+    """Return the cross-entropy of logits [N, V] over those of labels [N] that are not -100.
+
+    ``num_items`` is what the sum is divided by, for a batch that is cut in parts; None: their own number.
+    """
+    labels = labels.to(logits.device)
+    if num_items is None:
+        return F.cross_entropy(logits, labels, ignore_index=-100)
+    items = num_items.to(logits.device) if isinstance(num_items, torch.Tensor) else num_items
+    return F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum") / items
 
 
 def combine_trails(logits: torch.Tensor, how: str | int) -> torch.Tensor:
@@ -247,21 +335,34 @@ def combine_trails(logits: torch.Tensor, how: str | int) -> torch.Tensor:
         return logits.float().log_softmax(-1).logsumexp(0) - math.log(len(logits))
     if how == "logit":
         return logits.float().mean(0)
-    if isinstance(how, int) and 0 <= how < len(logits):
-        return logits[how].float()
-    raise ValueError(f"combine = {how!r} must be 'prob', 'logit' or a trail's number from 0 to {len(logits) - 1}")
+    if isinstance(how, int) and 1 <= how <= len(logits):
+        return logits[how - 1].float()
+    raise ValueError(f"combine = {how!r} must be 'prob', 'logit' or a trail's number from 1 to {len(logits)}")
 
 
-def seen_tokens(start: int, count: int, real: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    """Return which tokens each of ``count`` new ones after ``start`` sees: bool [B or 1, 1, S, L], or None.
+def whole_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a mask [B, 1, S, L] that says what each token sees: true for it, or added to the scores."""
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(f"attention_mask of four dimensions must be boolean or added to scores, not {mask.dtype}")
+    return mask if mask.dtype == torch.bool else mask.to(dtype)
 
-    None: all up to itself, and nothing else need be said. ``real`` [B, L] is 0 for padding.
+
+def seen_tokens(
+    start: int, count: int, real: torch.Tensor | None, device: torch.device, length: int
+) -> torch.Tensor | None:
+    """Return which of ``length`` places each of ``count`` new tokens after ``start`` sees: bool [B or 1, 1, S, L], or
+    None.
+
+    None: all up to itself, and nothing else need be said. ``real`` [B, tokens so far] is 0 for padding. A static cache
+    has places behind the new tokens.
     """
     padded = real is not None and not bool(real.all())
-    if not padded and (count == 1 or start == 0):
+    if not padded and length == start + count and (count == 1 or start == 0):
         return None
-    at = torch.arange(start + count, device=device)
-    seen = (at <= at[start:, None])[None]  # [1, S, L]
+    at = torch.arange(length, device=device)
+    new = at[start : start + count, None]
+    seen = (at <= new)[None]  # [1, S, L]
     if padded:  # a padded token sees itself: a softmax over nothing would be no number
-        seen = (seen & real.bool()[:, None]) | (at == at[start:, None])
+        real = F.pad(real.bool(), (0, length - real.shape[1]))
+        seen = (seen & real[:, None]) | (at == new)
     return seen[:, None]

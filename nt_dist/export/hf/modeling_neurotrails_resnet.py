@@ -32,7 +32,7 @@ class NeuroTrailsResNetConfig(PretrainedConfig):
     """What a NeuroTrailsForImageClassification is built from.
 
     ``combine`` says what ``logits`` are: "prob", the log of the mean of the trails' probabilities; "logit", the mean of
-    their logits; or one trail's number, from 0.
+    their logits; or one trail's number, from 1.
     """
 
     model_type = "neurotrails_resnet"
@@ -143,6 +143,7 @@ class NeuroTrailsForImageClassification(PreTrainedModel):
 
     config_class = NeuroTrailsResNetConfig
     main_input_name = "pixel_values"
+    accepts_loss_kwargs = True  # num_items_in_batch, for transformers' Trainer
     _no_split_modules = ("Block", "PreactivationBlock")
 
     def __init__(self, config: NeuroTrailsResNetConfig):
@@ -174,7 +175,8 @@ class NeuroTrailsForImageClassification(PreTrainedModel):
         combine: str | int | None = None,
         output_trail_logits: bool = False,
         return_dict: bool | None = None,
-        **kwargs,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
     ):
         """Predict the classes of pictures.
 
@@ -183,16 +185,24 @@ class NeuroTrailsForImageClassification(PreTrainedModel):
             labels: Classes, [B].
             combine: None: as the config says.
             output_trail_logits: Whether each trail's own logits are returned as well.
+            num_items_in_batch: What the loss is the sum divided by; None: the number of pictures.
+            output_hidden_states: Must be false: each trail has its own.
         """
+        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+            raise ValueError("output_hidden_states must be false: an ensemble has them by trail, and gives none")
         states = [stem(pixel_values) for stem in self.stem]
         for block in self.trunk:
             states = [block(x) for x in states]
         states = states if len(states) == len(self.trails) else states * len(self.trails)
         logits = torch.stack([trail(x) for trail, x in zip(self.trails, states, strict=True)])
         combined = combine_trails(logits, self.config.combine if combine is None else combine)
-        loss = None if labels is None else F.cross_entropy(combined, labels)
+        loss = None
+        if labels is not None and num_items_in_batch is None:
+            loss = F.cross_entropy(combined, labels)
+        elif labels is not None:
+            loss = F.cross_entropy(combined, labels, reduction="sum") / num_items_in_batch
         output = NeuroTrailsImageOutput(loss, combined, logits if output_trail_logits else None)
-        return output if return_dict is not False else output.to_tuple()
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
 def combine_trails(logits: torch.Tensor, how: str | int) -> torch.Tensor:
@@ -201,6 +211,6 @@ def combine_trails(logits: torch.Tensor, how: str | int) -> torch.Tensor:
         return logits.float().log_softmax(-1).logsumexp(0) - math.log(len(logits))
     if how == "logit":
         return logits.float().mean(0)
-    if isinstance(how, int) and 0 <= how < len(logits):
-        return logits[how].float()
-    raise ValueError(f"combine = {how!r} must be 'prob', 'logit' or a trail's number from 0 to {len(logits) - 1}")
+    if isinstance(how, int) and 1 <= how <= len(logits):
+        return logits[how - 1].float()
+    raise ValueError(f"combine = {how!r} must be 'prob', 'logit' or a trail's number from 1 to {len(logits)}")

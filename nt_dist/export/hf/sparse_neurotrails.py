@@ -133,3 +133,10 @@ def load_sparse(model: nn.Module, folder: Path, kernel: str = "fastest", tokens:
             model.set_submodule(path, SparseLinear(weight))
         else:
             model.get_submodule(path).weight = nn.Parameter(weight, requires_grad=False)
+    if any(isinstance(each, SparseLinear) for each in model.modules()):
+        model.save_pretrained = _refuse_to_save
+
+
+def _refuse_to_save(*arguments: object, **settings: object) -> None:
+    """Stand for save_pretrained in a model whose state lacks its sparse matrices."""
+    raise ValueError("matrices in compressed rows are not saved: load with kernel = 'dense', or copy the folder")

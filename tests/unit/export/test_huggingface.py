@@ -97,11 +97,15 @@ def test_combinations_and_places_are_chosen(run):
     ensemble = load_ensemble(run)
     model, logits = to_transformers(ensemble.model, ensemble.config), ensemble.logits(TOKENS)
     with torch.no_grad():
-        torch.testing.assert_close(model(TOKENS, combine=1).logits, logits[1], rtol=1e-4, atol=1e-4)
+        for number in (1, 3):
+            found = model(TOKENS, combine=number).logits
+            torch.testing.assert_close(found, logits[number - 1], rtol=1e-4, atol=1e-4)
         model.config.combine = "logit"
         torch.testing.assert_close(model(TOKENS, logits_to_keep=2).logits, logits.mean(0)[:, -2:], rtol=1e-4, atol=1e-4)
-        with pytest.raises(ValueError, match="combine = 3 must be 'prob', 'logit' or a trail's number from 0 to 2"):
-            model(TOKENS, combine=3)
+        for wrong in (0, 4):
+            rule = f"combine = {wrong} must be 'prob', 'logit' or a trail's number from 1 to 3"
+            with pytest.raises(ValueError, match=rule):
+                model(TOKENS, combine=wrong)
 
 
 @pytest.mark.parametrize("trails", [{"fork": "embedding"}, {"final_norm_twice": True}, {"layers": 3}])

@@ -84,11 +84,11 @@ def test_combinations_are_chosen(plain):
     model, pixels = to_transformers(ensemble.model, ensemble.config), torch.rand(2, 3, 36, 36)
     with torch.no_grad():
         trails = model(pixels, output_trail_logits=True).trail_logits
-        assert torch.equal(model(pixels, combine=1).logits, trails[1])
+        assert torch.equal(model(pixels, combine=2).logits, trails[1])
         model.config.combine = "logit"
         torch.testing.assert_close(model(pixels).logits, trails.mean(0))
-        with pytest.raises(ValueError, match="combine = 3 must be 'prob', 'logit' or a trail's number from 0 to 2"):
-            model(pixels, combine=3)
+        with pytest.raises(ValueError, match="combine = 0 must be 'prob', 'logit' or a trail's number from 1 to 3"):
+            model(pixels, combine=0)
     assert ensemble.logits(x).shape == (3, 3, 1, 5)
 
 

@@ -51,7 +51,7 @@ def test_the_file_follows_the_density(folder):
 
 
 @pytest.mark.parametrize("kernel", ["dense", "csr", "fastest"])
-def test_every_kernel_gives_the_checkpoints_logits(folder, kernel):
+def test_every_kernel_gives_the_checkpoints_logits(folder, kernel, tmp_path):
     out, ensemble = folder
     model = NeuroTrailsForCausalLM.from_sparse(out, kernel)
     logits = ensemble.logits(TOKENS)
@@ -61,6 +61,14 @@ def test_every_kernel_gives_the_checkpoints_logits(folder, kernel):
         one = model(TOKENS[:1, :-1])
         step = model(TOKENS[:1, -1:], cache=one.cache, output_trail_logits=True)
         torch.testing.assert_close(step.trail_logits, logits[:, :1, -1:], rtol=1e-4, atol=1e-4)
+    if kernel == "csr":
+        with pytest.raises(ValueError, match="matrices in compressed rows are not saved: load with kernel = 'dense'"):
+            model.save_pretrained(tmp_path)
+        assert not list(tmp_path.iterdir())
+    elif kernel == "dense":
+        model.save_pretrained(tmp_path)
+        back = NeuroTrailsForCausalLM.from_pretrained(tmp_path, local_files_only=True)
+        assert torch.equal(back(TOKENS).logits, model(TOKENS).logits)
     sparse = sum(isinstance(each, SparseLinear) for each in model.modules())
     assert sparse == {"dense": 0, "csr": 7 * (1 + 3 * 2) + 3}.get(kernel, sparse)
 
