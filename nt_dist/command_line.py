@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from nt_dist.errors import NTDistError
+from nt_dist.errors import NTDistError, printable
 
 BAD_INPUT = 2
 BUG = 1
@@ -40,7 +40,8 @@ def _exit_code(main: Callable[[], int | None]) -> int:
         return main() or 0
     except NTDistError as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        sys.stderr.write("".join(f"error: {line}\n" for line in lines))  # in one go: other ranks write as well
+        said = "".join(f"error: {printable(line)}\n" for line in lines)
+        sys.stderr.write(said)  # in one go: other ranks write as well
         return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -3,6 +3,18 @@
 A message gives the key, the value and the rule. Bugs of our own are ``assert`` and never one of these.
 """
 
+import re
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabulators and ends of lines
+
+
+def printable(text: str) -> str:
+    """Return text from outside as a terminal may be given it: no control characters, of which escape sequences consist.
+
+    They are shown as Python writes them, ``\\x1b``.
+    """
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
 
 class NTDistError(Exception):
     """Bad input or a fault outside this program; shown without a traceback."""

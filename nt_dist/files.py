@@ -1,9 +1,11 @@
 """Files and folders: whole or not there, whenever the program or the machine stops; and those that a setting names."""
 
 import contextlib
+import errno
 import glob
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +53,12 @@ def _naming(done: str, path: Path | str, error: type[NTDistError] = RunError) ->
 
 
 reading, writing = partial(_naming, "read"), partial(_naming, "written")
+
+
+def check_plain(path: Path) -> None:
+    """Raise an OSError unless ``path`` is, or links to, a plain file: opening a FIFO hangs, a device may not end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is not a plain file", str(path))
 
 
 def write_whole(path: Path, content: str | bytes, error: type[NTDistError] = RunError) -> None:

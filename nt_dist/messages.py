@@ -15,6 +15,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from nt_dist.errors import printable
+
 LOGGER = logging.getLogger("nt_dist")
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0
@@ -136,7 +138,7 @@ class BarHandler(logging.StreamHandler):
     def format(self, record: logging.LogRecord) -> str:
         """The message with what stands before it."""
         level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        return self._prefix + level + super().format(record)
+        return self._prefix + level + printable(super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes one message; a failure to write is reported by ``logging`` and stops nothing."""

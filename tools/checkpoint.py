@@ -15,12 +15,13 @@ from pathlib import Path
 from nt_dist.checkpoint import inspect as checkpoint_inspect
 from nt_dist.checkpoint.folder import delete, to_prune
 from nt_dist.command_line import run_main
+from nt_dist.errors import printable
 
 
 def list_checkpoints(arguments: argparse.Namespace) -> int:
     """Print a line for each checkpoint."""
     for found in checkpoint_inspect.in_folder(arguments.folder):
-        print(checkpoint_inspect.describe(found))
+        print(printable(checkpoint_inspect.describe(found)))
     return 0
 
 
@@ -32,7 +33,7 @@ def verify(arguments: argparse.Namespace) -> int:
         damaged += bool(problems)
         print(f"{path}: {'damaged' if problems else 'whole'}")
         for problem in problems:
-            print(f"  {problem}")
+            print(f"  {printable(problem)}")
     return min(damaged, 1)
 
 
@@ -49,11 +50,12 @@ def diff(arguments: argparse.Namespace) -> int:
     """Print how two checkpoints differ; 1 if their progress, topologies, values or moments do."""
     found = checkpoint_inspect.compare(arguments.first, arguments.second)
     for line in [*found.settings, *found.state]:
-        print(line)
+        print(printable(line))
     changed = {name: each for name, each in found.weights.items() if not each.is_none}
     for name, each in changed.items():
         largest = ", ".join(f"{part} {difference:.3g}" for part, difference in each.largest.items())
-        print(f"{name}: {each.shared} of {each.active} active entries shared; largest difference of {largest}")
+        shared = f"{each.shared} of {each.active} active entries shared"
+        print(f"{printable(name)}: {shared}; largest difference of {largest}")
     equal, weights = len(found.weights) - len(changed), len(found.weights)
     print(f"{equal} of {weights} weights are equal in topology, values and moments")
     return 0 if found.is_same_state else 1

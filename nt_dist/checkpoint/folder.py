@@ -9,12 +9,14 @@
 A name without a dot in front is always a whole checkpoint, unless something outside damaged it.
 """
 
+import contextlib
 import datetime
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -71,7 +73,7 @@ def checkpoints(path: Path | str) -> list[Found]:
     """
     folder = _folder_in(Path(path))
     with files.reading(folder, CheckpointError):
-        names = os.listdir(folder) if folder.exists() else []
+        names = os.listdir(folder) if os.path.lexists(folder) else []  # a link to nothing is no start: a disk is away
     matches = [match for match in map(_PASSING.fullmatch, names) if match and match[2] == "replaced"]
     paths = {match[1]: folder / match[0] for match in matches}  # killed in mid-replacement: the old one is still good
     paths |= {name: folder / name for name in names if _NAME.fullmatch(name)}
@@ -83,7 +85,7 @@ def checkpoints(path: Path | str) -> list[Found]:
 
 
 def _folder_in(path: Path) -> Path:
-    return path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
+    return path / CHECKPOINTS if os.path.lexists(path / CHECKPOINTS) else path
 
 
 # -- which one is meant ------------------------------------------------------------------------------------------------
@@ -95,19 +97,28 @@ def find(folder: Path | str, resume_from: str = "", mesh: Mesh | None = None) ->
     That is the newest whole one in ``folder``, or None if there is none at all; or the one that ``resume_from`` (a
     checkpoint, a folder of checkpoints or a run's folder) asks for. One outside ``folder`` is for the first start only:
     once ``folder`` has checkpoints of its own, the same command started again (a requeued job) goes on from those. One
-    inside goes back to it each time. The ranks of ``mesh`` divide the work and agree; without it, one looks alone.
+    inside must be the newest: what is newer would be overwritten. The ranks of ``mesh`` divide the work and agree;
+    without it, one looks alone.
 
     Raises:
-        CheckpointError: ``resume_from`` is not there or damaged, none of the checkpoints is whole, or one has another
-            format version.
+        CheckpointError: ``resume_from`` is not there or damaged, or ``folder`` has newer ones; none of the checkpoints
+            is whole, or one has another format version.
     """
     own = Path(folder)
 
     def goes_on() -> bool:
         if not resume_from:
             return True
-        wanted, inside = Path(resume_from).resolve(), own.resolve()
-        if wanted in (inside, inside.parent) or inside in wanted.parents or not checkpoints(own):
+        wanted, inside, found = Path(resume_from).resolve(), own.resolve(), checkpoints(own)
+        if inside in wanted.parents:
+            later = [each.path.name for each in _later(found, wanted) if each.foreign or not each.problem]
+            if later:
+                raise CheckpointError(
+                    f"run.resume_from = {resume_from!r}: {own} has newer checkpoints, which would be overwritten: "
+                    f"{', '.join(later)}; move them away, or start from it in another folder, run.dir=…"
+                )
+            return False
+        if wanted in (inside, inside.parent) or not found:
             return False
         _LOGGER.warning("run.resume_from = %r is not used: %s has checkpoints of its own", resume_from, own)
         return True
@@ -115,6 +126,12 @@ def find(folder: Path | str, resume_from: str = "", mesh: Mesh | None = None) ->
     if on_main(mesh, goes_on):
         return _newest(own, mesh)
     return find_asked(Path(resume_from), mesh, f"run.resume_from = {resume_from!r}")
+
+
+def _later(found: list[Found], path: Path) -> list[Found]:
+    """Those that come after the one in ``path``, as :func:`checkpoints` orders them; all if it is none of them."""
+    places = [each.path.resolve() for each in found]
+    return found[places.index(path) + 1 :] if path in places else found
 
 
 def find_asked(path: Path, mesh: Mesh | None = None, asked: str | None = None) -> Path:
@@ -193,18 +210,33 @@ def on_main(mesh: Mesh | None, work: Callable[[], T]) -> T:
 # -- how one comes in, and which go: on the main rank ------------------------------------------------------------------
 
 
+def check_writable(folder: Path, mesh: Mesh) -> None:
+    """Make the folder of checkpoints and try to write there from every rank, so that a run is refused at its start and
+    not at its first save; a CheckpointError on all ranks. Collective."""
+
+    def try_it() -> None:
+        with files.writing(folder, CheckpointError), tempfile.TemporaryFile(dir=folder):
+            pass
+
+    def make() -> None:
+        with files.writing(folder, CheckpointError):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    on_main(mesh, make)
+    agree(mesh, try_it, CheckpointError)
+
+
 def begin(folder: Path, step: int) -> Path:
     """Make and return the temporary folder of the checkpoint of ``step``; clear away what killed saves left."""
     with files.writing(folder, CheckpointError):
         folder.mkdir(parents=True, exist_ok=True)
         for name in os.listdir(folder):
             match = _PASSING.fullmatch(name)
-            if match and match[2] == "replaced" and not (folder / match[1]).exists():
-                os.rename(folder / name, folder / match[1])
-            elif match:
-                shutil.rmtree(folder / name)
-            elif name.startswith(f".{LATEST}."):
-                os.unlink(folder / name)
+            with _warning(f"{folder / name}: left by a save that was killed, cannot be cleared away"):
+                if match and match[2] == "replaced" and not os.path.lexists(folder / match[1]):
+                    os.rename(folder / name, folder / match[1])
+                elif match or name.startswith(f".{LATEST}."):
+                    _remove(folder / name)
         writing = folder / f".{name_of(step)}.writing"
         writing.mkdir()
     return writing
@@ -226,17 +258,36 @@ def commit(writing: Path, manifest: Manifest) -> Path:
     replaced = folder / f".{final.name}.replaced"
     try:
         files.sync_folder(writing)
-        if final.exists():
+        if os.path.lexists(final):
             os.rename(final, replaced)
         os.rename(writing, final)
         files.sync_folder(folder)
     except OSError as error:
-        if replaced.exists() and not final.exists():
+        if os.path.lexists(replaced) and not os.path.lexists(final):
             os.rename(replaced, final)
         raise CheckpointError(f"{final}: cannot be put in its place: {error.strerror}") from error
-    shutil.rmtree(replaced, ignore_errors=True)
-    files.write_whole(folder / LATEST, final.name + "\n", CheckpointError)
+    with _warning(f"{replaced}: cannot be cleared away"):
+        _remove(replaced)
+    with _warning(f"{final} is saved"):
+        files.write_whole(folder / LATEST, final.name + "\n", CheckpointError)
     return final
+
+
+@contextlib.contextmanager
+def _warning(what: str) -> Iterator[None]:
+    """Turn what the disk refuses into a warning: for what no save depends on."""
+    try:
+        yield
+    except (OSError, CheckpointError) as problem:
+        _LOGGER.warning("%s: %s", what, getattr(problem, "strerror", None) or problem)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder, a file or a link, never what a link leads to; nothing if it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def to_prune(found: list[Found], keep: int, keep_every: int) -> list[Found]:
@@ -253,17 +304,16 @@ def delete(found: Found) -> None:
     """Delete a checkpoint, first its name, at once, then its files; a CheckpointError where that is not possible."""
     removed = found.path.with_name(f".{name_of(found.step)}.removed")
     try:
-        shutil.rmtree(removed, ignore_errors=True)  # of a deletion that was killed
+        _remove(removed)  # of a deletion that was killed
         os.rename(found.path, removed)
-        shutil.rmtree(removed)
+        _remove(removed)
     except OSError as error:
         raise CheckpointError(f"{found.path}: cannot be deleted: {error.strerror}") from error
 
 
 def prune(folder: Path, keep: int, keep_every: int) -> None:
-    """Delete the checkpoints that are not to be kept; one that cannot be deleted is a warning."""
-    for found in to_prune(checkpoints(folder), keep, keep_every):
-        try:
-            delete(found)
-        except CheckpointError as error:
-            _LOGGER.warning("%s", error)
+    """Delete the checkpoints that are not to be kept; what cannot be looked at or deleted is a warning."""
+    with _warning("old checkpoints stay"):
+        for found in to_prune(checkpoints(folder), keep, keep_every):
+            with _warning("an old checkpoint stays"):
+                delete(found)

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from nt_dist.checkpoint.manifest import MANIFEST, Manifest, WeightEntry
 from nt_dist.errors import CheckpointError
-from nt_dist.files import FileEntry, write_new, writing
+from nt_dist.files import FileEntry, check_plain, write_new, writing
 
 _DTYPES = {np.dtype(np.int32): "I32", np.dtype(np.float32): "F32"}
 _CHUNK = 1 << 22
@@ -80,6 +80,7 @@ def file_problems(
     for name, entry in sorted(manifest.files.items())[share::shares]:
         path = checkpoint / name
         try:
+            check_plain(path)
             size = path.stat().st_size
             if size != entry.size:
                 problems.append(f"{path}: damaged: {size} bytes instead of {entry.size}")
@@ -129,6 +130,7 @@ class FragmentReader(ExitStack):
     def _tensor(self, path: Path, key: str) -> np.ndarray:
         try:
             if path.name not in self._open:
+                check_plain(path)
                 self._open[path.name] = self.enter_context(safe_open(path, framework="np"))
             return self._open[path.name].get_tensor(key)
         except FileNotFoundError:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, InstanceOf, StrictBool, StrictStr, T
 
 from nt_dist.config.settings import ADAMW_MOMENTS
 from nt_dist.errors import CheckpointError
-from nt_dist.files import FileEntry, reading
+from nt_dist.files import FileEntry, check_plain, reading
 
 FORMAT = "nt_dist checkpoint"
 VERSION = 1
@@ -183,6 +183,7 @@ def read_manifest(checkpoint: Path | str) -> Manifest:
     path = Path(checkpoint) / MANIFEST
     with reading(path, CheckpointError):
         try:
+            check_plain(path)
             return parse_manifest(path.read_bytes(), str(path))
         except (FileNotFoundError, NotADirectoryError):
             raise CheckpointError(f"{path}: missing: not a checkpoint, or an unfinished one") from None

@@ -83,6 +83,11 @@ def load_config(
         except ValueError as problem:
             problems.append(str(problem))
             wrong.add(dotted)
+    for key in ("dir", "resume_from"):
+        if key in typed["run"]:
+            said, typed["run"][key] = typed["run"][key], os.path.expanduser(typed["run"][key])
+            if typed["run"][key].startswith("~"):
+                problems.append(f"run.{key} = {said!r}: there is no such user")
     made = {name: section(**typed[name]) for name, section in sections_of(family).items()}
     if isinstance(ds_config, str | Path):
         ds_config = _read(ds_config, "JSON", partial(json.loads, object_pairs_hook=_as_dict), problems)

@@ -22,6 +22,7 @@ from nt_dist.config.family import Family
 from nt_dist.config.settings import Config
 from nt_dist.engine.optimizer_state import State
 from nt_dist.errors import CheckpointError, ConfigError
+from nt_dist.files import check_plain
 from nt_dist.model.foreign import Foreign
 from nt_dist.model.trails import TrailsModel, build_model, statistics_of, weights_of
 from nt_dist.parallel.mesh import Mesh
@@ -40,6 +41,7 @@ def open_foreign(path: Path, family: Family) -> Foreign:
     Nothing in it is run. A CheckpointError where it cannot be read so, or is in no layout that the family knows.
     """
     try:
+        check_plain(path / "config.json")
         settings = json.loads((path / "config.json").read_bytes())
         if not isinstance(settings, dict):
             raise ValueError("it must hold an object")
@@ -63,11 +65,16 @@ def open_foreign(path: Path, family: Family) -> Foreign:
 
 
 def _safetensors(files: list[Path]) -> tuple[Shapes, Callable[[str], torch.Tensor]]:
-    shapes, opened = {}, {}
+    shapes, opened, files_of = {}, {}, {}
     for file in files:
         try:
+            check_plain(file)
             tensors = safe_open(file, framework="pt")
             for name in tensors.keys():  # noqa: SIM118 - it is no dict
+                if name in shapes:
+                    where = f"{file.parent}: {name} is in {files_of[name]} and in {file.name}"
+                    raise CheckpointError(f"{where}; move away the file that is not meant")
+                files_of[name] = file.name
                 shapes[name], opened[name] = tuple(tensors.get_slice(name).get_shape()), tensors
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: cannot be read: {error}") from None

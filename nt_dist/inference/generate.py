@@ -11,7 +11,7 @@ from typing import TextIO
 
 import torch
 
-from nt_dist.errors import ConfigError
+from nt_dist.errors import ConfigError, printable
 from nt_dist.evaluation.predictions import predictions
 from nt_dist.inference.ensemble import PROB, Ensemble, combine
 from nt_dist.llama.layers import Cache
@@ -131,15 +131,18 @@ def colour(uncertainty: float, most: float) -> str:
 def write(pieces: Iterable[Piece], prompt: str, out: TextIO, kind: str, most: float) -> None:
     """Write a prompt and the pieces that follow it, each as soon as it is there.
 
-    On a terminal they are coloured, wholly red at an uncertainty of ``most`` nats; elsewhere each piece is a line: its
-    uncertainty, a tabulator, and its text as a Python string. Plain text everywhere if ``kind`` is "none".
+    On a terminal they are coloured, wholly red at an uncertainty of ``most`` nats, and control characters in them are
+    shown, not obeyed; elsewhere each piece is a line: its uncertainty, a tabulator, and its text as a Python string.
+    Plain text everywhere if ``kind`` is "none".
     """
+    shown = printable if out.isatty() else str
     if kind != "none" and not out.isatty():
         for piece in pieces:
             print(f"{piece.uncertainty:.4f}\t{piece.text!r}", file=out, flush=True)
         return
-    print(prompt, end="", file=out, flush=True)
+    print(shown(prompt), end="", file=out, flush=True)
     for piece in pieces:
-        text = piece.text if kind == "none" else f"{colour(piece.uncertainty, most)}{piece.text}{_RESET}"
+        text = shown(piece.text)
+        text = text if kind == "none" else f"{colour(piece.uncertainty, most)}{text}{_RESET}"
         print(text, end="", file=out, flush=True)
     print(file=out, flush=True)

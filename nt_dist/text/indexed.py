@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from nt_dist.errors import DataError
-from nt_dist.files import FileEntry, reading, write_new
+from nt_dist.files import FileEntry, check_plain, reading, write_new
 
 _MAGIC = b"MMIDIDX"
 _HEADER = np.dtype("S9, <u8, u1, <u8, <u8")
@@ -110,6 +110,7 @@ class _File:
     def __init__(self, path: Path):
         self.path = path
         with reading(path, DataError):
+            check_plain(path)
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             weakref.finalize(self, os.close, self._descriptor)
             self.size = os.fstat(self._descriptor).st_size

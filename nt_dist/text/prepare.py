@@ -28,7 +28,7 @@ from pydantic import BaseModel
 from nt_dist.config import Config
 from nt_dist.data.samples import Exchange, OpenData
 from nt_dist.errors import DataError
-from nt_dist.files import FileEntry, sync_folder, write_whole, writing
+from nt_dist.files import FileEntry, check_plain, sync_folder, write_whole, writing
 from nt_dist.messages import ProgressBar
 from nt_dist.text.chunks import chunk_size, cut_into_chunks, read_chunk, tokenize
 from nt_dist.text.communicator import Communicator
@@ -276,6 +276,7 @@ def run_tokenizer(
     sha256 = identity.get("tokenizer_sha256")
     for folder in [] if sha256 else prepared:  # older checkpoints have none
         with suppress(OSError, ValueError):  # not whole
+            check_plain(folder / _RECORD)
             record = Record.model_validate_json((folder / _RECORD).read_bytes())
             sha256 = record.tokenizer_sha256 if record.digest == data_digest else sha256
     if sha256 is None:
@@ -303,6 +304,7 @@ def _open_folder(config: Config, folder: Path, *names: str) -> tuple[Record, Tok
     """The record of a prepared folder, its tokenizer and samples, checked."""
     path = folder / _RECORD
     try:
+        check_plain(path)
         record = Record.model_validate_json(path.read_bytes())
     except OSError as error:
         raise DataError(

@@ -13,7 +13,7 @@ from pathlib import Path
 import sentencepiece
 
 from nt_dist.errors import DataError
-from nt_dist.files import reading
+from nt_dist.files import check_plain, reading
 from nt_dist.text.sources import Source
 
 _CHARACTERS = 16_000_000  # to train on, at most: seconds of work, and enough for tens of thousands of tokens
@@ -70,7 +70,9 @@ class Tokenizer:
 def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer") -> Tokenizer:
     """Read a .model file, which the setting ``key`` named; DataError unless it has ``vocab_size`` pieces."""
     with reading(f"{key} = {str(path)!r}", DataError):
-        data = Path(path).expanduser().read_bytes()
+        file = Path(path).expanduser()
+        check_plain(file)
+        data = file.read_bytes()
     tokenizer = Tokenizer(data, str(path))
     if tokenizer.vocab_size != vocab_size:
         has = f"{key} = {str(path)!r} has {tokenizer.vocab_size} pieces"

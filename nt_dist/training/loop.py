@@ -12,7 +12,7 @@ import torch
 
 from nt_dist.checkpoint import checkpoint
 from nt_dist.checkpoint.checkpoint import Saver
-from nt_dist.checkpoint.folder import CHECKPOINTS, find, verify
+from nt_dist.checkpoint.folder import CHECKPOINTS, check_writable, find, verify
 from nt_dist.checkpoint.manifest import CONFIG, TrainingState, read_manifest
 from nt_dist.checkpoint.weights import check_config
 from nt_dist.config import Config
@@ -38,7 +38,7 @@ from nt_dist.parallel.agree import agree, naming_lost_ranks
 from nt_dist.parallel.handshake import check_alike
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
 from nt_dist.training.integrity import Integrity
-from nt_dist.training.metrics_log import METRICS, last_evaluation
+from nt_dist.training.metrics_log import METRICS, check_continued, last_evaluation, put_aside
 from nt_dist.training.reporter import TENSORBOARD, Reporter
 from nt_dist.training.run_folder import claim
 from nt_dist.training.signals import LEFT_EARLY, ExitRequest, ExitRequested, listening
@@ -46,7 +46,7 @@ from nt_dist.training.topology_updates import TopologyUpdater
 from nt_dist.watch.watching import agree_patiently, watched
 
 T = TypeVar("T")
-_KEPT = ("tokens", "regrown", "drop_fraction")  # numbers of a Trainer that a checkpoint keeps
+_KEPT = ("tokens", "regrown", "drop_fraction", "metrics_lines")  # numbers of a Trainer that a checkpoint keeps
 
 
 def train(config: Config) -> int:
@@ -73,6 +73,8 @@ def train(config: Config) -> int:
             if manifest:  # before any work is done for nothing
                 check_config(found, manifest, config, resuming=True)
             done = manifest.training_state.step if manifest else 0
+            if done < last_step(config):
+                check_writable(folder / CHECKPOINTS, mesh)
             if done < last_step(config) or agree(mesh, lambda: lacks_evaluation(config, done), only_main=True):
                 with closing(Trainer(config, mesh, found, handler, exit_request)) as trainer:
                     agree(mesh, lambda: write_config(folder, config), only_main=True)
@@ -153,7 +155,7 @@ class Trainer:
     def __init__(self, config: Config, mesh: Mesh, found: Path | None, handler: BarHandler, exit_request: ExitRequest):
         self.config, self.mesh, self.folder = config, mesh, Path(config.run.dir)
         self.exit_request, self.heartbeat = exit_request, exit_request.heartbeat
-        self.step = self.tokens = self.consumed_samples = 0
+        self.step = self.tokens = self.consumed_samples = self.metrics_lines = 0
         self.regrown = self.drop_fraction = 0.0  # of the last update
         self.data = open_data(config, mesh, exit_request)
         self.heartbeat.enter("building")
@@ -174,7 +176,16 @@ class Trainer:
         self.say_what_is_trained()
         self.flops = token_flops(config)
         self.handler = handler
+        agree(mesh, lambda: self.keep_metrics(found), only_main=True)
         self.open_readers_and_writers()
+
+    def keep_metrics(self, found: Path | None) -> None:
+        """Makes sure that nothing in ``metrics.jsonl`` is cut off that this start does not continue."""
+        is_own = found is not None and found.resolve().parent == (self.folder / CHECKPOINTS).resolve()
+        if is_own and self.step:
+            check_continued(self.folder / METRICS, self.step, self.metrics_lines)
+        else:
+            put_aside(self.folder / METRICS)
 
     def say_what_is_trained(self) -> None:
         """Logs the size of the model and what it runs on."""
@@ -326,6 +337,7 @@ class Trainer:
     def save(self, is_last: bool) -> None:
         """Saves. What fails is a warning as long as it is not this process's last save."""
         self.heartbeat.enter("saving")
+        self.metrics_lines = self.reporter.lines_on_disk() if self.reporter else 0
         extra = {name: getattr(self, name) for name in _KEPT} | self.data.identity
         extra |= {"bad_steps": self.bad_steps.state(), "guard": self.guard.state()}
         progress = TrainingState(self.step, self.consumed_samples, self.optimizer_state.step, self.data.digest, extra)
@@ -336,7 +348,8 @@ class Trainer:
         arguments = (found, self.config, self.mesh, self.model, self.optimizer_state)
         progress = checkpoint.load(*arguments, data_digest=self.data.digest, verified=True)
         self.saver.latest = found
-        self.step, self.consumed_samples, extra = progress.step, progress.consumed_samples, progress.extra
+        self.step, self.consumed_samples = progress.step, progress.consumed_samples
+        extra = {"metrics_lines": 0, **progress.extra}  # older checkpoints do not count them
         for name in _KEPT:
             if not isinstance(extra.get(name), int | float):
                 raise CheckpointError(f"{found}: the manifest's progress.extra.{name} must be a number")

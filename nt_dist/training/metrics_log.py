@@ -5,13 +5,15 @@ twice. Lines are written whole and handed to the operating system at once; a lin
 cut off as well.
 """
 
+import itertools
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from nt_dist.errors import RunError
-from nt_dist.files import write_whole
+from nt_dist.files import check_plain, reading, write_whole
+from nt_dist.messages import LOGGER
 
 METRICS = "metrics.jsonl"
 MEASURED = ("tokens_per_second", "flops_per_second_dense_equivalent", "flops_per_second_sparse_effective", "memory")
@@ -25,9 +27,10 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, last_step: int):
+        kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= last_step]
         if path.exists():
-            kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= last_step]
             write_whole(path, "".join(kept))
+        self._lines = len(kept)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -35,19 +38,51 @@ class MetricsLog:
         finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
         self._file.write(json.dumps(finite, allow_nan=False) + "\n")
         self._file.flush()
+        self._lines += 1
+
+    def settle(self) -> int:
+        """Sees all lines on the disk, and returns how many there are."""
+        os.fsync(self._file.fileno())
+        return self._lines
 
     def close(self) -> None:
         """Closes the file, with everything on disk."""
-        os.fsync(self._file.fileno())
+        self.settle()
         self._file.close()
+
+
+def check_continued(path: Path, last_step: int, lines: int) -> None:
+    """RunError where fewer lines stand up to ``last_step`` than the ``lines`` that its checkpoint knows of; a warning
+    where the file is not there at all."""
+    found = sum(record["step"] <= last_step for record in read_metrics(path))
+    if found >= lines:
+        return
+    if not path.exists():
+        LOGGER.warning("%s is not there: it begins anew behind step %d", path, last_step)
+        return
+    raise RunError(
+        f"{path}: has {found} of the {lines} lines up to step {last_step}; put back a whole one, or move it away to go "
+        "on without them"
+    )
+
+
+def put_aside(path: Path) -> None:
+    """Keep the file of a run that is not continued, under the first free name of ``metrics.jsonl.1`` and so on."""
+    if path.exists() and path.stat().st_size:
+        names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+        aside = next(name for name in names if not os.path.lexists(name))
+        os.rename(path, aside)
+        LOGGER.warning("this start continues no checkpoint in %s: its metrics are kept as %s", path.parent, aside.name)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a metrics file, or none if there is no such file; a RunError where one has no step."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
+    with reading(path):
+        try:
+            check_plain(path)
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
     records = []
     for number, line in enumerate(text.split("\n")[:-1], start=1):  # what follows the last newline was not finished
         try:

@@ -72,6 +72,11 @@ class Reporter:
             100 * figures["disagreement"],
         )
 
+    def lines_on_disk(self) -> int:
+        """Sees ``metrics.jsonl`` on the disk, and returns how many lines it has."""
+        with self._writing():
+            return self._metrics.settle()
+
     def close(self) -> None:
         """Writes what is still in memory and ends the bar."""
         self._handler.bar = None

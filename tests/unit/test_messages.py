@@ -1,10 +1,11 @@
 """The progress bar: a bar on a terminal, few lines elsewhere, and a remaining time one can believe."""
 
 import io
+import logging
 
 import pytest
 
-from nt_dist.messages import ProgressBar, format_seconds
+from nt_dist.messages import BarHandler, ProgressBar, format_seconds
 
 
 class Clock:
@@ -166,3 +167,8 @@ def test_nothing_done_shows_nothing():
 )
 def test_format_seconds(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_a_message_carries_no_escape_sequence_of_what_it_names(capsys):
+    record = logging.LogRecord("nt_dist", logging.WARNING, "", 0, "%s is damaged", ("a\x1b[2J\nb",), None)
+    assert BarHandler().format(record) == "warning: a\\x1b[2J\nb is damaged"

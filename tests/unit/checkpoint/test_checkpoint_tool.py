@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nt_dist.checkpoint.manifest import read_manifest
 from nt_dist.errors import CheckpointError
 from tests.unit.checkpoint.checkpoint_case import CONFIG, PROGRESS, with_run
 from tests.unit.checkpoint.test_checkpoint import save_on
@@ -111,3 +112,16 @@ def test_bad_input_is_an_error_and_no_traceback(tool, tmp_path):
     command = [sys.executable, ROOT / "tools" / "checkpoint.py", "list", tmp_path]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == f"error: {tmp_path}: no folder with checkpoints\n"
+
+
+def test_no_escape_sequence_of_a_manifest_reaches_the_terminal(tool, folder, capsys):
+    path = folder / "checkpoints" / "step-00000002" / "manifest.json"
+    manifest = replace(read_manifest(path.parent), saved_at="\x1b]0;owned\x07", layout={"\x1b[2J": "\x9b"})
+    path.write_text(manifest.to_json())
+    (path.parent / "\x1b[2J").write_text("")
+    for command in (("list", folder), ("verify", path.parent), ("diff", path.parent, path.parent)):
+        tool(*command)
+        output = capsys.readouterr().out
+        assert output and not {"\x1b", "\x07", "\x9b"} & set(output)
+    tool("list", folder)
+    assert r"\x1b]0;owned\x07" in capsys.readouterr().out

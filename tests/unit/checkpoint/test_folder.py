@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 
 from nt_dist.checkpoint import folder as checkpoint_folder
-from nt_dist.checkpoint.folder import begin, checkpoints, commit, find, prune
+from nt_dist.checkpoint.folder import begin, check_writable, checkpoints, commit, find, prune
 from nt_dist.checkpoint.fragments import write_fragments
 from nt_dist.checkpoint.inspect import examine
 from nt_dist.checkpoint.manifest import Manifest, TrainingState, read_manifest
 from nt_dist.errors import CheckpointError
+from tests.unit.checkpoint.checkpoint_case import on_ranks
 
 
 def make(folder, step, note=""):
@@ -119,7 +120,9 @@ def test_one_of_another_version_is_not_passed_over(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
     with pytest.raises(CheckpointError, match="format version 2"):
         find(tmp_path)
-    assert find(tmp_path, str(tmp_path / "step-00000001")).name == "step-00000001"
+    with pytest.raises(CheckpointError, match="newer checkpoints, which would be overwritten: step-00000002"):
+        find(tmp_path, str(tmp_path / "step-00000001"))
+    assert find(tmp_path / "own", str(tmp_path / "step-00000001")).name == "step-00000001"
 
 
 def test_nothing_there_is_a_start(tmp_path):
@@ -160,7 +163,95 @@ def test_the_same_command_started_again_goes_on_and_does_not_begin_again(tmp_pat
     assert find(own, str(start)) == start
     paths = [make(own, step) for step in (6, 7)]
     assert find(own, str(start)) == paths[1] and "has checkpoints of its own" in caplog.text
-    assert find(own, str(paths[0])) == paths[0], "going back within the run is what was asked for"
+
+
+def test_a_start_from_an_older_one_of_the_run_itself_would_overwrite_the_newer_and_is_refused(tmp_path):
+    paths = [make(tmp_path, step) for step in (5, 6, 7)]
+    with pytest.raises(CheckpointError, match=r"overwritten: step-00000006, step-00000007; move them away"):
+        find(tmp_path, str(paths[0]))
+    assert find(tmp_path, str(paths[2])) == paths[2]
+    (paths[2] / "state-00000.safetensors").unlink()
+    assert find(tmp_path, str(paths[1])) == paths[1], "a damaged one cannot be gone on from"
+
+
+def test_a_folder_that_is_a_link_to_nothing_is_no_start(tmp_path):
+    """The disk behind it is not mounted."""
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "away")
+    for place in (tmp_path, tmp_path / "checkpoints"):
+        with pytest.raises(CheckpointError, match="checkpoints: cannot be read: No such file"):
+            find(place)
+
+
+def clutter(folder, how):
+    """Make the checkpoint of step 1 something that is no folder, as a person may."""
+    path = folder / "step-00000001"
+    if how == "link":
+        shutil.move(path, folder.parent / "moved")
+        path.symlink_to(folder.parent / "moved")
+    else:
+        shutil.rmtree(path)
+        path.write_text("a note")
+
+
+@pytest.mark.parametrize("how", ["link", "file"])
+@pytest.mark.parametrize("name", ["step-00000001", ".step-00000001.removed", ".step-00000001.writing", "again"])
+def test_what_is_no_folder_stands_in_the_way_of_no_save(tmp_path, how, name):
+    folder = tmp_path / "checkpoints"
+    make(folder, 1)
+    clutter(folder, how)
+    if name == "again":  # the same step once more takes its place
+        make(folder, 1, "new")
+        assert read_manifest(folder / "step-00000001").training_state.data_digest == "new"
+    else:
+        (folder / "step-00000001").rename(folder / name)
+    for step in (2, 3, 4):
+        path = make(folder, step)
+        prune(folder, 2, 0)
+    assert find(folder) == path
+    stays = ["step-00000001"] if (how, name) == ("file", "step-00000001") else []  # damaged: for a person to see
+    assert names(folder) == ["latest", *stays, "step-00000003", "step-00000004"]
+    assert how == "file" or (tmp_path / "moved" / "manifest.json").exists()  # a link alone goes
+
+
+def test_a_folder_that_cannot_be_looked_at_prunes_nothing_and_warns(tmp_path, monkeypatch, caplog):
+    make(tmp_path, 1)
+
+    def refuse(folder):
+        raise CheckpointError(f"{folder}: cannot be read: Permission denied")
+
+    monkeypatch.setattr(checkpoint_folder, "checkpoints", refuse)
+    prune(tmp_path, 1, 0)
+    assert "old checkpoints stay" in caplog.text and "Permission denied" in caplog.text
+
+
+def test_a_leftover_that_cannot_be_cleared_away_is_a_warning(tmp_path, monkeypatch, caplog):
+    (tmp_path / ".step-00000001.removed").mkdir()
+
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        path = make(tmp_path, 2)
+    assert find(tmp_path) == path and "removed: left by a save" in caplog.text and "Permission denied" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state-00000.safetensors"])
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_only_plain_files_are_opened(tmp_path, name, kind):
+    """A FIFO hangs whoever opens it, and a device gives bytes for ever."""
+    path = make(tmp_path, 1)
+    (path / name).unlink()
+    if kind == "fifo":
+        os.mkfifo(path / name)
+    else:
+        (path / name).symlink_to("/dev/zero")
+    (found,) = checkpoints(tmp_path)
+    (problem,) = examine(path)
+    for text in (found.problem, problem):
+        assert name in text and "it is not a plain file" in text
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints is whole"):
+        find(tmp_path)
 
 
 def test_the_quick_look_does_not_hash_and_orders_by_age(tmp_path):
@@ -229,7 +320,7 @@ def test_serials_go_on_counting(tmp_path):
     assert replace(read_manifest(tmp_path / "step-00000003"), saved_at="").serial == 2
 
 
-def test_the_name_of_the_newest_is_replaced_whole(tmp_path, monkeypatch):
+def test_the_name_of_the_newest_is_replaced_whole_or_stays_with_a_warning(tmp_path, monkeypatch, caplog):
     make(tmp_path, 1)
     fsync, count = os.fsync, 0
 
@@ -242,10 +333,24 @@ def test_the_name_of_the_newest_is_replaced_whole(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_at_last)
-        with pytest.raises(CheckpointError, match="latest: cannot be written: No space left on device"):
-            make(tmp_path, 2)
+        make(tmp_path, 2)
+    assert "step-00000002 is saved: " in caplog.text
+    assert "latest: cannot be written: No space left on device" in caplog.text
     assert (tmp_path / "latest").read_text() == "step-00000001\n" and find(tmp_path).name == "step-00000002"
     (tmp_path / ".latest.12345").write_text("")  # of a save that was killed
     make(tmp_path, 3)
     assert (tmp_path / "latest").read_text() == "step-00000003\n"
     assert [name for name in names(tmp_path) if name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("what", ["file", "unwritable"])
+def test_a_folder_that_takes_no_file_is_refused_at_the_start_on_all_ranks(tmp_path, what):
+    folder = tmp_path / "checkpoints"
+    if what == "file":
+        folder.write_text("")
+    else:
+        folder.symlink_to("/proc/self")  # which root may not write to either
+    for error in on_ranks((1, 2, 1, 1), lambda mesh: check_writable(folder, mesh)):
+        assert isinstance(error, CheckpointError) and f"{folder}: cannot be written" in str(error)
+    assert on_ranks((1, 2, 1, 1), lambda mesh: check_writable(tmp_path / "new", mesh)) == [None, None]
+    assert names(tmp_path / "new") == []

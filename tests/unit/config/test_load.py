@@ -151,3 +151,11 @@ resume_from = "{tmp_path}/step-1"
     assert "data.validation" in problems_of(path, ["data.source=stdlib", "data.tokenizer=auto", "run.resume_from="])[0]
     hub = ["data.source=hf", "data.path=allenai/c4", "data.validation=validation", "data.tokenizer=auto"]
     assert load_config(path, [*hub, "run.resume_from="]).data.validation == "validation"
+
+
+def test_a_tilde_in_the_runs_paths_is_the_users_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "start").mkdir()
+    config = load_config({}, ["run.dir=~/runs/a", "run.resume_from=~/start"])
+    assert (config.run.dir, config.run.resume_from) == (f"{tmp_path}/runs/a", f"{tmp_path}/start")
+    assert problems_of({}, ["run.dir=~nosuchuser/a"]) == ["run.dir = '~nosuchuser/a': there is no such user"]

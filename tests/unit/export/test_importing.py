@@ -1,6 +1,7 @@
 """A foreign checkpoint becomes step 0 of a run: the same function where nothing is pruned, the largest weights else."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -252,6 +253,14 @@ def test_files_that_cannot_be_read_or_would_run_code_are_refused(tmp_path, capsy
         open_foreign(tmp_path, DEFAULT)
     with pytest.raises(CheckpointError, match="config.json cannot be read"):
         open_foreign(tmp_path / "nowhere", DEFAULT)
+
+
+def test_a_tensor_in_two_files_is_refused(dense, tmp_path):
+    folder, _ = dense
+    shutil.copytree(folder, tmp_path / "twice")
+    save_file({"model.norm.weight": torch.zeros(32)}, tmp_path / "twice" / "model-2.safetensors")
+    with pytest.raises(CheckpointError, match=r"model.norm.weight is in model-2.safetensors and in model.safetensors"):
+        open_foreign(tmp_path / "twice", DEFAULT)
 
 
 def test_an_import_starts_a_run_and_replaces_none(dense, tmp_path):

@@ -144,3 +144,15 @@ def test_the_command_writes_numbers_into_a_pipe(run, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, options), "--combine", "4"])
     with pytest.raises(ConfigError, match="--combine = '4' must be"):
         module.main()
+
+
+def test_a_terminal_is_given_no_escape_sequences_and_a_pipe_the_text_as_it_is():
+    text = "a\x1b]0;owned\x07b\x9b2J\r\tc\n"
+    for kind in ("none", "entropy"):
+        terminal = Terminal()
+        write([Piece(text, 0.1)], "\x1b[2J", terminal, kind, 1.0)
+        assert r"a\x1b]0;owned\x07b\x9b2J\r" + "\tc\n" in terminal.getvalue()
+        assert terminal.getvalue().startswith(r"\x1b[2J") and "\x1b]" not in terminal.getvalue()
+    pipe = io.StringIO()
+    write([Piece(text, 0.1)], "", pipe, "none", 1.0)
+    assert pipe.getvalue() == text + "\n"

@@ -112,11 +112,13 @@ def test_a_checkpoint_keeps_what_tells_the_data():
     trainer = Trainer.__new__(Trainer)
     trainer.step, trainer.consumed_samples, trainer.tokens, trainer.regrown, trainer.drop_fraction = 3, 24, 1, 0.1, 0.3
     trainer.heartbeat, trainer.optimizer_state = SimpleNamespace(enter=lambda _: None), SimpleNamespace(step=3)
+    trainer.reporter = SimpleNamespace(lines_on_disk=lambda: 7)
     trainer.bad_steps, trainer.guard = BadSteps(5), SimpleNamespace(state=dict)
     trainer.data = SimpleNamespace(digest="abc", identity={"tokenizer_sha256": "def"})
     trainer.saver = SimpleNamespace(save=lambda progress, is_last: saved.append(progress))
     trainer.save(is_last=True)
     assert (saved[0].data_digest, saved[0].extra["tokenizer_sha256"]) == ("abc", "def")
+    assert saved[0].extra["metrics_lines"] == 7
 
 
 GOOD = {"tokens": 1, "regrown": 0.1, "drop_fraction": 0.3, "bad_steps": {}, "guard": {}}
@@ -140,9 +142,28 @@ def test_a_manifests_account_is_taken_over(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("found", "step", "aside"),
+    [
+        (None, 0, True),
+        ("other/checkpoints/step-3", 3, True),
+        ("run/checkpoints/step-3", 3, False),
+        ("run/checkpoints/step-0", 0, True),  # an import
+    ],
+)
+def test_metrics_of_what_is_not_continued_are_kept(found, step, aside, tmp_path):
+    trainer = Trainer.__new__(Trainer)
+    trainer.folder, trainer.step, trainer.metrics_lines = tmp_path / "run", step, 1
+    trainer.folder.mkdir()
+    (trainer.folder / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
+    trainer.keep_metrics(found and tmp_path / found)
+    assert (trainer.folder / "metrics.jsonl.1").exists() == aside != (trainer.folder / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("drop_fraction", None, "progress.extra.drop_fraction must be a number"),
+        ("metrics_lines", "many", "progress.extra.metrics_lines must be a number"),
         ("tokens", "many", "progress.extra.tokens must be a number"),
         ("bad_steps", [3], "progress.extra has no account of bad steps"),
         ("bad_steps", {"left_out": [3]}, "progress.extra has no account of bad steps"),

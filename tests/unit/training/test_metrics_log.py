@@ -6,7 +6,7 @@ import os
 import pytest
 
 from nt_dist.errors import RunError
-from nt_dist.training.metrics_log import MetricsLog, last_evaluation, read_metrics
+from nt_dist.training.metrics_log import MetricsLog, check_continued, last_evaluation, put_aside, read_metrics
 
 
 def _write(path, steps, last_step=0):
@@ -49,6 +49,42 @@ def test_a_half_written_last_line_is_cut_off(tmp_path):
     assert [record["step"] for record in read_metrics(path)] == [10]
     _write(path, [20], last_step=10)
     assert path.read_text().splitlines() == ['{"step": 10, "loss": 1.5}', '{"step": 20, "loss": 6.666666666666667}']
+
+
+def test_lines_are_counted_over_a_resume(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    _write(path, [10, 20, 30])
+    log = MetricsLog(path, 20)
+    log.write({"step": 30})
+    assert log.settle() == 3
+    log.close()
+
+
+def test_a_file_that_lost_lines_is_refused_and_one_that_is_gone_begins_anew(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    _write(path, [10, 30, 40])
+    check_continued(path, 30, 2)
+    with pytest.raises(RunError, match=r"has 2 of the 3 lines up to step 30; put back a whole one, or move it away"):
+        check_continued(path, 30, 3)
+    path.unlink()
+    check_continued(path, 30, 3)
+    assert "is not there: it begins anew behind step 30" in caplog.text
+
+
+def test_a_file_of_another_run_is_put_aside_whole_each_time(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    put_aside(path)  # there is none
+    for step in (1, 2):
+        _write(path, [step])
+        put_aside(path)
+        assert read_metrics(tmp_path / f"metrics.jsonl.{step}")[0]["step"] == step and not path.exists()
+    assert "its metrics are kept as metrics.jsonl.2" in caplog.text
+
+
+def test_a_fifo_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(RunError, match="metrics.jsonl: cannot be read: it is not a plain file"):
+        read_metrics(tmp_path / "metrics.jsonl")
 
 
 def test_truncation_is_one_rename_of_a_finished_file(tmp_path, monkeypatch):
