@@ -10,9 +10,10 @@ checkpoint of all parts by one rename (collective). Until that rename nothing is
 Whatever one rank finds wrong is an error on all of them.
 """
 
+import contextlib
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
@@ -252,6 +253,17 @@ class Saver:
         (writing, snapshot, written), self._flight = self._flight, None
         self.latest = commit(writing, self.config, self.mesh, snapshot, written.result)
         LOGGER.info("saved %s", self.latest)
+
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[None]:
+        """If an error ends the context, make a checkpoint of the save under way before it goes on, where one rank alone
+        can: of several, another may stand in a collective, and will not come to the commit."""
+        try:
+            yield
+        except Exception:
+            if self.mesh.world_size == 1:
+                self.settle()
+            raise
 
     def close(self) -> None:
         """Leave a save under way as it is; the next one clears it away."""

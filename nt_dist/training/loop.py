@@ -78,7 +78,8 @@ def train(config: Config) -> int:
             if done < last_step(config) or agree(mesh, lambda: lacks_evaluation(config, done), only_main=True):
                 with closing(Trainer(config, mesh, found, handler, exit_request)) as trainer:
                     agree(mesh, lambda: write_config(folder, config), only_main=True)
-                    code = trainer.run()
+                    with trainer.saver.finishing():
+                        code = trainer.run()
             else:
                 LOGGER.info("%s holds step %d of %d: nothing is left to do", found, done, last_step(config))
         except ExitRequested as reason:

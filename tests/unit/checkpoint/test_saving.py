@@ -127,3 +127,20 @@ def test_closing_leaves_what_is_under_way(tmp_path, gate):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000002"]
 
     on_one_rank(work)
+
+
+def test_an_error_finishes_what_is_under_way_where_one_rank_can(tmp_path, gate):
+    """Of two, the other may never come to the commit: nothing is waited for."""
+
+    def work(mesh):
+        saver = saver_of(mesh, tmp_path / str(mesh.world_size))
+        saver.save(progress(1), is_last=False)
+        if mesh.world_size == 1:
+            threading.Timer(0.2, gate.set).start()
+        with pytest.raises(ValueError, match="an error"), saver.finishing():
+            raise ValueError("an error in the loop")
+        return saver.is_under_way
+
+    assert on_ranks((1, 2, 1, 1), work) == [True, True]
+    assert on_ranks((1, 1, 1, 1), work) == [False]
+    assert find(tmp_path / "1") == tmp_path / "1" / "step-00000001" and find(tmp_path / "2") is None
