@@ -61,7 +61,7 @@ def test_one_rank_is_asked_and_all_save_and_leave(sections, tmp_path, number):
 
 def _train_and_ask_while(rank, world_size, sections, where, number):
     """Train, and ask rank ``number`` to leave in the middle of something that is no step."""
-    from nt_dist.text import corpus
+    from nt_dist.text import prepare
     from nt_dist.training import loop
 
     def ask():
@@ -94,7 +94,7 @@ def _train_and_ask_while(rank, world_size, sections, where, number):
     patches = {
         "evaluating": mock.patch.object(loop, "EvaluationBatches", lambda *a, **n: Asking(batches(*a, **n))),
         "building": mock.patch.object(loop, "build_engine", ask_and(engine)),
-        "preparing": mock.patch.object(corpus, "prepare_data", prepare_for_long),
+        "preparing": mock.patch.object(prepare, "prepare_data", prepare_for_long),
     }
     with patches[where]:
         began = time.monotonic()
@@ -138,11 +138,11 @@ def test_a_rank_with_another_config_is_named(sections, tmp_path):
 
 
 def _train_on_its_own_data(rank, world_size, sections):
-    from nt_dist.text import corpus
+    from nt_dist.text import prepare
     from nt_dist.training import loop
 
-    open_data = corpus.open_data
-    with mock.patch.object(corpus, "open_data", lambda *arguments: open_data(*arguments)._replace(digest="abc"[rank])):
+    open_data = prepare.open_data
+    with mock.patch.object(prepare, "open_data", lambda *arguments: open_data(*arguments)._replace(digest="abc"[rank])):
         return loop.train(make_config(sections, None, world_size))
 
 
