@@ -9,5 +9,5 @@ export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
 if (($#)); then
     exec python -m pytest "$@"
 fi
-python -m pytest -n 2 --dist loadfile tests/unit      # tests of one process, two at a time
-exec python -m pytest --ignore tests/unit             # the others have ranks of their own, which share the cores
+python -m pytest -n 2 --dist loadfile tests/unit tests/e2e     # tests of one process and commands, two at a time
+exec python -m pytest tests/distributed tests/faults           # these have ranks of their own, which share the cores
