@@ -1,5 +1,5 @@
-"""How differently T trails predict N tokens, how much of the ensemble's uncertainty that is, and does it know when the
-data is not what it was trained on?
+"""How differently T trails predict N tokens, how much of the ensemble's uncertainty that is, and whether that tells
+other data from what it was trained on.
 
 Each sample (a sequence of tokens, or one answer) gets a few scores, means over its tokens of an uncertainty, and these
 are kept. Telling shifted samples from unshifted ones by a score is a detector, judged over all its thresholds

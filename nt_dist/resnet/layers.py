@@ -5,6 +5,7 @@ takes one trail after the other through all of its operations: what one writes i
 reads it. One grouped convolution over the trails was measured slower for nearly every shape.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 
@@ -68,16 +69,16 @@ def _kernel(weight: Weight, rows: slice) -> torch.Tensor:
     return kernel.contiguous(memory_format=torch.channels_last)
 
 
-class TrailByTrail(nn.Module):
+class TrailByTrail(nn.Module, ABC):
     """A layer that :meth:`one` describes for one trail."""
 
     def __init__(self, parts: dict[str, nn.Module]):
         super().__init__()
         self.parts = nn.ModuleDict(parts)
 
+    @abstractmethod
     def one(self, do: Operations, x: torch.Tensor) -> torch.Tensor:
         """Transform one trail's state by its operations."""
-        raise NotImplementedError
 
     def forward(self, states: States) -> States:
         """Transform T states [B, C, H, W]."""

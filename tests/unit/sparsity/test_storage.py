@@ -17,6 +17,7 @@ SPARSE = [
     WeightSpec("groups of columns", (16, 12), 0, trails=3, shards=4, density=0.4, group=3),
     WeightSpec("groups of rows", (14, 16), 1, trails=3, shards=4, density=0.4, group=4),
     WeightSpec("padded groups", (16, 12), 0, trails=3, shards=4, valid=13, density=0.5, group=3),
+    WeightSpec("padded inputs of groups", (14, 16), 1, trails=3, shards=4, valid=14, density=0.5, group=4),
 ]
 IDS = [spec.name for spec in SPARSE]
 
@@ -74,8 +75,11 @@ def test_outputs_of_a_group_have_the_same_inputs(spec):
             mask = weight.block(weight.mask, trail, shard)[: spec.real_rows(shard)]
             for first in range(0, len(mask), spec.group):
                 group = mask[first : first + spec.group]
-                assert (group == group[0]).all() and group[0].sum() == round(spec.density * mask.shape[1])
+                assert (group == group[0]).all() and group[0].sum() == round(spec.density * spec.real_columns(shard))
     assert not torch.equal(weight.mask[0], weight.mask[1])
+    if spec.cut_axis == 0:
+        whole = weight.block(weight.mask, 0, 0)
+        assert not torch.equal(whole[0], whole[spec.group]), "groups must draw apart"
 
 
 def test_a_dense_weight_is_drawn_by_shard_too():

@@ -20,6 +20,7 @@ SPECS = [
     WeightSpec("groups of columns", (16, 12), 0, trails=3, shards=4, density=0.4, group=3),
     WeightSpec("groups of rows", (14, 32), 1, trails=3, shards=4, density=0.5, group=4),
     WeightSpec("padded groups", (16, 12), 0, trails=3, shards=4, valid=13, density=0.5, group=3),
+    WeightSpec("padded inputs of groups", (14, 32), 1, trails=3, shards=4, valid=29, density=0.5, group=4),
 ]
 
 
@@ -74,6 +75,8 @@ def test_slots_continue_or_start_anew(spec, kind):
 def test_storages_agree(spec):
     compact, masked = (case(spec, kind) for kind in ("compact", "masked"))
     one, other = run(*compact), run(*masked)
+    padding = masked[0].mask.narrow(spec.cut_axis + 1, spec.valid, spec.shape[spec.cut_axis] - spec.valid)
+    assert not padding.any(), "what is padding must not grow, whatever its gradient"
     if spec.group:
         grouped = case(spec, "grouped")
         for found, expected in zip(run(*grouped), one, strict=True):
@@ -175,6 +178,17 @@ def test_moments_of_new_slots(new_moments):
                 "mean": survivors[trail, where][~here].mean().expand(int(here.sum())),
             }[new_moments]
             torch.testing.assert_close(v[trail, where][here], expected)
+
+
+def test_groups_draw_apart():
+    spec = WeightSpec("alike", (8, 40), 0, density=0.5, group=4)
+    weight, m, v, gradient = case(spec, "masked")
+    weight.set_positions(torch.arange(8)[None, :, None].mul(40).add(torch.arange(20)).flatten(1))
+    weight.values.data.copy_(weight.mask)  # both groups are the same
+    run(weight, m, v, gradient, dataclasses.replace(RULES, grow="random"))
+    mask = weight.mask[0]
+    assert not torch.equal(mask[0, :20], mask[4, :20]), "drop"
+    assert not torch.equal(mask[0, 20:], mask[4, 20:]), "growth"
 
 
 def test_trails_and_steps_draw_apart():
