@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import stat
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -129,26 +130,68 @@ def plain_suffix(path: Path) -> str:
     return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix.lower()
 
 
+def entries(folder: Path) -> list[os.DirEntry]:
+    """What is in a folder, sorted by name, hidden entries left out; DataError if it cannot be read, or a link in it
+    leads nowhere: what was meant would be missing without a word."""
+    with reading(folder, DataError), os.scandir(folder) as scanned:
+        found = sorted((entry for entry in scanned if entry.name[0] != "."), key=lambda entry: entry.name)
+        for entry in found:
+            if entry.is_symlink():
+                check_link(Path(entry.path))
+    return found
+
+
+def check_link(path: Path) -> None:
+    """Raise a DataError if ``path`` is a link that leads to nothing, or in a circle."""
+    if not path.exists():
+        raise DataError(f"{path}: is a link to {os.readlink(path)}, where there is nothing; remove it or mend it")
+
+
+def files_under(folder: Path) -> list[Path]:
+    """All files in a folder and in all folders in it, sorted by path; fails as :func:`entries` does.
+
+    Links are followed, and each folder and file is taken once, by its own name where that is in the folder too.
+    """
+    waiting, seen, found = deque([folder]), set(), []
+    while waiting:  # folders first, then what links lead to
+        place = waiting.popleft()
+        with reading(place, DataError):
+            real = os.path.realpath(place)
+        if real in seen:
+            continue
+        seen.add(real)
+        for entry in entries(place):
+            with reading(entry.path, DataError):
+                is_link = entry.is_symlink()
+                if entry.is_dir():
+                    (waiting.append if is_link else waiting.appendleft)(Path(entry.path))
+                elif entry.is_file():
+                    own = os.path.realpath(entry.path) if is_link else os.path.join(real, entry.name)
+                    found.append((is_link, Path(entry.path), own))
+    return sorted({own: path for _, path, own in sorted(found, reverse=True)}.values())
+
+
 def expand(key: str, patterns: str | Sequence[str], suffixes: Sequence[str]) -> list[Path]:
     """The files that the setting ``key`` names, each once: files as listed, folders and glob patterns sorted by path.
 
-    Folders are read with all folders in them, hidden entries and files without one of the suffixes (compression aside;
-    empty: any) left out; "**" in a pattern crosses folders. DataError if one is missing or names no file.
+    Folders are read as :func:`files_under` does, files without one of the suffixes (compression aside; empty: any) left
+    out; "**" in a pattern crosses folders. DataError if one is missing or names no file.
     """
     found: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            files = [file for file in sorted(path.rglob("*")) if not suffixes or plain_suffix(file) in suffixes]
-            files = [file for file in files if not any(name[0] == "." for name in file.relative_to(path).parts)]
+            files = [file for file in files_under(path) if not suffixes or plain_suffix(file) in suffixes]
             lacks = f"the folder holds no file{' ending in ' + ', '.join(suffixes) if suffixes else ''}"
         elif path.exists():
             files, lacks = [path], "must be a file, a folder or a pattern of files"
         else:
             files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
             lacks = "no file matches" if glob.has_magic(pattern) else "no such file or folder"
+            for file in files:  # one that went round in a circle too often stands there with a shorter name as well
+                check_link(Path(os.path.realpath(file.parent), file.name))
         files = [file for file in files if file.is_file()]
         if not files:
             raise DataError(f"{key} = {pattern!r}: {lacks}")
         found += files
-    return list(dict.fromkeys(found))
+    return list({os.path.realpath(file): file for file in reversed(found)}.values())[::-1]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nt_dist.errors import DataError
-from nt_dist.files import expand
+from nt_dist.files import entries, expand, files_under
 from nt_dist.images.decoding import Crop, decode
 from nt_dist.images.settings import Data
 
@@ -157,20 +157,15 @@ def open_folder(name: str, path: str) -> Pictures:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise DataError(f"{name}: must be a folder that holds a folder of pictures for each class")
-    folders = sorted(each for each in root.iterdir() if each.is_dir() and not each.name.startswith("."))
+    folders = [Path(each.path) for each in entries(root) if each.is_dir()]
     if not folders:
         raise DataError(f"{name}: holds no folder; it must hold a folder of pictures for each class")
     paths, labels = [], []
     for label, folder in enumerate(folders):
-        files = sorted(str(each) for each in folder.rglob("*") if _is_picture(each))
+        files = [str(each) for each in files_under(folder) if each.suffix.lower() in PICTURES]
         paths += files
         labels += [label] * len(files)
     return Pictures(name, np.array(labels, np.int64), [each.name for each in folders], paths)
-
-
-def _is_picture(path: Path) -> bool:
-    """Whether a file's name is that of a picture."""
-    return path.suffix.lower() in PICTURES and not path.name.startswith(".")
 
 
 def _table(name: str, data: Data, path: str | tuple[str, ...], split: str, folder: Path, key: str) -> Pictures:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nt_dist.errors import DataError
-from nt_dist.files import expand, plain_suffix, reading
+from nt_dist.files import expand, files_under, plain_suffix, reading
 from nt_dist.text.files import read_lines, read_text
 from nt_dist.text.settings import Data
 
@@ -201,7 +201,7 @@ class HubSource(Source):
     def identity(self) -> list[Any]:
         """Names only: what is prepared must open without a network. The files too where the data set is a folder."""
         folder = Path(self.path)
-        files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+        files = files_under(folder) if folder.is_dir() else []
         stats = [(str(file.relative_to(folder)), *_size_and_time(file)) for file in files]
         name = folder.name if files else self.path
         return [type(self).__name__, name, self.subset, self.split, self.text_key, *stats]

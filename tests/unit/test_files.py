@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from nt_dist.errors import DataError, RunError
-from nt_dist.files import replacing, write_whole
+from nt_dist.files import expand, replacing, write_whole
 
 
 def test_a_file_is_written_into_a_new_folder_and_replaced(tmp_path):
@@ -48,3 +48,42 @@ def test_a_file_is_on_the_disk_before_its_name_is_and_the_name_before_the_end(tm
     monkeypatch.setattr(os, "replace", lambda *paths: (done.append("rename"), replace(*paths)))
     write_whole(tmp_path / "table.md", "text")
     assert done == ["file", "rename", "folder"]
+
+
+def test_links_are_followed_and_everything_is_taken_once(tmp_path):
+    """Half a corpus may lie behind a link; loops, and ways that meet, must not read it twice."""
+    corpus, disk = tmp_path / "corpus", tmp_path / "disk"
+    for file in (corpus / "z" / "1.txt", disk / "2.txt", disk / ".hidden" / "3.txt"):
+        file.parent.mkdir(parents=True)
+        file.write_text(file.name)
+    for name, target in {
+        "b": disk,
+        "c": disk,
+        "loop": corpus,
+        "a": corpus / "z",
+        "0.txt": corpus / "z" / "1.txt",
+    }.items():
+        (corpus / name).symlink_to(target)
+    expected = [corpus / "b" / "2.txt", corpus / "z" / "1.txt"]
+    assert expand("data.path", str(corpus), (".txt",)) == expected
+    assert expand("data.path", str(corpus), ()) == expected
+    assert len(expand("data.path", f"{corpus}/**/*.txt", ())) == 2
+    assert expand("data.path", [f"{corpus}/b/2.txt", f"{disk}/2.txt"], ()) == expected[:1]
+
+
+@pytest.mark.parametrize("place", ["", "inner", "linked"])
+@pytest.mark.parametrize("pattern", ["", "/**/*"])
+def test_a_link_that_leads_nowhere_is_an_error(tmp_path, place, pattern):
+    corpus = tmp_path / "corpus"
+    (corpus / "inner").mkdir(parents=True)
+    (tmp_path / "disk").mkdir()
+    (corpus / "linked").symlink_to(tmp_path / "disk")
+    (corpus / "a.txt").write_text("a")
+    assert len(expand("data.path", f"{corpus}{pattern}", ())) == 1
+    (corpus / place / "b").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(DataError, match="b: is a link to .*/unmounted, where there is nothing"):
+        expand("data.path", f"{corpus}{pattern}", ())
+    (corpus / place / "b").unlink()
+    (corpus / place / "b").symlink_to("b")
+    with pytest.raises(DataError, match="b: is a link to b, where there is nothing"):
+        expand("data.path", f"{corpus}{pattern}", ())

@@ -45,6 +45,21 @@ def test_digits_are_always_there(tmp_path):
     assert not list(tmp_path.rglob("*"))
 
 
+def test_links_to_classes_and_inside_them_are_followed_and_none_leads_nowhere(tmp_path):
+    """A class that is missing without a word would shift the labels of those behind it."""
+    root = write_folder(tmp_path / "pictures")
+    (root / "ant").rename(tmp_path / "ant")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "9.png").write_bytes(encoded(pixels(9), "PNG"))
+    (root / "ant").symlink_to(tmp_path / "ant")
+    (root / "ant" / "more").symlink_to(tmp_path / "more")
+    labels = opened(tmp_path, path=root, validation=str(root)).train.pictures.labels.tolist()
+    assert labels == [0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    (tmp_path / "ant").rename(tmp_path / "away")
+    with pytest.raises(DataError, match="ant: is a link to .*, where there is nothing"):
+        opened(tmp_path, path=root, validation=str(root))
+
+
 def test_a_folder_has_a_class_for_each_of_its_folders(tmp_path):
     root = write_folder(tmp_path / "pictures")
     (root / "ant" / "deeper").mkdir()
