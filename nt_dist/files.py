@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import fcntl
 import glob
 import hashlib
+import logging
 import os
 import stat
 from collections import deque
@@ -12,13 +14,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, BinaryIO
+from typing import IO, Annotated, BinaryIO
 
 from pydantic import Field, StrictStr
 
 from nt_dist.errors import DataError, NTDistError, RunError
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_LOGGER = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -69,12 +72,34 @@ def write_whole(path: Path, content: str | bytes, error: type[NTDistError] = Run
 
 
 def sync_folder(folder: Path) -> None:
-    """See the names in ``folder`` on the disk: a rename lasts through a power cut only after this."""
+    """See the names in ``folder`` on the disk: a rename lasts through a power cut only after this.
+
+    Some file systems cannot do it for a folder, and there is nothing better to do there.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
+
+
+def lock(file: IO, waits: bool = False) -> bool:
+    """Lock an open file against other processes until it is closed; False if another one has it and this does not wait.
+
+    The lock is the operating system's: it goes with the process, however that ends. Some file systems have none (Lustre
+    without -o flock, NFS): that is a warning, for nothing but two runs at once needs it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        what = "%s: cannot be locked (%s): start no second run here before this one has ended"
+        _LOGGER.warning(what, Path(file.name).parent, error.strerror)
+    return True
 
 
 @dataclass(frozen=True)
@@ -177,7 +202,7 @@ def expand(key: str, patterns: str | Sequence[str], suffixes: Sequence[str]) -> 
     Folders are read as :func:`files_under` does, files without one of the suffixes (compression aside; empty: any) left
     out; "**" in a pattern crosses folders. DataError if one is missing or names no file.
     """
-    found: list[Path] = []
+    found: dict[str, Path] = {}  # by the place that links lead to
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
@@ -193,5 +218,6 @@ def expand(key: str, patterns: str | Sequence[str], suffixes: Sequence[str]) -> 
         files = [file for file in files if file.is_file()]
         if not files:
             raise DataError(f"{key} = {pattern!r}: {lacks}")
-        found += files
-    return list({os.path.realpath(file): file for file in reversed(found)}.values())[::-1]
+        for file in files:
+            found.setdefault(os.path.realpath(file), file)
+    return list(found.values())

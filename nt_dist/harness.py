@@ -7,7 +7,9 @@ Hugging Face models on an export in memory: a context begins with BOS, what is t
 end, and a rolling likelihood is a sum over windows that do not overlap.
 """
 
+import hashlib
 import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from lm_eval import simple_evaluate
 from lm_eval._cli import HarnessCLI
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import Collator, handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
@@ -55,6 +58,7 @@ class EnsembleLM(HFLM):
         add_bos_token: bool | None = None,  # whether a text begins with BOS; None for whether the tokenizer has one
         tokenizer: str | None = None,  # the run's .model file,
         prepared: str | None = None,  # and its prepared texts, where they are no longer in their place
+        model: str | None = None,  # the name that --output_path files results under; the command has one
         **unknown: Any,
     ):
         *known, _ = inspect.signature(EnsembleLM).parameters  # the last one is ``unknown``
@@ -78,12 +82,21 @@ class EnsembleLM(HFLM):
             device = "cpu"
         entries = ensemble.num_trails * ensemble.tokenizer.vocab_size * (max_length or ensemble.max_length)
         batch_size = max(1, LOGIT_ENTRIES // entries) if batch_size == "auto" else int(batch_size)
-        model = to_transformers(ensemble.model, ensemble.config).to(device or "cuda", getattr(torch, dtype))
-        model.config.combine = how + 1 if isinstance(how, int) else how  # there trails count from 1
+        exported = to_transformers(ensemble.model, ensemble.config).to(device or "cuda", getattr(torch, dtype))
+        exported.config.combine = how + 1 if isinstance(how, int) else how  # there trails count from 1
         self.tokenizer = _Tokens(ensemble.tokenizer)
         self._source = {"checkpoint": str(ensemble.checkpoint), "combine": str(combine)}
         add_bos_token = has_bos if add_bos_token is None else add_bos_token
-        super().__init__(model, batch_size=batch_size, max_length=max_length, add_bos_token=add_bos_token)
+        super().__init__(exported, batch_size=batch_size, max_length=max_length, add_bos_token=add_bos_token)
+        decides = [ensemble.manifest.to_json(), str(how), dtype, self.max_length, add_bos_token]
+        self._identity = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Take a table of its own in the file of --use_cache, where the harness tells requests apart and not models."""
+        super().set_cache_hook(cache_hook)
+        if (answers := cache_hook.dbdict) is not None:
+            answers.tablename = self._identity
+            answers.conn.execute(f'CREATE TABLE IF NOT EXISTS "{self._identity}" (key TEXT PRIMARY KEY, value BLOB)')
 
     def _create_tokenizer(self, *arguments: Any, **settings: Any) -> None:
         """Not one of transformers: the run's own may be of a kind that an export cannot keep."""
@@ -223,7 +236,10 @@ def main() -> None:
     cli = HarnessCLI()
     arguments = cli.parse_args()
     if arguments.command == "run":
-        arguments.model = arguments.model or MODEL
+        arguments.model, given = arguments.model or MODEL, arguments.model_args
+        if arguments.model == MODEL and given and "checkpoint" in given:  # else the harness draws a name by chance
+            names = [*Path(given["checkpoint"]).resolve().parts[-3:], str(given.get("combine", "prob"))]
+            arguments.model_args = {"model": "-".join(names)} | given
     try:
         cli.execute(arguments)
     except ValueError as problem:

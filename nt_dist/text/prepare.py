@@ -9,7 +9,6 @@ A key is a hash of all that decides the contents, so data of other texts or anot
 to be overwritten; sequence length, layout and everything about training do not matter to it.
 """
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -28,7 +27,7 @@ from pydantic import BaseModel
 from nt_dist.config import Config
 from nt_dist.data.samples import Exchange, OpenData
 from nt_dist.errors import DataError
-from nt_dist.files import FileEntry, check_plain, sync_folder, write_whole, writing
+from nt_dist.files import FileEntry, check_plain, lock, sync_folder, write_whole, writing
 from nt_dist.messages import ProgressBar
 from nt_dist.text.chunks import chunk_size, cut_into_chunks, read_chunk, tokenize
 from nt_dist.text.communicator import Communicator
@@ -225,15 +224,10 @@ def _locked(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         with writing(folder, DataError):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(folder / ".lock", "wb"))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            file = stack.enter_context(open(folder / ".lock", "wb"))
+        if not lock(file):
             _logger.info("%s: another process is preparing data here; waiting for it", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems have no locks; chunks and renames are still whole
-            what = "%s: cannot be locked (%s): start no second run here before this one"
-            _logger.warning(what, folder, error.strerror)
+            lock(file, waits=True)
         yield
 
 

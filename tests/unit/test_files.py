@@ -1,5 +1,6 @@
 """A file is whole or not there."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -48,6 +49,22 @@ def test_a_file_is_on_the_disk_before_its_name_is_and_the_name_before_the_end(tm
     monkeypatch.setattr(os, "replace", lambda *paths: (done.append("rename"), replace(*paths)))
     write_whole(tmp_path / "table.md", "text")
     assert done == ["file", "rename", "folder"]
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.EIO])
+def test_a_file_system_that_cannot_sync_folders_is_written_to(tmp_path, monkeypatch, error):
+    """Some network file systems refuse it; a disk that fails is another matter."""
+    fsync = os.fsync
+
+    def refused(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(error, os.strerror(error))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    with pytest.raises(RunError, match="Input/output") if error == errno.EIO else contextlib.nullcontext():
+        write_whole(tmp_path / "table.md", "text")
+    assert (tmp_path / "table.md").read_text() == "text"
 
 
 def test_links_are_followed_and_everything_is_taken_once(tmp_path):

@@ -11,6 +11,7 @@ import lm_eval.tasks
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
 
 from nt_dist import harness
@@ -183,6 +184,22 @@ def test_the_command_takes_the_harnesss_own_flags(run, monkeypatch, tmp_path, ca
     content = json.loads(written.read_text())
     assert content["n-samples"]["bracket_choice"]["effective"] == 2
     assert content["config"]["model"] == harness.MODEL
+    assert content["model_name"] == "-".join([*run.parts[-3:], "2"])  # which names a folder of --output_path too
+
+
+def test_answers_kept_by_the_harness_are_those_of_one_model(ensemble, tmp_path):
+    """Its file of --use_cache tells requests apart and not models: no answer of another combination may come out."""
+    requests = _requests("loglikelihood_rolling", [(text,) for text in (LONG, "rain and moss")])
+
+    def score(model):
+        return CachingLM(model, str(tmp_path / "answers.db")).loglikelihood_rolling(requests)
+
+    models = [EnsembleLM(ensemble, how) for how in (1, 2, "prob")] + [EnsembleLM(ensemble, "prob", max_length=8)]
+    expected = [model.loglikelihood_rolling(requests, True) for model in models]
+    assert len({tuple(each) for each in expected}) == len(models)
+    assert [score(model) for model in models] == expected
+    models[2].loglikelihood_rolling = lambda requests: pytest.fail("the kept answers are not used")
+    assert score(models[2]) == expected[2]
 
 
 def test_evaluate_py_hands_tasks_to_the_harness(run, monkeypatch, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """A run's folder: one run at a time, and its config beside the results."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,10 @@ import pytest
 
 from nt_dist.errors import RunError
 from nt_dist.families import load_config, make_config
+from nt_dist.text.prepare import prepare_data
 from nt_dist.training.loop import write_config
 from nt_dist.training.run_folder import claim
+from tests.unit.text.data_case import config_over, sentences, write_jsonl
 
 
 def test_a_second_run_is_refused_and_told_of_the_first(tmp_path):
@@ -25,6 +29,7 @@ def test_the_lock_goes_with_the_process_however_that_ends(tmp_path):
 import os
 from pathlib import Path
 from nt_dist.training.run_folder import claim
+from tests.unit.text.data_case import config_over, sentences, write_jsonl
 folder = claim(Path({str(tmp_path)!r}))
 os.kill(os.getpid(), 9)
 """
@@ -32,6 +37,18 @@ os.kill(os.getpid(), 9)
     assert killed.returncode == -9
     assert (tmp_path / ".lock").read_text()  # it did take the lock
     claim(tmp_path).close()
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog, error):
+    """As Lustre without -o flock and some NFS are; data are prepared there as well."""
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(error, os.strerror(error))))
+    claim(tmp_path / "run").close()
+    prepare_data(config_over(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", [sentences(99), sentences(98)]))))
+    warned = [record.message for record in caplog.records if "cannot be locked" in record.message]
+    folders = {line.partition(":")[0] for line in warned}
+    assert folders == {str(tmp_path / "run"), str(tmp_path / "run" / "data")}
+    assert all(os.strerror(error) in line and "start no second run here" in line for line in warned)
 
 
 def test_a_file_in_the_way_is_named_with_its_key(tmp_path):
