@@ -6,8 +6,8 @@ import os
 import select
 import sys
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TextIO
 
 from nt_dist.errors import NTDistError, printable
 
@@ -15,18 +15,74 @@ BAD_INPUT = 2
 BUG = 1
 INTERRUPTED = 130
 NOBODY_READS = 141  # as a shell reports SIGPIPE
+TAKE_SECONDS = 1.0  # for a stream to take something
+_PIECE = 1024  # characters, so that a pipe which takes anything takes all of it: PIPE_BUF is 4,096 bytes
+
+
+class Telling:
+    """A stream for what only tells: what it does not take is dropped, and what comes later is tried again.
+
+    A full disk, a reader that went away and one that reads no more (a terminal after Ctrl-S) end and hold up nothing.
+
+    Attributes:
+        refused: The last error of writing.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self._patience = TAKE_SECONDS
+        self.refused: Exception | None = None
+
+    def write(self, text: str) -> int:
+        """Write what the stream takes of ``text``."""
+        for begin in range(0, len(text), _PIECE):
+            with self._trying():
+                if self._takes():
+                    self._stream.write(text[begin : begin + _PIECE])
+                    self._stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what a try before has left in memory, if the stream takes it."""
+        with self._trying():
+            if self._takes():
+                self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _takes(self) -> bool:
+        """Whether writing would not wait."""
+        try:
+            poll = select.poll()
+            poll.register(self._stream.fileno(), select.POLLOUT)
+        except OSError:  # no file behind it
+            return True
+        takes = bool(poll.poll(1000 * self._patience))
+        self._patience = TAKE_SECONDS if takes else 0.0  # the next ones are not waited for
+        return takes
+
+    @contextlib.contextmanager
+    def _trying(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as problem:  # ValueError: it is closed
+            self.refused = problem
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and leave the process.
 
     Errors of the family NTDistError are printed as one line a problem, without a traceback, and end with exit code 2;
-    any other exception with its traceback and 1; Ctrl-C with 130; a reader of stdout that went away with 141.
+    any other exception with its traceback and 1; Ctrl-C with 130; a reader of stdout that went away with 141. What
+    cannot be written to stderr is dropped.
 
     The process is always left with ``os._exit``, on success as well: after a good run the threads of gloo and
     DeepSpeed can abort an interpreter that is being taken down ("terminate called without an active exception"), and
     the exit code would then say that the run had failed. What ``main`` returns is the exit code, None being 0.
     """
+    _fill_standard_descriptors()
+    sys.stderr = Telling(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115 (for the process's life)
     code = _exit_code(main)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
@@ -56,6 +112,14 @@ def _exit_code(main: Callable[[], int | None]) -> int:
             return NOBODY_READS  # "… --help | head": no fault to report
         traceback.print_exc()
         return BUG
+
+
+def _fill_standard_descriptors() -> None:
+    """Keep files that are opened later from getting the number of a stream that is closed (``2>&-``), and with it the
+    messages."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 def _stdout_is_broken() -> bool:

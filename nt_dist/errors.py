@@ -39,6 +39,10 @@ class CheckpointError(NTDistError):
     """A checkpoint that is missing, damaged, or of another model."""
 
 
+class DiskError(CheckpointError):
+    """A checkpoint that the disk does not take; perhaps it will later."""
+
+
 class RunError(NTDistError):
     """A run that cannot start or go on: its folder, its ranks, its numbers."""
 

@@ -21,6 +21,7 @@ from pydantic import Field, StrictStr
 from nt_dist.errors import DataError, NTDistError, RunError
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+WAITING_BYTES = 1 << 24  # of a journal on a disk that takes nothing
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -120,6 +121,73 @@ def write_new(path: Path, blocks: Iterable) -> FileEntry:
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(size, digest.hexdigest())
+
+
+class Journal:
+    """A file that only tells, and grows by whole records: nothing that the disk refuses is an error.
+
+    Such records wait in memory, with one warning, until the disk takes the next one; of more than ``WAITING_BYTES`` the
+    oldest are dropped. A record stands in the file whole or not at all.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._waiting: deque[bytes] = deque()
+        self._file: BinaryIO | None = None
+        self._end = 0  # of the last whole record, in bytes
+        self._written = self._settled = 0  # records
+        self._refused = self._torn = False
+
+    def add(self, record: bytes) -> None:
+        """Append a record, after those that wait."""
+        self._waiting.append(record)
+        while sum(map(len, self._waiting)) > WAITING_BYTES:
+            self._waiting.popleft()
+        with self._trying():
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("ab", buffering=0)
+                self._end = self._file.tell()
+            while self._waiting:
+                self._write(self._waiting[0])
+                self._waiting.popleft()
+            if self._refused:
+                self._refused = False
+                _LOGGER.warning("%s can be written again", self.path)
+
+    def _write(self, record: bytes) -> None:
+        if self._torn:
+            self._file.truncate(self._end)
+        self._torn, done = True, 0
+        while done < len(record):
+            done += self._file.write(record[done:])
+        self._torn, self._end = False, self._end + done
+        self._written += 1
+
+    def settle(self) -> int:
+        """See the records on the disk; returns how many of those added are there for sure."""
+        with self._trying():
+            if self._file is not None:
+                os.fsync(self._file.fileno())
+                self._settled = self._written
+        return self._settled
+
+    def close(self) -> None:
+        """Close the file, with everything on the disk that it takes."""
+        self.settle()
+        with self._trying():
+            if self._file is not None:
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _trying(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as problem:
+            if not self._refused:
+                what = "%s: cannot be written: %s; it is tried again with what comes next, and the run goes on"
+                _LOGGER.warning(what, self.path, problem.strerror or problem)
+            self._refused = True
 
 
 def check_free(out: Path) -> None:

@@ -13,6 +13,7 @@ Whatever one rank finds wrong is an error on all of them.
 import contextlib
 import copy
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -31,13 +32,15 @@ from nt_dist.checkpoint.manifest import CONFIG, Manifest, TrainingState, WeightE
 from nt_dist.checkpoint.weights import check_config, load_values, read_weights, weight_entry
 from nt_dist.config import Config
 from nt_dist.engine.optimizer_state import OptimizerState, State
-from nt_dist.errors import CheckpointError
+from nt_dist.errors import CheckpointError, DiskError
 from nt_dist.files import FileEntry
 from nt_dist.messages import LOGGER
 from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import AXES, Mesh
 from nt_dist.sparsity.weight import Weight
+
+RETRY_SECONDS = 5.0  # between two tries of a last save
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ def commit(
         return path
 
     try:
-        file = agree(mesh, written, CheckpointError)
+        file = agree(mesh, written, DiskError)
         parts = mesh.gather_objects((file, snapshot.manifest.weights))
         return on_main(mesh, finish)
     except CheckpointError:
@@ -197,14 +200,26 @@ class Saver:
     A save beside the training stops it only while the state is copied to host memory and, some steps later, while all
     ranks agree that their files are on the disk. Until then the checkpoints before it are the newest that there are.
 
+    What the disk refuses is tried again: a last save for ``run.save_patience`` seconds, during which ``beat`` is
+    called; another one, with what the run is then, when so many have passed.
+
     Attributes:
         latest: The newest checkpoint of this process: saved, or (set by the caller) started from.
     """
 
-    def __init__(self, folder: Path, config: Config, mesh: Mesh, model: nn.Module, optimizer_state: OptimizerState):
-        self.folder, self.config, self.mesh = folder, config, mesh
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        mesh: Mesh,
+        model: nn.Module,
+        optimizer_state: OptimizerState,
+        beat: Callable[[], None] = lambda: None,
+    ):
+        self.folder, self.config, self.mesh, self.beat = folder, config, mesh, beat
         self.model, self.optimizer_state = model, optimizer_state
         self.latest: Path | None = None
+        self._again_at: float | None = None  # when a save that was refused is to be made up for
         # the save under way: where to, what, and this rank's writing of it
         self._flight: tuple[Path, Snapshot, Future[dict[str, FileEntry]]] | None = None
         self._writer = ThreadPoolExecutor(1, "saving")  # hashing and writing leave the interpreter to others
@@ -219,6 +234,11 @@ class Saver:
         """Whether this rank is still writing its part of it."""
         return self._flight is not None and not self._flight[2].done()
 
+    @property
+    def is_overdue(self) -> bool:
+        """Whether a save that the disk refused is to be made up for now, by this rank's clock."""
+        return self._again_at is not None and time.monotonic() >= self._again_at
+
     def save(self, training_state: TrainingState, is_last: bool) -> None:
         """Save the run as it stands, after any save under way; one that fails is a warning. Collective.
 
@@ -228,14 +248,16 @@ class Saver:
         try:
             state = copy.deepcopy(training_state)  # it is written at the commit, steps later
             snapshot = collect(self.config, self.mesh, self.model, self.optimizer_state, state)
-            writing = begin(self.folder, self.mesh, snapshot)
-            self._flight = writing, snapshot, self._writer.submit(write_part, writing, snapshot)
-            if is_last or not self.config.run.async_save:
-                self._finish()
+            if is_last:
+                self._write_patiently(snapshot)
+            else:
+                self._begin(snapshot)
+                if not self.config.run.async_save:
+                    self._finish()
         except CheckpointError as problem:
             if is_last:
                 raise
-            LOGGER.warning("step %d was not saved: %s", training_state.step, problem)
+            self._note(training_state.step, problem)
 
     def settle(self) -> None:
         """Make a checkpoint of the save under way, if there is one; one that fails is a warning. Collective.
@@ -247,7 +269,32 @@ class Saver:
             try:
                 self._finish()
             except CheckpointError as problem:
-                LOGGER.warning("step %d was not saved: %s", step, problem)
+                self._note(step, problem)
+
+    def _note(self, step: int, problem: CheckpointError) -> None:
+        LOGGER.warning("step %d was not saved: %s", step, problem)
+        if isinstance(problem, DiskError) and self.config.run.save_patience:
+            self._again_at = time.monotonic() + self.config.run.save_patience
+
+    def _write_patiently(self, snapshot: Snapshot) -> None:
+        until, is_said = time.monotonic() + self.config.run.save_patience, False
+        while True:
+            try:
+                self._begin(snapshot)
+                return self._finish()
+            except DiskError as problem:
+                if not self.mesh.broadcast_object(time.monotonic() < until):
+                    raise
+                if not is_said:
+                    LOGGER.warning("%s; tried again for %g s", problem, self.config.run.save_patience)
+                is_said = True
+            self.beat()
+            time.sleep(min(RETRY_SECONDS, self.config.run.save_patience))
+
+    def _begin(self, snapshot: Snapshot) -> None:
+        self._again_at = None
+        writing = begin(self.folder, self.mesh, snapshot)
+        self._flight = writing, snapshot, self._writer.submit(write_part, writing, snapshot)
 
     def _finish(self) -> None:
         (writing, snapshot, written), self._flight = self._flight, None

@@ -24,7 +24,7 @@ from typing import TypeVar
 from nt_dist import files
 from nt_dist.checkpoint.fragments import file_problems, write_file
 from nt_dist.checkpoint.manifest import MANIFEST, Manifest, VersionError, read_manifest
-from nt_dist.errors import CheckpointError
+from nt_dist.errors import CheckpointError, DiskError
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import Mesh
 
@@ -228,7 +228,7 @@ def check_writable(folder: Path, mesh: Mesh) -> None:
 
 def begin(folder: Path, step: int) -> Path:
     """Make and return the temporary folder of the checkpoint of ``step``; clear away what killed saves left."""
-    with files.writing(folder, CheckpointError):
+    with files.writing(folder, DiskError):
         folder.mkdir(parents=True, exist_ok=True)
         for name in os.listdir(folder):
             match = _PASSING.fullmatch(name)
@@ -246,7 +246,7 @@ def commit(writing: Path, manifest: Manifest) -> Path:
     """Turn a temporary folder whose files are all on the disk into a checkpoint, and return its path.
 
     The manifest is written with its serial and time filled in, then one rename makes the checkpoint be there. An older
-    checkpoint of the same step is replaced. A CheckpointError where something cannot be written; the checkpoints that
+    checkpoint of the same step is replaced. A DiskError where something cannot be written; the checkpoints that
     were there still are.
     """
     folder = writing.parent
@@ -265,7 +265,7 @@ def commit(writing: Path, manifest: Manifest) -> Path:
     except OSError as error:
         if os.path.lexists(replaced) and not os.path.lexists(final):
             os.rename(replaced, final)
-        raise CheckpointError(f"{final}: cannot be put in its place: {error.strerror}") from error
+        raise DiskError(f"{final}: cannot be put in its place: {error.strerror}") from error
     with _warning(f"{replaced}: cannot be cleared away"):
         _remove(replaced)
     with _warning(f"{final} is saved"):

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from nt_dist.checkpoint.manifest import MANIFEST, Manifest, WeightEntry
-from nt_dist.errors import CheckpointError
+from nt_dist.errors import CheckpointError, DiskError
 from nt_dist.files import FileEntry, check_plain, write_new, writing
 
 _DTYPES = {np.dtype(np.int32): "I32", np.dtype(np.float32): "F32"}
@@ -35,8 +35,8 @@ def topology_checksum(positions: np.ndarray) -> str:
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
-    """Write ``chunks`` to a new file and see them on the disk, or raise a CheckpointError."""
-    with writing(path, CheckpointError):
+    """Write ``chunks`` to a new file and see them on the disk, or raise a DiskError."""
+    with writing(path, DiskError):
         return write_new(path, chunks)
 
 

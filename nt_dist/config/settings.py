@@ -191,6 +191,12 @@ class Run:
     keep: int = free(2, "Newest checkpoints kept.", at_least(1))
     keep_every: int = free(0, "Keep also each checkpoint whose step is a multiple of this; 0: none.", at_least(0))
     async_save: bool = free(True, "Write checkpoints beside the training, from host memory; a run waits for its last.")
+    save_patience: float = free(
+        300.0,
+        "Seconds for which a last save is tried again while the disk refuses it, and after which another one is; 0: "
+        "neither.",
+        at_least(0),
+    )
     resume_from: str = free("", "Checkpoint to start from where run.dir has none; empty: from the beginning.")
     stop_after: int = free(0, "Save and leave after this step, in the schedules of train.steps; 0: off.", at_least(0))
     allow_schedule_change: bool = free(False, "Resume although schedule settings differ from the checkpoint's.")

@@ -4,7 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from nt_dist.checkpoint.checkpoint import Saver
 from nt_dist.checkpoint.folder import CHECKPOINTS, check_writable, find, verify
 from nt_dist.checkpoint.manifest import CONFIG, TrainingState, read_manifest
 from nt_dist.checkpoint.weights import check_config
+from nt_dist.command_line import Telling
 from nt_dist.config import Config
 from nt_dist.config.rules import with_epochs
 from nt_dist.data.loader import EvaluationBatches, StepLoader
@@ -58,6 +59,7 @@ def train(config: Config) -> int:
     handler, code = start_logging(launcher.process().rank), 0
     folder = Path(config.run.dir)
     with ExitStack() as stack:
+        stdout = stack.enter_context(redirect_stdout(Telling(sys.stdout)))
         exit_request = stack.enter_context(listening())
         mesh = init_mesh(config)
         stack.enter_context(naming_lost_ranks(mesh.rank))
@@ -87,6 +89,8 @@ def train(config: Config) -> int:
             code = LEFT_EARLY
         if mesh.is_main and code == 0:
             print_table(config)
+            if stdout.refused:
+                LOGGER.warning("standard output cannot be written: %s; the figures are in %s", stdout.refused, folder)
     close()
     return code
 
@@ -165,7 +169,8 @@ class Trainer:
         self.engine = build_engine(config, self.model, mesh)
         self.optimizer_state = optimizer_state(self.engine)
         self.optimizer_state.create()
-        self.saver = Saver(self.folder / CHECKPOINTS, config, mesh, self.model, self.optimizer_state)
+        parts = config, mesh, self.model, self.optimizer_state
+        self.saver = Saver(self.folder / CHECKPOINTS, *parts, self.heartbeat.beat)
         self.guard: StepGuard = self.engine.step_guard
         self.bad_steps = BadSteps(config.train.max_bad_steps)
         self.topology = TopologyUpdater(config, mesh, self.model, self.optimizer_state, self.engine)
@@ -181,12 +186,16 @@ class Trainer:
         self.open_readers_and_writers()
 
     def keep_metrics(self, found: Path | None) -> None:
-        """Makes sure that nothing in ``metrics.jsonl`` is cut off that this start does not continue."""
+        """Makes sure that nothing is cut off ``metrics.jsonl``, or takes the place of ``config.toml``, that this start
+        does not continue."""
         is_own = found is not None and found.resolve().parent == (self.folder / CHECKPOINTS).resolve()
         if is_own and self.step:
             check_continued(self.folder / METRICS, self.step, self.metrics_lines)
         else:
             put_aside(self.folder / METRICS)
+            settings = self.folder / CONFIG
+            if settings.is_file() and settings.read_bytes() != self.config.to_toml().encode():
+                put_aside(settings, "settings")
 
     def say_what_is_trained(self) -> None:
         """Logs the size of the model and what it runs on."""
@@ -211,7 +220,8 @@ class Trainer:
             if self.step != step:  # it went back to a checkpoint
                 continue
             self.count(result, time.perf_counter() - began)
-            is_requested, writing = self.mesh.any(self.exit_request.is_set, self.saver.is_writing)
+            flags = self.exit_request.is_set, self.saver.is_writing, self.saver.is_overdue
+            is_requested, writing, is_overdue = self.mesh.any(*flags)
             leaving = is_requested and step < last
             if self.saver.is_under_way and not writing:
                 self.heartbeat.enter("saving")
@@ -220,7 +230,7 @@ class Trainer:
                 self.log(result)
             if is_due(step, run.eval_every, steps) and not leaving:
                 leaving = not self.evaluate()
-            is_saved = is_due(step, run.save_every, last) or leaving
+            is_saved = is_due(step, run.save_every, last) or leaving or is_overdue
             if run.check_every and (is_due(step, run.check_every, last) or is_saved):  # before it can be saved
                 self.checksum = self.topology.check(f"step {step}")
                 self.integrity.check(f"step {step}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nt_dist.errors import RunError
-from nt_dist.files import check_plain, reading, write_whole
+from nt_dist.files import Journal, check_plain, reading, write_whole
 from nt_dist.messages import LOGGER
 
 METRICS = "metrics.jsonl"
@@ -23,32 +23,28 @@ MEASURED = ("tokens_per_second", "flops_per_second_dense_equivalent", "flops_per
 class MetricsLog:
     """Appends objects to a file, from which lines after ``last_step`` (0: all) are cut off; the main rank has one.
 
-    RunError if a line other than the last is no JSON object with a step, or the file cannot be written.
+    RunError if a line other than the last is no JSON object with a step, or the file cannot be cut. Lines that the disk
+    does not take wait, and end nothing (:class:`nt_dist.files.Journal`).
     """
 
     def __init__(self, path: Path, last_step: int):
         kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= last_step]
         if path.exists():
             write_whole(path, "".join(kept))
-        self._lines = len(kept)
-        self._file = path.open("a", encoding="utf-8")
+        self._kept, self._journal = len(kept), Journal(path)
 
     def write(self, record: dict[str, Any]) -> None:
         """Adds one line. Numbers that are not finite, which JSON has not but Python writes, become null."""
         finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
-        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-        self._file.flush()
-        self._lines += 1
+        self._journal.add((json.dumps(finite, allow_nan=False) + "\n").encode())
 
     def settle(self) -> int:
-        """Sees all lines on the disk, and returns how many there are."""
-        os.fsync(self._file.fileno())
-        return self._lines
+        """Sees the lines on the disk, and returns how many are there for sure."""
+        return self._kept + self._journal.settle()
 
     def close(self) -> None:
         """Closes the file, with everything on disk."""
-        self.settle()
-        self._file.close()
+        self._journal.close()
 
 
 def check_continued(path: Path, last_step: int, lines: int) -> None:
@@ -66,13 +62,14 @@ def check_continued(path: Path, last_step: int, lines: int) -> None:
     )
 
 
-def put_aside(path: Path) -> None:
-    """Keep the file of a run that is not continued, under the first free name of ``metrics.jsonl.1`` and so on."""
+def put_aside(path: Path, what: str = "metrics") -> None:
+    """Keep a file of a run that is not continued, under the first free name of ``metrics.jsonl.1`` and so on."""
     if path.exists() and path.stat().st_size:
         names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
         aside = next(name for name in names if not os.path.lexists(name))
         os.rename(path, aside)
-        LOGGER.warning("this start continues no checkpoint in %s: its metrics are kept as %s", path.parent, aside.name)
+        kept = path.parent, what, aside.name
+        LOGGER.warning("this start continues no checkpoint in %s: its %s are kept as %s", *kept)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

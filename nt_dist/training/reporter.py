@@ -1,12 +1,9 @@
 """Everything that the main rank shows and writes of a run while it goes on; no other rank has one."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nt_dist.config.family import Family
-from nt_dist.errors import RunError
 from nt_dist.evaluation.topology import Overlap
 from nt_dist.messages import LOGGER, BarHandler, ProgressBar
 from nt_dist.sparsity.weight import Weight
@@ -20,7 +17,7 @@ class Reporter:
     """The progress bar, ``metrics.jsonl`` and TensorBoard of one run.
 
     It goes on from ``first_step`` (0: from the start) and ends at ``last_step``. One of its weights is drawn. RunError
-    if ``metrics.jsonl`` holds something else, OSError if the folder cannot be written.
+    if ``metrics.jsonl`` holds something else or cannot be cut; nothing that is written later ends a run.
     """
 
     def __init__(
@@ -32,7 +29,7 @@ class Reporter:
         weights: dict[str, Weight],
         handler: BarHandler,
     ):
-        self._folder, self._family, self._handler = folder, family, handler
+        self._family, self._handler = family, handler
         self._metrics = MetricsLog(folder / METRICS, first_step)
         self._board = TensorBoard(folder / TENSORBOARD, first_step)
         self._pictured = pictured_weight(weights)
@@ -46,23 +43,20 @@ class Reporter:
 
     def logged(self, record: dict[str, Any]) -> None:
         """Writes and draws one logged step, given as its line of ``metrics.jsonl``."""
-        with self._writing():
-            self._metrics.write(record)
-            self._board.training(record)
+        self._metrics.write(record)
+        self._board.training(record)
 
     def noted(self, record: dict[str, Any]) -> None:
         """Writes a bad step, given as its line of ``metrics.jsonl``."""
-        with self._writing():
-            self._metrics.write(record)
+        self._metrics.write(record)
 
     def evaluated(self, record: dict[str, Any], overlap: Overlap | None) -> None:
         """Writes and draws one evaluation, given as its line of ``metrics.jsonl``, and the topology as it is then."""
         step, figures = record["step"], record["eval"]
         headline = self._family.headline(figures)
-        with self._writing():
-            self._metrics.write(record)
-            self._board.evaluation(step, figures, headline, overlap)
-            self._board.topology(self._pictured, step)
+        self._metrics.write(record)
+        self._board.evaluation(step, figures, headline, overlap)
+        self._board.topology(self._pictured, step)
         LOGGER.info(
             "step %d: validation %s of the trails %s; of the ensemble %s; disagreement %.1f %%",
             step,
@@ -73,9 +67,8 @@ class Reporter:
         )
 
     def lines_on_disk(self) -> int:
-        """Sees ``metrics.jsonl`` on the disk, and returns how many lines it has."""
-        with self._writing():
-            return self._metrics.settle()
+        """Sees ``metrics.jsonl`` on the disk, and returns how many lines are there for sure."""
+        return self._metrics.settle()
 
     def close(self) -> None:
         """Writes what is still in memory and ends the bar."""
@@ -83,14 +76,3 @@ class Reporter:
         self._bar.close()
         self._board.close()
         self._metrics.close()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turns a full disk, and all else that the operating system refuses, into an error that names the folder."""
-        try:
-            yield
-        except OSError as problem:
-            raise RunError(
-                f"run.dir = {str(self._folder)!r}: figures cannot be written: {problem.strerror or problem}; the run "
-                "goes on from its last checkpoint when it is started again"
-            ) from problem

@@ -1,7 +1,10 @@
 """What a run draws in TensorBoard: curves, and one weight's topology as it changes. The main rank alone writes."""
 
 import io
+import os
 import shutil
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import custom_scalars, image, scalar
 
 from nt_dist.config.family import Headline
 from nt_dist.engine.bad_steps import COUNTED
 from nt_dist.evaluation.topology import Overlap
+from nt_dist.files import Journal
 from nt_dist.sparsity.weight import Weight
 
 PICTURE_SIDE = 256  # pixels at most, a side
@@ -26,18 +33,24 @@ _SECTIONS = {
 
 
 class TensorBoard:
-    """Writes the events of one run.
+    """Writes the events of one run, without torch's SummaryWriter, whose thread dies for good of a disk that is full.
 
     Curves of a run that was killed and continues from ``last_step`` (0: from the start) would go back in time;
     TensorBoard hides the old part when the new file says from which step on it holds (``purge_step``).
     """
 
     def __init__(self, folder: Path, last_step: int):
+        # the time first, as TensorBoard reads files in the order of their names; two of a second keep their order too
+        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._journal = Journal(folder / name)
         # a picture is drawn at step 0, so a start hides that one too
-        self._writer = SummaryWriter(str(folder), purge_step=last_step + 1 if last_step else 0)
+        purged = last_step + 1 if last_step else 0
+        start = Event(step=purged, session_log=SessionLog(status=SessionLog.START))
+        self._write(Event(file_version="brain.Event:2"), start)
         # the losses of all trails in one chart, a line each (Custom Scalars)
         tags = {"training": "loss_of_trail/.*", "validation": "validation_of_trail/.*"}
-        self._writer.add_custom_scalars({"trails": {name: ["Multiline", [tag]] for name, tag in tags.items()}})
+        charts = custom_scalars({"trails": {name: ["Multiline", [tag]] for name, tag in tags.items()}})
+        self._write(Event(summary=charts))
 
     def training(self, record: Mapping[str, Any]) -> None:
         """Draws one logged step, given as its line of metrics.jsonl."""
@@ -50,23 +63,29 @@ class TensorBoard:
         if overlap:
             curves |= {"topology/overlap": overlap.jaccard, "topology/overlap_by_chance": overlap.chance}
         self._draw(step, curves, "validation_of_trail", headline.trails)
-        self._writer.flush()
 
     def topology(self, weight: Weight | None, step: int) -> None:
         """Draws which positions of a weight, if there is one, are active: a slider in TensorBoard, a picture a call."""
         if weight is not None:
-            self._writer.add_image(f"topology/{weight.spec.name}", topology_picture(weight), step, dataformats="HWC")
+            picture = image(f"topology/{weight.spec.name}", topology_picture(weight), dataformats="HWC")
+            self._write(Event(step=step, summary=picture))
 
     def close(self) -> None:
-        """Writes what is still in memory and ends the writer's thread."""
-        self._writer.close()
+        """Closes the file, with everything on disk."""
+        self._journal.close()
 
     def _draw(self, step: int, figures: Mapping[str, Any], of_trail: str, trails: list[float]) -> None:
         """A point in the curve of each figure that is a number, and of each trail."""
         numbers = {key: value for key, value in figures.items() if isinstance(value, int | float)}
         numbers |= {f"{of_trail}/{trail}": value for trail, value in enumerate(trails)}
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
+        self._write(*(Event(step=step, summary=scalar(name, value)) for name, value in numbers.items()))
+
+    def _write(self, *events: Event) -> None:
+        record = io.BytesIO()
+        for event in events:
+            event.wall_time = time.time()
+            RecordWriter(record).write(event.SerializeToString())
+        self._journal.add(record.getvalue())
 
 
 def draw_pictures(folder: Path, pictures: Mapping[str, bytes], step: int) -> None:

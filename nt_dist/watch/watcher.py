@@ -14,6 +14,7 @@ import hmac
 import json
 import os
 import resource
+import select
 import selectors
 import signal
 import socket
@@ -139,9 +140,10 @@ class RankProcess:
 
 
 def say(text: str) -> None:
-    """Write to standard error in one go: other processes write as well."""
+    """Write to standard error in one go, as others write as well; a reader that reads no more is not waited for."""
     with contextlib.suppress(OSError):
-        os.write(2, text.encode() + b"\n")
+        if select.select([], [2], [], SEND_SECONDS)[1]:
+            os.write(2, text.encode() + b"\n")
 
 
 class Watcher:

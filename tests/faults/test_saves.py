@@ -106,7 +106,7 @@ def test_a_full_disk_fails_the_save_and_keeps_the_last_one(small_disk, tally, ca
 
     def work(mesh):
         model, optimizer = model_part(mesh, "compact", CONFIG, 1)
-        saver = Saver(folder, with_run(keep=1), mesh, model, optimizer)
+        saver = Saver(folder, with_run(keep=1, save_patience=0.0), mesh, model, optimizer)
         for step in (1, 2, 3):
             free = os.statvfs(small_disk)
             filler.write_bytes(bytes(free.f_bavail * free.f_bsize - 8192 if step == 2 else 0))

@@ -1,10 +1,14 @@
 """How commands end: their exit code, what they print, and nothing that runs at interpreter exit."""
 
+import errno
+import io
 import os
 import subprocess
 import sys
 
 import pytest
+
+from nt_dist.command_line import Telling
 
 HEAD = """
 import atexit, logging, sys
@@ -68,6 +72,43 @@ def test_a_reader_that_went_away_is_no_bug(body, code):
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == code
+
+
+@pytest.mark.parametrize("reader", ["gone", "sleeps"])
+def test_nobody_who_reads_messages_ends_or_holds_up_nothing(reader):
+    body = "[print('x' * 9_999, file=sys.stderr) for _ in range(99)]; print('done')"
+    script = HEAD + f"def main():\n    {body}\nrun_main(main)\n"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(["timeout", "20", sys.executable, "-c", script], env=BUFFERED, **pipes) as process:
+        if reader == "gone":
+            process.stderr.close()
+        assert process.stdout.read() == b"done\n" and process.wait() == 0
+
+
+def test_no_file_gets_the_number_of_a_closed_stream():
+    body = "file = open(__import__('os').devnull); sys.stderr.write('x'); print(file.fileno() > 2)"
+    script = HEAD + f"def main():\n    {body}\nrun_main(main)\n"
+    command = ["bash", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, script]
+    assert subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, env=BUFFERED).stdout == "True\n"
+
+
+def test_what_a_stream_does_not_take_is_dropped_and_the_rest_is_not():
+    class Disk(io.StringIO):
+        is_full = True
+
+        def write(self, text):
+            if self.is_full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(text)
+
+    disk = Disk()
+    stream = Telling(disk)
+    stream.write("lost\n")
+    assert stream.refused.errno == errno.ENOSPC
+    disk.is_full = False
+    stream.write("kept\n")
+    stream.flush()
+    assert disk.getvalue() == "kept\n" and not stream.isatty()
 
 
 def test_another_broken_pipe_is_a_bug():

@@ -7,8 +7,9 @@ import stat
 
 import pytest
 
+from nt_dist import files
 from nt_dist.errors import DataError, RunError
-from nt_dist.files import expand, replacing, write_whole
+from nt_dist.files import Journal, expand, replacing, write_whole
 
 
 def test_a_file_is_written_into_a_new_folder_and_replaced(tmp_path):
@@ -104,3 +105,38 @@ def test_a_link_that_leads_nowhere_is_an_error(tmp_path, place, pattern):
     (corpus / place / "b").symlink_to("b")
     with pytest.raises(DataError, match="b: is a link to b, where there is nothing"):
         expand("data.path", f"{corpus}{pattern}", ())
+
+
+def test_a_record_that_is_cut_off_is_written_again_as_a_whole(tmp_path, monkeypatch):
+    """A disk that fills up in mid-record."""
+    journal, path = Journal(tmp_path / "deep" / "a"), tmp_path / "deep" / "a"
+    journal.add(b"first\n")
+    file = journal._file
+
+    class Disk:
+        def write(self, record):
+            if len(record) < 6:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return file.write(record[:3])
+
+        def __getattr__(self, name):
+            return getattr(file, name)
+
+    journal._file = Disk()
+    journal.add(b"second\n")
+    assert path.read_bytes() == b"first\nsec" and journal.settle() == 1
+    journal._file = file
+    journal.add(b"third\n")
+    assert path.read_bytes() == b"first\nsecond\nthird\n" and journal.settle() == 3
+
+
+def test_what_waits_for_a_disk_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "WAITING_BYTES", 10)
+    (tmp_path / "a").mkdir()
+    journal = Journal(tmp_path / "a")
+    for number in range(100):
+        journal.add(b"%04d\n" % number)
+    (tmp_path / "a").rmdir()
+    journal.add(b"last\n")
+    journal.close()
+    assert (tmp_path / "a").read_bytes() == b"0099\nlast\n"

@@ -1,6 +1,7 @@
 """Saves beside the training: what is in them, when they are there, and what becomes of those that fail."""
 
 import threading
+import time
 
 import pytest
 
@@ -8,7 +9,7 @@ from nt_dist.checkpoint import checkpoint
 from nt_dist.checkpoint.checkpoint import Saver
 from nt_dist.checkpoint.folder import find
 from nt_dist.checkpoint.manifest import TrainingState, read_manifest
-from nt_dist.errors import CheckpointError
+from nt_dist.errors import CheckpointError, DiskError
 from tests.unit.checkpoint.checkpoint_case import CONFIG, model_part, on_one_rank, on_ranks, with_run
 
 
@@ -144,3 +145,60 @@ def test_an_error_finishes_what_is_under_way_where_one_rank_can(tmp_path, gate):
     assert on_ranks((1, 2, 1, 1), work) == [True, True]
     assert on_ranks((1, 1, 1, 1), work) == [False]
     assert find(tmp_path / "1") == tmp_path / "1" / "step-00000001" and find(tmp_path / "2") is None
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A list of errors: each takes the place of one writing."""
+    refusals, write = [], checkpoint.write_part
+
+    def write_or_fail(writing, snapshot):
+        if refusals:
+            raise DiskError(f"{writing}: cannot be written: {refusals.pop()}")
+        return write(writing, snapshot)
+
+    monkeypatch.setattr(checkpoint, "write_part", write_or_fail)
+    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", 0.01)
+    return refusals
+
+
+def test_a_last_save_is_tried_again_while_the_disk_refuses_it(tmp_path, full_disk, caplog):
+    beats = []
+
+    def work(mesh):
+        full_disk.extend(["No space left on device"] * 3)
+        model, optimizer = model_part(mesh, "compact", CONFIG, 5)
+        Saver(tmp_path, with_run(save_patience=60.0), mesh, model, optimizer, lambda: beats.append(1)).save(
+            progress(1), is_last=True
+        )
+
+    on_one_rank(work)
+    assert find(tmp_path) and len(beats) == 3 and caplog.text.count("tried again for 60 s") == 1
+
+
+def test_a_last_save_that_a_disk_never_takes_ends_with_the_folder(tmp_path, full_disk):
+    def work(mesh):
+        full_disk.extend(["No space left on device"] * 10_000)
+        with pytest.raises(DiskError, match=f"{tmp_path}.*No space left"):
+            saver_of(mesh, tmp_path, with_run(save_patience=0.05)).save(progress(1), is_last=True)
+        assert list(tmp_path.iterdir()) == []
+
+    on_one_rank(work)
+    assert 0 < len(full_disk) < 10_000 - 1
+
+
+@pytest.mark.parametrize(("patience", "again"), [(0.05, True), (0.0, False)])
+def test_another_save_is_made_up_for_before_the_next_is_due(tmp_path, full_disk, patience, again):
+    def work(mesh):
+        saver = saver_of(mesh, tmp_path, with_run(save_patience=patience))
+        full_disk.append("No space left on device")
+        saver.save(progress(1), is_last=False)
+        saver.settle()
+        assert saver.latest is None and not (again and saver.is_overdue)
+        time.sleep(0.06)
+        assert saver.is_overdue == again
+        saver.save(progress(2), is_last=False)
+        saver.settle()
+        assert saver.latest == find(tmp_path) and not saver.is_overdue
+
+    on_one_rank(work)

@@ -153,10 +153,13 @@ def test_a_manifests_account_is_taken_over(monkeypatch):
 def test_metrics_of_what_is_not_continued_are_kept(found, step, aside, tmp_path):
     trainer = Trainer.__new__(Trainer)
     trainer.folder, trainer.step, trainer.metrics_lines = tmp_path / "run", step, 1
+    trainer.config = make_config({})
     trainer.folder.mkdir()
+    (trainer.folder / "config.toml").write_text("[train]\nsteps = 3\n")
     (trainer.folder / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
     trainer.keep_metrics(found and tmp_path / found)
     assert (trainer.folder / "metrics.jsonl.1").exists() == aside != (trainer.folder / "metrics.jsonl").exists()
+    assert (trainer.folder / "config.toml.1").exists() == aside
 
 
 @pytest.mark.parametrize(

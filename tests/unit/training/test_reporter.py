@@ -8,9 +8,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nt_dist.config.family import Headline
-from nt_dist.errors import RunError
 from nt_dist.evaluation.topology import Overlap
 from nt_dist.families import DEFAULT
+from nt_dist.files import Journal
 from nt_dist.messages import LOGGER, BarHandler, ProgressBar
 from nt_dist.training.metrics_log import read_metrics
 from nt_dist.training.reporter import Reporter
@@ -26,18 +26,36 @@ class Pictures:
         return Headline("accuracy", figures["right"], figures["right_prob"], 0.8, False, ".1%", "image")
 
 
-@pytest.mark.parametrize(
-    ("method", "arguments"), [("logged", ({},)), ("noted", ({},)), ("evaluated", (EVALUATION, None))]
-)
-def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path, monkeypatch, method, arguments):
-    def full(record):
+def test_a_full_disk_ends_nothing_and_what_was_refused_follows(tmp_path, monkeypatch, caplog):
+    def full(journal, record):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     reporter = Reporter(tmp_path, DEFAULT, 0, 10, {}, BarHandler())
-    monkeypatch.setattr(reporter._metrics, "write", full)
-    with pytest.raises(RunError, match=rf"run\.dir = '{tmp_path}': figures cannot be written: No space left on device"):
-        getattr(reporter, method)(*arguments)
+    logged = {"step": 1, "loss": 2.0, "loss_per_trail": [1.5, 2.5]}
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "_write", full)
+        reporter.logged(logged)
+        reporter.noted({"step": 3, "bad_step": "spike"})
+        assert reporter.lines_on_disk() == 0  # what a checkpoint counts on
+    assert caplog.text.count("metrics.jsonl: cannot be written: No space left on device") == 1
+    reporter.evaluated(EVALUATION, None)
+    assert reporter.lines_on_disk() == 3
     reporter.close()
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 3, 7]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [each.value for each in events.Scalars("training/loss") + events.Scalars("validation/disagreement")] == [
+        2,
+        0.25,
+    ]
+
+
+def test_a_folder_of_curves_that_cannot_be_made_ends_nothing(tmp_path, caplog):
+    (tmp_path / "tensorboard").write_text("in the way")
+    reporter = Reporter(tmp_path, DEFAULT, 0, 10, {}, BarHandler())
+    reporter.evaluated(EVALUATION, None)
+    reporter.close()
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1 and caplog.text.count("cannot be written") == 1
 
 
 def _evaluated(folder, family, record, capsys, caplog, monkeypatch):
