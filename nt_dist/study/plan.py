@@ -13,6 +13,16 @@
     [ensembles]                         # runs that are evaluated together, as one ensemble of all their trails
     deep_ensemble = ["single_dense", "another"]
 
+A run may stand for several, which make one row of a comparison. These keys hold for all runs at the plan's head, and
+for one among its settings, where they take the place of the head's:
+
+    seeds = [0, 1]                                  # trained once with each
+    tune.train.lr_embedding = [5.0, 20.0]           # first tried with each, and each of other settings, with the first
+                                                    # seed; what is best in validation is trained with the other seeds
+
+A run's folder is named by what differs from its settings, as in single_dense_lr_embedding20.0_seed1, so that seeds and
+values may be added to a plan whose runs have been trained. An ensemble has a member's first seed, then its second.
+
 Other plans are the diversity study's, one config at several densities and trail lengths, and runs that are there.
 Nothing is trained here.
 """
@@ -20,19 +30,24 @@ Nothing is trained here.
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nt_dist.config import Config
 from nt_dist.config.keys import hint, nearest, toml_value
+from nt_dist.config.settings import Train, by_key
 from nt_dist.errors import ConfigError, RunError
 from nt_dist.families import load_config
 
-_KEYS = {"base": str, "dir": str, "runs": dict, "settings": dict, "ensembles": dict}
-_OPTIONAL = {"settings": {}, "ensembles": {}}
+_KEYS = {"base": str, "dir": str, "runs": dict, "settings": dict, "ensembles": dict, "seeds": list, "tune": dict}
+_OF_A_MODEL = {"seeds": [], "tune": {}}  # of a run's keys those that are no sections of settings
+_OPTIONAL = {"settings": {}, "ensembles": {}, **_OF_A_MODEL}
+_KINDS = {str: "a string", dict: "a table", list: "a list"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.-]+")
 
 
 @dataclass(frozen=True)
@@ -49,23 +64,68 @@ class PlannedRun:
         """The run's folder."""
         return Path(self.config.run.dir)
 
+    def but(self, settings: Mapping[str, Any], unnamed: Mapping[str, Any] | None = None) -> "PlannedRun":
+        """The run with other settings, by section.key, and in a folder beside its own that those name which differ.
+
+        ``unnamed`` are settings that follow from the others. A ConfigError where one cannot be.
+        """
+        given = [f"{key}={toml_value(value)}" for key, value in {**settings, **(unnamed or {})}.items()]
+        changed = load_config(self.base, [*self.overrides, *given])
+        own, other = by_key(self.config.to_dict()), by_key(changed.to_dict())
+        words = [
+            key.partition(".")[2] + _NOT_IN_NAMES.sub("_", str(other[key])).strip("_")
+            for key in settings
+            if other[key] != own[key]
+        ]
+        name = "_".join([self.name, *words])
+        if name == self.name:
+            return self
+        overrides = (*self.overrides, *given, f"run.dir={toml_value(str(self.dir.with_name(name)))}")
+        return PlannedRun(name, self.base, overrides, load_config(self.base, overrides))
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A row of a comparison: what is tried for it, in words ("" where that is one thing), and a run of each a seed."""
+
+    name: str
+    tried: dict[str, list[PlannedRun]]
+
+    @property
+    def runs(self) -> list[PlannedRun]:
+        """All of them."""
+        return list(chain(*self.tried.values()))
+
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a plan by name, in its order, and the names of those that make up each ensemble."""
+    """The models of a plan by name, in its order, and the names of those that make up each ensemble."""
 
     dir: Path
-    runs: dict[str, PlannedRun]
+    models: dict[str, PlannedModel]
     ensembles: dict[str, list[str]]
+
+    @property
+    def runs(self) -> dict[str, PlannedRun]:
+        """All runs that may be trained for its models, by name."""
+        return {run.name: run for model in self.models.values() for run in model.runs}
+
+    def each(self, change: Callable[[list[PlannedRun]], list[PlannedRun]]) -> "Plan":
+        """The plan with other runs of everything that is tried."""
+        changed = {
+            name: replace(model, tried={what: change(runs) for what, runs in model.tried.items()})
+            for name, model in self.models.items()
+        }
+        return replace(self, models=changed)
 
     def only(self, names: Sequence[str]) -> "Plan":
         """The part of the plan that ``names`` (of runs and ensembles) need; a ConfigError where one is not in it."""
-        known = [*self.runs, *self.ensembles]
+        known = [*self.models, *self.ensembles]
         if unknown := [name for name in names if name not in known]:
             raise ConfigError([f"{name!r} is not in the plan{hint(nearest(name, known))}" for name in unknown])
         ensembles = {name: members for name, members in self.ensembles.items() if name in names}
         needed = {*names, *(member for members in ensembles.values() for member in members)}
-        return Plan(self.dir, {name: run for name, run in self.runs.items() if name in needed}, ensembles)
+        return Plan(self.dir, {name: each for name, each in self.models.items() if name in needed}, ensembles)
 
 
 def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
@@ -79,9 +139,33 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     if problems := [*_wrong_keys(content)] or [*_wrong_contents(content)]:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
     common = _overrides(content["settings"])
-    variants = {name: [*common, *_overrides(own), *overrides] for name, own in content["runs"].items()}
+    variants = {name: [*common, *_overrides(_sections(own)), *overrides] for name, own in content["runs"].items()}
     runs = plan_runs(content["base"], Path(content["dir"]), variants, path)
-    return Plan(Path(content["dir"]), runs, content["ensembles"])
+    models, problems, fixed = {}, [], {override.partition("=")[0] for override in overrides}
+    for name, run in runs.items():
+        seeds, tune = (content["runs"][name].get(key, content[key]) for key in _OF_A_MODEL)
+        lists = {f"{section}.{key}": values for section, keys in tune.items() for key, values in keys.items()}
+        lists = {key: values for key, values in {**lists, "train.seed": seeds}.items() if key not in fixed}
+        try:
+            models[name] = _model(run, lists.pop("train.seed", []), lists)
+        except ConfigError as error:
+            problems += [f"{path}: {name}: {problem}" for problem in error.problems]
+    named = Counter(chain(content["ensembles"], *([run.name for run in model.runs] for model in models.values())))
+    problems += [f"{path}: {name!r} would be two runs or ensembles" for name, times in named.items() if times > 1]
+    if problems:
+        raise ConfigError(problems)
+    return Plan(Path(content["dir"]), models, content["ensembles"])
+
+
+def _model(run: PlannedRun, seeds: Sequence[int], tune: Mapping[str, Sequence[Any]]) -> PlannedModel:
+    """Make a model of a run: all combinations of the values to try, each with all seeds."""
+    tried = {}
+    for values in product(*tune.values()):
+        settings = dict(zip(tune, values, strict=True))
+        one = run.but(settings)
+        words = ", ".join(f"{key} = {toml_value(value)}" for key, value in settings.items())
+        tried[words] = [one.but({"train.seed": seed}) for seed in seeds] or [one]
+    return PlannedModel(run.name, tried)
 
 
 def plan_runs(
@@ -115,7 +199,7 @@ def _wrong_keys(content: Mapping[str, Any]) -> Iterator[str]:
         if key not in content:
             yield f"{key} is missing"
         elif not isinstance(content[key], kind):
-            yield f"{key} = {content[key]!r} must be {'a string' if kind is str else 'a table'}"
+            yield f"{key} = {content[key]!r} must be {_KINDS[kind]}"
 
 
 def _wrong_contents(content: Mapping[str, Any]) -> Iterator[str]:
@@ -129,14 +213,35 @@ def _wrong_contents(content: Mapping[str, Any]) -> Iterator[str]:
         if name in runs and name in ensembles:
             yield f"{name!r} is the name of a run and of an ensemble"
     for name, table in {**runs, "settings": content["settings"]}.items():
-        if not isinstance(table, dict) or not all(isinstance(values, dict) for values in table.values()):
+        if not isinstance(table, dict) or not all(isinstance(values, dict) for values in _sections(table).values()):
             yield f"{name}: must hold settings, as in train.steps = 400"
+        else:
+            yield from (f"{name}: {problem}" for problem in _wrong_lists(table))
+    yield from _wrong_lists(content)
     for name, members in ensembles.items():
         if not isinstance(members, list) or len(members) < 2:
             yield f"ensembles.{name} = {members!r} must be a list of at least two runs"
         else:
             strangers = [member for member in members if member not in runs]
             yield from (f"ensembles.{name}: {each!r} is no run{hint(nearest(str(each), runs))}" for each in strangers)
+
+
+def _wrong_lists(table: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the seeds and the values to try, of all runs or of one."""
+    seeds, tune = (table.get(key, none) for key, none in _OF_A_MODEL.items())
+    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+        yield f"seeds = {seeds!r} must be a list of integers"
+    sections = tune.values() if isinstance(tune, dict) else [None]
+    lists = chain.from_iterable(keys.values() if isinstance(keys, dict) else [None] for keys in sections)
+    if not all(isinstance(values, list) and values for values in lists):
+        yield "tune: must hold lists of what to try, as in tune.train.lr = [1e-3, 2e-3]"
+    elif "seed" in tune.get("train", {}):
+        yield "tune.train.seed: is not tuned; seeds = [0, 1] gives several"
+
+
+def _sections(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings, without what makes several of it."""
+    return {key: values for key, values in table.items() if key not in _OF_A_MODEL}
 
 
 def _overrides(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -179,11 +284,16 @@ def plan_sweep(
     if steps is not None:
         common.append(f"train.steps={steps}")
         if not any(each.startswith("train.warmup_steps=") for each in overrides):
-            common.append(f"train.warmup_steps={max(1, round(train.warmup_steps * steps / train.steps))}")
+            common.append(f"train.warmup_steps={warmup_in_proportion(train, steps)}")
     variants = {
         point.name: [*common, f"sparsity.density={point.density}", f"trails.layers={point.layers}"] for point in points
     }
     return plan_runs(base, folder, variants, base)
+
+
+def warmup_in_proportion(train: Train, steps: int) -> int:
+    """Steps of warm-up that are the same share of ``steps`` as those of ``train`` are of its own."""
+    return max(1, round(train.warmup_steps * steps / train.steps))
 
 
 def parse_together(texts: Sequence[str]) -> dict[str, list[Path]]:

@@ -29,6 +29,7 @@ from nt_dist.model.flops import token_flops
 from nt_dist.model.trails import build_model
 from nt_dist.model.weights import count_parameters
 from nt_dist.parallel.mesh import Mesh
+from nt_dist.training.metrics_log import METRICS, read_metrics, training_seconds
 
 RESULTS = "results"
 """The folder beside a comparison in which results are kept."""
@@ -49,6 +50,7 @@ class Result:
     inference_flops_dense: int
     steps: int
     tokens_seen: int
+    training_seconds: float  # of steps, by the clock; 0 where there are no metrics
     checkpoints: list[str]
     data_digest: str
     figures: dict[str, Any]  # see evaluation/full.py
@@ -60,6 +62,11 @@ class Result:
     def headline(self) -> Headline:
         """The figure by which runs are compared."""
         return FAMILIES[self.family].headline(self.figures)
+
+    @property
+    def training_flops(self) -> float:
+        """Operations of the whole training, sparse-effective."""
+        return self.training_flops_sparse * self.tokens_seen
 
     @property
     def num_samples(self) -> int:
@@ -160,6 +167,10 @@ def _evaluate(name: str, paths: Sequence[Path], mesh: Mesh, overrides: Sequence[
         inference_flops_dense=sum(each.inference_dense for each in flops),
         steps=max(each.step for each in progress),
         tokens_seen=max(each.extra.get("tokens", 0) for each in progress),
+        training_seconds=sum(
+            training_seconds(read_metrics(path.parents[1] / METRICS), each.step)
+            for path, each in zip(paths, progress, strict=True)
+        ),
         checkpoints=[str(path) for path in paths],
         data_digest=progress[0].data_digest,
         figures=figures,

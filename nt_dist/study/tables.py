@@ -2,18 +2,25 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from nt_dist.config.family import Headline
 from nt_dist.errors import RunError
 from nt_dist.files import write_whole
+from nt_dist.messages import format_seconds
 from nt_dist.pictures import Drawn, against_diversity, drawn, headline_against, save_pictures, short
-from nt_dist.study.plan import SweepPoint
+from nt_dist.study.equal import EQUAL
+from nt_dist.study.plan import Plan, SweepPoint
 from nt_dist.study.results import RESULTS, Result, read_result
+from nt_dist.study.seeds import least_difference, pooled
+from nt_dist.study.training import trained
 
 _COMPARISON = "comparison"
 _OF_SEVERAL = ("ensemble, mean of probabilities", "ensemble, mean of logits", "gain", "disagreement")
@@ -23,6 +30,45 @@ _DIVERSITY = {  # its measures, and their columns
     "JS divergence (nats)": "js_mean",
     "mutual information (nats)": "mutual_information",
 }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One of a comparison: a model, with a result for each seed, and what was tried for it, in words."""
+
+    name: str
+    results: Sequence[Result]
+    tried: str = ""
+
+    @property
+    def headline(self) -> Headline:
+        """Its mean over the seeds."""
+        each = [result.headline for result in self.results]
+        trails = [fmean(trail) for trail in zip(*(one.trails for one in each), strict=True)]
+        means = {name: fmean(getattr(one, name) for one in each) for name in ("prob", "logit")}
+        return replace(each[0], trails=trails, **means)
+
+
+def plan_rows(plan: Plan, evaluate: Callable[[str, list[Path]], Result]) -> list[Row]:
+    """Return a row for each model and ensemble of a plan of which something has been trained.
+
+    ``evaluate`` is given a result's name and the folders of its runs. An ensemble has a member's first seed, then its
+    second, for as long as all members have one.
+    """
+    found = {name: each for name, model in plan.models.items() if (each := trained(model)).runs}
+    rows = []
+    for name, each in found.items():
+        tried = [
+            f"{what}: {headline.text(headline.prob)}{' (taken)' * (what == each.best)}"
+            for what, headline in each.tried.items()
+        ]
+        rows.append(Row(name, [evaluate(run.name, [run.dir]) for run in each.runs], "; ".join(tried)))
+    for name, members in plan.ensembles.items():
+        if all(member in found for member in members):
+            times = enumerate(zip(*(found[member].runs for member in members), strict=False))
+            results = [evaluate(f"{name}_{k + 1}" if k else name, [run.dir for run in runs]) for k, runs in times]
+            rows.append(Row(name, results))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -65,64 +111,128 @@ def listed(numbers: set[int]) -> str:
     return " / ".join(f"{number:,}" for number in sorted(numbers))
 
 
-def compare(results: Sequence[Result]) -> StudyTable:
-    """Put results beside one another, in their order."""
+def compare(rows: Sequence[Row], equal: str = "") -> StudyTable:
+    """Put models beside one another, in their order; ``equal`` is that of EQUAL in which they cost the same."""
+    results = [result for row in rows for result in row.results]
     headline = results[0].headline
     evaluated = {result.num_samples for result in results}
     notes = [
         f"FLOP of one {headline.sample}, sparse-effective (dense-equivalent); calibration and Brier score of the mean "
         "of probabilities; divergence and mutual information in nats; gain: the ensemble's headline figure against the "
-        "mean of its trails'.",
+        "mean of its trails'; time: of training steps alone, by the clock.",
         f"Evaluated on {listed(evaluated)} {headline.samples}.",
+        _trained_on(results, equal),
     ]
-    others = [result.name for result in results if result.data_digest != results[0].data_digest]
+    others = [row.name for row in rows if any(each.data_digest != results[0].data_digest for each in row.results)]
     if others or len(evaluated) > 1:
-        rows = f" ({', '.join(others)})" if others else ""
-        notes.append(f"Not all rows are of the same data{rows}: their figures cannot be compared.")
+        names = f" ({', '.join(others)})" if others else ""
+        notes.append(f"Not all rows are of the same data{names}: their figures cannot be compared.")
+    if any(row.tried for row in rows):
+        notes.append(
+            f"Tried: settings with the first seed, and the {headline.name} of the mean of probabilities in each run's "
+            "own last evaluation; the best was taken, and trained with the other seeds."
+        )
+    spread, degrees = pooled([[result.headline.prob for result in row.results] for row in rows])
+    if degrees:
+        notes.append(_rule(headline, spread, degrees))
     notes += dict.fromkeys(sentence for result in results for sentence in result.published)
     flops = f"FLOP a {headline.sample}, sparse-effective"
     panels = {
         "parameters": {"weights stored": "weights_stored"},
         "flops": {f"training {flops}": "training_flops_sparse", f"inference {flops}": "inference_flops_sparse"},
     }
-    headlines = {each.name: each.headline for each in results}
+    headlines = {row.name: row.headline for row in rows}
     figures = {}
     for name, costs in panels.items():
-        values = {label: [getattr(each, cost) for each in results] for label, cost in costs.items()}
+        values = {label: [getattr(row.results[0], cost) for row in rows] for label, cost in costs.items()}
         figures[f"{headline.name.replace(' ', '_')}_against_{name}"] = headline_against(headlines, values)
-    return StudyTable(_COMPARISON, [_cells(each) for each in results], [each.row() for each in results], notes, figures)
+    cells = [_cells(row) for row in rows]
+    if degrees:
+        cells = [each | behind for each, behind in zip(cells, _behind(rows, spread, degrees), strict=True)]
+    if any(row.tried for row in rows):
+        cells = [each | {"tried": row.tried or "–"} for each, row in zip(cells, rows, strict=True)]
+    said = [{"model": row.name, "tried": row.tried, "equal": equal} for row in rows for _ in row.results]
+    every = [result.row() | more for result, more in zip(results, said, strict=True)]
+    return StudyTable(_COMPARISON, cells, every, notes, figures)
 
 
-def _cells(result: Result) -> dict[str, str]:
-    figures, headline = result.figures, result.headline
-    calibration, diversity = figures["calibration"], figures["diversity"]
+def _trained_on(results: Sequence[Result], equal: str) -> str:
+    """Whether rows cost the same, and in what: as it was asked for, or as it has come."""
+    if equal:
+        return f"Trained on equal {EQUAL[equal]}."
+    tokens = {result.tokens_seen for result in results}
+    if len(tokens) == 1:
+        return f"Trained on equal tokens, {listed(tokens)}."
+    return f"Not trained on equal tokens, but on {listed(tokens)}."
+
+
+def _rule(headline: Headline, spread: float, degrees: int) -> str:
+    least = {size: headline.text(least_difference(spread, degrees, (size, size))) for size in (1, 2, 3)}
+    return (
+        "±: standard deviation over seeds. The difference of two rows, of n and m seeds, counts from t s √(1/n + 1/m) "
+        f"on: with one seed each from {least[1]}, two {least[2]}, three {least[3]}. s = {headline.text(spread)} is the "
+        f"standard deviation over seeds of the {headline.name} of the mean of probabilities, pooled over all rows, and "
+        f"t the 97.5 % point of Student's distribution with its {degrees} degrees of freedom. Of many pairs, one in "
+        "twenty counts by chance."
+    )
+
+
+def _behind(rows: Sequence[Row], spread: float, degrees: int) -> list[dict[str, str]]:
+    """By how much each row is worse than the best, by the mean of probabilities, and whether that counts."""
+    best = min(rows, key=lambda row: row.headline.prob * (1 if row.headline.lower_is_better else -1))
+    cells = []
+    for row in rows:
+        least = least_difference(spread, degrees, (len(row.results), len(best.results)))
+        by = abs(row.headline.prob - best.headline.prob)
+        words = f"{row.headline.text(by)}, {'counts' if by >= least else 'does not count'}"
+        cells.append({"behind the best": "–" if row is best else words})
+    return cells
+
+
+def _cells(row: Row) -> dict[str, str]:
+    first, headline = row.results[0], row.headline
+
+    def mean(text: Callable[[float], str], value: Callable[[Result], float]) -> str:
+        """Over the seeds, with its spread."""
+        values = [value(result) for result in row.results]
+        spread = f" ± {text(stdev(values)).lstrip('+')}" if len(values) > 1 else ""
+        return text(fmean(values)) + spread
+
+    seconds = [result.training_seconds for result in row.results]
     cells = {
-        "": result.name,
-        "trails": str(result.trails),
-        "weights stored": f"{short(result.weights_stored)} of {short(result.weights_dense)}",
-        "training FLOP": f"{short(result.training_flops_sparse)} ({short(result.training_flops_dense)})",
-        "inference FLOP": f"{short(result.inference_flops_sparse)} ({short(result.inference_flops_dense)})",
-        f"{headline.samples} seen": short(result.tokens_seen),
+        "": row.name,
+        "trails": str(first.trails),
+        "weights stored": f"{short(first.weights_stored)} of {short(first.weights_dense)}",
+        "training FLOP": f"{short(first.training_flops_sparse)} ({short(first.training_flops_dense)})",
+        "inference FLOP": f"{short(first.inference_flops_sparse)} ({short(first.inference_flops_dense)})",
+        f"{headline.samples} seen": short(first.tokens_seen),
+        "whole training FLOP": short(first.training_flops),
+        "time": format_seconds(fmean(seconds)) if all(seconds) else "–",
+        "seeds": str(len(row.results)),
         f"{headline.name} of each trail": ", ".join(map(headline.text, headline.trails)),
-        "ensemble, mean of probabilities": headline.text(headline.prob),
-        "ensemble, mean of logits": headline.text(headline.logit),
-        "gain": f"{headline.prob / headline.mean - 1:+.1%}",
-        "ECE": f"{calibration['ece']['prob']:.2%}",
-        "adaptive ECE": f"{calibration['adaptive_ece']['prob']:.2%}",
-        "Brier": f"{calibration['brier']['prob']:.4f}",
-        "disagreement": f"{figures['disagreement']:.1%}",
-        "JS divergence": f"{diversity['js_mean']:.4f}",
-        "mutual information": f"{diversity['mutual_information']:.4f}",
+        "ensemble, mean of probabilities": mean(headline.text, lambda each: each.headline.prob),
+        "ensemble, mean of logits": mean(headline.text, lambda each: each.headline.logit),
+        "gain": mean("{:+.1%}".format, lambda each: each.headline.prob / each.headline.mean - 1),
+        "ECE": mean("{:.2%}".format, lambda each: each.figures["calibration"]["ece"]["prob"]),
+        "adaptive ECE": mean("{:.2%}".format, lambda each: each.figures["calibration"]["adaptive_ece"]["prob"]),
+        "Brier": mean("{:.4f}".format, lambda each: each.figures["calibration"]["brier"]["prob"]),
+        "disagreement": mean("{:.1%}".format, lambda each: each.figures["disagreement"]),
+        "JS divergence": mean("{:.4f}".format, lambda each: each.figures["diversity"]["js_mean"]),
+        "mutual information": mean("{:.4f}".format, lambda each: each.figures["diversity"]["mutual_information"]),
     }
-    return cells if result.trails > 1 else cells | dict.fromkeys(_OF_SEVERAL, "–")
+    return cells if first.trails > 1 else cells | dict.fromkeys(_OF_SEVERAL, "–")
 
 
 def read_comparison(folder: Path) -> StudyTable:
     """Read a comparison that was written into ``folder``; a RunError where there is none, or it is damaged."""
     try:
-        rows = csv.DictReader((folder / f"{_COMPARISON}.csv").read_text(encoding="utf-8").splitlines())
-        return compare([read_result(folder / RESULTS / f"{row['name']}.json") for row in rows])
-    except (OSError, KeyError, csv.Error) as problem:
+        every = list(csv.DictReader((folder / f"{_COMPARISON}.csv").read_text(encoding="utf-8").splitlines()))
+        rows = []
+        for name, several in groupby(every, key=lambda row: row["model"]):
+            tried, names = zip(*((each["tried"], each["name"]) for each in several), strict=True)
+            rows.append(Row(name, [read_result(folder / RESULTS / f"{each}.json") for each in names], tried[0]))
+        return compare(rows, every[0]["equal"])
+    except (OSError, KeyError, IndexError, csv.Error) as problem:
         raise RunError(f"{folder}: holds no comparison that can be read: {problem}") from None
 
 

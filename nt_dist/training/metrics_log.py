@@ -8,6 +8,7 @@ cut off as well.
 import itertools
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             raise RunError(f"{path}, line {number}: not a JSON object with a step ({problem})") from problem
         records.append(record)
     return records
+
+
+def training_seconds(records: Iterable[Mapping[str, Any]], last: int) -> float:
+    """Seconds that the steps of a run took, as its metrics have them: up to the last one logged, at most ``last``.
+
+    Evaluations and saving are not among them.
+    """
+    seconds = tokens = 0.0
+    for record in records:
+        if record["step"] <= last and "tokens_per_second" in record:
+            seconds += (record["tokens"] - tokens) / record["tokens_per_second"]
+            tokens = record["tokens"]
+    return seconds
 
 
 def last_evaluation(path: Path) -> dict[str, Any] | None:

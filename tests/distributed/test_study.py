@@ -164,8 +164,8 @@ def test_pictures_of_models_trained_apart_are_told_by_all_trails(tmp_path):
 def test_results_are_kept_until_the_checkpoint_or_the_evaluation_changes(folder):
     kept = folder / "compared" / "results" / "trails.json"
     before, evaluated = kept.read_text(), kept.stat().st_mtime_ns
-    _run("compare", folder / "plan.toml", "--only", "trails", "--out", folder / "compared")
-    assert kept.stat().st_mtime_ns == evaluated
+    printed = _run("compare", folder / "plan.toml", "--only", "trails", "--equal", "tokens", "--out", kept.parents[1])
+    assert kept.stat().st_mtime_ns == evaluated and "Trained on equal tokens." in printed
     _run("compare", folder / "compared" / "trails", "run.eval_batches=1", "--out", folder / "folders")
     other = json.loads((folder / "folders" / "results" / "trails.json").read_text())
     assert other["figures"]["tokens"] == 32 and json.loads(before)["figures"]["tokens"] == 64
@@ -182,6 +182,7 @@ def test_folders_of_runs_and_what_cannot_be_compared(folder):
     for arguments, message in (
         ([folder / "plan.toml", folder / "compared" / "dense"], "a plan stands alone"),
         ([folder / "compared" / "dense"], "--out FOLDER"),
+        ([folder / "compared" / "dense", "--equal", "flops", "--out", folder / "x"], "--equal is for a plan"),
         ([folder / "nowhere", "--out", folder / "x"], "there is no whole checkpoint in it"),
         ([folder / "plan.toml", "--no_train", "--only", "trials"], "did you mean trails"),
     ):

@@ -5,6 +5,7 @@ import torch
 from nt_dist.evaluation.full import FullSums
 from nt_dist.families import DEFAULT
 from nt_dist.study.results import Result
+from nt_dist.study.tables import Row
 from tests.unit.evaluation.prediction_case import ALONE
 
 
@@ -46,7 +47,13 @@ def result(name, num_trails, weights, digest="abc", **changes):
         "inference_flops_dense": 4 * weights,
         "steps": 10,
         "tokens_seen": 5000,
+        "training_seconds": 65.0,
         "data_digest": digest,
         "figures": figures(num_trails, seed=weights),
     }
     return Result(**{**values, **changes})
+
+
+def rows(results):
+    """A row for each result: models of one seed."""
+    return [Row(each.name, [each]) for each in results]

@@ -110,6 +110,63 @@ def test_mistakes_are_named(tmp_path, old, new, message):
         read_plan(_write(tmp_path, PLAN.replace(old, new)))
 
 
+SEVERAL = PLAN.replace("[settings]", "seeds = [0, 1]\n[settings]").replace(
+    "[runs.third]", "[runs.third]\nseeds = [3]\ntune.train.lr = [0.1, 2e-3]\ntune.trails.layers = [4, 5]"
+)
+
+
+def test_seeds_and_settings_to_try_make_runs_named_by_what_differs(tmp_path):
+    models = read_plan(_write(tmp_path, SEVERAL)).models
+    assert {what: [run.name for run in runs] for what, runs in models["dense"].tried.items()} == {
+        "": ["dense", "dense_seed1"]
+    }
+    assert {what: [run.name for run in runs] for what, runs in models["third"].tried.items()} == {
+        "train.lr = 0.1, trails.layers = 4": ["third_lr0.1_seed3"],
+        "train.lr = 0.1, trails.layers = 5": ["third_lr0.1_layers5_seed3"],
+        "train.lr = 0.002, trails.layers = 4": ["third_seed3"],
+        "train.lr = 0.002, trails.layers = 5": ["third_layers5_seed3"],
+    }
+    for run in read_plan(_write(tmp_path, SEVERAL)).runs.values():
+        assert run.dir == Path("runs/plan") / run.name and load_config(run.base, run.overrides) == run.config
+        assert run.config.data.prepared == "runs/plan/data"
+    tried = read_plan(_write(tmp_path, SEVERAL)).runs["third_lr0.1_layers5_seed3"].config
+    assert (tried.train.lr, tried.trails.layers, tried.train.seed, tried.train.steps) == (0.1, 5, 3, 40)
+
+
+def test_what_the_command_line_says_is_not_tried(tmp_path):
+    models = read_plan(_write(tmp_path, SEVERAL), ["train.lr=0.5", "train.seed=7"]).models
+    assert list(models["third"].tried) == ["trails.layers = 4", "trails.layers = 5"]
+    assert {run.config.train.lr for run in models["third"].runs} == {0.5}
+    assert [run.config.train.seed for run in models["dense"].runs] == [7]
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("seeds = [3]", "seeds = 3", "third: seeds = 3 must be a list of integers"),
+        ("seeds = [0, 1]", 'seeds = ["a"]', r"seeds = \['a'\] must be a list of integers"),
+        ("seeds = [0, 1]", "seeds = [0, -1]", "dense: train.seed = -1 must be"),
+        ("tune.train.lr = [0.1, 2e-3]", "tune.train.lr = 0.1", "third: tune: must hold lists"),
+        ("tune.train.lr = [0.1, 2e-3]", "tune.lr = [0.1]", "third: tune: must hold lists"),
+        ("tune.train.lr = [0.1, 2e-3]", "tune.train.lr = []", "third: tune: must hold lists"),
+        ("tune.train.lr = [0.1, 2e-3]", "tune.train.lr = [0.1, -1.0]", "third: train.lr = -1.0 must be"),
+        ("tune.train.lr = [0.1, 2e-3]", "tune.train.lrr = [0.1]", "train.lrr is no setting"),
+        ("tune.train.lr = [0.1, 2e-3]", "tune.train.lr = [0.1, 0.1]", None),
+        ("tune.train.lr = [0.1, 2e-3]", "tune.train.lr = [0.1, 1e-1]", None),
+        ("tune.train.lr = [0.1, 2e-3]", "tune.train.seed = [1, 2]", "tune.train.seed: is not tuned"),
+        ("[runs.third]", "[runs.dense_seed1]\n[runs.third]", "'dense_seed1' would be two runs or ensembles"),
+        ("seeds = [0, 1]", "seeds = [0, 1, 0]", "'dense' would be two runs or ensembles"),
+    ],
+)
+def test_mistakes_in_seeds_and_what_to_try_are_named(tmp_path, old, new, message):
+    assert old in SEVERAL
+    if message is None:  # said twice is said once
+        assert len(read_plan(_write(tmp_path, SEVERAL.replace(old, new))).models["third"].tried) == 2
+        return
+    with pytest.raises(ConfigError, match=message):
+        read_plan(_write(tmp_path, SEVERAL.replace(old, new)))
+
+
 def test_a_plan_that_is_not_there():
     with pytest.raises(ConfigError, match="nowhere.toml: No such file"):
         read_plan(Path("nowhere.toml"))

@@ -3,7 +3,8 @@
 import csv
 import io
 import itertools
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ from nt_dist.images.published import PUBLISHED
 from nt_dist.llama.family import Llama
 from nt_dist.study.plan import SweepPoint
 from nt_dist.study.results import check_alike
-from nt_dist.study.tables import compare, diversity_study, read_comparison
+from nt_dist.study.tables import Row, compare, diversity_study, read_comparison
 from tests.unit.resnet.small import small
-from tests.unit.study.study_case import result
+from tests.unit.study.study_case import result, rows
 
 RESULTS = [result("single", 1, 2_250_000), result("trails", 3, 4_420_000)]
 
@@ -30,7 +31,7 @@ def _markdown_rows(text):
 
 
 def test_the_table_says_what_each_run_costs_and_how_well_it_predicts():
-    single, trails = _markdown_rows(compare(RESULTS).markdown().replace("|  |", "| name |"))
+    single, trails = _markdown_rows(compare(rows(RESULTS)).markdown().replace("|  |", "| name |"))
     figures = RESULTS[1].figures
     assert (single["trails"], trails["trails"]) == ("1", "3")
     assert trails["weights stored"] == "4.42 M of 8.84 M" and trails["training FLOP"] == "26.5 M (53 M)"
@@ -42,8 +43,8 @@ def test_the_table_says_what_each_run_costs_and_how_well_it_predicts():
 
 
 def test_the_csv_has_every_digit():
-    rows = list(csv.DictReader(io.StringIO(compare(RESULTS).csv())))
-    for row, expected in zip(rows, RESULTS, strict=True):
+    found = list(csv.DictReader(io.StringIO(compare(rows(RESULTS)).csv())))
+    for row, expected in zip(found, RESULTS, strict=True):
         figures = expected.figures
         assert row["name"] == expected.name and int(row["weights_stored"]) == expected.weights_stored
         assert [float(each) for each in row["ppl_trails"].split()] == figures["ppl_trails"]
@@ -51,22 +52,84 @@ def test_the_csv_has_every_digit():
         assert float(row["mutual_information"]) == figures["diversity"]["mutual_information"]
 
 
+def _of_seeds(name, perplexities, **changes):
+    """A model of so many seeds, whose ensembles have these perplexities."""
+    found = []
+    for seed, perplexity in enumerate(perplexities):
+        figures = {**RESULTS[1].figures, "ppl_ensemble_prob": perplexity}
+        found.append(result(f"{name}_seed{seed}", 3, 1000, figures=figures, **changes))
+    return found
+
+
+def test_several_seeds_are_a_mean_its_spread_and_a_rule_for_differences():
+    names = {"good": [10.0, 10.2], "near": [10.5, 10.5], "far": [11.0], "alike": [10.1, 10.3]}
+    table = compare([Row(name, _of_seeds(name, each)) for name, each in names.items()])
+    found = {row["name"]: row for row in _markdown_rows(table.markdown().replace("|  |", "| name |"))}
+    assert found["good"]["ensemble, mean of probabilities"] == "10.10 ± 0.14"
+    assert found["far"]["ensemble, mean of probabilities"] == "11.00"
+    assert [row["seeds"] for row in found.values()] == ["2", "2", "1", "2"]
+    # s² = (0.02 + 0 + 0.02) / 3, t = 3.182 of three degrees: 0.37 between two seeds each, 0.45 between two and one
+    assert {name: row["behind the best"] for name, row in found.items()} == {
+        "good": "–",
+        "near": "0.40, counts",
+        "far": "0.90, counts",
+        "alike": "0.10, does not count",
+    }
+    (rule,) = [note for note in table.notes if "±" in note]
+    assert "from 0.52, two 0.37, three 0.30. s = 0.12 is" in rule and "3 degrees of freedom" in rule
+    assert not any("±" in note for note in compare(rows(RESULTS)).notes)
+
+
+class Answers(Llama):
+    """A family whose figures are better the higher they are."""
+
+    def headline(self, figures):
+        return replace(super().headline(figures), lower_is_better=False)
+
+
+def test_the_best_is_the_highest_where_more_is_better(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "pictures", Answers())
+    for_family = {"family": "pictures"}
+    table = compare([Row(name, _of_seeds(name, each, **for_family)) for name, each in (("a", [10, 10]), ("b", [9, 9]))])
+    assert [row["behind the best"] for row in table.cells] == ["–", "1.00, counts"]
+
+
+def test_a_comparison_that_was_written_is_read_as_it_was(tmp_path):
+    several = [Row("one", _of_seeds("one", [10.0, 10.2]), "train.lr = 0.1: 10.00 (taken); train.lr = 0.2: 10.70")]
+    table = compare([*several, *rows([RESULTS[0]])], "flops")
+    for each in [*several[0].results, RESULTS[0]]:
+        write_whole(tmp_path / "results" / f"{each.name}.json", json.dumps(asdict(each)))
+    write_whole(tmp_path / "comparison.csv", table.csv())
+    assert read_comparison(tmp_path).markdown() == table.markdown()
+    assert [row["tried"] for row in table.cells] == [several[0].tried, "–"]
+
+
+def test_the_table_says_in_what_rows_are_equal():
+    longer = replace(RESULTS[0], tokens_seen=9000)
+    assert "Trained on equal tokens, 5,000." in compare(rows(RESULTS)).notes
+    assert "Not trained on equal tokens, but on 5,000 / 9,000." in compare(rows([longer, RESULTS[1]])).notes
+    assert "Trained on equal training FLOP, sparse-effective." in compare(rows([longer, RESULTS[1]]), "flops").notes
+    cells = compare(rows([longer, replace(RESULTS[1], training_seconds=0.0)])).cells
+    assert [row["time"] for row in cells] == ["1:05", "–"]
+    assert [row["whole training FLOP"] for row in cells] == ["122 G", "133 G"]  # 6 · 2.25 M · 9,000; 6 · 4.42 M · 5,000
+
+
 def test_rows_of_other_texts_are_named():
-    assert "cannot be compared" not in compare(RESULTS).markdown()
+    assert "cannot be compared" not in compare(rows(RESULTS)).markdown()
     other = result("other", 1, 1000, digest="xyz")
-    assert "same data (other)" in compare([*RESULTS, other]).markdown()
+    assert "same data (other)" in compare(rows([*RESULTS, other])).markdown()
 
 
 def test_what_others_published_on_the_data_of_a_run_stands_below_once():
     on = {name: small(data={"benchmark": name}) for name in PUBLISHED}
     said = {name: list(config.family.published(config)) for name, config in on.items()}
-    assert said["none"] == [] and "published" not in compare(RESULTS).markdown().lower()
+    assert said["none"] == [] and "published" not in compare(rows(RESULTS)).markdown().lower()
     for name, figures in {
         "cifar10": ("WRN-28-10 single 96.0 % / 0.159 / 0.023", "four 96.6 % / 0.114 / 0.010", "2106.04015"),
         "cifar100": ("WRN-28-10 single 79.8 % / 0.875 / 0.086", "four 82.7 % / 0.666 / 0.021"),
         "imagenet": ("ResNet-50 single 76.2 % / 0.939 / 0.032", "four 77.9 % / 0.857 / 0.017", "77.17 %", "1911.11134"),
     }.items():
-        text = compare([replace(each, published=said[name]) for each in RESULTS]).markdown()
+        text = compare(rows(replace(each, published=said[name]) for each in RESULTS)).markdown()
         assert all(text.count(each) == 1 for each in figures), text
 
 
@@ -86,13 +149,13 @@ def test_only_configs_of_whole_public_data_sets_name_one():
 def test_a_comparison_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(RunError, match="holds no comparison"):
         read_comparison(tmp_path)
-    write_whole(tmp_path / "comparison.csv", compare(RESULTS).csv())
+    write_whole(tmp_path / "comparison.csv", compare(rows(RESULTS)).csv())
     with pytest.raises(RunError, match=r"single.json: is not there"):
         read_comparison(tmp_path)
 
 
 def test_points_stand_at_their_cost_and_their_perplexity():
-    (figure, several) = compare(RESULTS).figures.values()
+    (figure, several) = compare(rows(RESULTS)).figures.values()
     drawn = {tuple(line.get_xydata()[0]) for axes in figure.axes for line in axes.lines}
     for each in RESULTS:
         assert (each.weights_stored, each.figures["ppl_ensemble_prob"]) in drawn
@@ -102,7 +165,7 @@ def test_points_stand_at_their_cost_and_their_perplexity():
 
 def test_names_that_would_lie_on_one_another_are_moved_apart():
     alike = [result(name, 1, 1000, figures=RESULTS[0].figures) for name in ("one", "two", "three")]
-    texts = compare(alike).figures["perplexity_against_parameters"].axes[0].texts
+    texts = compare(rows(alike)).figures["perplexity_against_parameters"].axes[0].texts
     heights = sorted(text.xyann[1] for text in texts)
     assert min(b - a for a, b in itertools.pairwise(heights)) > 8.5
 
@@ -117,7 +180,7 @@ class Pictures(Llama):
 def test_a_comparison_names_what_its_family_counts(monkeypatch):
     monkeypatch.setitem(FAMILIES, "pictures", Pictures())
     results = [replace(each, family="pictures", figures={**each.figures, "images": 7}) for each in RESULTS]
-    comparison = compare(results)
+    comparison = compare(rows(results))
     assert list(comparison.figures) == ["error_against_parameters", "error_against_flops"]
     assert "Evaluated on 7 images." in comparison.notes and comparison.rows[0]["images_evaluated"] == 7
     assert "error of each trail" in comparison.cells[0] and "images seen" in comparison.cells[0]
@@ -145,11 +208,11 @@ def test_the_study_has_a_row_and_a_mark_for_each_point():
     results[dense] = result("dense", 3, 3000)
     results[dense].figures["topology"] = None
     study = diversity_study(results)
-    rows = study.rows
-    assert [(row["density"], row["layers"]) for row in rows] == [*points, dense]
+    found = study.rows
+    assert [(row["density"], row["layers"]) for row in found] == [*points, dense]
     nll = results[points[0]].figures["nll"]
-    assert rows[0]["gain"] == pytest.approx(sum(nll["trails"]) / 3 - nll["prob"]) and rows[0]["gain"] > 0
-    assert len(_markdown_rows(study.markdown())) == 5 and rows[-1]["overlap"] is None
+    assert found[0]["gain"] == pytest.approx(sum(nll["trails"]) / 3 - nll["prob"]) and found[0]["gain"] > 0
+    assert len(_markdown_rows(study.markdown())) == 5 and found[-1]["overlap"] is None
     gain = study.figures["gain_against_diversity"]
     drawn = {tuple(point) for line in gain.axes[0].lines if len(line.get_xydata()) for point in line.get_xydata()}
-    assert drawn == {(row["disagreement"], row["gain"]) for row in rows}
+    assert drawn == {(row["disagreement"], row["gain"]) for row in found}
