@@ -126,6 +126,7 @@ def main(arguments: list[str]) -> None:
     threading.Thread(target=_receive, args=(connection, tasks), daemon=True).start()
     state = GlobalState()
     state.restore()
+    gc.freeze()  # what is imported stays: to look through it took most of each restore
     while True:
         answer = _run_task(tasks.get(), backend)
         state.restore()  # before the answer: peers that wait for this rank in a collective see it leave
