@@ -31,7 +31,9 @@ GAP = 5.0  # a look that comes so much later: this process was stopped as well, 
 SEND_SECONDS = 1.0  # for one message, where the other end takes nothing any more
 DUMP_SECONDS = 3.0  # for all ranks to say where they stand
 LINGER = 10.0  # how long rank 0's watcher outlives its rank to serve the others
-MAX_LINE = 1 << 18
+MAX_LINE, MAX_HELLO = 1 << 18, 1 << 10  # bytes; the second before the secret is known
+HELLO_SECONDS, MAX_STRANGERS = 5.0, 64  # for it, and connections that have not said it
+AGAIN_SECONDS = 2.0  # between two tries to reach rank 0's watcher
 REPORTED = {"phase", "step", "beats", "idle", "late", "stopped", "gone", "code", "threads"}  # of a View
 
 
@@ -42,6 +44,7 @@ class Link:
         self.connection = connection
         connection.setblocking(False)
         self.rank: int | None = None  # whose watcher is at the other end, once it has said so
+        self.limit = MAX_LINE
         self.selector: selectors.BaseSelector | None = None  # that waits for messages
         self._received, self.closed = b"", False
 
@@ -57,23 +60,25 @@ class Link:
             self.close()
 
     def receive(self) -> list[dict[str, Any]]:
-        """Return the messages that have come; ``closed`` says afterwards whether more can come."""
-        while not self.closed:
-            try:
-                data = self.connection.recv(1 << 16)
-            except BlockingIOError:
-                break
-            except OSError:
-                data = b""
-            if not data:
-                self.close()
-            self._received += data
-        *lines, self._received = self._received.split(b"\n")
-        if len(self._received) > MAX_LINE:
+        """Return messages that have come; ``closed`` says afterwards whether more can come.
+
+        It takes one piece, so that none who sends without end keeps this process from the others.
+        """
+        try:
+            data = b"" if self.closed else self.connection.recv(1 << 16)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data:
             self.close()
+        *lines, self._received = (self._received + data).split(b"\n")
+        if max(map(len, [*lines, self._received])) > self.limit:
+            self.close()
+            return []
         try:
             messages = [json.loads(line) for line in lines]
-        except ValueError:
+        except (ValueError, RecursionError):
             self.close()
             return []
         return [message for message in messages if isinstance(message, dict)]
@@ -150,7 +155,7 @@ class Watcher:
     """One watcher; that of rank 0 has links to all others, each other one has a link to it.
 
     ``control`` is the link to the rank itself, which tells by its end that it is dead; ``order`` is what came over it:
-    rank, size, host, limits, and where the watcher of rank 0 listens.
+    rank, size, host, limits, and where the watcher of rank 0 listens (path or port, and address).
     """
 
     def __init__(self, process: RankProcess, control: Link, order: dict[str, Any]):
@@ -160,9 +165,12 @@ class Watcher:
         self.views = {rank: View(rank, unwatched=True) for rank in range(order["size"])} if self.rank == 0 else {}
         self.views[self.rank] = self.view
         self.links: dict[int, Link] = {}
+        self.strangers: dict[Link, float] = {}  # who has not said the secret, and since when
+        self.is_alone = False  # rank 0's watcher cannot be reached
+        self.has_main_left = False
         self.selector = selectors.DefaultSelector()
         self.listen_to(control, lambda message: None)
-        self.heard = self.last_tick = time.monotonic()
+        self.heard = self.asked = self.last_tick = time.monotonic()
         self.has_announced = False
         self.answered: set[int] = set()  # ranks that have said where they stand
         self.failed_at = self.left_at = None
@@ -202,17 +210,38 @@ class Watcher:
         def accept() -> None:
             with contextlib.suppress(OSError):
                 link = Link(server.accept()[0])
+                link.limit = MAX_HELLO
                 self.listen_to(link, functools.partial(self.take, link))
+                self.strangers[link] = time.monotonic()
+                self.close_strangers()
 
         self.selector.register(server, selectors.EVENT_READ, accept)
 
-    def connect(self, address: str, port: int) -> None:
-        """Another rank: go to rank 0's watcher."""
+    def close_strangers(self) -> None:
+        """Rank 0: close the connections that should have said the secret, and the oldest of too many."""
+        now, many = time.monotonic(), len(self.strangers) - MAX_STRANGERS
+        for number, (link, since) in enumerate(list(self.strangers.items())):
+            if link.closed or number < many or now - since > HELLO_SECONDS:
+                link.close()
+                del self.strangers[link]
+
+    def connect(self, seconds: float) -> None:
+        """Another rank: go to rank 0's watcher, or perhaps to another one that has taken its place."""
+        where, address = self.order["where"], self.order["address"]
         try:
-            link = Link(socket.create_connection((address, port), timeout=self.limits.silence))
+            if isinstance(where, str):
+                connection = socket.socket(socket.AF_UNIX)
+                connection.settimeout(seconds)
+                connection.connect(where)
+            else:
+                connection = socket.create_connection((address, where), timeout=seconds)
         except OSError as problem:
-            say(f"warning: rank {self.rank} on {self.view.host} is watched alone: {address}:{port}: {problem}")
+            if not self.is_alone:
+                say(f"warning: rank {self.rank} on {self.view.host} is watched alone: {address}: {where}: {problem}")
+            self.is_alone = True
             return
+        link = Link(connection)
+        self.is_alone = False
         self.heard = time.monotonic()
         self.links[0] = link
         self.listen_to(link, self.follow)
@@ -225,8 +254,11 @@ class Watcher:
             if not hmac.compare_digest(str(message.get("secret")).encode(), secret) or rank not in self.views:
                 link.close()
                 return
-            link.rank, self.links[rank] = rank, link
-            self.views[rank].host = str(message.get("host"))
+            self.strangers.pop(link, None)
+            if rank in self.links:  # of a watcher before it
+                self.links[rank].close()
+            link.rank, link.limit, self.links[rank] = rank, MAX_LINE, link
+            self.views[rank].host, self.views[rank].silent = str(message.get("host")), 0.0
             return
         view = self.views[link.rank]
         if "threads" in message:
@@ -245,6 +277,7 @@ class Watcher:
             self.leave(kill=True)
         elif "done" in message:  # rank 0 has left well, and its watcher with it
             self.links.pop(0).close()
+            self.has_main_left = True
 
     def tell_others(self, **message: Any) -> None:
         """Rank 0: send a message to all other watchers."""
@@ -277,11 +310,16 @@ class Watcher:
             if now - self.heard >= self.limits.silence:
                 first = View(0, self.order["main_host"], self.view.phase, self.view.step, silent=now - self.heard)
                 self.end([first, self.view])
-        elif is_lost([self.view], self.limits):
+            return
+        if is_lost([self.view], self.limits):
             self.end([self.view])
+        if not self.has_main_left and now - self.asked >= AGAIN_SECONDS:
+            self.asked = now
+            self.connect(AGAIN_SECONDS / 2)
 
     def judge(self, now: float, since: float) -> None:
         """Rank 0: decide whether the job can go on."""
+        self.close_strangers()
         for rank, link in self.links.items():
             view = self.views[rank]
             view.silent += since
@@ -320,6 +358,10 @@ class Watcher:
         """End this process, and its rank before where that has not left."""
         if kill:
             self.process.kill()
+            if self.rank == 0 and isinstance(where := self.order["where"], str):  # what the rank leaves behind
+                with contextlib.suppress(OSError):
+                    os.unlink(where)
+                    os.rmdir(os.path.dirname(where))
         os._exit(0)
 
 
@@ -336,7 +378,7 @@ def main(arguments: list[str]) -> None:
     if server:
         watcher.accept_from(socket.socket(fileno=server[0]))
     elif watcher.rank:
-        watcher.connect(order["address"], order["port"])
+        watcher.connect(watcher.limits.silence)
     watcher.control.send(ready=True)
     watcher.run()
 

@@ -58,10 +58,14 @@ def hold_the_interpreter():
     library.pthread_mutex_lock(mutex)  # PyDLL keeps Python's lock, so that no thread of this process runs any more
 
 
-def fall_silent():
+def signal_watcher(number):
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    for pid in children:  # the watcher: as on a host whose network is gone
-        os.kill(int(pid), signal.SIGSTOP)
+    for pid in children:
+        os.kill(int(pid), number)
+
+
+def fall_silent():
+    signal_watcher(signal.SIGSTOP)  # as on a host whose network is gone
     while True:
         time.sleep(1)
 
@@ -99,12 +103,19 @@ def main(rank, size, folder, fault):
             if fault == "take_long":
                 heartbeat.enter("saving")
                 time.sleep(3 * STALL)
-            elif fault == "group_stop":
+                continue
+            if fault == "group_stop":
                 print("stop us", flush=True)
                 time.sleep(1)
-            elif rank == where:
+                continue
+            if fault.startswith("rewatched_"):
+                signal_watcher(signal.SIGKILL)
+                time.sleep(2.0)
+                mesh.gather_objects(step)
+                heartbeat.beat()
+            if rank == where:
                 print("now", flush=True)
-                FAULTS[fault]()
+                FAULTS[fault.removeprefix("rewatched_")]()
 
 
 if __name__ == "__main__":

@@ -56,13 +56,16 @@ def run(folder, fault, size=3):
         ("fall_silent", r"rank 2 on \S+: nothing has been heard of its host for \d+ s; it was in step 5 \("),
         ("first_fall_silent", r"rank 0 on \S+: nothing has been heard of its host for \d+ s; it was in step \d \("),
         ("first_stop", r"rank 0 on \S+ has been stopped \(SIGSTOP\)"),
+        ("rewatched_stop", r"rank 2 on \S+ has been stopped \(SIGSTOP\) for \d+ s in step 5 \(stepping\)"),
     ],
 )
 def test_a_rank_that_stands_still_is_named_and_all_are_ended(tmp_path, tally, fault, says):
     ranks, reader = start(tmp_path, fault, 3)
     left_alone = 0 if fault == "first_fall_silent" else 2 if fault == "fall_silent" else None
-    pipe = os.fdopen(reader)
-    assert pipe.readline() == "now\n"
+    pipe, before = os.fdopen(reader), ""
+    while (line := pipe.readline()) != "now\n":
+        assert line.endswith("another one is started\n")
+        before += line
     began = time.monotonic()
     codes = [rank.wait(timeout=LIMIT) for number, rank in enumerate(ranks) if number != left_alone]
     assert time.monotonic() - began < LIMIT
@@ -76,9 +79,13 @@ def test_a_rank_that_stands_still_is_named_and_all_are_ended(tmp_path, tally, fa
     assert codes == [-signal.SIGKILL] * 3, text
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     assert re.match(f"error: {says}", errors[0]), text
+    if fault == "rewatched_stop":  # all watchers were killed before
+        assert len(re.findall(r"rank \d on \S+: its watcher has died \(-9\)", before)) == 3, before
     if fault == "deadlock":
         assert f"in {fault}" in text and "where the threads of rank 2 stand" in text, text
-    tally("a rank is stopped or stands still, or its host is silent: all ended within a minute", 1, lost=SINCE)
+    what = "a rank is stopped or stands still, or its host is silent"
+    what = "all watchers are killed, then a rank is stopped" if before else what
+    tally(f"{what}: all ended within a minute", 1, lost=SINCE)
 
 
 def test_a_dead_rank_is_the_first_error(tmp_path, tally):

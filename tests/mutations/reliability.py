@@ -117,6 +117,24 @@ RELIABILITY = [
         STANDSTILL,
     ),
     Mutation(
+        "watch: a watcher that died is not replaced",
+        "if self.is_ending.wait(pause):",
+        "if True:",
+        STANDSTILL,
+    ),
+    Mutation(
+        "watch: strangers may stay",
+        "if link.closed or number < many or now - since > HELLO_SECONDS:",
+        "if False:",
+        "tests/unit/watch/test_watching.py::test_whoever_does_not_know_the_secret_is_few_and_short_lived",
+    ),
+    Mutation(
+        "messages end a run where nobody reads them",
+        "if self._takes():\n                    self._stream.write(",
+        "if True:\n                    self._stream.write(",
+        "tests/unit/test_command_line.py::test_nobody_who_reads_messages_ends_or_holds_up_nothing",
+    ),
+    Mutation(
         "watch: a dead rank is not announced",
         "if self.view.gone and self.view.code is None and not self.has_announced:",
         "if False:",

@@ -1,12 +1,17 @@
 """Where watchers listen and whom they let in; what they do is in tests/faults/test_watch.py."""
 
+import json
+import os
 import socket
+import time
+from contextlib import ExitStack, suppress
 
 import pytest
 
 from nt_dist.parallel.launcher import is_loopback
+from nt_dist.watch import watcher as module
 from nt_dist.watch import watching
-from nt_dist.watch.watcher import MAX_LINE, Link, Watcher
+from nt_dist.watch.watcher import MAX_LINE, MAX_STRANGERS, Link, Watcher
 
 
 @pytest.mark.parametrize(
@@ -51,11 +56,68 @@ def watcher():
 
 
 @pytest.fixture
-def ends():
+def ends(watcher):
     pair = socket.socketpair()
-    yield Link(pair[0]), pair[1]
+    link = Link(pair[0])
+    watcher.strangers[link] = time.monotonic()
+    yield link, pair[1]
     for end in pair:
         end.close()
+
+
+@pytest.fixture
+def come(watcher):
+    """Connect to the watcher, and say something."""
+    ends = []
+    with ExitStack() as stack:
+        server = watching._open_server(stack, "127.0.0.1")
+        folder = os.path.dirname(server.getsockname())
+        assert os.stat(folder).st_mode & 0o777 == 0o700  # nobody else gets as far
+        watcher.accept_from(server)
+
+        def connect(data=b""):
+            ends.append(stack.enter_context(socket.socket(socket.AF_UNIX)))
+            ends[-1].settimeout(5)
+            ends[-1].connect(server.getsockname())
+            ends[-1].sendall(data)
+            for _ in range(3):
+                watcher.attend(0.0)
+            return ends[-1]
+
+        yield connect
+    assert not os.path.exists(folder)
+
+
+def test_whoever_does_not_know_the_secret_is_few_and_short_lived(watcher, come, monkeypatch):
+    hello = json.dumps({"secret": "of this job", "rank": 1, "host": "b"}).encode()
+    come(hello + b"\n")
+    strangers = [come() for _ in range(MAX_STRANGERS + 3)]
+    assert len(watcher.strangers) == MAX_STRANGERS
+    assert [end.recv(1) for end in strangers[:3]] == [b""] * 3  # the oldest are closed
+    assert watcher.links[1] and not watcher.links[1].closed
+    again = come(hello + b"\n")  # the watcher of rank 1 has died, and this is another
+    assert again and not watcher.links[1].closed and len(watcher.links) == 1
+    monkeypatch.setattr(module, "HELLO_SECONDS", 0.0)
+    watcher.close_strangers()
+    assert not watcher.strangers and not watcher.links[1].closed
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b"[" * 900 + b"\n", b"x" * 2000])
+def test_what_a_stranger_says_ends_its_connection_and_nothing_else(watcher, come, data):
+    end = come()
+    with suppress(BrokenPipeError, ConnectionResetError):
+        end.setblocking(False)
+        end.send(data)
+    for _ in range(3):
+        watcher.attend(0.0)
+    watcher.close_strangers()
+    assert not watcher.strangers and not watcher.links
+
+
+def test_who_sends_without_end_does_not_keep_the_watcher(ends):
+    link, other = ends
+    other.sendall(b"\n".join([b"{}"] * 30_000))
+    assert 0 < len(link.receive()) < 30_000
 
 
 def test_only_who_knows_the_secret_is_heard(watcher, ends):
