@@ -31,6 +31,7 @@ from nt_dist.checkpoint.fragments import topology_checksum, values_problem, writ
 from nt_dist.checkpoint.manifest import CONFIG, Manifest, TrainingState, WeightEntry, read_manifest
 from nt_dist.checkpoint.weights import check_config, load_values, read_weights, weight_entry
 from nt_dist.config import Config
+from nt_dist.config.settings import AVERAGE
 from nt_dist.engine.optimizer_state import OptimizerState, State
 from nt_dist.errors import CheckpointError, DiskError
 from nt_dist.files import FileEntry
@@ -101,9 +102,11 @@ def collect(
     for name, statistic in statistics_of(model).items():
         if mesh.data.rank == 0 and mesh.place.owns(statistic):
             entries[name] = weight_entry(statistic, file)
-            for trail, shard in product(statistic.trails, statistic.shards):
-                values = statistic.block(statistic.values, trail, shard)
-                tensors[f"{name}/{trail}/{shard}/value"] = values.numpy(force=True).flatten()  # a copy
+            states = {"value": statistic.values}
+            states |= {AVERAGE: statistic.average} if AVERAGE in optimizer_state.moments else {}
+            for trail, shard, state in product(statistic.trails, statistic.shards, states):
+                values = statistic.block(states[state], trail, shard)
+                tensors[f"{name}/{trail}/{shard}/{state}"] = values.numpy(force=True).flatten()  # a copy
     layout = {"ranks": mesh.world_size, **{axis: getattr(mesh, axis).degree for axis in AXES}}
     layout |= {"zero_stage": config.zero_stage, "precision": config.train.precision}
     run = (nt_dist.__version__, training_state, optimizer_state.moments, layout, config.to_dict())
@@ -335,8 +338,8 @@ def load(
     Returns where the run stood.
 
     Args:
-        optimizer_state: Where masters and moments go; None for the weights alone, as an evaluation wants them (then
-            schedule settings are not compared).
+        optimizer_state: Where masters and moments go; None for the weights alone, as an evaluation wants them: averaged
+            if ``config`` says so (and schedule settings are not compared).
         data_digest: Digest of the prepared training data; None not to compare it.
         verified: The files' hashes were checked just now, by :func:`nt_dist.checkpoint.folder.find` or ``verify``.
 
@@ -352,7 +355,7 @@ def load(
         if data_digest is not None and saved != data_digest:
             raise CheckpointError(f"{path}: trained on other data: digest {saved}, now {data_digest}")
         if optimizer_state is None:
-            load_values(path, manifest, model)
+            load_values(path, manifest, model, averaged=AVERAGE in config.train.moments)
             return
         for weight, state in read_weights(path, manifest, model, optimizer_state.moments):
             optimizer_state.write(weight, state)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, InstanceOf, StrictBool, StrictStr, TypeAdapter, ValidationError
 
-from nt_dist.config.settings import ADAMW_MOMENTS
+from nt_dist.config.settings import ADAMW_MOMENTS, AVERAGE
 from nt_dist.errors import CheckpointError
 from nt_dist.files import FileEntry, check_plain, reading
 
@@ -84,7 +84,7 @@ class WeightEntry:
     density: InstanceOf[float]  # 1 is dense, without positions
     slots: Counts  # of every shard
     fragments: dict[str, FragmentEntry] = field(default_factory=dict)  # by "trail/shard"
-    is_statistic: StrictBool = False  # no weight: it has values and no moments
+    is_statistic: StrictBool = False  # no weight: it has values, perhaps averages, and no moments
 
     @property
     def is_sparse(self) -> bool:
@@ -136,15 +136,16 @@ class Manifest:
     saved_at: StrictStr  # local time, for people
     written_by: StrictStr  # version of nt_dist
     training_state: TrainingState  # in the file its keys stand beside the others
-    moments: Moments  # what the optimizer keeps beside each value: config.train.moments
+    moments: Moments  # what is kept beside each value: config.train.moments
     layout: dict[str, Any]  # degrees of the mesh, ZeRO stage and precision that wrote it, for people
     config: dict[str, dict[str, Any]]  # resolved, section by section
     files: dict[FileName, FileEntry]  # all but the manifest
     weights: dict[str, Annotated[WeightEntry, AfterValidator(_consistent)]]  # statistics too
 
     def states_of(self, name: str) -> tuple[str, ...]:
-        """Return what a fragment of a weight has for each of its positions; a statistic has no moments."""
-        return ("value",) if self.weights[name].is_statistic else ("value", *self.moments)
+        """Return what a fragment of a weight has for each of its positions; a statistic has its average alone."""
+        is_statistic = self.weights[name].is_statistic
+        return ("value", *(state for state in self.moments if state == AVERAGE or not is_statistic))
 
     def to_json(self) -> str:
         """Return the text of ``manifest.json``, its own digest included; a CheckpointError if JSON cannot hold it."""

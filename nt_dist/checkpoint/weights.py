@@ -14,7 +14,7 @@ from torch import nn
 from nt_dist.checkpoint.fragments import FragmentReader
 from nt_dist.checkpoint.manifest import FragmentEntry, Manifest, WeightEntry
 from nt_dist.config import Config
-from nt_dist.config.settings import differences
+from nt_dist.config.settings import AVERAGE, differences
 from nt_dist.errors import CheckpointError
 from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.sparsity.statistic import LocalState, Statistic
@@ -77,7 +77,7 @@ def read_weights(
     """Put a checkpoint's statistics and topologies into a model; yield its weights, one by one, with their state.
 
     That is "value" and each of ``moments``, fp32 and shaped like ``weight.values``; a moment that the checkpoint lacks
-    is 0. The checkpoint's files were verified; the model may be the part of it held here.
+    is 0, an average the value. The checkpoint's files were verified; the model may be the part of it held here.
 
     Raises:
         CheckpointError: It is of another model, or a fragment is missing or not what the manifest says.
@@ -85,10 +85,13 @@ def read_weights(
     _check_weights(path, manifest, model)
     with FragmentReader(path, manifest) as reader:
         for name, statistic in statistics_of(model).items():
+            saved = [state for state in manifest.states_of(name) if state in ("value", *moments)]
+            states = {state: torch.empty_like(statistic.values) for state in saved} | {"value": statistic.values}
             for trail, shard in product(statistic.trails, statistic.shards):
-                part = statistic.block(statistic.values, trail, shard)
-                values = reader.read(name, trail, shard, ("value",))["value"]
-                part.copy_(torch.from_numpy(values).view(part.shape))
+                for state, values in reader.read(name, trail, shard, saved).items():
+                    part = statistic.block(states[state], trail, shard)
+                    part.copy_(torch.from_numpy(values).view(part.shape))
+            statistic.average = states.get(AVERAGE, statistic.values)
         for weight in weights_of(model).values():
             yield weight, _read_weight(reader, weight, ("value", *moments))
 
@@ -106,13 +109,17 @@ def _read_weight(reader: FragmentReader, weight: Weight, states: Sequence[str]) 
             weight.fragment(slots[states.index(state)], trail, shard).copy_(values)
         if spec.is_sparse:
             weight.fragment(positions, trail, shard).copy_(torch.from_numpy(fragment["positions"]))
+    if AVERAGE in states and AVERAGE not in saved:
+        slots[states.index(AVERAGE)] = slots[states.index("value")]
     if spec.is_sparse:
         weight.set_positions(positions.to(device))
     return {state: weight.from_slots(row.to(device)) for state, row in zip(states, slots, strict=True)}
 
 
 @torch.no_grad()
-def load_values(path: Path, manifest: Manifest, model: nn.Module) -> None:
-    """Put a checkpoint's topologies, values and statistics into a model; see :func:`read_weights`."""
-    for weight, state in read_weights(path, manifest, model):
-        weight.values.copy_(state["value"])
+def load_values(path: Path, manifest: Manifest, model: nn.Module, averaged: bool = False) -> None:
+    """Put a checkpoint's topologies, values (or averages) and statistics into a model; see :func:`read_weights`."""
+    for weight, state in read_weights(path, manifest, model, (AVERAGE,) if averaged else ()):
+        weight.values.copy_(state[AVERAGE if averaged else "value"])
+    for statistic in statistics_of(model).values():
+        statistic.values.copy_(statistic.average)

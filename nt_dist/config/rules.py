@@ -205,6 +205,7 @@ def warnings(config: Config) -> Iterator[str]:
         (True, f"train.optimizer = {train.optimizer!r}", adamw if train.optimizer == "sgd" else sgd),
         (True, f"train.lr_schedule = {train.lr_schedule!r}", of_steps if train.lr_schedule == "cosine" else of_cosine),
         (train.weight_decay == 0, "train.weight_decay = 0.0", ("train.decay_vectors",)),
+        (train.average_decay == 0, "train.average_decay = 0.0", ("train.average_from",)),
         (config.parallel.trail == 1, "parallel.trail = 1", ("parallel.trunk",)),
         (config.parallel.trail > 1 and full, "trails.fork = 'embedding' leaves no trunk", ("parallel.trunk",)),
         (train.epochs > 0, f"train.epochs = {train.epochs}", ("train.steps",)),

@@ -27,6 +27,8 @@ from nt_dist.config.keys import (
 )
 
 ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
+AVERAGE = "average"
+"""What the average of a value is called beside its moments; see engine/averaging.py."""
 _SHARES = Rule(
     "must be rising numbers in (0, 1)",
     lambda value: list(value) == sorted({*value}) and all(0 < each < 1 for each in value),
@@ -150,16 +152,23 @@ class Train:
     max_bad_steps: int = free(
         10, "Steps in a row that may be skipped or rolled back (no number, spike); one more ends the run.", at_least(0)
     )
+    average_decay: float = schedule(
+        0.0,
+        "Decay of the average of the weights that evaluations and exports take: 0, none; below 1, an exponential one; "
+        "1, the plain mean.",
+        FRACTION,
+    )
+    average_from: float = schedule(0.75, "Share of train.steps after which the average begins.", _BELOW_ONE)
     seed: int = schedule(0, "Seed of initial values, topologies and the order of samples.", _SEED)
     precision: Literal["fp32", "bf16"] = free("fp32", "fp32, or bf16 with fp32 masters and gradients.")
     activation_checkpointing: bool = free(False, "Compute each block again in backward to save memory.")
 
     @property
     def moments(self) -> tuple[str, ...]:
-        """What the optimizer keeps of each value beside it, by torch's names."""
-        if self.optimizer == "adamw":
-            return ADAMW_MOMENTS
-        return ("momentum_buffer",) if self.momentum > 0 else ()
+        """What is kept of each value beside it: by torch's names what the optimizer needs, and the average if any."""
+        of_sgd = ("momentum_buffer",) if self.momentum > 0 else ()
+        average = (AVERAGE,) if self.average_decay > 0 else ()
+        return (*(ADAMW_MOMENTS if self.optimizer == "adamw" else of_sgd), *average)
 
 
 @dataclass(frozen=True)

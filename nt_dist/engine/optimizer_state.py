@@ -25,11 +25,12 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
+from nt_dist.config.settings import AVERAGE
 from nt_dist.engine.optimizers import Clipped
 from nt_dist.sparsity.weight import Weight
 
 State = dict[str, torch.Tensor]
-"""What the optimizer knows of a weight: "value" and each moment by its name in torch (``config.train.moments``), fp32
+"""What is kept of a weight: "value", each moment by its name in torch, maybe "average" (``config.train.moments``); fp32
 and shaped like ``weight.values``. Entries of a masked weight that are not active are 0 in all."""
 
 
@@ -60,7 +61,7 @@ class OptimizerState(ABC):
         self._has_step = isinstance(self.optimizer, torch.optim.AdamW)
 
     def create(self) -> None:
-        """Make the moments (zero) and Adam's step (0), which otherwise exist only after the first step."""
+        """Make moments (zero), averages (the values) and Adam's step (0): torch makes its own at the first step."""
         for group, master in self._masters():
             state = self.optimizer.state[master]
             if state:
@@ -69,7 +70,8 @@ class OptimizerState(ABC):
                 at_device = group["fused"] or group["capturable"]  # torch keeps the step on the CPU otherwise
                 state["step"] = torch.zeros((), dtype=torch.float32, device=master.device if at_device else "cpu")
             for moment in self.moments:
-                state[moment] = torch.zeros_like(master, memory_format=torch.preserve_format)
+                first = torch.clone if moment == AVERAGE else torch.zeros_like
+                state[moment] = first(master.detach(), memory_format=torch.preserve_format)
 
     def read(self, weight: Weight) -> State:
         """Return copies of the whole state of ``weight``, to the bit, on every rank.
@@ -77,7 +79,7 @@ class OptimizerState(ABC):
         A collective of the data ranks: all read the same weights in the same order.
         """
         shape, partition = _whole_shape(weight.values), self.partition(weight)
-        if comm.get_world_size(self.engine.data_parallel_group) == 1 or not self.is_partitioned:
+        if not self.is_partitioned or comm.get_world_size(self.engine.data_parallel_group) == 1:
             return {name: part.clone().view(shape) for name, part in partition.state.items()}
         names = ("value", *self.moments)
         whole = torch.zeros(len(names), shape.numel(), dtype=torch.float32, device=self.engine.device)
@@ -99,6 +101,12 @@ class OptimizerState(ABC):
             mine.copy_(state[name].flatten().narrow(0, partition.start, mine.numel()))
         if self.is_partitioned:
             self._write_compute_copy(weight.values, state["value"])
+
+    @torch.no_grad()
+    def move_averages(self, share: float) -> None:
+        """Move each average by a share of its way to the value. No communication, and no copies."""
+        parts = [self._parts(master) for _, master in self._masters()]
+        torch._foreach_lerp_([part[AVERAGE] for part in parts], [part["value"] for part in parts], share)
 
     @property
     def step(self) -> int:

@@ -19,7 +19,7 @@ from nt_dist.checkpoint import checkpoint
 from nt_dist.checkpoint.folder import CHECKPOINTS, checkpoints
 from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.config.family import Family
-from nt_dist.config.settings import Config
+from nt_dist.config.settings import AVERAGE, Config
 from nt_dist.engine.optimizer_state import State
 from nt_dist.errors import CheckpointError, ConfigError
 from nt_dist.files import check_plain
@@ -128,7 +128,7 @@ def import_run(foreign: Foreign, config: Config, mesh: Mesh, data: Any, noise: f
 
     def read(weight: Weight) -> State:
         values = weight.values.detach().clone()
-        return {"value": values} | dict.fromkeys(moments, torch.zeros_like(values))
+        return {"value": values} | {name: values if name == AVERAGE else torch.zeros_like(values) for name in moments}
 
     # what OptimizerState is to a save, of a model that no optimizer has seen
     untrained = SimpleNamespace(step=0, moments=moments, read=read)

@@ -13,6 +13,7 @@ from nt_dist.checkpoint.folder import find_asked
 from nt_dist.checkpoint.manifest import Manifest, read_manifest
 from nt_dist.checkpoint.weights import load_values
 from nt_dist.config import Config
+from nt_dist.config.settings import AVERAGE
 from nt_dist.errors import ConfigError
 from nt_dist.evaluation.predictions import mean_of_probs
 from nt_dist.families import make_config
@@ -122,5 +123,5 @@ def load_ensemble(
     config = make_config(sections)
     found = config.family.tokenizer(config, manifest.training_state, path.parent.parent, prepared, tokenizer)
     model = build_model(config, device="meta").to_empty(device=device).eval().requires_grad_(False)
-    load_values(path, manifest, model)
+    load_values(path, manifest, model, averaged=AVERAGE in config.train.moments)
     return Ensemble(model.to(dtype), config, found, path, manifest)

@@ -82,6 +82,7 @@ RECIPES = {
         "train.lr_embedding": 1.0,
         "train.lr_output": 1.0,
         "train.lr_trunk": 1.0,
+        "train.average_decay": 0.0,
         "sparsity.distribution": "erk",
         "sparsity.exempt": [],
         "sparsity.drop": "soft_magnitude",

@@ -8,7 +8,7 @@ rest as found in DeepSpeed 0.19.8 by tools/benchmark.py memory):
     masters     4 n / D, an fp32 copy of its own from stage 1 on; none at stage 0
     gradients   4 n, / D from stage 2; 4 n more at stage 0 with D > 1 (the all-reduce keeps its copy), 2 n more in bf16
                 at stage 1 (bf16 gradients are added to fp32 ones)
-    moments     4 n each (AdamW has two), / D from stage 1 on
+    moments     4 n each (AdamW has two, an average of the weights is one more), / D from stage 1 on
     index       compact: 4 n (int32); masked: e (one byte an entry); on every rank
     update      between the backward pass of a topology update and its end: 4 e for every sparse weight's dense
                 gradient, given back weight by weight, 4 n each for copies of the master and moments of the weight at

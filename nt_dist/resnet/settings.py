@@ -89,6 +89,7 @@ RECIPES = {
     "paper": _SGD  # the code of arXiv 2505.17909 for pictures
     | {
         "train.objective": "mean",
+        "train.average_decay": 0.0,
         "train.warmup_steps": 0,
         "train.lr_schedule": "steps",
         "train.decay_vectors": True,

@@ -36,6 +36,7 @@ class Statistic(LocalState):
         super().__init__(spec, trails, shards)
         shape = (len(self.trails), *self.local_shape)
         self.register_buffer("values", torch.full(shape, 1.0 if spec.init is None else 0.0, device=device))
+        self._average: torch.Tensor | None = None
         self.momentum = 0.1  # by what share a step's mean moves the values
         self.clear()
 
@@ -51,6 +52,20 @@ class Statistic(LocalState):
             self.sums = torch.zeros_like(self.values)
         self.sums[row] += value
         self._additions += 1
+
+    @property
+    def average(self) -> torch.Tensor:
+        """What evaluations take, shaped like ``values``: the values themselves as long as nothing else was set."""
+        return self.values if self._average is None else self._average
+
+    @average.setter
+    def average(self, average: torch.Tensor) -> None:
+        self._average = average
+
+    @torch.no_grad()
+    def move_average(self, share: float) -> None:
+        """Move the average by a share of its way to the values."""
+        self.average = self.average.lerp(self.values, share)
 
     @property
     def count(self) -> int:

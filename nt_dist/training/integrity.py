@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from nt_dist.config.settings import AVERAGE
 from nt_dist.engine.optimizer_state import OptimizerState
 from nt_dist.errors import CorruptionError
 from nt_dist.model.trails import statistics_of, weights_of
@@ -84,7 +85,8 @@ class Integrity:
                 copies.append(_Copy(name, what, axes if partitioned else ("data", *axes), total))
         for name, statistic in self.statistics.items():
             axes = ("data", *self.place.replica_axes(statistic))
-            copies.append(_Copy(name, "value", axes, _sum_bits(statistic.values.flatten(), 0)))
+            for what, part in (("value", statistic.values), (AVERAGE, statistic.average)):
+                copies.append(_Copy(name, what, axes, _sum_bits(part.flatten(), 0)))
         pieces = [copy for copy in copies if "data" not in copy.axes]
         if pieces:  # positions count in a sum, so that those of all pieces add up to that of the whole
             sums = torch.stack([copy.sum for copy in pieces])
@@ -126,7 +128,9 @@ class Integrity:
                 continue
             state = partition.state
             value = state["value"]
-            yield name, f"a weight is not within {LARGEST:g}", ~(value.abs() <= LARGEST)
+            for part in ("value", AVERAGE) if AVERAGE in state else ("value",):
+                what = "a weight" if part == "value" else "its average"
+                yield name, f"{what} is not within {LARGEST:g}", ~(state[part].abs() <= LARGEST)
             if "momentum_buffer" in state:
                 wrong = ~(state["momentum_buffer"].abs() <= LARGEST * MOST_MOMENTS)
                 yield name, "momentum_buffer is no plausible number", wrong

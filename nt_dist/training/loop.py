@@ -20,6 +20,7 @@ from nt_dist.config import Config
 from nt_dist.config.rules import with_epochs
 from nt_dist.data.loader import EvaluationBatches, StepLoader
 from nt_dist.data.order import first_of_step
+from nt_dist.engine.averaging import average_weights, averaged
 from nt_dist.engine.bad_steps import BadStep, BadSteps, StepVerdict
 from nt_dist.engine.engine import StepResult, build_engine, train_step
 from nt_dist.engine.optimizer_state import optimizer_state
@@ -258,6 +259,7 @@ class Trainer:
             return result
         if result.applied:
             self.bad_steps.applied(step)
+            average_weights(self.config, self.model, self.optimizer_state, step)
             if self.topology.updates_at(step):
                 self.heartbeat.enter("updating topology")
                 self.regrown, self.drop_fraction = self.topology.update(step)
@@ -337,7 +339,8 @@ class Trainer:
         size, count = config.train.micro_batch_size, config.run.eval_batches * config.train.batch_size
         batches = EvaluationBatches(self.data.validation, size, count, data_rank=axis.rank, data_degree=axis.degree)
         batches = self.exit_request.until_set(self.mesh, batches, lambda: stops.append(self.step))
-        figures = evaluate(self.model, batches, self.mesh, config)
+        with averaged(self.model, self.optimizer_state):
+            figures = evaluate(self.model, batches, self.mesh, config)
         if stops:
             return False
         overlap = trail_overlap(self.weights.values(), self.mesh)

@@ -11,6 +11,7 @@ from nt_dist.checkpoint.checkpoint import load, save
 from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.config import Config
 from nt_dist.data.loader import Batch, StepLoader
+from nt_dist.engine.averaging import average_weights, averaged
 from nt_dist.engine.engine import build_engine, train_step
 from nt_dist.engine.optimizer_state import optimizer_state
 from nt_dist.engine.pipeline import build_mesh_model
@@ -25,7 +26,7 @@ from nt_dist.training.topology_updates import TopologyUpdater
 
 STEPS, BATCH, MICRO_BATCH, SEQUENCE = 7, 12, 6, 8  # two and three trail ranks can split a micro-batch
 VOCABULARY = 29  # padded to 32: the last shard is short
-STATE = ("value", "exp_avg", "exp_avg_sq")
+STATE = ("value", "exp_avg", "exp_avg_sq", "average")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def config_of(layout: Layout) -> Config:
     model = {"hidden_size": 16, "ffn_size": 24, "num_layers": 2, "num_attention_heads": 4, "num_kv_heads": 2}
     train = {"steps": STEPS, "batch_size": BATCH, "micro_batch_size": MICRO_BATCH, "lr": 3e-3, "warmup_steps": 2}
     train |= {"adam_eps": 1e-4, "weight_decay": 0.1, "grad_clip": 0.5, "precision": layout.precision}
-    train |= {"lr_embedding": 2.0, "lr_output": 0.5, "lr_trunk": 1.5}
+    train |= {"lr_embedding": 2.0, "lr_output": 0.5, "lr_trunk": 1.5, "average_decay": 0.7, "average_from": 0.3}
     train |= {"label_smoothing": 0.1} if layout.joint else {}
     sections = {
         "model": model | {"vocab_size": VOCABULARY, "max_seq_len": SEQUENCE},
@@ -120,7 +121,7 @@ class Record:
         updates: Replaced slots and their share.
         evaluation: At the end.
         overlap: Of the trails' topologies, at the end.
-        slots: (weight, trail, shard) -> [4, slots]: positions, values and moments, of what this rank holds at the end.
+        slots: (weight, trail, shard) -> [5, slots]: positions, values, moments and averages of what is held at the end.
     """
 
     losses: list = field(default_factory=list)
@@ -154,6 +155,7 @@ class Run:
             batches = next(rows) if rows else batches_of(step, axis.rank, axis.degree, False)
             result = train_step(self.engine, self.config, self.mesh, batches, step, self.updater.collects_at(step))
             assert result.applied
+            average_weights(self.config, self.model, self.state, step)
             record.losses.append([*result.loss_per_trail, *([result.joint_loss] if self.layout.joint else [])])
             record.norms.append(result.grad_norm)
             if self.updater.updates_at(step):
@@ -166,7 +168,8 @@ class Run:
         """Evaluate, and read out what this rank holds."""
         axis = self.mesh.data
         batches = batches_of(1000, axis.rank, axis.degree, True)
-        figures = evaluate(self.model, batches, self.mesh, self.config)
+        with averaged(self.model, self.state):
+            figures = evaluate(self.model, batches, self.mesh, self.config)
         trails = {f"ppl of trail {trail}": each for trail, each in enumerate(figures.pop("ppl_trails"))}
         self.record.evaluation = figures | trails
         self.record.overlap = trail_overlap(self.weights.values(), self.mesh).jaccard

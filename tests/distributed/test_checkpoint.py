@@ -15,7 +15,8 @@ SECTIONS = {
     "model": {"hidden_size": 16, "ffn_size": 32, "num_layers": 2, "num_attention_heads": 2, "vocab_size": 45},
     "trails": {"count": 2, "layers": 1},
     "sparsity": {"density": 0.4, "topology_shards": 4, "update_every": 2},
-    "train": {"steps": 20, "batch_size": 4, "micro_batch_size": 2, "lr": 1e-2, "warmup_steps": 2, "weight_decay": 0.1},
+    "train": {"steps": 20, "batch_size": 4, "micro_batch_size": 2, "lr": 1e-2, "warmup_steps": 2, "weight_decay": 0.1}
+    | {"average_decay": 0.7, "average_from": 0.05},
 }
 SAVED, LAST = 3, 6  # a topology update before the checkpoint, two after it
 
@@ -46,6 +47,7 @@ class Run:
     def train(self, last):
         """Train up to step ``last``; return the losses."""
         from nt_dist.data.loader import Batch
+        from nt_dist.engine.averaging import average_weights
         from nt_dist.engine.engine import train_step
 
         losses = []
@@ -55,6 +57,7 @@ class Run:
             batches = [Batch(each[:, :-1].contiguous(), each[:, 1:].contiguous(), torch.ones(2, 8)) for each in mine]
             collect = self.updater.collects_at(step)
             losses.append(train_step(self.engine, self.config, self.mesh, batches, step, collect).loss)
+            average_weights(self.config, self.model, self.state, step)
             if self.updater.updates_at(step):
                 self.updater.update(step)
         self.step = last

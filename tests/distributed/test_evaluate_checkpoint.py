@@ -34,7 +34,7 @@ def _sections(folder, precision):
         "data": {"source": "text", "path": str(folder / "train"), "validation": str(folder / "validation")}
         | {"num_workers": 0},
         "train": {"steps": 10, "batch_size": 6, "micro_batch_size": 3, "lr": 0.05, "warmup_steps": 0}
-        | {"precision": precision},
+        | {"precision": precision, "average_decay": 0.6, "average_from": 0.0},
         "run": {"dir": str(folder / "run"), "eval_batches": 2},
     }
 
@@ -44,6 +44,7 @@ def _train(rank, world_size, folder, precision):
     from nt_dist.checkpoint.checkpoint import save
     from nt_dist.checkpoint.manifest import TrainingState
     from nt_dist.data.loader import EvaluationBatches, StepLoader
+    from nt_dist.engine.averaging import average_weights, averaged
     from nt_dist.engine.engine import build_engine, train_step
     from nt_dist.engine.optimizer_state import optimizer_state
     from nt_dist.evaluation.evaluate import evaluate
@@ -61,11 +62,13 @@ def _train(rank, world_size, folder, precision):
     batches = iter(StepLoader(data.train, 0, 6, 3, 0, 1, 0, 0))
     for step in range(1, STEPS + 1):
         train_step(engine, config, mesh, next(batches), step, topology.collects_at(step))
+        average_weights(config, model, state, step)
         if step == 1:
             save(folder / "run" / "checkpoints", config, mesh, model, state, TrainingState(1, 6, 1, data.digest))
         if topology.updates_at(step):
             topology.update(step)
-    figures = evaluate(model, EvaluationBatches(data.validation, 3, num_samples=12), mesh, config)
+    with averaged(model, state):
+        figures = evaluate(model, EvaluationBatches(data.validation, 3, num_samples=12), mesh, config)
     save(folder / "run" / "checkpoints", config, mesh, model, state, TrainingState(STEPS, 18, STEPS, data.digest))
     return figures
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nt_dist.data.loader import Batch
+from nt_dist.engine.averaging import average_weights, averaged
 from nt_dist.engine.engine import build_engine, train_step
 from nt_dist.engine.optimizer_state import optimizer_state
 from nt_dist.engine.pipeline import build_mesh_model
@@ -43,6 +44,8 @@ def config_of(layout):
         "objective": "mean",
         "weight_decay": 1e-3,
         "grad_clip": 1.0,
+        "average_decay": 0.7,
+        "average_from": 0.3,
     }
     sparsity = {"density": 0.4, "topology_shards": 2, "update_every": 2, "drop": "magnitude"}
     sections = {"model": model, "trails": {"count": 6, "layers": 2}, "sparsity": sparsity, "train": train}
@@ -79,12 +82,14 @@ def train(rank, world_size, layout):
         batches = batches_of(step, axis.rank, axis.degree, layout.micro, is_mixed=step % 2 == 0)
         result = train_step(engine, config, mesh, batches, step, updater.collects_at(step))
         assert result.applied
+        average_weights(config, model, state, step)
         found["losses"].append(result.loss_per_trail)
         found["norms"].append(result.grad_norm)
         if updater.updates_at(step):
             assert updater.update(step)[0] > 0
             found["checksums"].append(updater.check(f"the update at step {step}"))
-    figures = evaluate(model, batches_of(1000, axis.rank, axis.degree, layout.micro), mesh, config)
+    with averaged(model, state):
+        figures = evaluate(model, batches_of(1000, axis.rank, axis.degree, layout.micro), mesh, config)
     found["evaluation"] = [*figures["nll_trails"], figures["nll_ensemble_prob"], figures["nll_ensemble_logit"]]
     found["answers"] = [*figures["accuracy_trails"], figures["accuracy_ensemble_prob"]]
     tensors = {}
@@ -94,7 +99,8 @@ def train(rank, world_size, layout):
             for shard in weight.shards:
                 tensors[name, trail, shard] = torch.stack([weight.fragment(each, trail, shard) for each in slots])
     for name, statistic in statistics_of(model).items():
-        tensors |= {(name, trail): each.clone() for trail, each in zip(statistic.trails, statistic.values, strict=True)}
+        both = torch.stack([statistic.values, statistic.average], 1)
+        tensors |= {(name, trail): each for trail, each in zip(statistic.trails, both, strict=True)}
     return found, tensors
 
 

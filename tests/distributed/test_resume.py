@@ -56,6 +56,8 @@ def _sections(corpus, folder, **run):
             "warmup_steps": 5,
             "weight_decay": 0.1,
             "grad_clip": 0.5,
+            "average_decay": 0.9,
+            "average_from": 0.3,
         },
         "run": {"dir": str(folder), "log_every": 1, "eval_every": 5, "eval_batches": 2, "save_every": SAVED, **run},
     }

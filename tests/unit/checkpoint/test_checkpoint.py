@@ -1,6 +1,7 @@
 """Saving and loading: any layout into any other, and every refusal."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -98,6 +99,35 @@ def test_the_values_alone_are_loaded_for_an_evaluation(tmp_path, expected):
             if name == weight.spec.name:
                 assert torch.equal(weight.fragment(slots, trail, shard), tensor[1].bfloat16())
                 assert torch.equal(weight.positions(trail, shard).float(), tensor[0])
+
+
+AVERAGED = replace(CONFIG, train=replace(CONFIG.train, average_decay=0.9))
+
+
+def test_an_evaluation_takes_the_average_where_config_and_checkpoint_have_one(tmp_path, expected):
+    averages = on_one_rank(lambda mesh: content(*model_part(mesh, "compact", AVERAGED, 5)))
+    of_both, of_none = save_on(tmp_path / "both", config=AVERAGED), save_on(tmp_path / "none")
+    assert read_manifest(of_both).moments == ("exp_avg", "exp_avg_sq", "average")
+    cases = (of_both, AVERAGED, averages, 4), (of_both, CONFIG, averages, 1), (of_none, AVERAGED, expected, 1)
+    for path, config, whole, row in cases:
+
+        def work(mesh, path=path, config=config):
+            model, _ = model_part(mesh, "masked")
+            load(path, config, mesh, model, None)
+            return model
+
+        for weight in on_one_rank(work):
+            slots = weight.to_slots(weight.values)
+            for trail, shard in product(weight.trails, weight.shards):
+                wanted = whole[weight.spec.name, trail, shard][row]
+                assert torch.equal(weight.fragment(slots, trail, shard), wanted)
+
+
+def test_an_average_that_a_checkpoint_lacks_begins_as_the_value(tmp_path):
+    allowed = replace(AVERAGED, run=replace(AVERAGED.run, allow_schedule_change=True))
+    ((_, _, found),) = load_on(save_on(tmp_path), config=allowed)
+    for _, value, *_, average in found.values():
+        assert torch.equal(average, value) and value.any()
 
 
 SGD = replace(CONFIG, train=replace(CONFIG.train, optimizer="sgd"))

@@ -1,5 +1,7 @@
 """Statistics are saved and loaded as weights are: once, exactly, in any layout."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -78,6 +80,35 @@ def test_they_are_written_once_and_without_moments(tmp_path):
 
     keys = sorted(key for found in on_ranks((1, 2, 2, 2), work) for key in found)
     assert keys == ["mean/0/0/value", "mean/1/0/value"]
+
+
+AVERAGED = replace(WITH, train=replace(WITH.train, average_decay=0.9))
+
+
+def test_their_averages_are_saved_and_taken_by_an_evaluation(tmp_path, expected):
+    def half(mesh):
+        model, optimizer = part_with_statistics(mesh, filled=True)
+        optimizer.moments = AVERAGED.train.moments
+        for state in optimizer.states.values():
+            state["average"] = state["value"]
+        for statistic in statistics_of(model).values():
+            statistic.average = statistic.values / 2
+        return save(tmp_path, AVERAGED, mesh, model, optimizer, PROGRESS)
+
+    path = on_ranks((1, 2, 2, 2), half)[0]
+
+    def read(mesh):
+        model, optimizer = part_with_statistics(mesh, filled=False)
+        optimizer.moments = AVERAGED.train.moments
+        load(path, AVERAGED, mesh, model, optimizer)
+        both = [contents(statistics_of(model))]
+        load(path, AVERAGED, mesh, model, None)
+        return [*both, contents(statistics_of(model))]
+
+    trained, evaluated = on_one_rank(read)
+    assert all(
+        torch.equal(trained[key], each) and torch.equal(evaluated[key], each / 2) for key, each in expected.items()
+    )
 
 
 def test_a_snapshot_no_longer_changes_with_them():

@@ -42,6 +42,7 @@ def test_nothing_is_ignored_by_default():
             "trails.joint_mean = 'probabilities' is ignored: trails.joint = 0.0",
         ),
         ({"trails": {"layers": 6}, "train": {"lr_trunk": 2.0}}, "train.lr_trunk = 2.0 is ignored: the trails begin"),
+        ({"train": {"average_from": 0.5}}, "train.average_from = 0.5 is ignored: train.average_decay = 0.0"),
         ({"parallel": {"trunk": "split"}}, "parallel.trunk = 'split' is ignored: parallel.trail = 1"),
         ({"data": {"path": "x"}}, "data.path = 'x' is ignored: data.source = 'stdlib'"),
         ({"data": {"source": "jsonl", "path": "x", "subset": "en"}}, "data.subset = 'en' is ignored"),

@@ -46,6 +46,12 @@ def test_logits_are_those_of_the_model_that_was_saved_without_padding(run):
     assert low.dtype == torch.bfloat16 and (low - logits).abs().mean() < 0.1 * logits.std()
 
 
+def test_where_there_is_an_average_it_is_what_computes(run, tmp_path):
+    values = weights_of(load_ensemble(run).model)
+    for name, weight in weights_of(load_ensemble(write_run(tmp_path, train={"average_decay": 1.0})).model).items():
+        torch.testing.assert_close(weight.values, 2 * values[name].values)  # as write_run has them
+
+
 def test_a_run_of_pictures_has_their_classes_and_no_tokenizer(tmp_path):
     run = write_pictures_run(tmp_path)
     ensemble = load_ensemble(run)

@@ -58,7 +58,7 @@ def write_pictures_run(folder: Path, **sections: dict) -> Path:
 def write_checkpoint(config: Config, digest: str, extra: dict, step: int = 4) -> Path:
     """Save a model as drawn, enlarged if it reads text, as the checkpoint of a step; return its folder."""
     model = build_model(config)
-    optimizer = PlainOptimizer(step=step)
+    optimizer = PlainOptimizer(step=step, moments=config.train.moments)
     for name, weight in (weights_of(model) | statistics_of(model)).items():
         spread = torch.linspace(-0.5, 0.5, weight.values.numel()).roll(len(name)).view_as(weight.values)
         if weight.spec.role == "scale" or weight.spec.name.endswith(".variance"):
@@ -69,10 +69,9 @@ def write_checkpoint(config: Config, digest: str, extra: dict, step: int = 4) ->
             weight.values.data.mul_(8.0)
     for name, weight in weights_of(model).items():
         values = weight.values.data
-        optimizer.states[name] = {
-            "value": values.clone(),
-            **{moment: torch.zeros_like(values) for moment in optimizer.moments},
-        }
+        moments = {moment: torch.zeros_like(values) for moment in optimizer.moments}
+        moments |= {"average": 2 * values} if "average" in moments else {}
+        optimizer.states[name] = {"value": values.clone(), **moments}
     progress = TrainingState(step, 8 * step, step, digest, extra)
     place = Path(config.run.dir) / "checkpoints"
     return on_one_rank(lambda mesh: save(place, config, mesh, model, optimizer, progress))

@@ -70,6 +70,12 @@ def test_sgd_has_one_moment_or_none_and_an_update_copies_no_more():
     assert adamw.update > momentum.update > plain.update
 
 
+def test_an_average_takes_what_a_moment_does():
+    config = _config(storage="masked")
+    without, plan = plan_memory(config), plan_memory(replace(config, train=replace(config.train, average_decay=1.0)))
+    assert plan.moments == without.moments + without.weights and plan.update > without.update
+
+
 def test_buffers_are_the_jsons():
     assert plan_memory(_config(stage=0)).buffers == 0
     assert plan_memory(_config(stage=1)).buffers == 4000
