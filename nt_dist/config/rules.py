@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from itertools import product
 
 from nt_dist.config.keys import hint, nearest, nearest_numbers, reads
-from nt_dist.config.settings import Config
+from nt_dist.config.settings import GROUPS, Config
 from nt_dist.errors import ConfigError
 
 
@@ -191,7 +191,9 @@ def warnings(config: Config) -> Iterator[str]:
     """Name the settings that differ from their defaults and will be ignored, and what makes them so."""
     sparsity, trails, train, run = config.sparsity, config.trails, config.train, config.run
     is_static, full = sparsity.update_every == 0, trails.fork == "embedding"
-    adamw, sgd = ("train.betas", "train.adam_eps"), ("train.momentum", "train.nesterov")
+    betas, decays = ([f"train.{key}_{each}" for each in GROUPS] for key in ("betas", "weight_decay"))
+    adamw, sgd = ("train.betas", *betas, "train.adam_eps"), ("train.momentum", "train.nesterov")
+    of_trunk = ("train.lr_trunk", "train.betas_trunk", "train.weight_decay_trunk")
     of_steps, of_cosine = ("train.milestones", "train.lr_decay"), ("train.min_lr_ratio",)
     table = (
         (sparsity.density == 1, "sparsity.density = 1.0", (*_SPARSE, *_UPDATE)),
@@ -201,10 +203,10 @@ def warnings(config: Config) -> Iterator[str]:
         (sparsity.grow == "random", "sparsity.grow = 'random'", ("sparsity.regrow_from",)),
         (full and trails.layers != config.model.num_layers, "trails.fork = 'embedding'", ("trails.layers",)),
         (trails.joint == 0, "trails.joint = 0.0", ("trails.joint_mean",)),
-        (config.trunk_layers == 0, "the trails begin before the first block", ("train.lr_trunk",)),
+        (config.trunk_layers == 0, "the trails begin before the first block", of_trunk),
         (True, f"train.optimizer = {train.optimizer!r}", adamw if train.optimizer == "sgd" else sgd),
         (True, f"train.lr_schedule = {train.lr_schedule!r}", of_steps if train.lr_schedule == "cosine" else of_cosine),
-        (train.weight_decay == 0, "train.weight_decay = 0.0", ("train.decay_vectors",)),
+        (train.weight_decay == 0, "train.weight_decay = 0.0", (*decays, "train.decay_vectors")),
         (train.average_decay == 0, "train.average_decay = 0.0", ("train.average_from",)),
         (config.parallel.trail == 1, "parallel.trail = 1", ("parallel.trunk",)),
         (config.parallel.trail > 1 and full, "trails.fork = 'embedding' leaves no trunk", ("parallel.trunk",)),

@@ -27,6 +27,8 @@ from nt_dist.config.keys import (
 )
 
 ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
+GROUPS = ("embedding", "output", "trunk")
+"""Groups of weights that may have rates of their own, as in ``train.lr_trunk``; those of trails are the plain ones."""
 AVERAGE = "average"
 """What the average of a value is called beside its moments; see engine/averaging.py."""
 _SHARES = Rule(
@@ -34,6 +36,7 @@ _SHARES = Rule(
     lambda value: list(value) == sorted({*value}) and all(0 < each < 1 for each in value),
 )
 _BETAS = Rule("must be two numbers in [0, 1)", lambda value: all(0 <= beta < 1 for beta in value))
+_OR_NONE = Rule("must be two numbers in [0, 1), or none", lambda value: len(value) in (0, 2) and _BETAS.holds(value))
 _SEED = Rule("must be in [0, 2^63)", lambda value: 0 <= value < 2**63)
 _BELOW_ONE = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
 
@@ -134,9 +137,21 @@ class Train:
     momentum: float = schedule(0.9, "SGD's momentum; 0: none.", _BELOW_ONE)
     nesterov: bool = schedule(False, "Use Nesterov's momentum in SGD.")
     betas: tuple[float, float] = schedule((0.9, 0.999), "Adam's two decay rates.", _BETAS)
+    betas_embedding: tuple[float, ...] = schedule((), "Those of the first layer's weights; none: betas.", _OR_NONE)
+    betas_output: tuple[float, ...] = schedule((), "Those of the last layer's weights; none: betas.", _OR_NONE)
+    betas_trunk: tuple[float, ...] = schedule((), "Those of the trunk's blocks; none: betas.", _OR_NONE)
     adam_eps: float = schedule(1e-8, "Adam's epsilon.", POSITIVE)
     weight_decay: float = schedule(
         0.0, "Weight decay of the matrices: decoupled in AdamW, in the gradient in SGD.", at_least(0)
+    )
+    weight_decay_embedding: float = schedule(
+        1.0, "Weight decay of the first layer's weights, as a factor on weight_decay.", at_least(0)
+    )
+    weight_decay_output: float = schedule(
+        1.0, "Weight decay of the last layer's weights, as a factor on weight_decay.", at_least(0)
+    )
+    weight_decay_trunk: float = schedule(
+        1.0, "Weight decay of the trunk's blocks, as a factor on weight_decay.", at_least(0)
     )
     decay_vectors: bool = schedule(False, "Let norms and biases decay too.")
     objective: Literal["sum", "mean"] = schedule("sum", "What is minimised: the sum or the mean of the trails' losses.")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -67,31 +67,45 @@ def clip_factor(norm: torch.Tensor | float, clip: float) -> torch.Tensor:
     return torch.ones_like(norm) if clip == 0 else (clip / (norm + CLIP_EPS)).clamp(max=1.0)
 
 
-def group_key(config: Config, spec: WeightSpec) -> tuple[bool, float]:
-    """Say to which parameter group a weight belongs: whether it does not decay, and its factor on the learning rate.
+class GroupKey(NamedTuple):
+    """What the weights of a parameter group have alike."""
 
-    Of the weights between the first and the last layer, the trunk's have a factor of their own.
+    is_constant: bool  # whether they do not decay, as vectors
+    lr_factor: float  # on the step's learning rate
+    weight_decay: float
+    betas: tuple[float, ...]  # Adam's
+
+
+def group_key(config: Config, spec: WeightSpec) -> GroupKey:
+    """Say to which parameter group a weight belongs.
+
+    Of the weights between the first and the last layer, the trunk's have rates of their own.
     """
     train, family = config.train, config.family
-    of_layer = {family.input_layer: train.lr_embedding, family.output_layer: train.lr_output}
-    factor = of_layer.get(spec.layer, 1.0 if spec.in_trail else train.lr_trunk)
-    return spec.is_vector and not train.decay_vectors, factor
+    of_layer = {family.input_layer: "embedding", family.output_layer: "output"}
+    group = of_layer.get(spec.layer, "" if spec.in_trail else "trunk")
+    rate, decay, betas = (
+        getattr(train, f"{key}_{group}") if group else plain
+        for key, plain in (("lr", 1.0), ("weight_decay", 1.0), ("betas", train.betas))
+    )
+    is_constant = spec.is_vector and not train.decay_vectors
+    return GroupKey(is_constant, rate, 0.0 if is_constant else train.weight_decay * decay, betas or train.betas)
 
 
 def parameter_groups(config: Config, model: nn.Module) -> list[dict]:
     """Return the optimizer's groups, as :func:`group_key` has them: matrices, which decay, and vectors, which may.
 
-    Every parameter of the model is in exactly one. A group's ``lr_factor`` multiplies the step's learning rate.
+    Every parameter of the model is in exactly one.
     """
-    members: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    members: dict[GroupKey, list[nn.Parameter]] = {}
     for weight in weights_of(model).values():
         members.setdefault(group_key(config, weight.spec), []).append(weight.values)
     grouped = [id(parameter) for group in members.values() for parameter in group]
     assert len(grouped) == len(set(grouped)), "a parameter is in two optimizer groups"
     assert set(grouped) == {id(each) for each in model.parameters()}, "a parameter belongs to no weight"
     return [
-        {"params": some, "lr_factor": factor, "weight_decay": 0.0 if is_constant else config.train.weight_decay}
-        for (is_constant, factor), some in sorted(members.items(), key=lambda group: group[0])
+        {"params": some, "lr_factor": key.lr_factor, "weight_decay": key.weight_decay, "betas": key.betas}
+        for key, some in sorted(members.items(), key=lambda group: group[0])
     ]
 
 

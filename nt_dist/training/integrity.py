@@ -85,8 +85,9 @@ class Integrity:
                 copies.append(_Copy(name, what, axes if partitioned else ("data", *axes), total))
         for name, statistic in self.statistics.items():
             axes = ("data", *self.place.replica_axes(statistic))
-            for what, part in (("value", statistic.values), (AVERAGE, statistic.average)):
-                copies.append(_Copy(name, what, axes, _sum_bits(part.flatten(), 0)))
+            copies.append(_Copy(name, "value", axes, _sum_bits(statistic.values.flatten(), 0)))
+            if AVERAGE in self.optimizer_state.moments:
+                copies.append(_Copy(name, AVERAGE, axes, _sum_bits(statistic.average.flatten(), 0)))
         pieces = [copy for copy in copies if "data" not in copy.axes]
         if pieces:  # positions count in a sum, so that those of all pieces add up to that of the whole
             sums = torch.stack([copy.sum for copy in pieces])

@@ -23,4 +23,22 @@ MODEL = [
         "return _rotated(gradient, cosines, sines), None, None",
         "tests/unit/model/test_functions.py::test_rotation_is_that_of_complex_numbers",
     ),
+    Mutation(
+        "evaluations take the weights where there are averages",
+        "with averaged(self.model, self.optimizer_state):",
+        "if True:",
+        "tests/unit/training/test_loop.py::test_evaluations_take_the_averages",
+    ),
+    Mutation(
+        "averages of weights stay where they began",
+        "            average_weights(self.config, self.model, self.optimizer_state, step)\n",
+        "",
+        "tests/distributed/test_resume.py::test_a_killed_and_resumed_run_is_the_uninterrupted_one[0-1-degrees0]",
+    ),
+    Mutation(
+        "averages that a checkpoint lacks begin at zero",
+        "if AVERAGE in states and AVERAGE not in saved:",
+        "if False:",
+        "tests/unit/checkpoint/test_checkpoint.py::test_an_average_that_a_checkpoint_lacks_begins_as_the_value",
+    ),
 ]

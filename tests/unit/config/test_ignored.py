@@ -41,6 +41,15 @@ def test_nothing_is_ignored_by_default():
             {"trails": {"joint_mean": "probabilities"}},
             "trails.joint_mean = 'probabilities' is ignored: trails.joint = 0.0",
         ),
+        (
+            {"trails": {"layers": 6}, "train": {"betas_trunk": [0.9, 0.9]}},
+            "train.betas_trunk = (0.9, 0.9) is ignored: the",
+        ),
+        (
+            {"train": {"weight_decay_output": 0.0}},
+            "train.weight_decay_output = 0.0 is ignored: train.weight_decay = 0.0",
+        ),
+        ({"train": {"optimizer": "sgd", "betas_output": [0.9, 0.9]}}, "train.betas_output = (0.9, 0.9) is ignored"),
         ({"trails": {"layers": 6}, "train": {"lr_trunk": 2.0}}, "train.lr_trunk = 2.0 is ignored: the trails begin"),
         ({"train": {"average_from": 0.5}}, "train.average_from = 0.5 is ignored: train.average_decay = 0.0"),
         ({"parallel": {"trunk": "split"}}, "parallel.trunk = 'split' is ignored: parallel.trail = 1"),

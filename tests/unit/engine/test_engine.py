@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from nt_dist.engine.engine import StepResult, learning_rate
-from nt_dist.engine.optimizers import group_key
+from nt_dist.engine.optimizers import group_key, make_optimizer
+from nt_dist.errors import ConfigError
 from nt_dist.families import make_config
+from nt_dist.model.trails import build_model, weights_of
 from nt_dist.model.weights import weight_specs
 from tests.unit.model.tiny import tiny
 
@@ -38,6 +40,49 @@ def test_vectors_decay_where_that_is_asked_for(decay_vectors):
     config = tiny(train={"weight_decay": 0.1, "decay_vectors": decay_vectors})
     constant = {name: group_key(config, spec)[0] for name, spec in weight_specs(config).items()}
     assert constant["norm"] != decay_vectors and not constant["output"]
+
+
+def test_groups_step_at_their_own_rates_as_adamw_is_written():
+    """Loshchilov and Hutter, arXiv 1711.05101, algorithm 2, twice, with each group's own rates."""
+    rates = {"lr_embedding": 2.0, "lr_output": 0.5, "lr_trunk": 1.5, "weight_decay": 0.1}
+    rates |= {"weight_decay_embedding": 0.0, "weight_decay_output": 3.0, "weight_decay_trunk": 0.5}
+    rates |= {"betas": [0.7, 0.9], "betas_embedding": [0.5, 0.6], "betas_output": [0.0, 0.8], "adam_eps": 1e-3}
+    expected = {  # by layer: factor on the learning rate, decay, betas
+        "embedding": (2.0, 0.0, (0.5, 0.6)),
+        "blocks.0": (1.5, 0.05, (0.7, 0.9)),
+        "blocks.1": (1.0, 0.1, (0.7, 0.9)),
+        "output": (0.5, 0.3, (0.0, 0.8)),
+    }
+    sections = {"hidden_size": 8, "ffn_size": 8, "num_layers": 2, "num_attention_heads": 2, "vocab_size": 8}
+    config = make_config({"model": sections, "trails": {"layers": 1}, "sparsity": {"density": 1.0}, "train": rates})
+    model = build_model(config)
+    optimizer = make_optimizer(config, model, None)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1 * group["lr_factor"]
+    gradients = [torch.randn(400, generator=torch.Generator().manual_seed(step)) for step in (1, 2)]
+    weights, wanted = weights_of(model), {}
+    for name, weight in weights.items():
+        factor, decay, (first, second) = expected[weight.spec.layer]
+        decay = 0.0 if weight.spec.is_vector else decay
+        value, m, v = weight.values.detach().clone(), 0.0, 0.0
+        for step, gradient in enumerate(gradients, 1):
+            g = gradient[: value.numel()].view_as(value)
+            m, v = first * m + (1 - first) * g, second * v + (1 - second) * g**2
+            move = m / (1 - first**step) / ((v / (1 - second**step)).sqrt() + 1e-3)
+            value = value * (1 - 0.1 * factor * decay) - 0.1 * factor * move
+        wanted[name] = value
+    for gradient in gradients:
+        for weight in weights.values():
+            weight.values.grad = gradient[: weight.values.numel()].view_as(weight.values)
+        optimizer.step()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight.values.detach(), wanted[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("betas", [[0.9], [0.9, 0.9, 0.9], [0.9, 1.0]])
+def test_betas_of_a_group_are_two_or_none(betas):
+    with pytest.raises(ConfigError, match=r"train\.betas_output = .* must be two numbers in \[0, 1\), or none"):
+        make_config({"train": {"betas_output": betas}})
 
 
 def test_the_objective_is_the_sum_over_trails_or_their_mean():

@@ -15,7 +15,11 @@ from nt_dist.engine.bad_steps import BadSteps, StepVerdict
 from nt_dist.engine.engine import StepResult
 from nt_dist.errors import CheckpointError
 from nt_dist.families import make_config
+from nt_dist.model.trails import build_model
+from nt_dist.training import loop
 from nt_dist.training.loop import Trainer, is_due, last_step, peak_memory, print_table
+from tests.unit.engine.test_averaging import state_of
+from tests.unit.resnet.small import small
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -105,6 +109,22 @@ def test_a_run_goes_back_to_the_save_that_was_under_way():
     result = StepResult(torch.ones(1), torch.tensor(1.0), 9.0, False, StepVerdict.LOSS_SPIKE, 1e-3)
     assert trainer.note_bad_step(11, result, (80, 88))
     assert done == [Path("step-10")]
+
+
+def test_evaluations_take_the_averages(monkeypatch):
+    config = small(train={"average_decay": 1.0, "average_from": 0.0})
+    trainer = Trainer.__new__(Trainer)
+    trainer.config, trainer.model, trainer.reporter, trainer.weights = config, build_model(config), None, {}
+    trainer.optimizer_state = state_of(config, trainer.model)
+    trainer.mesh = SimpleNamespace(data=SimpleNamespace(rank=0, degree=1))
+    trainer.data, trainer.heartbeat = SimpleNamespace(validation=[1] * 4), SimpleNamespace(enter=lambda _: None)
+    trainer.exit_request = SimpleNamespace(until_set=lambda mesh, batches, note: batches)
+    values, seen = next(trainer.model.parameters()), []
+    average = values.detach().clone()
+    values.data.zero_()
+    monkeypatch.setattr(loop, "evaluate", lambda *_: seen.append(values.detach().clone()))
+    monkeypatch.setattr(loop, "trail_overlap", lambda *_: None)
+    assert trainer.evaluate() and torch.equal(seen[0], average) and not values.any()
 
 
 def test_a_checkpoint_keeps_what_tells_the_data():
