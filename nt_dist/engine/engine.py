@@ -103,6 +103,8 @@ def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.Deep
         )
     engine.moments = train.moments
     engine.step_guard = StepGuard(config, mesh, engine)
+    engine.sparse_weights = [each for each in weights_of(model).values() if each.spec.is_sparse]
+    engine.statistics = list(statistics_of(model).values())
     if mesh.data.degree == 1 and isinstance(engine.optimizer, Clipped | BF16_Optimizer):
         # It would copy all gradients to sum them over one rank.
         engine.enable_backward_allreduce = engine.pipeline_enable_backward_allreduce = False
@@ -143,17 +145,18 @@ def train_step(
     rate = learning_rate(config, step)
     for group in engine.basic_optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]
-    engine.train()
+    if not engine.module.training:  # setting it walks through all modules
+        engine.train()
     micro_batches = [batch.to(mesh.device) for batch in micro_batches]
     tokens = mesh.all_reduce(torch.stack([batch.weights.sum() for batch in micro_batches]).sum(), ("data",))
     objective_scale = 1.0 / config.trails.count if config.train.objective == "mean" else 1.0
     scale = objective_scale * mesh.data.degree * len(micro_batches) / tokens
-    weights = [weight for weight in weights_of(engine.module).values() if weight.spec.is_sparse]
+    collecting = engine.sparse_weights if collect else []
 
     def before_backward(number: int) -> None:
         is_last = number == len(micro_batches) - 1
-        for weight in weights:
-            weight.collecting = collect and (is_last or config.sparsity.regrow_from == "all")
+        for weight in collecting:
+            weight.collecting = is_last or config.sparsity.regrow_from == "all"
 
     guard: StepGuard = engine.step_guard
     if mesh.pipe.degree > 1:
@@ -170,9 +173,9 @@ def train_step(
             before_backward(number)
             engine.backward(objective(sums, config.joint_weight) * scale)
             engine.step()  # steps the optimizer after the last micro-batch only
-    for weight in weights:
+    for weight in collecting:
         weight.collecting = False
     applied = engine.was_step_applied()
-    update_statistics(statistics_of(engine.module).values(), mesh, applied)
+    update_statistics(engine.statistics, mesh, applied)
     joint = guard.joint_nll, config.joint_weight
     return StepResult(guard.nll, tokens, guard.norm, applied, guard.verdict, rate, objective_scale, *joint)

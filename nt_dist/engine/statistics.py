@@ -17,10 +17,10 @@ from nt_dist.sparsity.statistic import Statistic
 def update_statistics(statistics: Collection[Statistic], mesh: Mesh, applied: bool) -> None:
     """Move the statistics on by one step. A collective of all ranks; what was added is used up."""
     for in_trail in (False, True):
-        some = [each for each in statistics if each.spec.in_trail == in_trail and each.count]
+        some = [each for each in statistics if each.spec.in_trail == in_trail and each.step_mean is not None]
         if applied and some:
             axes = mesh.sample_axes(in_trail)
-            means = mesh.all_reduce(torch.cat([(each.sums / each.count).flatten() for each in some]), axes)
+            means = mesh.all_reduce(torch.cat([each.step_mean.flatten() for each in some]), axes)
             means /= math.prod(getattr(mesh, axis).degree for axis in axes)
             if not in_trail and not mesh.splits_trunk:  # copies that two GPUs made may differ by a bit
                 mesh.broadcast(means, ("trail",))

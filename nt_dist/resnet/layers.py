@@ -5,6 +5,7 @@ takes one trail after the other through all of its operations: what one writes i
 reads it. One grouped convolution over the trails was measured slower for nearly every shape.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -34,12 +35,29 @@ class Convolution(nn.Module):
 
     def per_trail(self) -> list[Callable[[torch.Tensor], torch.Tensor]]:
         """Return for each trail what convolves its [B, in, H, W] → [B, out, H / stride, W / stride]."""
-        rows = enumerate(self.weight.values.unbind())
-        return [partial(_Convolution.apply, values, self.weight, row, self.stride) for row, values in rows]
+        weight, side = self.weight, self.weight.local_shape[-1]
+        kernels: list[torch.Tensor] = []  # built once for all trails, where backward keeps them
+        values: list[torch.Tensor] = []
+
+        def convolve(row: int, x: torch.Tensor) -> torch.Tensor:
+            if keeps_kernel(side, math.prod(weight.local_shape), x.numel()):
+                if not kernels:
+                    kernels.extend(_channels_last(weight.dense()).unbind())
+                return F.conv2d(x, kernels[row], stride=self.stride, padding=side // 2)
+            if not values:
+                values.extend(weight.values.unbind())
+            return _Convolution.apply(values[row], weight, row, self.stride, x)
+
+        return [partial(convolve, row) for row in range(len(weight.trails))]
+
+
+def _channels_last(kernels: torch.Tensor) -> torch.Tensor:
+    """Lay out kernels [T, out, in, k, k] so that each trail's are in channels_last."""
+    return kernels.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution by one trail's kernels [out, in, k, k], built anew in backward where they are too large to keep.
+    """A convolution by one trail's kernels [out, in, k, k], built anew in backward: they are too large to keep.
 
     Their values are then taken from the weight: under ZeRO 3 they are gathered again before backward.
     """
@@ -47,17 +65,15 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, weight, row, stride, x):
         ctx.weight, ctx.rows, ctx.stride = weight, slice(row, row + 1), stride
+        ctx.save_for_backward(x)
         kernel = _kernel(weight, ctx.rows)
-        ctx.padding = kernel.shape[-1] // 2
-        ctx.save_for_backward(x, kernel if keeps_kernel(kernel.shape[-1], kernel.numel(), x.numel()) else None)
-        return F.conv2d(x, kernel, stride=stride, padding=ctx.padding)
+        return F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
 
     @staticmethod
     def backward(ctx, gradient):
-        (x, kernel), of_values = ctx.saved_tensors, None
+        (x,), kernel, of_values = ctx.saved_tensors, _kernel(ctx.weight, ctx.rows), None
         needed = [ctx.needs_input_grad[4], ctx.needs_input_grad[0], False]
-        arguments = (None, [ctx.stride] * 2, [ctx.padding] * 2, [1, 1], False, [0, 0], 1, needed)
-        kernel = _kernel(ctx.weight, ctx.rows) if kernel is None else kernel
+        arguments = (None, [ctx.stride] * 2, [kernel.shape[-1] // 2] * 2, [1, 1], False, [0, 0], 1, needed)
         of_x, of_kernel, _ = torch.ops.aten.convolution_backward(gradient, x, kernel, *arguments)
         if of_kernel is not None:  # which is in channels_last
             (of_values,) = ctx.weight.take_gradient(of_kernel.contiguous()[None], may_overwrite=True, rows=ctx.rows)
@@ -65,8 +81,8 @@ class _Convolution(torch.autograd.Function):
 
 
 def _kernel(weight: Weight, rows: slice) -> torch.Tensor:
-    (kernel,) = weight.build(weight.values[rows], rows)
-    return kernel.contiguous(memory_format=torch.channels_last)
+    (kernel,) = _channels_last(weight.build(weight.values[rows], rows))
+    return kernel
 
 
 class TrailByTrail(nn.Module, ABC):
@@ -75,6 +91,7 @@ class TrailByTrail(nn.Module, ABC):
     def __init__(self, parts: dict[str, nn.Module]):
         super().__init__()
         self.parts = nn.ModuleDict(parts)
+        self._weights = list(weights_of(self.parts).values())
 
     @abstractmethod
     def one(self, do: Operations, x: torch.Tensor) -> torch.Tensor:
@@ -83,7 +100,7 @@ class TrailByTrail(nn.Module, ABC):
     def forward(self, states: States) -> States:
         """Transform T states [B, C, H, W]."""
         run = self._each
-        for weight in weights_of(self.parts).values():  # ZeRO 3 has their values here until the last trail is done
+        for weight in self._weights:  # ZeRO 3 has their values here until the last trail is done
             run = partial(weight, lambda _, *states, run=run: run(*states))
         return list(run(*states))
 
@@ -155,7 +172,7 @@ class Block(TrailByTrail, ResidualBlock):
             x = do[f"norm{number}"](do[f"convolution{number}"](x))
             if number < self.num_convolutions:
                 x = F.relu_(x)
-        return F.relu_(x + beside)
+        return F.relu_(x.add_(beside))
 
 
 class PreactivationBlock(Block):
@@ -166,7 +183,7 @@ class PreactivationBlock(Block):
         inside = F.relu_(do["norm1"](x))
         beside = do["shortcut"](inside) if "shortcut" in do else x
         inside = do["convolution1"](inside)
-        return do["convolution2"](F.relu_(do["norm2"](inside))) + beside
+        return do["convolution2"](F.relu_(do["norm2"](inside))).add_(beside)
 
 
 class Classifier(TrailByTrail):

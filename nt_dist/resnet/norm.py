@@ -46,10 +46,6 @@ class BatchNorm(nn.Module):
         normalized = []
         # a batch norm's whole micro-batch is not split: backward would copy its gradient
         for some in x.split(self.size) if len(x) > self.size else [x]:
-            each, mean, inverse = torch.native_batch_norm(some, scale, shift, None, None, True, 0.0, self.eps)
-            count = some.numel() // some.shape[1]
-            biased = inverse.detach().float().pow(-2) - self.eps
-            self.mean.add(row, mean.detach())
-            self.variance.add(row, biased * (count / max(count - 1, 1)))  # as torch: unbiased in the running one
-            normalized.append(each)
+            (mean, share), (variance, _) = self.mean.accumulate(row), self.variance.accumulate(row)
+            normalized.append(F.batch_norm(some, mean, variance, scale, shift, True, share, self.eps))
         return normalized[0] if len(normalized) == 1 else torch.cat(normalized)

@@ -41,17 +41,20 @@ class Statistic(LocalState):
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was added."""
-        self.sums: torch.Tensor | None = None  # of what was added since the last step, shaped like ``values``
-        self._additions = 0
+        """Forget the batches since the last step."""
+        self.step_mean: torch.Tensor | None = None  # over those batches, shaped like ``values``
+        self._batches = [0] * len(self.trails)
 
-    @torch.no_grad()
-    def add(self, row: int, value: torch.Tensor) -> None:
-        """Add one batch's value [*local_shape] for the row-th of the trails held here."""
-        if self.sums is None:
-            self.sums = torch.zeros_like(self.values)
-        self.sums[row] += value
-        self._additions += 1
+    def accumulate(self, row: int) -> tuple[torch.Tensor, float]:
+        """Count one more batch of the row-th of the trails held here.
+
+        Returns:
+            The trail's row of ``step_mean``, which the caller moves towards the batch's value, and by what share.
+        """
+        if self.step_mean is None:
+            self.step_mean = torch.zeros_like(self.values)
+        self._batches[row] += 1
+        return self.step_mean[row], 1 / self._batches[row]
 
     @property
     def average(self) -> torch.Tensor:
@@ -66,11 +69,6 @@ class Statistic(LocalState):
     def move_average(self, share: float) -> None:
         """Move the average by a share of its way to the values."""
         self.average = self.average.lerp(self.values, share)
-
-    @property
-    def count(self) -> int:
-        """Additions to each row."""
-        return self._additions // len(self.trails)
 
     def _apply(self, fn, recurse=True):
         exact = self.values
