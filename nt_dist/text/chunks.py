@@ -4,9 +4,11 @@ Which documents a chunk holds depends on the source alone, and its file keeps a 
 an earlier, interrupted run left is used again exactly when it holds what it should.
 """
 
+import concurrent.futures
 import contextlib
 import hashlib
 import itertools
+import math
 import multiprocessing
 import operator
 import os
@@ -32,6 +34,7 @@ from nt_dist.text.tokenizer import Tokenizer
 _SMALLEST, _LARGEST = 1 << 20, 1 << 24
 _CHUNKS_WANTED = 256
 _WAITING_PER_PROCESS = 2
+LOOK_SECONDS = 0.5  # between two looks whether a chunk is done
 
 
 class Chunk(NamedTuple):
@@ -127,15 +130,44 @@ def write_chunk(path: Path, texts: list[str], tokenizer: Tokenizer) -> None:
         np.savez(file, tokens=np.concatenate(documents), lengths=lengths, hashes=hash_texts(texts))
 
 
-def tokenize(chunks: Iterator[Chunk], folder: Path, tokenizer: Tokenizer, processes: int) -> Iterator[Chunk]:
+class Patience:
+    """How long a chunk may take: the first one ``phase_timeout`` seconds, later ones ``stall_timeout``, or five times
+    the longest so far where that is more; with ``stall_timeout`` 0 as long as it takes."""
+
+    def __init__(self, stall_timeout: float = 0.0, phase_timeout: float = 0.0):
+        self._limit = phase_timeout if stall_timeout else math.inf
+        self._least, self._longest = stall_timeout, 0.0
+
+    def wait(self, chunk: Chunk, done: Future[None]) -> None:
+        """Wait for a chunk to be done; DataError if it takes too long."""
+        waited = 0.0  # counted, so that the time for which this process is stopped as well is not part of it
+        while not done.done():
+            concurrent.futures.wait([done], LOOK_SECONDS)
+            waited += LOOK_SECONDS
+            if waited > self._limit:
+                raise DataError(
+                    f"the processes that tokenize have stood still for {waited:.0f} s at part {chunk.name}; what is "
+                    "done is kept: start again"
+                )
+        done.result()
+        if self._least:
+            self._longest = max(self._longest, waited)
+            self._limit = max(self._least, 5 * self._longest)
+
+
+def tokenize(
+    chunks: Iterator[Chunk], folder: Path, tokenizer: Tokenizer, processes: int, patience: Patience | None = None
+) -> Iterator[Chunk]:
     """Make the files of chunks, but for those that ``folder`` has already, and give each chunk that is done.
 
     Chunks are read a few ahead. Processes start with the first chunk to make; 0 works in this one. They are spawned,
-    not forked, because this one may hold the threads of torch and of MPI. DataError if one of them dies.
+    not forked, because this one may hold the threads of torch and of MPI. DataError if one of them dies, or if they
+    stand still. Whatever ends this early, a signal say, ends them at once.
     """
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, spawn, _start_worker) if processes else None
     waiting: deque[tuple[Chunk, Future[None]]] = deque()
+    patience, is_whole = patience or Patience(), False
     try:
         for chunk in chunks:
             path = folder / f"{chunk.name}.npz"
@@ -148,11 +180,12 @@ def tokenize(chunks: Iterator[Chunk], folder: Path, tokenizer: Tokenizer, proces
                 waiting.append((chunk, pool.submit(write_chunk, path, chunk.texts, tokenizer)))
             if len(waiting) > _WAITING_PER_PROCESS * processes:
                 chunk, done = waiting.popleft()
-                done.result()
+                patience.wait(chunk, done)
                 yield chunk
         for chunk, done in waiting:
-            done.result()
+            patience.wait(chunk, done)
             yield chunk
+        is_whole = True
     except BrokenProcessPool as error:
         raise DataError(
             f"a process that tokenizes died at part {chunk.name} (out of memory?); what is done is kept: start again, "
@@ -160,6 +193,8 @@ def tokenize(chunks: Iterator[Chunk], folder: Path, tokenizer: Tokenizer, proces
         ) from error
     finally:
         if pool is not None:
+            for process in [] if is_whole else list((pool._processes or {}).values()):
+                process.kill()  # one that is stopped would be waited for without end
             pool.shutdown(wait=True, cancel_futures=True)
 
 

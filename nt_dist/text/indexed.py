@@ -18,6 +18,7 @@ import numpy as np
 
 from nt_dist.errors import DataError
 from nt_dist.files import FileEntry, check_plain, reading, write_new
+from nt_dist.text.blocks import BLOCKS, BlockSums
 
 _MAGIC = b"MMIDIDX"
 _HEADER = np.dtype("S9, <u8, u1, <u8, <u8")
@@ -35,7 +36,7 @@ def write_indexed(
     prefix: Path, vocab_size: int, documents: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> dict[str, FileEntry]:
     """Write ``<prefix>.bin`` and ``<prefix>.idx``, synced to disk, of documents that come some at a time: all their
-    tokens [sum(lengths)], and how many each has [documents]."""
+    tokens [sum(lengths)], and how many each has [documents]; and the sums of their blocks (blocks.py)."""
     kind, parts = token_type(vocab_size), [np.zeros(0, dtype=_LENGTH)]
 
     def tokens() -> Iterator[np.ndarray]:
@@ -45,14 +46,20 @@ def write_indexed(
             yield np.ascontiguousarray(tokens, dtype=kind)
 
     bin_path, idx_path = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
-    written = write_new(bin_path, tokens())
+    bin_sums, idx_sums = BlockSums(), BlockSums()
+    written = write_new(bin_path, bin_sums.passing(tokens()))
     lengths = np.concatenate(parts)
     count, ends = len(lengths), np.cumsum(lengths, dtype=_OFFSET)
     code = next(code for code, stored in _CODES.items() if stored == kind)
     header = np.array([(_MAGIC, 1, code, count, count + 1)], dtype=_HEADER)
     offsets = (ends - lengths) * kind.itemsize
-    index = write_new(idx_path, [header, lengths, offsets, np.arange(count + 1, dtype=_OFFSET)])
-    return {bin_path.name: written, idx_path.name: index}
+    parts = [header, lengths, offsets, np.arange(count + 1, dtype=_OFFSET)]
+    index = write_new(idx_path, idx_sums.passing(parts))
+    files = {bin_path.name: written, idx_path.name: index}
+    for path, sums in ((bin_path, bin_sums), (idx_path, idx_sums)):
+        name = path.name + BLOCKS
+        files[name] = write_new(path.with_name(name), [sums.result()])
+    return files
 
 
 class IndexedTokens:

@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from nt_dist.data.samples import Exchange, OpenData
 from nt_dist.errors import DataError
 from nt_dist.files import FileEntry, check_plain, lock, sync_folder, write_whole, writing
 from nt_dist.messages import ProgressBar
-from nt_dist.text.chunks import chunk_size, cut_into_chunks, read_chunk, tokenize
+from nt_dist.text.blocks import BLOCKS, check_blocks
+from nt_dist.text.chunks import Patience, chunk_size, cut_into_chunks, read_chunk, tokenize
 from nt_dist.text.communicator import Communicator
 from nt_dist.text.indexed import IndexedTokens, write_indexed
 from nt_dist.text.samples import TextSamples
@@ -143,8 +144,10 @@ def _tokenize_stream(
     chunks = cut_into_chunks(source, name, config.data.max_documents if name == "train" else 0, communicator)
     names, documents, characters = [], 0, 0
     title = f"preparing {name} texts" + (f" (rank {communicator.rank})" if communicator.size > 1 else "")
-    with ProgressBar(total, title=title, counts=False) as progress:
-        for chunk in tokenize(chunks, folder, tokenizer, processes):
+    patience = Patience(config.run.stall_timeout, config.run.phase_timeout)
+    made = tokenize(chunks, folder, tokenizer, processes, patience)
+    with ProgressBar(total, title=title, counts=False) as progress, closing(made):  # whatever ends it, no process stays
+        for chunk in made:
             names.append(chunk.name)
             documents += len(chunk.texts)
             characters += sum(map(len, chunk.texts))
@@ -313,6 +316,11 @@ def _open_folder(config: Config, folder: Path, *names: str) -> tuple[Record, Tok
         if actual != entry.size:
             found = "is missing" if actual is None else f"has {actual} bytes"
             raise DataError(f"{folder / name}: {found}, must have {entry.size} by {_RECORD}; {_REMEDY}")
+    for name in [name for name in record.files if not name.endswith(BLOCKS)]:
+        try:
+            check_blocks(folder / name, record.files, config.data.check == "all")
+        except DataError as error:
+            raise DataError(f"{error}; {_REMEDY}") from error
     tokenizer = load_tokenizer(folder / _TOKENIZER, config.model.vocab_size)
     if tokenizer.sha256 != record.tokenizer_sha256:
         raise DataError(f"{folder / _TOKENIZER}: is not the one the texts were prepared with; {_REMEDY}")

@@ -46,6 +46,9 @@ class Data:
     )
     num_workers: int = free(2, "Processes that tokenize and threads that load.", at_least(0))
     prepared: str = free("", "Folder of the prepared files; empty: the folder data in run.dir.")
+    check: Literal["sample", "all"] = free(
+        "sample", "What every rank compares of the prepared files with their sums: sample (of blocks) or all."
+    )
     max_documents: int = schedule(0, "Read only so many documents; 0: all.", at_least(0))
 
 

@@ -54,6 +54,9 @@ class Heartbeat:
     """The rank's side: says in which phase the main thread is and that it gets on.
 
     ``memory`` is None where nobody watches; the timeouts, in seconds, are those of the section ``run``.
+
+    Attributes:
+        is_exit_requested: Whether a signal has asked this rank to leave.
     """
 
     def __init__(self, memory: mmap.mmap | None = None, stall_timeout: float = 0.0, phase_timeout: float = 0.0):
@@ -61,7 +64,7 @@ class Heartbeat:
         self._longest: dict[str, int] = {}  # nanoseconds between two beats, by phase
         self._beats = self._step = self._at = 0
         self._phase = "starting"
-        self._exit_requested = False
+        self.is_exit_requested = False
         self.beat()
 
     def enter(self, phase: str, step: int | None = None) -> None:
@@ -80,7 +83,7 @@ class Heartbeat:
 
     def exit_requested(self) -> None:
         """Say that a signal has asked this rank to leave, which shortens a step's allowance; from any thread."""
-        self._exit_requested = True
+        self.is_exit_requested = True
         seconds = self.allowance()
         if self._memory and seconds is not None:
             sign = read_sign(self._memory)
@@ -99,7 +102,7 @@ class Heartbeat:
         if longest is None:  # or a first time, when kernels are compiled
             return self._phase_limit
         usual = SLACK * longest / NANO
-        return max(usual, min(self._stall, LEAVING) if self._exit_requested else self._stall)
+        return max(usual, min(self._stall, LEAVING) if self.is_exit_requested else self._stall)
 
     def _write(self, deadline: int = 0, left: int = 0) -> None:
         if self._memory:

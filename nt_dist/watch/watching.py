@@ -71,19 +71,33 @@ def watched(mesh: "Mesh", config: Config) -> Iterator[Heartbeat]:
 def agree_patiently(mesh: "Mesh", work: Callable[[], T], heartbeat: Heartbeat) -> T:
     """Do ``work`` on the main rank alone, as :func:`agree` does, where it may take longer than a collective may wait.
 
-    The other ranks look into the job's store for its end instead, so that signals reach them meanwhile.
+    The other ranks look into the job's store for its end instead, so that signals reach them meanwhile; one that
+    reaches any of them is passed on to the main rank.
     """
     if mesh.world_size == 1:
         return work()
     is_done, set_done = mesh.new_flag()
+    is_asked, set_asked = mesh.new_flag()
+    is_over = threading.Event()
+
+    def pass_on() -> None:
+        while not is_over.wait(LOOK_SECONDS) and not heartbeat.is_exit_requested:
+            if is_asked():
+                os.kill(os.getpid(), signal.SIGUSR1)
 
     def do() -> T:
+        thread = threading.Thread(target=pass_on, name="signals of others", daemon=True)
+        thread.start()
         try:
             return work()
         finally:
+            is_over.set()
+            thread.join()
             set_done()
 
     while not mesh.is_main and not is_done():
+        if heartbeat.is_exit_requested:
+            set_asked()
         heartbeat.beat()
         time.sleep(LOOK_SECONDS)
     return agree(mesh, do, only_main=True)

@@ -31,6 +31,24 @@ RELIABILITY = [
         "tests/unit/checkpoint/test_fragments.py::test_files_are_never_written_over_and_follow_the_umask",
     ),
     Mutation(
+        "prepared files: their blocks are not compared",
+        "if hashlib.blake2b(data, digest_size=_SUM).digest() != said[",
+        "if b'' == said[",
+        "tests/unit/text/test_opening.py::test_damage_is_named_and_nothing_is_overwritten",
+    ),
+    Mutation(
+        "preparing: processes that stand still are waited for",
+        "if waited > self._limit:",
+        "if False:",
+        "tests/unit/text/test_chunks.py::test_workers_that_stand_still_are_an_error_or_are_left_at_once",
+    ),
+    Mutation(
+        "signals: those of other ranks do not end the main rank's work",
+        "            if is_asked():\n",
+        "            if False:\n",
+        "tests/distributed/test_agree.py::test_a_signal_to_any_rank_ends_the_main_ranks_work_in_seconds",
+    ),
+    Mutation(
         "guard: every step is taken",
         "return self.verdict is StepVerdict.GOOD or (self.verdict.is_spike and not self.refuses_spikes)",
         "return True",

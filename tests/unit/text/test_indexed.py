@@ -19,7 +19,8 @@ def write(folder, documents=DOCUMENTS, vocab_size=300):
         for group in (documents[:2], documents[2:])
     ]
     files = write_indexed(folder / "train", vocab_size, parts)
-    contents = {name: (folder / name).read_bytes() for name in ("train.bin", "train.idx")}
+    names = ("train.bin", "train.idx", "train.bin.blocks", "train.idx.blocks")
+    contents = {name: (folder / name).read_bytes() for name in names}
     assert files == {name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()}
     return folder / "train"
 

@@ -87,6 +87,7 @@ def prepared(config):
     ("name", "change", "message"),
     [
         ("train.bin", lambda data: data[:-2], r"train.bin: has \d+ bytes, must have \d+ by prepared.json"),
+        ("train.bin", lambda data: data[:-9] + bytes(9), "train.bin: is not what was prepared: block 0 of 1 "),
         ("validation.idx", None, "validation.idx: is missing, must have"),
         ("tokenizer.model", lambda data: data + b"\xa0\x06\x00", "tokenizer.model: is not the one"),
         ("prepared.json", lambda data: data[:-5], "prepared.json: is damaged"),

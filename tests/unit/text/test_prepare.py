@@ -17,7 +17,8 @@ from nt_dist.text.tokenizer import load_tokenizer
 from tests.unit.text.data_case import config_over, files_under, sentences, write_jsonl
 
 TEXTS = [sentences(8, seed) for seed in range(40)]
-WHOLE = ["prepared.json", "tokenizer.model", "train.bin", "train.idx", "validation.bin", "validation.idx"]
+INDEXED = ["train.bin", "train.idx", "validation.bin", "validation.idx"]
+WHOLE = ["prepared.json", "tokenizer.model", *sorted([*INDEXED, *(f"{name}.blocks" for name in INDEXED)])]
 
 
 @pytest.fixture
