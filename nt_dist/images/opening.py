@@ -16,6 +16,7 @@ from nt_dist.data.samples import Exchange, OpenData
 from nt_dist.errors import DataError
 from nt_dist.images.robustness import open_corrupted
 from nt_dist.images.samples import Broken, PictureSamples
+from nt_dist.images.settings import with_split_folders
 from nt_dist.images.sources import PARQUET, Pictures, open_pictures
 from nt_dist.messages import ProgressBar
 
@@ -86,6 +87,7 @@ def _split(config: Config, path: Any, split: str, key: str) -> Pictures:
 
 def _open(config: Config) -> tuple[Pictures, Pictures]:
     """Training and validation pictures with their labels checked."""
+    config = replace(config, data=with_split_folders(config.data))
     data, num_classes = config.data, config.model.num_classes
     train = _split(config, data.path, "train", "data.path")
     if data.max_images:

@@ -1,7 +1,8 @@
 """The section ``[data]`` of families that read pictures."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from nt_dist.config.keys import FRACTION, NOT_EMPTY, Rule, at_least, free, reads, schedule
@@ -30,7 +31,7 @@ class Data:
     label_key: str = schedule("label", "For parquet and hf: the column of the labels.", NOT_EMPTY)
     validation: str | float = free(
         0.2,
-        "Path of the validation pictures (for hf: name of a split), or a share of the pictures.",
+        "Path of the validation pictures (hf, folder of splits: name of a split), or a share of the pictures.",
         data.path_or_share("a path, the name of a split, or a share of the pictures"),
     )
     max_images: int = schedule(0, "Read only the first so many training pictures; 0: all.", at_least(0))
@@ -64,6 +65,31 @@ def _padding_fits(config: Config) -> Iterator[str]:
 
 
 RULES = (data.source_has_a_path, _padding_fits)
+
+
+_SPLITS = {"train", "val", "valid", "validation", "test"}
+
+
+def with_split_folders(data: Data) -> Data:
+    """Return ``data`` with the splits' own paths, where ``data.path`` is a folder that holds "train" and others.
+
+    A folder "train" beside one that is no split is a class.
+    """
+    root = Path(data.path).expanduser() if data.source == "folder" and isinstance(data.path, str) else None
+    if root is None or not (root / "train").is_dir():
+        return data
+    names = {each.name for each in root.iterdir() if each.is_dir() and not each.name.startswith(".")}
+    if len(names) == 1 or not names <= _SPLITS:
+        return data
+    of_root = data.validation in names
+    return replace(
+        data, path=str(root / "train"), validation=str(root / data.validation) if of_root else data.validation
+    )
+
+
+def paths(config: Config) -> list[tuple[str, str]]:
+    """See :meth:`Family.paths`."""
+    return data.paths(replace(config, data=with_split_folders(config.data)))
 
 
 def ignored_settings(config: Config) -> Iterator[str]:

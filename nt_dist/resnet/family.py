@@ -1,7 +1,6 @@
 """The ResNets as the rest of the package sees them."""
 
 from nt_dist.config.family import Family, Headline
-from nt_dist.data.settings import paths
 from nt_dist.images import settings as images
 from nt_dist.images.published import PUBLISHED
 from nt_dist.images.severities import CORRUPTIONS
@@ -23,7 +22,7 @@ class ResNet(Family):
     wants_accuracy = True
     corruptions, samples_name = CORRUPTIONS, "pictures"
     alike = ("model.image_size", "model.num_classes", "data.mean", "data.std")
-    ignored, paths = staticmethod(images.ignored_settings), staticmethod(paths)
+    ignored, paths = staticmethod(images.ignored_settings), staticmethod(images.paths)
     weights, activations = staticmethod(weights), staticmethod(activations)
     twin, trail_problems = staticmethod(twin), staticmethod(trail_problems)
 

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from nt_dist.config.load import missing_paths
 from nt_dist.config.rules import warnings
 from nt_dist.errors import ConfigError, DataError
 from nt_dist.images import opening
-from nt_dist.images.opening import open_other
+from nt_dist.images.opening import open_data, open_other
 from nt_dist.messages import ProgressBar
 from tests.unit.images.picture_case import (
     CLASSES,
@@ -75,6 +76,20 @@ def test_a_folder_has_a_class_for_each_of_its_folders(tmp_path):
     assert all(np.array_equal(found.train[at].inputs, pixels(seed)) for at, seed in enumerate(expected))
     assert [found.validation[at].targets.tolist() for at in range(2)] == [[0], [4]]
     assert np.array_equal(found.validation[1].inputs, pixels(40))
+
+
+def test_a_folder_of_splits_is_read_as_imagenet_comes(tmp_path):
+    write_folder(tmp_path / "root" / "train")
+    write_folder(tmp_path / "root" / "val", (1, 0, 0, 0, 1))
+    asked = config(tmp_path, path=tmp_path / "root", validation="val")
+    assert missing_paths(asked) == []
+    found = open_data(asked, True, lambda work: work())
+    assert found.identity == {"classes": list(CLASSES)} and len(found.train) == 10
+    assert [found.validation[at].targets.tolist() for at in range(2)] == [[0], [4]]
+    shared = opened(tmp_path, path=tmp_path / "root", validation=0.2)
+    assert (len(shared.train), len(shared.validation)) == (8, 2)
+    (wrong,) = missing_paths(config(tmp_path, path=tmp_path / "root", validation="test"))
+    assert wrong == "data.validation = 'test': no such file or folder"
 
 
 def test_names_that_datasets_takes_for_splits_are_classes(tmp_path):
