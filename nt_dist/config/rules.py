@@ -58,6 +58,13 @@ def _nesterov_has_momentum(config: Config) -> Iterator[str]:
         yield "train.nesterov = true needs train.momentum above 0"
 
 
+@reads("train.optimizer", "train.mup_base_hidden")
+def _mup_is_for_adamw(config: Config) -> Iterator[str]:
+    base = config.train.mup_base_hidden
+    if base and config.train.optimizer == "sgd":
+        yield f"train.mup_base_hidden = {base} needs train.optimizer = 'adamw', whose rates it scales"
+
+
 @reads("train.steps", "train.warmup_steps")
 def _warmup_fits(config: Config) -> Iterator[str]:
     if config.train.warmup_steps > config.train.steps and not config.train.epochs:
@@ -163,6 +170,7 @@ _RULES = (
     _new_moments_can_be_had,
     _groups_have_norms,
     _nesterov_has_momentum,
+    _mup_is_for_adamw,
     _warmup_fits,
     _batch_divides,
 )
@@ -202,7 +210,8 @@ def warnings(config: Config) -> Iterator[str]:
         (sparsity.drop != "soft_magnitude", f"sparsity.drop = {sparsity.drop!r}", ("sparsity.temperature",)),
         (sparsity.grow == "random", "sparsity.grow = 'random'", ("sparsity.regrow_from",)),
         (full and trails.layers != config.model.num_layers, "trails.fork = 'embedding'", ("trails.layers",)),
-        (trails.joint == 0, "trails.joint = 0.0", ("trails.joint_mean",)),
+        (not trails.trained_mean, "trails.joint = 0.0", ("trails.joint_mean", "trails.joint_schedule")),
+        (trails.joint_schedule == "constant", "trails.joint_schedule = 'constant'", ("trails.joint_start",)),
         (config.trunk_layers == 0, "the trails begin before the first block", of_trunk),
         (True, f"train.optimizer = {train.optimizer!r}", adamw if train.optimizer == "sgd" else sgd),
         (True, f"train.lr_schedule = {train.lr_schedule!r}", of_steps if train.lr_schedule == "cosine" else of_cosine),

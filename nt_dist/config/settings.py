@@ -56,10 +56,15 @@ class Trails:
         "logits", "Mean over the trails whose loss trails.joint weighs: logits or probabilities."
     )
 
+    joint_schedule: Literal["constant", "linear"] = schedule(
+        "constant", "Course of that weight: constant, or linear (from trails.joint_start to trails.joint at the end)."
+    )
+    joint_start: float = schedule(0.0, "Weight of the ensemble's own loss before the first step.", at_least(0))
+
     @property
     def trained_mean(self) -> str:
         """``joint_mean``, or "" where the ensemble has no loss of its own."""
-        return self.joint_mean if self.joint else ""
+        return self.joint_mean if self.joint or (self.joint_schedule == "linear" and self.joint_start) else ""
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,9 @@ class Train:
     lr_embedding: float = schedule(1.0, "Learning rate of the first layer's weights, as a factor on lr.", POSITIVE)
     lr_output: float = schedule(1.0, "Learning rate of the last layer's weights, as a factor on lr.", POSITIVE)
     lr_trunk: float = schedule(1.0, "Learning rate of the trunk's blocks, as a factor on lr.", POSITIVE)
+    mup_base_hidden: int = schedule(
+        0, "Width at which lr was tuned: matrices' rates and initial values go by muP from there; 0: off.", at_least(0)
+    )
     warmup_steps: int = schedule(100, "Steps of linear warm-up.", at_least(0))
     lr_schedule: Literal["cosine", "steps"] = schedule(
         "cosine", "Course of the learning rate after the warm-up: cosine (to min_lr_ratio) or steps (at milestones)."
@@ -297,10 +305,14 @@ class Config:
         divides = self.train.micro_batch_size % (degrees.trail * self.family.batch_unit(self)) == 0
         return degrees.trunk == "split" or (degrees.trunk == "auto" and divides)
 
-    @property
-    def joint_weight(self) -> float:
-        """Weight of the ensemble's own loss beside the sum of the trails'."""
-        return self.trails.joint * (self.trails.count if self.train.objective == "mean" else 1)
+    def joint_weight(self, step: int) -> float | None:
+        """Weight of the ensemble's own loss beside the sum of the trails' in a step, from 1; None: it has none."""
+        trails = self.trails
+        if not trails.trained_mean:
+            return None
+        start = trails.joint if trails.joint_schedule == "constant" else trails.joint_start
+        weight = start + (trails.joint - start) * step / self.train.steps
+        return weight * (trails.count if self.train.objective == "mean" else 1)
 
     @property
     def trunk_layers(self) -> int:

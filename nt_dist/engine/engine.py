@@ -142,7 +142,7 @@ def train_step(
     dense gradients, for a topology update after this step.
     """
     assert len(micro_batches) == config.accumulation_steps, f"{len(micro_batches)} micro-batches"
-    rate = learning_rate(config, step)
+    rate, joint = learning_rate(config, step), config.joint_weight(step)
     for group in engine.basic_optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]
     if not engine.module.training:  # setting it walks through all modules
@@ -161,7 +161,7 @@ def train_step(
     guard: StepGuard = engine.step_guard
     if mesh.pipe.degree > 1:
         guard.expect(tokens, lambda: engine.module.nll)
-        engine.module.train_step(engine, micro_batches, scale, before_backward)
+        engine.module.train_step(engine, micro_batches, scale, joint, before_backward)
     else:
         nll: list[torch.Tensor] = []  # of each micro-batch
         how = config.trails.trained_mean, config.train.label_smoothing
@@ -171,11 +171,11 @@ def train_step(
             sums = mesh.place.trail_losses(engine(batch.inputs), batch.targets, batch.weights, *how)
             nll.append(sums.detach())
             before_backward(number)
-            engine.backward(objective(sums, config.joint_weight) * scale)
+            engine.backward(objective(sums, joint) * scale)
             engine.step()  # steps the optimizer after the last micro-batch only
     for weight in collecting:
         weight.collecting = False
     applied = engine.was_step_applied()
     update_statistics(engine.statistics, mesh, applied)
-    joint = guard.joint_nll, config.joint_weight
-    return StepResult(guard.nll, tokens, guard.norm, applied, guard.verdict, rate, objective_scale, *joint)
+    judged = guard.nll, tokens, guard.norm, applied, guard.verdict
+    return StepResult(*judged, rate, objective_scale, guard.joint_nll, joint or 0.0)

@@ -9,6 +9,7 @@ from torch import nn
 
 from nt_dist.config import Config
 from nt_dist.model.trails import weights_of
+from nt_dist.model.weights import fan_in_ratio
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.spec import WeightSpec
 
@@ -79,7 +80,8 @@ class GroupKey(NamedTuple):
 def group_key(config: Config, spec: WeightSpec) -> GroupKey:
     """Say to which parameter group a weight belongs.
 
-    Of the weights between the first and the last layer, the trunk's have rates of their own.
+    Of the weights between the first and the last layer, the trunk's have rates of their own. muP divides those of
+    matrices, see :func:`fan_in_ratio`; AdamW's decay follows them, as it follows every rate.
     """
     train, family = config.train, config.family
     of_layer = {family.input_layer: "embedding", family.output_layer: "output"}
@@ -88,6 +90,7 @@ def group_key(config: Config, spec: WeightSpec) -> GroupKey:
         getattr(train, f"{key}_{group}") if group else plain
         for key, plain in (("lr", 1.0), ("weight_decay", 1.0), ("betas", train.betas))
     )
+    rate /= fan_in_ratio(config, spec)
     is_constant = spec.is_vector and not train.decay_vectors
     return GroupKey(is_constant, rate, 0.0 if is_constant else train.weight_decay * decay, betas or train.betas)
 

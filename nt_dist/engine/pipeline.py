@@ -69,10 +69,9 @@ class PipelineModel(PipelineModule):
         self.num_trails = num_local_trails(config, place)
         self.receives_trunk = FORK in layer_names(config)[bounds[mesh.pipe.rank] :]
         self.how = config.trails.trained_mean, config.train.label_smoothing
-        self.joint_weight = config.joint_weight
         self._scale: torch.Tensor | float = 1.0
         # this step's sums so far, as Place.trail_losses has them, on the last stage; else 0
-        self.nll = torch.zeros(self.num_trails + bool(config.trails.joint), device=mesh.device)
+        self.nll = torch.zeros(self.num_trails + bool(config.trails.trained_mean), device=mesh.device)
         self._passes = itertools.count()
         self._before_backward: BeforeBackward = lambda number: None
 
@@ -112,21 +111,23 @@ class PipelineModel(PipelineModule):
     def _loss(self, logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         sums = self.place.trail_losses(logits, *labels, *self.how)
         self.nll += sums.detach()
-        return objective(sums, self.joint_weight) * self._scale
+        return objective(sums, self._joint) * self._scale
 
     def train_step(
         self,
         engine: PipelineEngine,
         micro_batches: Sequence[Batch],
         scale: torch.Tensor,
+        joint: float | None,
         before_backward: BeforeBackward,
     ) -> None:
         """Pass a data rank's micro-batches through all stages and back, and step the optimizer. Collective.
 
-        ``scale`` multiplies each one's objective; ``before_backward`` is called with its number before its backward
-        pass on this stage.
+        ``scale`` multiplies each one's objective, in which ``joint`` weighs the ensemble's loss; ``before_backward`` is
+        called with its number before its backward pass on this stage.
         """
-        self._scale, self._passes, self._before_backward = scale, itertools.count(), before_backward
+        self._scale, self._joint = scale, joint
+        self._passes, self._before_backward = itertools.count(), before_backward
         self.nll = torch.zeros_like(self.nll)
         engine.train_batch((tokens, (targets, weights)) for tokens, targets, weights in micro_batches)
         for kept in engine.pipe_buffers.values():  # the last logits among them

@@ -73,7 +73,7 @@ class StepGuard:
         self.joint_nll: torch.Tensor | None = None  # likewise of the trails' mean, a scalar; None where that is unused
         self.norm = math.inf  # of the gradient before clipping; infinite if it is no number or was not computed
         self.verdict = StepVerdict.GOOD
-        self._has_joint, self._loss = config.trails.joint > 0, 0.0
+        self._has_joint, self._loss = bool(config.trails.trained_mean), 0.0
         self._tokens: torch.Tensor | float = 1.0
         self._own_nll: Callable[[], torch.Tensor] | None = None
         self._take_model_step = engine._take_model_step

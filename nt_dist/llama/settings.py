@@ -89,6 +89,7 @@ RECIPES = {
         "train.betas_output": [],
         "train.betas_trunk": [],
         "train.average_decay": 0.0,
+        "train.mup_base_hidden": 0,
         "sparsity.distribution": "erk",
         "sparsity.exempt": [],
         "sparsity.drop": "soft_magnitude",

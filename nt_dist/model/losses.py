@@ -25,9 +25,12 @@ def token_losses(
     return _TokenLosses.apply(logits, targets, maximum, total, smoothing)
 
 
-def objective(sums: torch.Tensor, joint: float) -> torch.Tensor:
-    """Return what is minimised, given the trails' sums of token losses [T], after them the ensemble's if it counts."""
-    return sums[:-1].sum() + joint * sums[-1] if joint else sums.sum()
+def objective(sums: torch.Tensor, joint: float | None) -> torch.Tensor:
+    """Return what is minimised, given the trails' sums of token losses [T], after them the ensemble's if it counts.
+
+    ``joint`` weighs that one; None: it is not among them.
+    """
+    return sums.sum() if joint is None else sums[:-1].sum() + joint * sums[-1]
 
 
 class _TokenLosses(torch.autograd.Function):

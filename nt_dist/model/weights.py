@@ -31,9 +31,23 @@ def weight_specs(config: Config) -> Mapping[str, WeightSpec]:
 
     def final(spec: WeightSpec) -> WeightSpec:
         group = 0 if spec.role == "lookup" or spec.name not in sparse else size
-        return replace(spec, density=density.get(spec.name, spec.density), group=group)
+        spec = replace(spec, density=density.get(spec.name, spec.density), group=group)
+        power = 1.0 if spec.layer == config.family.output_layer else 0.5
+        return spec if spec.init is None else replace(spec, init=spec.init / fan_in_ratio(config, spec) ** power)
 
     return MappingProxyType({spec.name: final(spec) for spec in specs})
+
+
+def fan_in_ratio(config: Config, spec: WeightSpec) -> float:
+    """Return a matrix' active inputs over those of a dense one at the width ``train.mup_base_hidden``; 1 without that.
+
+    By the maximal update parametrization a matrix' variance of initial values and AdamW's rate fall with its inputs,
+    and the last one's variance with their square (muP; Yang et al., arXiv 2203.03466, table 3); of a sparse one the
+    active inputs count (Dey et al., arXiv 2405.15743). Lookups, norms and biases have one input at every width. The
+    sizes inside blocks are taken to grow with the width, and those of attention heads to stay.
+    """
+    base = config.train.mup_base_hidden
+    return spec.density * config.family.hidden_size(config) / base if base and spec.role == "linear" else 1.0
 
 
 def statistic_specs(config: Config) -> dict[str, WeightSpec]:

@@ -90,7 +90,7 @@ def _data(config: Config, parts: list[Part]) -> Payload:
     for part in parts:
         groups[group_key(config, part.spec)] += part.stored
     stored = groups.total()
-    scalars = 4 + 4 * (config.trails.count + bool(config.trails.joint)) + 8
+    scalars = 4 + 4 * (config.trails.count + bool(config.trails.trained_mean)) + 8
     scalars += _STAGE_3_SCALARS * len(groups) if stage == 3 else _SCALARS[config.train.precision][stage]
     if stage == 0:
         return {("data", "all_reduce"): 4 * stored + scalars}

@@ -77,6 +77,12 @@ def _shards_divide_widths(config: Config) -> Iterator[str]:
             yield f"sparsity.topology_shards = {shards} must divide {name} = {width}; nearest: {near}"
 
 
+@reads("train.mup_base_hidden")
+def _has_widths_of_its_own(config: Config) -> Iterator[str]:
+    if base := config.train.mup_base_hidden:
+        yield f"train.mup_base_hidden = {base} must be 0 with model.family = 'resnet': initial values follow the widths"
+
+
 _SGD = {
     "train.optimizer": "sgd",
     "train.lr": 0.1,
@@ -102,4 +108,4 @@ RECIPES = {
     },
 }
 
-RULES = (*images.RULES, _norm_batch_divides, _is_not_cut, _shards_divide_widths)
+RULES = (*images.RULES, _norm_batch_divides, _is_not_cut, _shards_divide_widths, _has_widths_of_its_own)

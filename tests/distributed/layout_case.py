@@ -59,6 +59,11 @@ class Layout:
         return ", ".join([*words, self.structure] if self.structure != "entries" else words)
 
 
+def joint_settings(mean: str) -> dict:
+    """An ensemble's loss that loses weight over the steps."""
+    return {"joint": 0.2, "joint_mean": mean, "joint_schedule": "linear", "joint_start": 1.2}
+
+
 def config_of(layout: Layout) -> Config:
     """Two layers, one of them in six trails, clipped, updated after steps 2, 4 and 6."""
     model = {"hidden_size": 16, "ffn_size": 24, "num_layers": 2, "num_attention_heads": 4, "num_kv_heads": 2}
@@ -66,10 +71,11 @@ def config_of(layout: Layout) -> Config:
     train |= {"adam_eps": 1e-4, "weight_decay": 0.1, "grad_clip": 0.5, "precision": layout.precision}
     train |= {"weight_decay_output": 2.0, "betas_embedding": [0.8, 0.99], "betas_trunk": [0.85, 0.999]}
     train |= {"lr_embedding": 2.0, "lr_output": 0.5, "lr_trunk": 1.5, "average_decay": 0.7, "average_from": 0.3}
+    train |= {"mup_base_hidden": 8}
     train |= {"label_smoothing": 0.1} if layout.joint else {}
     sections = {
         "model": model | {"vocab_size": VOCABULARY, "max_seq_len": SEQUENCE},
-        "trails": {"count": 6, "layers": 1, **({"joint": 0.7, "joint_mean": layout.joint} if layout.joint else {})},
+        "trails": {"count": 6, "layers": 1, **(joint_settings(layout.joint) if layout.joint else {})},
         "sparsity": {
             "density": 0.4,
             "topology_shards": 2,

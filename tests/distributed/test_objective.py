@@ -33,7 +33,8 @@ def test_losses_are_means_over_the_real_tokens_of_the_global_step():
 
 def _joint_step_by_hand(rank, world_size, stage, mean, of_trails):
     sections = _config(world_size, stage).to_dict()
-    sections["trails"] |= {"joint": 0.7, "joint_mean": mean}
+    last = 0.7 if mean == "logits" else 0.0
+    sections["trails"] |= {"joint": last, "joint_mean": mean, "joint_schedule": "linear", "joint_start": 2.0}
     sections["train"] |= {"objective": of_trails}
     config = make_config(sections, {"zero_optimization": {"stage": stage}}, world_size)
     batch = Batch(*(torch.cat(parts) for parts in zip(*_batches(1), strict=True)))
@@ -45,7 +46,8 @@ def _joint_step_by_hand(rank, world_size, stage, mean, of_trails):
     losses = [nn.functional.nll_loss(each.flatten(0, 1), targets, reduction="none") for each in (*own, joint)]
     means = [(each * real).sum() / real.sum() for each in losses]
     trails = torch.stack(means[:-1])
-    minimised = (trails.sum() if of_trails == "sum" else trails.mean()) + 0.7 * means[-1]
+    weight = 2.0 + (last - 2.0) / config.train.steps  # of the first step
+    minimised = (trails.sum() if of_trails == "sum" else trails.mean()) + weight * means[-1]
     minimised.backward()
     mesh, _, engine, _, _ = _start(config)
     result = train_step(engine, config, mesh, _batches(1, rank, world_size), 1)

@@ -19,6 +19,7 @@ from nt_dist.model.trails import layer_names, weights_of
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.testing import run_distributed
 from nt_dist.training.topology_updates import TopologyUpdater
+from tests.distributed.layout_case import joint_settings
 
 STEPS, SAVED, BATCH, MICRO_BATCH, SEQUENCE, VOCABULARY = 7, 3, 8, 2, 8, 29  # updates before and after SAVED
 
@@ -56,7 +57,7 @@ class Record:
 
 def config_of(world_size, layout):
     """A tiny model of 6 trails by default with clipping on, which is updated after steps 2, 4 and 6."""
-    joint = {"joint": 0.7, "joint_mean": layout.joint} if layout.joint else {}
+    joint = joint_settings(layout.joint) if layout.joint else {}
     sections = {
         "model": {
             "hidden_size": 16,

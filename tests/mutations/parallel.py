@@ -162,8 +162,8 @@ PARALLEL = [
     ),
     Mutation(
         "joint loss: not added",
-        "return sums[:-1].sum() + joint * sums[-1] if joint else sums.sum()",
-        "return sums[:-1].sum() if joint else sums.sum()",
+        "return sums.sum() if joint is None else sums[:-1].sum() + joint * sums[-1]",
+        "return sums.sum() if joint is None else sums[:-1].sum()",
         "tests/unit/model/test_losses.py::test_the_ensembles_loss_and_gradient_are_those_of_its_mean",
     ),
     Mutation(

@@ -71,7 +71,7 @@ def _both(config):
 
 def _objective(config, model, batch):
     sums = Place().trail_losses(model(batch.inputs), batch.targets, batch.weights, "", config.train.label_smoothing)
-    return objective(sums, 0.0) / config.trails.count / batch.weights.sum()
+    return objective(sums, None) / config.trails.count / batch.weights.sum()
 
 
 LARGE = {"block": "bottleneck", "stem": "large", "image_size": 32}

@@ -50,6 +50,8 @@ def test_nothing_is_ignored_by_default():
             "train.weight_decay_output = 0.0 is ignored: train.weight_decay = 0.0",
         ),
         ({"train": {"optimizer": "sgd", "betas_output": [0.9, 0.9]}}, "train.betas_output = (0.9, 0.9) is ignored"),
+        ({"trails": {"joint_schedule": "linear"}}, "trails.joint_schedule = 'linear' is ignored: trails.joint = 0.0"),
+        ({"trails": {"joint": 0.5, "joint_start": 0.1}}, "trails.joint_start = 0.1 is ignored: trails.joint_schedule"),
         ({"trails": {"layers": 6}, "train": {"lr_trunk": 2.0}}, "train.lr_trunk = 2.0 is ignored: the trails begin"),
         ({"train": {"average_from": 0.5}}, "train.average_from = 0.5 is ignored: train.average_decay = 0.0"),
         ({"parallel": {"trunk": "split"}}, "parallel.trunk = 'split' is ignored: parallel.trail = 1"),

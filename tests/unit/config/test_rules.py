@@ -51,6 +51,18 @@ ONE = [
         "sparsity.exempt: no weight is named 'blocks.6.*'",
     ),
     (
+        {"train": {"optimizer": "sgd", "mup_base_hidden": 128}},
+        "train.mup_base_hidden = 128 needs train.optimizer = 'adamw', whose rates it scales",
+    ),
+    (
+        {
+            "model": {"family": "resnet"},
+            "data": {"source": "digits"},
+            "train": {"mup_base_hidden": 64, "optimizer": "adamw", "micro_batch_size": 32},
+        },
+        "train.mup_base_hidden = 64 must be 0 with model.family = 'resnet': initial values follow the widths",
+    ),
+    (
         {"train": {"optimizer": "sgd"}, "sparsity": {"new_moments": "gradient"}},
         "sparsity.new_moments = 'gradient' is a second moment, which train.optimizer = 'sgd' does not have",
     ),

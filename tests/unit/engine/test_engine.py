@@ -96,6 +96,20 @@ def test_the_ensembles_loss_is_added_to_the_sum_or_the_mean(of_trails, wanted):
     config = tiny(trails={"count": 2, "joint": 0.5}, train={"objective": of_trails})
     scale = {"sum": 1.0, "mean": 0.5}[of_trails]
     arguments = torch.tensor([4.0, 6.0]), torch.tensor(2.0), 1.0, True, None, 1e-3, scale
-    result = StepResult(*arguments, joint_nll=torch.tensor(8.0), joint=config.joint_weight)
+    result = StepResult(*arguments, joint_nll=torch.tensor(8.0), joint=config.joint_weight(1))
     assert result.joint_loss == 4.0 and result.objective == wanted
     assert StepResult(*arguments).joint_loss is None
+
+
+def test_the_weight_of_the_ensembles_loss_keeps_its_course():
+    assert tiny().joint_weight(1) is None
+    assert {tiny(trails={"joint": 0.5}, train={"steps": 200}).joint_weight(step) for step in (1, 200)} == {0.5}
+    for start, end, middle in ((0.2, 1.0, 0.6), (1.0, 0.0, 0.5)):
+        trails = {"count": 2, "joint": end, "joint_schedule": "linear", "joint_start": start}
+        config = tiny(trails=trails, train={"steps": 200})
+        assert config.trails.trained_mean == "logits"
+        weights = {step: config.joint_weight(step) for step in (1, 100, 200)}
+        assert weights == pytest.approx({1: start + (end - start) / 200, 100: middle, 200: end})
+        of_mean = tiny(trails=trails, train={"steps": 200, "objective": "mean"})
+        assert of_mean.joint_weight(100) == pytest.approx(2 * middle)
+    assert tiny(trails={"joint_start": 1.0}).joint_weight(1) is None

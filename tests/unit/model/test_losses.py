@@ -55,8 +55,9 @@ def test_the_ensembles_loss_and_gradient_are_those_of_its_mean(mean, dtype):
 
 
 def test_without_the_ensembles_loss_the_objective_is_the_sum_of_the_trails():
-    assert float(objective(torch.tensor([1.0, 2.0, 4.0]), 0.0)) == 7.0
+    assert float(objective(torch.tensor([1.0, 2.0, 4.0]), None)) == 7.0
     assert float(objective(torch.tensor([1.0, 2.0, 4.0]), 0.5)) == 5.0
+    assert float(objective(torch.tensor([1.0, 2.0, 4.0]), 0.0)) == 3.0  # a course that has come to nothing
 
 
 def test_the_ensembles_loss_is_finite_where_no_trail_gives_the_target_a_chance():
