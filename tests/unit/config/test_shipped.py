@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from nt_dist.config.rules import warnings
+from nt_dist.config.settings import by_key
 from nt_dist.errors import ConfigError
 from nt_dist.families import load_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-TOML = sorted(CONFIGS.glob("*.toml"))
+TOML = sorted([*CONFIGS.glob("*.toml"), *CONFIGS.glob("paper/*.toml")])
 LLAMA = {
     "llama_60m": (512, 1376, 8, 8),
     "llama_130m": (768, 2048, 12, 12),
@@ -19,15 +20,16 @@ LLAMA = {
 
 
 def test_they_are_all_there():
-    assert {"quickstart", "bench_mini", *LLAMA} <= {path.stem for path in TOML}
+    assert {"quickstart", "bench_mini", *LLAMA} <= {path.stem for path in CONFIGS.glob("*.toml")}
+    assert {path.stem for path in CONFIGS.glob("paper/*.toml")} == set(LLAMA)
     assert [path.name for path in sorted(CONFIGS.glob("ds/*.json"))] == [f"zero{stage}.json" for stage in range(4)]
 
 
-@pytest.mark.parametrize("path", TOML, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TOML, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_each_parses_and_has_no_setting_that_does_nothing(path):
     config = load_config(path, check_paths=False)
     assert not list(warnings(config))
-    assert config.run.dir == f"runs/{path.stem}"
+    assert config.run.dir == f"runs/{path.relative_to(CONFIGS).with_suffix('')}"
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -45,7 +47,9 @@ def test_each_goes_with_each_stage_that_its_precision_allows(name, stage):
 
 @pytest.mark.parametrize("name", LLAMA)
 def test_the_papers_recipe(name):
-    config = load_config(CONFIGS / f"{name}.toml", world_size=8)
+    config = load_config(CONFIGS / "paper" / f"{name}.toml", world_size=8)
+    values = by_key(config.to_dict())
+    assert {key: values[key] for key in config.family.recipes["paper"]} == config.family.recipes["paper"]
     model, train, sparsity = config.model, config.train, config.sparsity
     assert (model.hidden_size, model.ffn_size, model.num_layers, model.num_attention_heads) == LLAMA[name]
     assert (model.vocab_size, model.max_seq_len, config.data.layout) == (32000, 256, "rows")
@@ -62,6 +66,17 @@ def test_the_papers_recipe(name):
         3.0,
         0.5,
         50,
+    )
+
+
+@pytest.mark.parametrize("name", LLAMA)
+def test_a_model_is_the_same_by_either_recipe(name):
+    ours, paper = (load_config(CONFIGS / each / f"{name}.toml") for each in ("", "paper"))
+    assert (ours.model, ours.data, ours.trails.count, ours.trails.layers) == (
+        paper.model,
+        paper.data,
+        paper.trails.count,
+        paper.trails.layers,
     )
 
 

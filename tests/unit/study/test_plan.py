@@ -201,10 +201,11 @@ def test_shipped_plans_have_the_baselines_and_no_setting_that_does_nothing(path,
 def test_shipped_recipes_are_compared_on_the_same_tokens_and_within_the_weights(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("nt_dist.config.load.missing_paths", lambda *_: [])
-    runs = {name: run.config for name, run in read_plan(path).runs.items()}
+    plan = read_plan(path)
+    runs = {name: run.config for name, run in plan.runs.items()}
     assert not any(list(warnings(config)) for config in runs.values())
     assert len({(config.train.steps, config.train.batch_size, config.data.path) for config in runs.values()}) == 1
-    stored = {name: count_parameters(config)["stored"] for name, config in runs.items()}
+    stored = {name: count_parameters(model.runs[0].config)["stored"] for name, model in plan.models.items()}
     assert all(each <= 0.7 * stored["full_ensemble"] for name, each in stored.items() if name.startswith("neurotrails"))
 
 
