@@ -21,6 +21,7 @@ from pydantic import Field, StrictStr
 from nt_dist.errors import DataError, NTDistError, RunError
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+SYNCED_BYTES = 1 << 28  # of a file that is written, at a time
 WAITING_BYTES = 1 << 24  # of a journal on a disk that takes nothing
 _LOGGER = logging.getLogger(__name__)
 
@@ -112,12 +113,19 @@ class FileEntry:
 
 
 def write_new(path: Path, blocks: Iterable) -> FileEntry:
-    """Write bytes, memoryviews or contiguous arrays to a file that is not there yet, and see them on the disk."""
-    size, digest = 0, hashlib.sha256()
+    """Write bytes, memoryviews or contiguous arrays to a file that is not there yet, and see them on the disk.
+
+    They get there a part at a time, so that its size says how far it is, and nothing is left to wait long for.
+    """
+    size, synced, digest = 0, 0, hashlib.sha256()
     with open(path, "xb") as file:
         for block in blocks:
             digest.update(block)
             size += file.write(block)
+            if size - synced >= SYNCED_BYTES:
+                file.flush()
+                os.fdatasync(file.fileno())
+                synced = size
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(size, digest.hexdigest())

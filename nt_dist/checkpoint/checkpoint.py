@@ -12,11 +12,12 @@ Whatever one rank finds wrong is an error on all of them.
 
 import contextlib
 import copy
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from nt_dist.parallel.mesh import AXES, Mesh
 from nt_dist.sparsity.weight import Weight
 
 RETRY_SECONDS = 5.0  # between two tries of a last save
+LOOK_SECONDS = 0.5  # between two looks how far one has come
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,14 @@ class Snapshot:
     file: str  # name of the rank's file
     tensors: dict[str, np.ndarray]  # fragments by key; none if this rank owns none
     manifest: Manifest  # everything but files; of the fragments only this rank's
+    checked: list[str] = field(default_factory=list)  # keys of fragments, as their writing gets on
+
+    def done(self, writing: Path) -> tuple[int, int]:
+        """Return how far its writing has come: fragments checked, bytes on the disk."""
+        try:
+            return len(self.checked), os.stat(writing / self.file).st_size
+        except OSError:  # nothing yet
+            return len(self.checked), 0
 
 
 # -- saving ----------------------------------------------------------------------------------------------------
@@ -152,6 +162,7 @@ def write_part(writing: Path, snapshot: Snapshot) -> dict[str, FileEntry]:
             if entry.is_sparse:
                 checksum = topology_checksum(snapshot.tensors[f"{name}/{key}/positions"])
                 entry.fragments[key] = replace(fragment, checksum=checksum)
+            snapshot.checked.append(key)
     if problems:
         raise CheckpointError("\n".join(["not saved: the weights are no longer numbers", *problems]))
     return {snapshot.file: write_fragments(writing / snapshot.file, snapshot.tensors)} if snapshot.tensors else {}
@@ -301,6 +312,13 @@ class Saver:
 
     def _finish(self) -> None:
         (writing, snapshot, written), self._flight = self._flight, None
+        with self.mesh.working("writing") as beat:
+            before = None
+            while not written.done():
+                wait([written], LOOK_SECONDS)
+                if (done := snapshot.done(writing)) != before:
+                    beat()
+                before = done
         self.latest = commit(writing, self.config, self.mesh, snapshot, written.result)
         LOGGER.info("saved %s", self.latest)
 
@@ -357,8 +375,10 @@ def load(
         if optimizer_state is None:
             load_values(path, manifest, model, averaged=AVERAGE in config.train.moments)
             return
-        for weight, state in read_weights(path, manifest, model, optimizer_state.moments):
-            optimizer_state.write(weight, state)
+        with mesh.working("reading") as beat:
+            for weight, state in read_weights(path, manifest, model, optimizer_state.moments):
+                optimizer_state.write(weight, state)
+                beat()
         optimizer_state.step = manifest.training_state.adam_step
 
     agree(mesh, apply, CheckpointError)

@@ -196,7 +196,9 @@ def verify(path: Path | str, mesh: Mesh | None = None) -> Manifest:
     if mesh is None:
         shares = [file_problems(path, manifest)]
     else:
-        shares = mesh.gather_objects(file_problems(path, manifest, mesh.rank, mesh.world_size))
+        with mesh.working("reading") as beat:
+            own = file_problems(path, manifest, mesh.rank, mesh.world_size, beat=beat)
+        shares = mesh.gather_objects(own)
     if any(shares):
         raise CheckpointError("\n".join(problem for share in shares for problem in share))
     return manifest

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -56,18 +56,27 @@ def write_fragments(path: Path, tensors: Mapping[str, np.ndarray]) -> FileEntry:
     return write_file(path, chain([len(text).to_bytes(8, "little"), text], chunks))
 
 
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file."""
+def hash_file(path: Path, beat: Callable[[], None] = lambda: None) -> str:
+    """Return the SHA-256 (hex) of a file; ``beat`` is called with each piece of it."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+            beat()
+    return digest.hexdigest()
 
 
 def file_problems(
-    checkpoint: Path, manifest: Manifest, share: int = 0, shares: int = 1, hashes: bool = True
+    checkpoint: Path,
+    manifest: Manifest,
+    share: int = 0,
+    shares: int = 1,
+    hashes: bool = True,
+    beat: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Return what is wrong with a checkpoint's files, one message a file; without ``hashes``, of names and sizes only.
 
-    Ranks divide the work: ``share`` is which part, of how many.
+    Ranks divide the work: ``share`` is which part, of how many. ``beat`` is called as it gets on.
     """
     problems = []
     if share == 0:
@@ -84,7 +93,7 @@ def file_problems(
             size = path.stat().st_size
             if size != entry.size:
                 problems.append(f"{path}: damaged: {size} bytes instead of {entry.size}")
-            elif hashes and hash_file(path) != entry.sha256:
+            elif hashes and hash_file(path, beat) != entry.sha256:
                 problems.append(f"{path}: damaged: its SHA-256 is not the manifest's")
         except FileNotFoundError:
             problems.append(f"{path}: missing")

@@ -239,7 +239,9 @@ class Run:
         at_least(0),
     )
     phase_timeout: float = free(
-        1800.0, "Seconds that building, loading, saving or a first step may take before it counts as one.", POSITIVE
+        1800.0,
+        "Seconds that building, a first step, or waiting for ranks that load or save may take before it counts as one.",
+        POSITIVE,
     )
 
 

@@ -28,11 +28,20 @@ TIMEOUT = timedelta(minutes=10)  # for all ranks to come together, and for the p
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
+@contextlib.contextmanager
+def unwatched(phase: str) -> Iterator[Callable[[], None]]:
+    """Stand for :meth:`nt_dist.watch.heartbeat.Heartbeat.working` where nobody watches."""
+    yield lambda: None
+
+
 class Mesh:
     """Where this rank stands, and the few collectives that the rest of the package uses.
 
     ``device`` is where it computes. With ``splits_trunk`` each rank of the trail axis does the trunk's work for some of
     the sequences.
+
+    Attributes:
+        working: What is told of this rank's own work, "reading" say, and that it gets on: that of its heartbeat.
     """
 
     def __init__(self, device_mesh: DeviceMesh, device: torch.device, splits_trunk: bool):
@@ -45,6 +54,7 @@ class Mesh:
         self.model = self._model_axis()
         self.place = MeshPlace(self)  # the part of the model that this rank holds
         self._flags = 0
+        self.working = unwatched
 
     def _model_axis(self) -> Axis:
         """The trail and tensor axes as one, what DeepSpeed knows as its model axis: rank r·T + t of R·T."""

@@ -65,6 +65,7 @@ def train(config: Config) -> int:
         mesh = init_mesh(config)
         stack.enter_context(naming_lost_ranks(mesh.rank))
         exit_request.heartbeat = stack.enter_context(watched(mesh, config))
+        mesh.working = exit_request.heartbeat.working
         lock = agree(mesh, lambda: claim(folder) if mesh.is_main else None)
         if lock:
             stack.enter_context(lock)

@@ -56,10 +56,12 @@ class TopologyUpdater:
         fraction = drop_fraction_at(step, settings.drop_fraction, settings.drop_schedule, steps, settings.stop_fraction)
         scale = self._gradient_scale() if settings.uses_gradients else None
         replaced = torch.zeros((), dtype=torch.int64, device=self.mesh.device)
-        for weight in self.sparse.values():
-            count = self._update(weight, step, fraction, scale)
-            if self.place.owns(weight):
-                replaced += count
+        with self.mesh.working("updating topology") as beat:
+            for weight in self.sparse.values():
+                count = self._update(weight, step, fraction, scale)
+                if self.place.owns(weight):
+                    replaced += count
+                beat()
         return int(self.mesh.all_reduce(replaced, MODEL_AXES)) / self._slots, fraction
 
     def skip(self) -> None:

@@ -9,12 +9,14 @@ import os
 import struct
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 PHASES = ("starting", "preparing data", "building", "loading", "compiling")  # and the rest of a first step
-PHASES += ("stepping", "updating topology", "evaluating", "saving", "ending")
+PHASES += ("stepping", "updating topology", "evaluating", "saving", "ending", "reading", "writing")
 PATIENT = ("preparing data",)  # may take hours without a beat: only a rank's death and silence count
-STEADY = ("stepping", "updating topology", "evaluating")  # go on as they began, unlike a last save, which is waited for
+STEADY = ("stepping", "updating topology", "evaluating", "reading", "writing")  # go on as they began
 SLACK = 5.0  # a phase may take so many times as long as the longest between two beats in it so far
 LEAVING = 20.0  # seconds for a beat once a signal has asked to leave: launchers kill 30 s after theirs
 _FIELDS = struct.Struct("<6q")
@@ -80,6 +82,20 @@ class Heartbeat:
     def beat(self) -> None:
         """Say that the phase gets on."""
         self.enter(self._phase)
+
+    @contextmanager
+    def working(self, phase: str) -> Iterator[Callable[[], None]]:
+        """Be in a phase while the context lasts, and then in the one before; gives what says that it gets on.
+
+        It is for a rank's own work: one that waits for others is in a phase that may take longer, as each of those has
+        its own limit.
+        """
+        before = self._phase
+        self.enter(phase)
+        try:
+            yield self.beat
+        finally:
+            self.enter(before)
 
     def exit_requested(self) -> None:
         """Say that a signal has asked this rank to leave, which shortens a step's allowance; from any thread."""

@@ -12,7 +12,7 @@ from torch import nn
 from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.families import make_config
 from nt_dist.model.weights import weight_specs
-from nt_dist.parallel.mesh import AXES
+from nt_dist.parallel.mesh import AXES, unwatched
 from nt_dist.parallel.place import MeshPlace
 from nt_dist.sparsity.storages import STORAGES
 
@@ -45,6 +45,7 @@ class ThreadMesh:
             setattr(self, name, SimpleNamespace(rank=rank % degree, degree=degree))
             rank //= degree
         self.place = MeshPlace(self)
+        self.working = unwatched
 
     def gather_objects(self, thing):
         self._shared.things[self.rank] = thing

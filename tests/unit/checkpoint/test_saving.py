@@ -2,14 +2,16 @@
 
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
-from nt_dist.checkpoint import checkpoint
+from nt_dist.checkpoint import checkpoint, fragments
 from nt_dist.checkpoint.checkpoint import Saver
 from nt_dist.checkpoint.folder import find
 from nt_dist.checkpoint.manifest import TrainingState, read_manifest
 from nt_dist.errors import CheckpointError, DiskError
+from nt_dist.model.trails import weights_of
 from tests.unit.checkpoint.checkpoint_case import CONFIG, model_part, on_one_rank, on_ranks, with_run
 
 
@@ -200,5 +202,57 @@ def test_another_save_is_made_up_for_before_the_next_is_due(tmp_path, full_disk,
         saver.save(progress(2), is_last=False)
         saver.settle()
         assert saver.latest == find(tmp_path) and not saver.is_overdue
+
+    on_one_rank(work)
+
+
+def test_a_save_that_gets_on_says_so_and_one_that_stands_still_does_not(tmp_path, monkeypatch):
+    """A disk that takes a piece now and then, and one that takes nothing for as long."""
+    monkeypatch.setattr(checkpoint, "LOOK_SECONDS", 0.01)
+    beats, counted, write = [], [], checkpoint.write_part
+
+    def write_slowly(writing, snapshot):
+        for number in range(5):
+            (writing / snapshot.file).write_bytes(bytes(number))
+            time.sleep(0.05)
+        counted.append(len(beats))
+        time.sleep(0.3)
+        counted.append(len(beats))
+        (writing / snapshot.file).unlink()
+        return write(writing, snapshot)
+
+    @contextmanager
+    def working(phase):
+        yield lambda: beats.append(phase)
+
+    monkeypatch.setattr(checkpoint, "write_part", write_slowly)
+
+    def work(mesh):
+        mesh.working = working
+        saver_of(mesh, tmp_path).save(progress(1), is_last=True)
+
+    on_one_rank(work)
+    moving, standing = counted[0], counted[1] - counted[0]
+    assert moving >= 3 and standing <= 1 and set(beats) == {"writing"}
+
+
+def test_what_is_read_says_that_it_gets_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(fragments, "_CHUNK", 256)
+    beats = []
+
+    @contextmanager
+    def working(phase):
+        assert phase == "reading"
+        yield lambda: beats.append(phase)
+
+    def work(mesh):
+        saver_of(mesh, tmp_path).save(progress(1), is_last=True)
+        mesh.working = working
+        path = find(tmp_path, "", mesh)
+        hashed = len(beats)
+        assert hashed >= sum(file.size for file in read_manifest(path).files.values()) // 256
+        model, optimizer = model_part(mesh, "compact", CONFIG, 5)
+        checkpoint.load(path, CONFIG, mesh, model, optimizer, verified=True)
+        assert len(beats) - hashed == len(weights_of(model))
 
     on_one_rank(work)

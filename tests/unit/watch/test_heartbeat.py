@@ -57,6 +57,22 @@ def test_the_allowance_follows_what_the_phase_has_taken(memory, clock):
     assert heartbeat.allowance() is None and read_sign(memory).deadline == 0
 
 
+def test_work_that_gets_on_may_take_long_and_work_that_does_not_may_not(memory, clock):
+    heartbeat = Heartbeat(memory, 45.0, 1800.0)
+    heartbeat.enter("loading")
+    with heartbeat.working("reading") as beat:
+        assert heartbeat.allowance() == 1800.0
+        for _ in range(1000):
+            clock[0] += 3
+            beat()
+        assert heartbeat.allowance() == 45.0
+        clock[0] += 30  # a weight that takes longer
+        beat()
+        assert read_sign(memory).deadline == int((clock[0] + SLACK * 30) * NANO)
+    assert heartbeat.allowance() == 1800.0  # it waits for others, who have a limit each
+    assert PHASES[read_sign(memory).phase] == "loading"
+
+
 def test_a_rank_asked_to_leave_is_given_less_time_in_a_step_but_not_in_a_save(memory, clock):
     heartbeat = Heartbeat(memory, 45.0, 1800.0)
     heartbeat.enter("stepping", 1)
