@@ -1,6 +1,6 @@
 """Trains a NeuroTrails LLaMA: ``deepspeed --num_gpus 2 train.py --config configs/quickstart.toml``.
 
-    [deepspeed [launcher options] | python] train.py [--config FILE] [--ds_config FILE] [section.key=value ...]
+    [deepspeed [launcher options] | python] train.py [--config FILE] [--ds_config FILE] [--single] [section.key=value …]
 
 ``--help`` lists every setting. The config is checked before torch is imported, so that a mistake ends at once.
 """
@@ -10,6 +10,7 @@ import sys
 from nt_dist.command_line import run_main
 from nt_dist.config import parse_command_line
 from nt_dist.config.help import help_text
+from nt_dist.config.load import with_absolute_paths
 from nt_dist.config.rules import warnings
 from nt_dist.families import FAMILIES, load_config
 from nt_dist.parallel import launcher
@@ -20,14 +21,17 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(FAMILIES.values()))
         return 0
-    config_path, ds_config, overrides = parse_command_line(sys.argv[1:])
+    words = [word for word in sys.argv[1:] if word != "--single"]
+    if len(words) < len(sys.argv) - 1:
+        launcher.forget()
+    config_path, ds_config, overrides = parse_command_line(words)
     config = load_config(config_path, overrides, ds_config, world_size=launcher.process().world_size)
     if launcher.process().rank == 0:
         for warning in warnings(config):
             print(f"warning: {warning}", file=sys.stderr)
     from nt_dist.training.loop import train  # takes seconds: torch and DeepSpeed
 
-    return train(config)
+    return train(with_absolute_paths(config))
 
 
 if __name__ == "__main__":

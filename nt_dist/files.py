@@ -272,22 +272,29 @@ def files_under(folder: Path) -> list[Path]:
     return sorted({own: path for _, path, own in sorted(found, reverse=True)}.values())
 
 
+def _is_marker(name: str) -> bool:
+    return name[0] == "_" and "." not in name
+
+
 def expand(key: str, patterns: str | Sequence[str], suffixes: Sequence[str]) -> list[Path]:
     """The files that the setting ``key`` names, each once: files as listed, folders and glob patterns sorted by path.
 
     Folders are read as :func:`files_under` does, files without one of the suffixes (compression aside; empty: any) left
-    out; "**" in a pattern crosses folders. DataError if one is missing or names no file.
+    out, and, as with patterns, what marks other files (Spark's _SUCCESS). "**" in a pattern crosses folders. DataError
+    if one is missing or names no file.
     """
     found: dict[str, Path] = {}  # by the place that links lead to
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
             files = [file for file in files_under(path) if not suffixes or plain_suffix(file) in suffixes]
+            files = [file for file in files if not any(map(_is_marker, file.relative_to(path).parts))]
             lacks = f"the folder holds no file{' ending in ' + ', '.join(suffixes) if suffixes else ''}"
         elif path.exists():
             files, lacks = [path], "must be a file, a folder or a pattern of files"
         else:
             files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+            files = [file for file in files if not _is_marker(file.name)]
             lacks = "no file matches" if glob.has_magic(pattern) else "no such file or folder"
             for file in files:  # one that went round in a circle too often stands there with a shorter name as well
                 check_link(Path(os.path.realpath(file.parent), file.name))

@@ -42,9 +42,12 @@ def main() -> int:
     parser.add_argument("--tasks", help="tasks of the lm-evaluation-harness or task files, with commas between")
     parser.add_argument("--combine", default="prob", help="with --tasks: prob, logit or a trail's number from 1")
     parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--single", action="store_true", help="one rank, whatever a launcher left in the environment")
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="over the run's settings")
     arguments = parser.parse_intermixed_args()
+    if arguments.single or arguments.tasks:
+        launcher.forget()
     if arguments.tasks:
         return evaluate_tasks(arguments)
 

@@ -22,12 +22,11 @@ def main() -> None:
     from nt_dist.errors import DataError
     from nt_dist.files import write_whole
     from nt_dist.text.prepare import find_tokenizer
-    from nt_dist.text.sources import open_source
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     path, ds_config, overrides = parse_command_line(others)
     config = load_config(path, [*overrides, "data.tokenizer=auto"], ds_config)
-    tokenizer = find_tokenizer(config, open_source(config.data))
+    tokenizer = find_tokenizer(config)
     if arguments.out:
         write_whole(arguments.out, tokenizer.data, DataError)
     print(arguments.out or tokenizer.name)

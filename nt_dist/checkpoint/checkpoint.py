@@ -371,7 +371,9 @@ def load(
         check_config(path, manifest, config, resuming=optimizer_state is not None)
         saved = manifest.training_state.data_digest
         if data_digest is not None and saved != data_digest:
-            raise CheckpointError(f"{path}: trained on other data: digest {saved}, now {data_digest}")
+            remedy = "; run.allow_schedule_change=true goes on with these, from their first sample"
+            problem = f"{path}: trained on other data: digest {saved}, now {data_digest}"
+            raise CheckpointError(problem + (remedy if optimizer_state is not None else ""))
         if optimizer_state is None:
             load_values(path, manifest, model, averaged=AVERAGE in config.train.moments)
             return

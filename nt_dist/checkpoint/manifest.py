@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, InstanceOf, StrictBool, StrictStr, TypeAdapter, ValidationError
 
+from nt_dist.config.load import RUN_CONFIG
 from nt_dist.config.settings import ADAMW_MOMENTS, AVERAGE
 from nt_dist.errors import CheckpointError
 from nt_dist.files import FileEntry, check_plain, reading
@@ -22,7 +23,7 @@ from nt_dist.files import FileEntry, check_plain, reading
 FORMAT = "nt_dist checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
-CONFIG = "config.toml"
+CONFIG = RUN_CONFIG  # beside it
 _MOST_POSITIONS = 1 << 31
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 

@@ -104,8 +104,12 @@ class Family(ABC):
         return iter(())
 
     def paths(self, config: Config) -> list[tuple[str, str]]:
-        """Files, folders and patterns that its settings name and that must be there: key and path of each."""
+        """Files, folders and patterns that its settings name: key and path of each."""
         return []
+
+    def needed_paths(self, config: Config) -> list[tuple[str, str]]:
+        """Those of :meth:`paths` without which a run cannot go on: none of a corpus that has been prepared."""
+        return self.paths(config)
 
     alike: ClassVar[tuple[str, ...]] = ()
     """Settings in which models must agree that read the same samples and give the same classes, beside their data."""
@@ -184,6 +188,14 @@ class Family(ABC):
 
     corruptions: ClassVar[Corruptions]  # what ``corrupted`` can do
     samples_name: ClassVar[str] = "sequences"  # what several samples are called; ``sample`` names their positions
+
+    def continued(self, config: Config, state: Any, run: Path, resuming: bool) -> Config:
+        """A run's config with the data that it was trained on so far, where that lies elsewhere now; ``state`` and
+        ``run`` as :meth:`tokenizer` takes them.
+
+        DataError if the run is ``resuming`` on what is seen to be other data, without ``run.allow_schedule_change``.
+        """
+        return config
 
     @abstractmethod
     def open_data(self, config: Config, is_writer: bool, exchange: Callable[[Callable[[], Any]], Any]) -> Any:

@@ -19,6 +19,7 @@ from nt_dist.config.settings import Config, sections_of, settings_of
 from nt_dist.errors import ConfigError
 
 DEFAULT_CONFIG = "configs/quickstart.toml"
+RUN_CONFIG, RUN_LOCK = "config.toml", ".lock"  # in a run's folder
 _FLAGS = ("--config", "--ds_config", "--local_rank")
 
 
@@ -83,6 +84,8 @@ def load_config(
         except ValueError as problem:
             problems.append(str(problem))
             wrong.add(dotted)
+    if isinstance(source, str | Path) and "run.dir" not in words and _is_of_run(Path(source)):
+        typed["run"]["dir"] = str(Path(source).parent)  # wherever the run is now, and called from
     for key in ("dir", "resume_from"):
         if key in typed["run"]:
             said, typed["run"][key] = typed["run"][key], os.path.expanduser(typed["run"][key])
@@ -100,6 +103,27 @@ def load_config(
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return config
+
+
+def _is_of_run(path: Path) -> bool:
+    """Whether a file is the config that a run has written into its folder."""
+    return path.name == RUN_CONFIG and (path.parent / RUN_LOCK).is_file()
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same with the paths of its data made absolute, so that a run's own config can be used from anywhere."""
+
+    def absolute(key: str, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(absolute(key, each) for each in value)
+        places = [path for name, path in named if name == f"data.{key}" and isinstance(value, str)]
+        is_path = any(path == value or path.startswith(f"{value}{os.sep}") for path in places)  # or a folder of splits
+        is_path = is_path or (key == "prepared" and value)
+        return os.path.abspath(os.path.expanduser(value)) if is_path else value
+
+    named = config.family.paths(config)
+    data = {key: absolute(key, getattr(config.data, key)) for key in keys_of(config.data)}
+    return replace(config, data=replace(config.data, **data))
 
 
 def _read(path: str | Path, form: str, parse: Callable[[str], Any], problems: list[str]) -> Any:
@@ -180,8 +204,9 @@ def _no_setting(families: Mapping[str, Family], family: Family, dotted: str) -> 
 
 
 def missing_paths(config: Config, wrong: Collection[str] = ()) -> list[str]:
-    """One message for each path or pattern of a config at which there is nothing; keys in ``wrong`` are left out."""
-    named = [*config.family.paths(config), ("run.resume_from", config.run.resume_from)]
+    """One message for each path or pattern that a config needs and at which there is nothing; keys in ``wrong`` are
+    left out."""
+    named = [*config.family.needed_paths(config), ("run.resume_from", config.run.resume_from)]
     asked = [(key, path, os.path.expanduser(path)) for key, path in named if path and key not in wrong]
     return [
         f"{key} = {path!r}: no such file or folder"

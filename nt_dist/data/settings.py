@@ -4,6 +4,8 @@ The default of ``data.source`` is built in and needs no path; "hf" is the Huggin
 """
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from nt_dist.config.keys import Rule, reads
 from nt_dist.config.rules import ignored
@@ -49,3 +51,15 @@ def paths(config: Config) -> list[tuple[str, str]]:
     sources = [data.path] if isinstance(data.path, str) else data.path
     found = [] if _is_built_in(config) else [("data.path", path) for path in sources]
     return [*found, ("data.validation", data.validation)] if isinstance(data.validation, str) else found
+
+
+def without_folders(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of values by section.key those that name data, with the last part of each path alone: what was moved is the same,
+    as far as a config can tell."""
+
+    def last(value: Any) -> Any:
+        return (
+            Path(value).name if isinstance(value, str) else list(map(last, value)) if isinstance(value, list) else value
+        )
+
+    return {key: last(settings[key]) for key in ("data.path", "data.validation")}

@@ -14,6 +14,7 @@ from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.spec import WeightSpec
 
 MODEL_AXES = ("pipe", "trail", "tensor")  # over which the model is cut
+_PART = 1 << 12  # entries of a tensor whose squares a CPU may sum in fp32
 CLIP_EPS = 1e-6  # added to the norm before clipping by it, as DeepSpeed's ZeRO optimizers do
 
 
@@ -48,9 +49,9 @@ class Clipped(torch.optim.Optimizer):
         super().step()
 
     def _norm(self, owned: list[torch.Tensor]) -> torch.Tensor:
-        squares = torch.zeros(1, dtype=torch.float64, device=self.mesh.device)
-        if owned:
-            squares += torch.stack(torch._foreach_norm(owned)).double().square().sum()
+        squares = (
+            norm_of(owned).square().view(1) if owned else torch.zeros(1, dtype=torch.float64, device=self.mesh.device)
+        )
         return self.mesh.all_reduce(squares, MODEL_AXES)[0].sqrt().float()
 
 
@@ -60,6 +61,14 @@ class ClippedAdamW(Clipped, torch.optim.AdamW):
 
 class ClippedSGD(Clipped, torch.optim.SGD):
     """SGD for ZeRO 0."""
+
+
+def norm_of(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The norm of all tensors together, fp64. Of long ones a CPU sums squares in fp32 one by one, and loses a part of
+    them: it is given parts."""
+    if tensors[0].device.type == "cpu":
+        tensors = [part for each in tensors for part in each.flatten().split(_PART)]
+    return torch.stack(torch._foreach_norm(tensors, dtype=torch.float32)).double().norm()
 
 
 def clip_factor(norm: torch.Tensor | float, clip: float) -> torch.Tensor:

@@ -26,6 +26,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from nt_dist.config import Config
 from nt_dist.engine.bad_steps import StepVerdict
+from nt_dist.engine.optimizers import norm_of
 from nt_dist.parallel.mesh import Mesh
 
 LOSS_FLOOR = 0.1  # nats: about what the losses of neighbouring batches differ by
@@ -170,9 +171,8 @@ def _stand_before(optimizer: Any, admits: Callable[[torch.Tensor], bool]) -> Non
                 return gradients
             # One number in place of all gradients, for DeepSpeed takes the norm of them once more; and of none, where
             # other ranks own all that this one holds, it fails.
-            own = [each.float().norm() for each in gradients[0]]
             zero = optimizer.fp32_groups_gradients_flat[0].new_zeros(1, dtype=torch.float32)
-            norm = torch.stack(own).norm().view(1) if own else zero
+            norm = norm_of(gradients[0]).float().view(1) if gradients[0] else zero
             admitted = admits(get_global_norm_of_tensors([norm], optimizer.norm_type, optimizer.mpu))
             return [norm if admitted else torch.full_like(norm, torch.inf)], gradients[1]
 

@@ -17,9 +17,10 @@ import torch
 from torch.utils.data import Subset
 
 from nt_dist.checkpoint import checkpoint
-from nt_dist.checkpoint.folder import find_asked
+from nt_dist.checkpoint.folder import CHECKPOINTS, find_asked
 from nt_dist.checkpoint.manifest import CONFIG, read_manifest
 from nt_dist.config import Config
+from nt_dist.config.keys import toml_value
 from nt_dist.data.loader import EvaluationBatches
 from nt_dist.data.samples import OpenData, Samples
 from nt_dist.errors import CheckpointError, DataError, RunError
@@ -120,8 +121,10 @@ def evaluate_checkpoint(
 
     family, digest, against = config.family, None, None
     if data is None:
-        opened = family.open_data(config, mesh.is_main, exchange)
-        if not any(override.startswith("data.") for override in overrides):
+        is_own = not any(override.startswith("data.") for override in overrides)
+        used = agree(mesh, lambda: family.continued(config, state, path.parent.parent, False)) if is_own else config
+        opened = family.open_data(used, mesh.is_main, exchange)
+        if is_own:
             digest = opened.digest  # other data by oversight: its tokenizer, and so the perplexity, would be another
     else:
         opened = family.open_other_data(config, data, exchange, state)
@@ -270,8 +273,11 @@ def _batches(samples: Samples, num_samples: int, mesh: Mesh, config: Config) -> 
 
 
 def saved_config(folder: Path, overrides: Sequence[str] = (), world_size: int = 1) -> Config:
-    """The settings that a checkpoint was written with, for ranks each of which holds all of the model."""
-    return load_config(folder / CONFIG, [*overrides, *_ONE_COPY], world_size=world_size, check_paths=False)
+    """The settings that a checkpoint was written with, for ranks each of which holds all of the model; ``run.dir`` is
+    where it lies now."""
+    checkpoints = folder.absolute().parent
+    moved = [f"run.dir={toml_value(str(checkpoints.parent))}"] if checkpoints.name == CHECKPOINTS else []
+    return load_config(folder / CONFIG, [*moved, *overrides, *_ONE_COPY], world_size=world_size, check_paths=False)
 
 
 def _config(path: Path, overrides: Sequence[str], world_size: int) -> tuple[Config, int]:

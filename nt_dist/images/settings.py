@@ -25,11 +25,13 @@ class Data:
         "digits (scikit-learn's handwritten digits), folder (a folder of pictures for each class), parquet (files with "
         "a picture and a label in each row) or hf (Hugging Face datasets).",
     )
-    path: str | tuple[str, ...] = free("", "A folder, parquet files (folders, patterns, a list), or a dataset's name.")
+    path: str | tuple[str, ...] = schedule(
+        "", "A folder, parquet files (folders, patterns, a list), or a dataset's name."
+    )
     subset: str = schedule("", "For hf: the configuration of the dataset.")
     image_key: str = schedule("image", "For parquet and hf: the column of the pictures.", NOT_EMPTY)
     label_key: str = schedule("label", "For parquet and hf: the column of the labels.", NOT_EMPTY)
-    validation: str | float = free(
+    validation: str | float = schedule(
         0.2,
         "Path of the validation pictures (hf, folder of splits: name of a split), or a share of the pictures.",
         data.path_or_share("a path, the name of a split, or a share of the pictures"),

@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 from nt_dist.config.family import Family, Headline
+from nt_dist.data import settings as data
 from nt_dist.llama import settings
 from nt_dist.llama.names import trail_problems, twin
 from nt_dist.llama.weights import activations, weights
@@ -24,6 +25,11 @@ class Llama(Family):
     weights, activations = staticmethod(weights), staticmethod(activations)
     twin, trail_problems = staticmethod(twin), staticmethod(trail_problems)
 
+    def needed_paths(self, config):
+        from nt_dist.text.origin import find
+
+        return [] if find(config) else self.paths(config)
+
     def hidden_size(self, config):
         return config.model.hidden_size
 
@@ -36,9 +42,9 @@ class Llama(Family):
         }
 
     def unified(self, settings):
-        """``num_kv_heads`` 0 is as many as attention heads."""
+        """``num_kv_heads`` 0 is as many as attention heads; texts may lie in another folder."""
         heads = settings["model.num_kv_heads"] or settings["model.num_attention_heads"]
-        return settings | {"model.num_kv_heads": heads}
+        return settings | {"model.num_kv_heads": heads} | data.without_folders(settings)
 
     def positions(self, config):
         return config.model.max_seq_len
@@ -75,6 +81,11 @@ class Llama(Family):
 
         return [Dense, Paper]
 
+    def continued(self, config, state, run, resuming):
+        from nt_dist.text.prepare import continued
+
+        return continued(config, state.data_digest, state.extra, run, resuming)
+
     def open_data(self, config, is_writer, exchange):
         from nt_dist.text.prepare import open_data
 
@@ -86,7 +97,8 @@ class Llama(Family):
         return open_texts(config, path, exchange)
 
     def tokenizer(self, config, state, run, prepared, given):
-        from nt_dist.text.prepare import prepared_folder, run_tokenizer
+        from nt_dist.text.origin import prepared_folder
+        from nt_dist.text.prepare import run_tokenizer
 
         folders = [prepared] if prepared else list(dict.fromkeys([prepared_folder(config), run / "data"]))
         return run_tokenizer(config, state.data_digest, state.extra, folders, given)

@@ -5,7 +5,7 @@ local modules.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -21,11 +21,7 @@ from nt_dist.sparsity.storages import STORAGES
 def weight_specs(config: Config) -> Mapping[str, WeightSpec]:
     """Return every weight of the model by name, in the order in which the layers use them."""
     specs = [spec for spec in config.family.weights(config) if spec.role != "statistic"]
-    sparse = {
-        spec.name: (spec.real_shape, spec.trails)
-        for spec in specs
-        if not spec.is_vector and not any(fnmatchcase(spec.name, pattern) for pattern in config.sparsity.exempt)
-    }
+    sparse = {spec.name: (spec.real_shape, spec.trails) for spec in specs if _may_be_sparse(config, spec)}
     density = spread_density(sparse, config.sparsity.density, config.sparsity.distribution)
     size = config.sparsity.group_size if config.sparsity.structure == "groups" else 0
 
@@ -50,6 +46,23 @@ def fan_in_ratio(config: Config, spec: WeightSpec) -> float:
     return spec.density * config.family.hidden_size(config) / base if base and spec.role == "linear" else 1.0
 
 
+def _may_be_sparse(config: Config, spec: WeightSpec) -> bool:
+    return not spec.is_vector and not any(fnmatchcase(spec.name, pattern) for pattern in config.sparsity.exempt)
+
+
+def stored_density(config: Config) -> float:
+    """Return what ``sparsity.density`` comes to: not quite that, for entries are whole, and each shard keeps one."""
+    specs = [spec for spec in weight_specs(config).values() if _may_be_sparse(config, spec)]
+    counts = _count(specs)
+    return counts["stored"] / counts["dense"] if specs else 1.0
+
+
+def _count(specs: Iterable[WeightSpec]) -> dict[str, int]:
+    dense = {spec.name: math.prod(spec.real_shape) * spec.trails for spec in specs}
+    stored = sum(spec.total_slots() * spec.trails if spec.is_sparse else dense[spec.name] for spec in specs)
+    return {"stored": stored, "dense": sum(dense.values())}
+
+
 def statistic_specs(config: Config) -> dict[str, WeightSpec]:
     """Return by name what the family's table has of state that is no weight: no parameters, always dense."""
     return {spec.name: spec for spec in config.family.weights(config) if spec.role == "statistic"}
@@ -57,10 +70,7 @@ def statistic_specs(config: Config) -> dict[str, WeightSpec]:
 
 def count_parameters(config: Config) -> dict[str, int]:
     """Count the model's parameters: those stored (active, without padding) and those of its dense shapes."""
-    specs = weight_specs(config).values()
-    dense = {spec.name: math.prod(spec.real_shape) * spec.trails for spec in specs}
-    stored = sum(spec.total_slots() * spec.trails if spec.is_sparse else dense[spec.name] for spec in specs)
-    return {"stored": stored, "dense": sum(dense.values())}
+    return _count(weight_specs(config).values())
 
 
 def bytes_per_value(config: Config) -> float:

@@ -10,7 +10,7 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
 
 from nt_dist.errors import RunError
@@ -37,13 +37,32 @@ class Process(NamedTuple):
     local_rank: int = 0  # on its host, which chooses its GPU
 
 
+def _row(environment: Mapping[str, str]) -> tuple[str, str, tuple[str, ...]] | None:
+    """The variables that count; None without a launcher."""
+    for rank_name, size_name, local_names in VARIABLES:
+        counts = not rank_name.startswith("SLURM") or _is_srun_task(environment)
+        if counts and rank_name in environment and size_name in environment:
+            return rank_name, size_name, local_names
+    return None
+
+
+def said_by(environment: Mapping[str, str] = os.environ) -> str:
+    """Name the variables that say what rank this is and where all meet."""
+    names = [*(_row(environment) or ())[:2], "MASTER_ADDR", "MASTER_PORT"]
+    return ", ".join(dict.fromkeys(name for name in names if name in environment))
+
+
+def forget(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Take away what launchers have set, so that this process is the only one."""
+    of_ranks = [name for rank, size, local in VARIABLES for name in (rank, size, *local)]
+    for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", *of_ranks):
+        environment.pop(name, None)
+
+
 def process(environment: Mapping[str, str] = os.environ) -> Process:
     """Return what the launcher says about this process; a RunError names a variable that is no such number."""
-    for rank_name, size_name, local_names in VARIABLES:
-        if rank_name not in environment or size_name not in environment:
-            continue
-        if rank_name.startswith("SLURM") and not _is_srun_task(environment):
-            continue
+    if row := _row(environment):
+        rank_name, size_name, local_names = row
         size = _number(environment, size_name, 1)
         own = _number(environment, rank_name, 0)
         if own >= size:

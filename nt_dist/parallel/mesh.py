@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import importlib
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -21,6 +20,7 @@ from nt_dist.config.settings import Config
 from nt_dist.errors import RunError
 from nt_dist.parallel import launcher
 from nt_dist.parallel.handshake import check_config_and_code
+from nt_dist.parallel.meeting import meet
 from nt_dist.parallel.place import Axis, MeshPlace
 
 AXES = ("pipe", "data", "trail", "tensor")
@@ -150,15 +150,16 @@ def init_mesh(config: Config) -> Mesh:
             not the same config and code.
     """
     keep_freed_memory()
-    device = _device()
+    local_rank = 0 if config.world_size == 1 else launcher.process().local_rank
+    device = _device(local_rank)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if not dist.is_initialized():
         # a collective waits for its peers longer than the watch (watching.py) does, where there is one
         watched = config.run.phase_timeout if config.run.stall_timeout else 0.0
-        _join(backend, TIMEOUT + timedelta(seconds=watched))
+        _join(backend, TIMEOUT + timedelta(seconds=watched), config.world_size == 1)
     import deepspeed  # slow to import, so only where a run needs it
 
-    os.environ.setdefault("LOCAL_RANK", str(launcher.process().local_rank))
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))
     with without_compiled_ops():
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     if dist.get_world_size() != config.world_size:
@@ -174,11 +175,11 @@ def close() -> None:
         dist.destroy_process_group()
 
 
-def _device() -> torch.device:
+def _device(number: int) -> torch.device:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         return torch.device("cpu")
-    number, count = launcher.process().local_rank, torch.cuda.device_count()
+    count = torch.cuda.device_count()
     if number >= count:
         rule = "start as many ranks on each host as it has GPUs"
         raise RunError(f"local rank {number} has no GPU: there are {count} here; {rule}")
@@ -187,8 +188,9 @@ def _device() -> torch.device:
     return device
 
 
-def _join(backend: str, timeout: timedelta) -> None:
-    rank, world_size, local_rank = launcher.process()
+def _join(backend: str, timeout: timedelta, is_alone: bool) -> None:
+    """Make the process group; ``is_alone`` where no other rank belongs to it, whatever variables a launcher left."""
+    rank, world_size, local_rank = launcher.Process() if is_alone else launcher.process()
     if world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
@@ -198,23 +200,10 @@ def _join(backend: str, timeout: timedelta) -> None:
     # Gloo would take the address that this host's own name has, which many systems map to the loopback.
     if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := launcher.interface_to(address)):
         os.environ["GLOO_SOCKET_IFNAME"] = interface
-    if launcher.is_loopback(address) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        store = _local_store(address, port, rank, world_size)
-        dist.init_process_group(backend, store=store, timeout=timeout, rank=rank, world_size=world_size)
-    else:
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's
         dist.init_process_group(backend, timeout=timeout)
-
-
-def _local_store(address: str, port: int, rank: int, world_size: int) -> dist.Store:
-    """The meeting point of ranks on one machine, which no other machine can reach; torch's own listens everywhere."""
-    if rank > 0:
-        return dist.TCPStore(address, port, world_size, is_master=False, timeout=TIMEOUT)
-    try:
-        listening = socket.create_server((address, port), family=socket.getaddrinfo(address, port)[0][0], backlog=1024)
-    except OSError as error:
-        raise RunError(f"MASTER_ADDR:MASTER_PORT = {address}:{port} cannot be listened on: {error.strerror}") from error
-    handle = listening.detach()
-    return dist.TCPStore(address, port, world_size, is_master=True, timeout=TIMEOUT, master_listen_fd=handle)
+    else:
+        dist.init_process_group(backend, store=meet(TIMEOUT), timeout=timeout, rank=rank, world_size=world_size)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The ResNets as the rest of the package sees them."""
 
 from nt_dist.config.family import Family, Headline
+from nt_dist.data.settings import without_folders
 from nt_dist.images import settings as images
 from nt_dist.images.published import PUBLISHED
 from nt_dist.images.severities import CORRUPTIONS
@@ -37,6 +38,10 @@ class ResNet(Family):
     def batch_unit(self, config):
         """A batch norm's pictures stay together."""
         return config.model.norm_batch
+
+    def unified(self, settings):
+        """Pictures may lie in another folder."""
+        return settings | without_folders(settings)
 
     def positions(self, config):
         """One: a picture has one class."""

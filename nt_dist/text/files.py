@@ -12,6 +12,7 @@ from typing import Any
 from nt_dist.errors import DataError
 from nt_dist.files import reading
 
+_ZST_WINDOW = 1 << 31  # bytes: what ``zstd --ultra --long=31`` may ask for
 _BLOCK = 1 << 18  # bytes of a file; deflate makes at most a thousand times as many of them
 
 
@@ -20,7 +21,7 @@ def _zstandard_decompressor(path: Path) -> Any:
         import zstandard
     except ImportError as error:
         raise DataError(f"{path}: reading .zst files needs the package zstandard (pip install zstandard)") from error
-    return zstandard.ZstdDecompressor().decompressobj()
+    return zstandard.ZstdDecompressor(max_window_size=_ZST_WINDOW).decompressobj()
 
 
 _DECOMPRESSORS = {

@@ -2,11 +2,12 @@
 
     <folder>/tokenizer-<key>.model     of data.tokenizer = "auto"
     <folder>/<key>/                    prepared data, renamed to this name when whole:
-        train.bin train.idx validation.bin validation.idx tokenizer.model prepared.json
+        train.bin train.idx validation.bin validation.idx tokenizer.model origin.json prepared.json
     <folder>/<key>.partial/            chunks on the way there
 
-A key is a hash of all that decides the contents, so data of other texts or another tokenizer is other data, never data
-to be overwritten; sequence length, layout and everything about training do not matter to it.
+A key is a hash of what the config says of the contents and of the tokenizer, so data of other texts or another
+tokenizer is other data, never data to be overwritten; sequence length, layout and everything about training do not
+matter to it. What is prepared is enough for everything but preparing (origin.py).
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,23 @@ from nt_dist.text.blocks import BLOCKS, check_blocks
 from nt_dist.text.chunks import Patience, chunk_size, cut_into_chunks, read_chunk, tokenize
 from nt_dist.text.communicator import Communicator
 from nt_dist.text.indexed import IndexedTokens, write_indexed
+from nt_dist.text.origin import (
+    ORIGIN,
+    RECORD,
+    compare,
+    described,
+    find,
+    looks_alike,
+    origin_of,
+    prepared_folder,
+    short_hash,
+    sources_of,
+)
 from nt_dist.text.samples import TextSamples
-from nt_dist.text.sources import Source, open_files, open_source
+from nt_dist.text.sources import BadDocuments, Source, open_files, open_source
 from nt_dist.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 _FORMAT = 1
-_RECORD = "prepared.json"
 _TOKENIZER = "tokenizer.model"
 _WHOLE = "whole"
 _REMEDY = "remove its folder to prepare it again"
@@ -63,31 +76,34 @@ class Record(BaseModel):
         return hashlib.sha256("\n".join([*read, self.tokenizer_sha256]).encode()).hexdigest()
 
 
-def prepared_folder(config: Config) -> Path:
-    """``data.prepared``, or the folder data in ``run.dir``."""
-    return Path(config.data.prepared).expanduser() if config.data.prepared else Path(config.run.dir) / "data"
-
-
 def prepare_data(config: Config, communicator: Communicator = _ALONE) -> Path:
     """Prepare the tokenizer and the texts of training and validation where they are not there; return their folder.
 
-    All processes of the communicator call this and share the work. DataError for input that cannot be used, or files
-    that cannot be written.
+    All processes of the communicator call this and share the work. Where the texts have changed since, that is a
+    warning. DataError for input that cannot be used, or files that cannot be written.
     """
-    names = ("train", "validation") if isinstance(config.data.validation, str) else ("train",)
-    streams = communicator.agree(lambda: {name: open_source(config.data, name) for name in names})
-    tokenizer = find_tokenizer(config, streams["train"], communicator)
-    return prepare_streams(config, streams, tokenizer, communicator)
+
+    def look() -> Path | None:
+        if found := find(config):
+            compare(config, found)
+        return found
+
+    if found := communicator.on_first(look):
+        return found
+    streams = communicator.agree(lambda: sources_of(config))
+    tokenizer = find_tokenizer(config, communicator)
+    return prepare_streams(config, described(config), streams, tokenizer, communicator)
 
 
-def find_tokenizer(config: Config, source: Source, communicator: Communicator = _ALONE) -> Tokenizer:
-    """The tokenizer of ``data.tokenizer``; an "auto" one is trained on the source when it is not there yet."""
+def find_tokenizer(config: Config, communicator: Communicator = _ALONE) -> Tokenizer:
+    """The tokenizer of ``data.tokenizer``; an "auto" one is trained on the training texts when it is not there yet."""
     data, vocab_size, folder = config.data, config.model.vocab_size, prepared_folder(config)
 
     def train() -> Path:
-        key = _key(["tokenizer", _FORMAT, source.identity, vocab_size, data.max_documents])
-        path = folder / f"tokenizer-{key}.model"
+        says = {key: value for key, value in described(config).items() if key != "validation"}
+        path = folder / f"tokenizer-{short_hash(['tokenizer', _FORMAT, says])}.model"
         if not path.exists():
+            source = open_source(data)
             source.check()
             with _locked(folder):
                 if not path.exists():  # another process may have made it while this one waited
@@ -100,17 +116,18 @@ def find_tokenizer(config: Config, source: Source, communicator: Communicator = 
 
 
 def prepare_streams(
-    config: Config, streams: dict[str, Source], tokenizer: Tokenizer, communicator: Communicator = _ALONE
+    config: Config, says: Any, streams: dict[str, Source], tokenizer: Tokenizer, communicator: Communicator = _ALONE
 ) -> Path:
-    """As :func:`prepare_data` the texts of streams, by the name of the files to make. ``data.max_documents`` holds for
-    "train"; without "validation", a share of its documents becomes that."""
+    """As :func:`prepare_data` the texts of streams, by the name of the files to make; ``says`` (plain values) tells
+    them from others. ``data.max_documents`` holds for "train"; without "validation", a share of its documents becomes
+    that."""
     on_first = communicator.on_first
     fraction = None if "validation" in streams else config.data.validation
-    identities = communicator.agree(lambda: {name: source.identity for name, source in streams.items()})
     folder = prepared_folder(config)
-    final = folder / _key([_FORMAT, identities, fraction, config.data.max_documents, tokenizer.sha256])
+    final = folder / short_hash([_FORMAT, says, tokenizer.sha256])
     if on_first(final.exists):
         return final
+    made_from = communicator.agree(lambda: origin_of(says, streams, tokenizer.sha256))
     on_first(lambda: [source.check() for source in streams.values()])
     parts = final.with_suffix(".partial")
     with ExitStack() as stack:
@@ -122,8 +139,11 @@ def prepare_streams(
             for name in reversed(streams):  # validation first: it is small, and as likely to be wrong
                 work = partial(_tokenize_stream, config, name, streams[name], parts, tokenizer, communicator)
                 made = communicator.agree(work)
+                if (bad := streams[name].bad).count:
+                    text = "%d of %d %s documents are no text and are passed over"
+                    _logger.warning(text, bad.count, bad.read, name)
                 chunks[name] = [parts / f"{chunk}.npz" for chunk in sorted(itertools.chain(*communicator.gather(made)))]
-            on_first(lambda: _join(parts, final, chunks, fraction, tokenizer))
+            on_first(lambda: _join(parts, final, chunks, fraction, tokenizer, made_from))
         except DataError:
             if communicator.rank == 0:
                 shutil.rmtree(parts / _WHOLE, ignore_errors=True)
@@ -173,7 +193,12 @@ def choose_validation(hashes: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def _join(
-    parts: Path, final: Path, chunks: dict[str, list[Path]], fraction: float | None, tokenizer: Tokenizer
+    parts: Path,
+    final: Path,
+    chunks: dict[str, list[Path]],
+    fraction: float | None,
+    tokenizer: Tokenizer,
+    made_from: dict[str, Any],
 ) -> None:
     """Join the chunks of each stream into the prepared files and give their folder its name."""
     whole, vocab_size = parts / _WHOLE, tokenizer.vocab_size
@@ -198,7 +223,8 @@ def _join(
             files=files,
         )
         write_whole(whole / _TOKENIZER, tokenizer.data, DataError)
-        write_whole(whole / _RECORD, record.model_dump_json(indent=1), DataError)
+        write_whole(whole / ORIGIN, json.dumps(made_from), DataError)
+        write_whole(whole / RECORD, record.model_dump_json(indent=1), DataError)
         os.rename(whole, final)
         sync_folder(final.parent)
         shutil.rmtree(parts, ignore_errors=True)
@@ -214,11 +240,6 @@ def _documents(paths: list[Path], kept: np.ndarray | None = None) -> Iterator[tu
             first += len(lengths)
             tokens, lengths = tokens[np.repeat(here, lengths)], lengths[here]
         yield tokens, lengths
-
-
-def _key(value: Any) -> str:
-    """A short name for plain values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -250,13 +271,44 @@ def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work
     """As ``open_data`` other texts, a file, folder or pattern, read as ``data.source`` says or else by their suffix."""
 
     def prepare() -> str:
-        data = config.data
-        texts = open_files("data", path, data.source, data.text_key)
-        tokenizer = find_tokenizer(config, open_source(data) if data.tokenizer == "auto" else texts)
-        return str(prepare_streams(config, {"validation": texts}, tokenizer).resolve())
+        texts, own = open_files("data", path, config.data.source, config.data.text_key), find(config)
+        texts.bad = BadDocuments(config.data.max_bad_share)
+        tokenizer = find_tokenizer(config) if own is None else load_tokenizer(own / _TOKENIZER, config.model.vocab_size)
+        says = [type(texts).__name__, config.data.text_key, texts.seen]  # a changed file is other data
+        return str(prepare_streams(config, says, {"validation": texts}, tokenizer).resolve())
 
     _, tokenizer, (samples,) = _open_folder(config, Path(exchange(prepare)), "validation")
     return OpenData(None, samples, None, {}, tokenizer=tokenizer)
+
+
+def continued(config: Config, data_digest: str, identity: dict[str, Any], run: Path, resuming: bool) -> Config:
+    """A run's config with the texts, and else with the tokenizer, that it was trained with so far; both are found where
+    the corpus, or the run's folder, has been moved, and the corpus need not be there.
+
+    ``data_digest`` and ``identity`` are those of the run's :class:`OpenData`, as far as its checkpoint, in the folder
+    ``run``, has them. DataError if it is ``resuming`` on other data without ``run.allow_schedule_change``.
+    """
+    if find(config):
+        return config
+    own, others = prepared_folder(config), []
+    for path in sorted({*own.glob(f"*/{RECORD}"), *(run / "data").glob(f"*/{RECORD}")}):
+        with suppress(OSError, ValueError):  # not whole
+            record = Record.model_validate_json(path.read_bytes())
+            if record.digest == data_digest:
+                if path.parent.parent == own and looks_alike(config, path.parent, record.tokenizer_sha256):
+                    return replace(config, data=replace(config.data, prepared=str(path.parent)))
+                others.append(path.parent)
+    if not resuming or not others or looks_alike(config, others[0], identity.get("tokenizer_sha256", "")):
+        return config
+    if not config.run.allow_schedule_change:
+        raise DataError(
+            f"[data] names other texts than the run was trained on so far ({others[0]}); "
+            "run.allow_schedule_change=true goes on with them, from their first sample"
+        )
+    if config.data.tokenizer != "auto":
+        return config
+    tokenizer = run_tokenizer(config, data_digest, identity, [own, run / "data"])
+    return replace(config, data=replace(config.data, tokenizer=tokenizer.name))
 
 
 def run_tokenizer(
@@ -269,12 +321,14 @@ def run_tokenizer(
     :class:`OpenData`, as far as its checkpoint has them.
     """
     vocab_size, where = config.model.vocab_size, ", ".join(map(str, folders))
-    prepared = [path.parent for folder in folders for path in sorted(folder.glob(f"*/{_RECORD}"))]
+    prepared = [
+        path.parent for folder in folders for path in (*folder.glob(RECORD), *sorted(folder.glob(f"*/{RECORD}")))
+    ]
     sha256 = identity.get("tokenizer_sha256")
     for folder in [] if sha256 else prepared:  # older checkpoints have none
         with suppress(OSError, ValueError):  # not whole
-            check_plain(folder / _RECORD)
-            record = Record.model_validate_json((folder / _RECORD).read_bytes())
+            check_plain(folder / RECORD)
+            record = Record.model_validate_json((folder / RECORD).read_bytes())
             sha256 = record.tokenizer_sha256 if record.digest == data_digest else sha256
     if sha256 is None:
         raise DataError(
@@ -299,7 +353,7 @@ def run_tokenizer(
 
 def _open_folder(config: Config, folder: Path, *names: str) -> tuple[Record, Tokenizer, list[TextSamples]]:
     """The record of a prepared folder, its tokenizer and samples, checked."""
-    path = folder / _RECORD
+    path = folder / RECORD
     try:
         check_plain(path)
         record = Record.model_validate_json(path.read_bytes())
@@ -315,7 +369,7 @@ def _open_folder(config: Config, folder: Path, *names: str) -> tuple[Record, Tok
         actual = (folder / name).stat().st_size if (folder / name).is_file() else None
         if actual != entry.size:
             found = "is missing" if actual is None else f"has {actual} bytes"
-            raise DataError(f"{folder / name}: {found}, must have {entry.size} by {_RECORD}; {_REMEDY}")
+            raise DataError(f"{folder / name}: {found}, must have {entry.size} by {RECORD}; {_REMEDY}")
     for name in [name for name in record.files if not name.endswith(BLOCKS)]:
         try:
             check_blocks(folder / name, record.files, config.data.check == "all")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nt_dist.config.family import Corruptions
-from nt_dist.config.keys import NOT_EMPTY, SHARE, Rule, at_least, free, schedule
+from nt_dist.config.keys import FRACTION, NOT_EMPTY, SHARE, Rule, at_least, free, schedule
 from nt_dist.config.rules import ignored
 from nt_dist.config.settings import Config
 from nt_dist.data import settings as data
@@ -30,10 +30,13 @@ class Data:
     source: Literal["stdlib", "text", "jsonl", "parquet", "hf"] = schedule(
         "stdlib", "stdlib (this Python's own library), text, jsonl or parquet files, or hf (Hugging Face datasets)."
     )
-    path: str | tuple[str, ...] = free("", "Files, folders or patterns, one or a list; for hf the name of the dataset.")
+    path: str | tuple[str, ...] = schedule(
+        "", "Files, folders or patterns, one or a list; for hf the name of the dataset."
+    )
     subset: str = schedule("", "For hf: the configuration of the dataset.")
     text_key: str = schedule("text", "For jsonl, parquet and hf: the field that holds the text.", NOT_EMPTY)
-    validation: str | float = free(
+    max_bad_share: float = free(0.001, "Share of documents that are no text and may be passed over.", FRACTION)
+    validation: str | float = schedule(
         0.02,
         "Path of the validation texts (for hf: name of a split), or a share of the documents.",
         data.path_or_share("a path, or a share of the documents"),

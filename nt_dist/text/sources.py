@@ -8,6 +8,7 @@ import codecs
 import contextlib
 import itertools
 import json
+import logging
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -24,7 +25,11 @@ from nt_dist.text.settings import Data
 # a tokenizer takes many times a text's size.
 _DOCUMENT_OF_LONE_FILE = 1 << 16
 _LONGEST_DOCUMENT = 1 << 24
+_FEW = 10  # documents that are no text, which may stand together at a beginning
 _NO_TEXT_IN_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+
+
+_logger = logging.getLogger(__name__)
 
 
 class Document(NamedTuple):
@@ -34,16 +39,72 @@ class Document(NamedTuple):
     read: int
 
 
+class BadDocuments:
+    """The documents of a source that are no text: how many of how many, up to a share of all."""
+
+    def __init__(self, share: float = 0.0):
+        self.share, self.read, self.count = share, 0, 0
+        self._units: dict[int, tuple[Any, ...]] = {}
+        self._part = 0.0  # of the source, that was read to an end
+        self._first: DataError | None = None
+
+    def add(self, unit: int, read: int, count: int, error: DataError | None = None, share: float = 0.0) -> None:
+        """Take note that so many of the documents of a unit were read so far, and are no text, the last one for an
+        error; or without one that this is all of the unit, which is this share of the source.
+
+        DataError, that of the first, if they are too many: clearly, or at the end of a unit.
+        """
+        before = self._units.get(unit, (0, 0, 0.0))  # units may be read more than once
+        self._units[unit] = now = tuple(map(max, before, (read, count, share)))
+        self.read, self.count = self.read + now[0] - before[0], self.count + now[1] - before[1]
+        self._part += now[2] - before[2]
+        if error and not self._first:
+            self._first = error
+            _logger.warning("%s; passed over, if no more than data.max_bad_share = %s are", error, self.share)
+        expected = self.read if error else self.read / self._part
+        allowed = self.share * expected + 1e-6  # which is rounded
+        if self._first and self.count > allowed and (error is None or self.count > _FEW):
+            rule = f"{self.count} of {self.read} documents are no text; data.max_bad_share = {self.share} may be"
+            raise DataError(f"{self._first}; {rule}") from self._first
+
+
 class Source:
     """A corpus."""
 
     most_sampled = 4096  # units that are opened, at most, where a sample of the texts will do
     sizes: list[int]  # bytes of each unit, in order; 0 where that is not known
-    identity: list[Any]  # plain values: two readings with the same ones give the same documents
+    seen: dict[str, list[int]]  # size and time of each file by its absolute path, in order; empty for what is remote
+
+    @cached_property
+    def bad(self) -> BadDocuments:
+        return BadDocuments()
+
+    @cached_property
+    def _total(self) -> int:
+        return sum(self.sizes)
 
     def documents(self, unit: int) -> Iterator[Document]:
-        """The texts of one unit, none of them blank; DataError if it is empty, binary, cut short, not in its format."""
+        """The texts of one unit, none of them blank. DataError if it is binary, cut short or not in its format, if too
+        many documents are no text, or if it is empty and there is no other."""
+        is_empty, read, count = True, 0, 0
+        for read, document in enumerate(self._texts(unit), start=1):
+            if isinstance(document, DataError):
+                count += 1
+                self.bad.add(unit, read, count, document)
+            elif document.text.strip():
+                yield document
+                is_empty = False
+        size, total = (self.sizes[unit], self._total) if self._total else (1, len(self.sizes))
+        self.bad.add(unit, read, count, None, max(size, 1) / total)
+        if is_empty and not count:
+            self._say_empty(unit)
+
+    def _texts(self, unit: int) -> Iterator[Document | DataError]:
+        """Its texts, blank ones too; in place of what is no text, why not."""
         raise NotImplementedError
+
+    def _say_empty(self, unit: int) -> None:
+        """Say that a unit has no text."""
 
     def check(self) -> None:
         """Look at the beginning of each unit, so that most bad input is refused before any work is done."""
@@ -56,27 +117,32 @@ class FileSource(Source):
 
     def __init__(self, files: list[Path], text_key: str):
         self.files, self.text_key = files, text_key
+        self._empty: set[int] = set()
 
     @cached_property
     def sizes(self) -> list[int]:
         return [_size_and_time(file)[0] for file in self.files]
 
     @cached_property
-    def identity(self) -> list[Any]:
-        return [type(self).__name__, self.text_key, *((file.name, *_size_and_time(file)) for file in self.files)]
+    def seen(self) -> dict[str, list[int]]:
+        return _seen(self.files)
 
-    def documents(self, unit: int) -> Iterator[Document]:
-        is_empty = True
-        for document in self._texts(self.files[unit]):
-            if document.text.strip():
-                yield document
-                is_empty = False
-        if is_empty:
-            raise DataError(f"{self.files[unit]}: is empty: it holds no text")
+    def _texts(self, unit: int) -> Iterator[Document | DataError]:
+        yield from self._texts_of(self.files[unit])
 
-    def _texts(self, file: Path) -> Iterator[Document]:
-        """Its texts, blank ones too."""
+    def _texts_of(self, file: Path) -> Iterator[Document | DataError]:
         raise NotImplementedError
+
+    def _say_empty(self, unit: int) -> None:
+        if len(self.files) == 1:
+            raise DataError(f"{self.files[unit]}: is empty: it holds no text")
+        if unit not in self._empty:
+            _logger.warning("%s: is empty: it holds no text; passed over", self.files[unit])
+        self._empty.add(unit)
+
+
+def _seen(files: list[Path]) -> dict[str, list[int]]:
+    return {os.path.abspath(file): list(_size_and_time(file)) for file in files}
 
 
 def _size_and_time(file: Path) -> tuple[int, int]:
@@ -91,10 +157,18 @@ class TextSource(FileSource):
 
     def check(self) -> None:
         for unit, file in enumerate(self.files):
-            if not any(text.strip() for text, _ in read_text(file)):
-                next(self.documents(unit))  # which says that there is none
+            with contextlib.suppress(DataError):  # which documents() counts
+                if any(text.strip() for text, _ in read_text(file)):
+                    continue
+            next(self.documents(unit), None)  # which says what is wrong
 
-    def _texts(self, file: Path) -> Iterator[Document]:
+    def _texts_of(self, file: Path) -> Iterator[Document | DataError]:
+        try:
+            yield from self._parts(file)
+        except DataError as error:
+            yield error
+
+    def _parts(self, file: Path) -> Iterator[Document]:
         text, read = "", 0
         longest = _DOCUMENT_OF_LONE_FILE if len(self.files) == 1 else _LONGEST_DOCUMENT
         for block, read in read_text(file):
@@ -122,24 +196,27 @@ class StdlibSource(TextSource):
         """Nothing: files that are no text are passed over."""
 
     def documents(self, unit: int) -> Iterator[Document]:
-        with contextlib.suppress(DataError):  # empty __init__ files; a few test data in other encodings
-            yield from super().documents(unit)
+        texts = self._texts(unit)  # empty __init__ files too; a few test data in other encodings
+        yield from (each for each in texts if isinstance(each, Document) and each.text.strip())
 
 
 class JsonLinesSource(FileSource):
     """One JSON object a line, its text under ``data.text_key``; blank lines and blank texts are passed over."""
 
-    def _texts(self, file: Path) -> Iterator[Document]:
+    def _texts_of(self, file: Path) -> Iterator[Document | DataError]:
         for number, (line, read) in enumerate(read_lines(file), start=1):
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if line.strip():
                 where = f"{file}, line {number}"
-                yield Document(_field(_parse(line, where), self.text_key, where), read)
+                try:
+                    yield Document(_field(_parse(line, where), self.text_key, where), read)
+                except DataError as error:
+                    yield error
 
 
 def _parse(line: bytes, where: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, parse_int=lambda digits: int(digits[:18]))  # numbers are no texts, however long
     except UnicodeDecodeError as error:
         problem = f"is not UTF-8 text: {error.reason}"
     except json.JSONDecodeError as error:
@@ -155,16 +232,25 @@ def _field(record: Any, key: str, where: str) -> str:
         raise DataError(f"{where}: must be an object with the field {setting}")
     if key not in record:
         raise DataError(f"{where}: has no field {setting}, only {', '.join(map(repr, record)) or 'none'}")
-    text = record[key]
-    if not isinstance(text, str):
-        raise DataError(f"{where}: the field {setting} must be text, not {type(text).__name__}")
+    text = _text(record[key], f"{where}: the field {setting}")
     return text.encode("utf-8", "replace").decode()  # JSON can hold halves of surrogate pairs, UTF-8 cannot
+
+
+def _text(value: Any, where: str) -> str:
+    if isinstance(value, bytes):  # Spark writes texts as such
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where} is not UTF-8 text: {error.reason}") from error
+    if not isinstance(value, str):
+        raise DataError(f"{where} must be text, not {type(value).__name__}")
+    return value
 
 
 class ParquetSource(FileSource):
     """Parquet files, the text in the column ``data.text_key``; empty cells are passed over."""
 
-    def _texts(self, file: Path) -> Iterator[Document]:
+    def _texts_of(self, file: Path) -> Iterator[Document | DataError]:
         import pyarrow
         import pyarrow.parquet
 
@@ -176,14 +262,25 @@ class ParquetSource(FileSource):
                 if key not in columns:
                     only = ", ".join(map(repr, columns))
                     raise DataError(f"{file}: has no column data.text_key = {key!r}, only {only}")
+                kind = table.schema_arrow.field(key).type
+                if not any(is_kind(kind) for is_kind in _texts_of_parquet(pyarrow.types)):
+                    raise DataError(f"{file}: the column data.text_key = {key!r} must be text, not {kind}")
                 for batch in table.iter_batches(1024, columns=[key], use_threads=False):
                     done += len(batch)
-                    for text in batch.column(0).to_pylist():
-                        if text is not None and not isinstance(text, str):
-                            raise DataError(f"{file}: the column data.text_key = {key!r} must be text")
-                        yield Document(text or "", size * done // table.metadata.num_rows)
+                    first = done - len(batch)
+                    for row, text in enumerate(batch.column(0).to_pylist(), start=first):
+                        try:
+                            text = _text(text or "", f"{file}, row {row}: data.text_key = {key!r}")
+                            yield Document(text, size * done // table.metadata.num_rows)
+                        except DataError as error:
+                            yield error
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{file}: is no Parquet file, or is damaged: {error}") from error
+
+
+def _texts_of_parquet(types: Any) -> tuple[Any, ...]:
+    """What tells a type of columns that may hold texts; Spark writes them as bytes."""
+    return types.is_string, types.is_large_string, types.is_binary, types.is_large_binary, types.is_null
 
 
 class HubSource(Source):
@@ -198,13 +295,10 @@ class HubSource(Source):
         return f"data.path = {self.path!r}, subset {self.subset!r}, split {self.split!r}"
 
     @cached_property
-    def identity(self) -> list[Any]:
-        """Names only: what is prepared must open without a network. The files too where the data set is a folder."""
+    def seen(self) -> dict[str, list[int]]:
+        """The files where the data set is a folder: what is prepared must open without a network."""
         folder = Path(self.path)
-        files = files_under(folder) if folder.is_dir() else []
-        stats = [(str(file.relative_to(folder)), *_size_and_time(file)) for file in files]
-        name = folder.name if files else self.path
-        return [type(self).__name__, name, self.subset, self.split, self.text_key, *stats]
+        return _seen(files_under(folder) if folder.is_dir() else [])
 
     @cached_property
     def _dataset(self) -> Any:
@@ -219,7 +313,7 @@ class HubSource(Source):
     def sizes(self) -> list[int]:
         return [0] * self._dataset.num_shards
 
-    def documents(self, unit: int) -> Iterator[Document]:
+    def _texts(self, unit: int) -> Iterator[Document | DataError]:
         rows = iter(self._dataset.shard(num_shards=len(self.sizes), index=unit))
         for number in itertools.count():
             where = f"{self}, shard {unit}, row {number}"
@@ -229,8 +323,10 @@ class HubSource(Source):
                 return
             except Exception as error:  # as above
                 raise DataError(f"{where}: {_one_line(error)}") from error
-            if (text := _field(row, self.text_key, where)).strip():
-                yield Document(text, 0)
+            try:
+                yield Document(_field(row, self.text_key, where), 0)
+            except DataError as error:
+                yield error
 
     def check(self) -> None:
         """Look at the first row only: each shard may be a download."""
@@ -251,6 +347,12 @@ _FORMATS = {
 
 def open_source(data: Data, split: str = "train") -> Source:
     """The source of the training texts, or for "validation" of ``data.validation``; DataError if a path is missing."""
+    source = _open(data, split)
+    source.bad = BadDocuments(data.max_bad_share)
+    return source
+
+
+def _open(data: Data, split: str) -> Source:
     is_train = split == "train"
     if data.source == "hf":
         return HubSource(data.path, data.subset, "train" if is_train else data.validation, data.text_key)

@@ -1,7 +1,8 @@
 """Tokens: a sentencepiece model, given or trained on the corpus, the same for the same source and size.
 
-Training takes no normalisation and cuts nothing away, so that decoding gives the text back to the byte: BPE (Kudo and
-Richardson, EMNLP 2018) with byte fallback, on whole lines.
+Training takes no normalisation and cuts nothing away, so that decoding gives the text back to the byte, but for the
+character U+2581, by which sentencepiece writes a space: it comes back as one. BPE (Kudo and Richardson, EMNLP 2018)
+with byte fallback, on whole lines.
 """
 
 import hashlib

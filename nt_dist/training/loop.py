@@ -3,10 +3,10 @@
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, redirect_stdout
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -34,20 +34,20 @@ from nt_dist.files import write_whole
 from nt_dist.messages import LOGGER, BarHandler, start_logging
 from nt_dist.model.flops import token_flops
 from nt_dist.model.trails import weights_of
-from nt_dist.model.weights import count_parameters
+from nt_dist.model.weights import count_parameters, stored_density
 from nt_dist.parallel import launcher
 from nt_dist.parallel.agree import agree, naming_lost_ranks
-from nt_dist.parallel.handshake import check_alike
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
 from nt_dist.training.integrity import Integrity
 from nt_dist.training.metrics_log import METRICS, check_continued, last_evaluation, put_aside
 from nt_dist.training.reporter import TENSORBOARD, Reporter
+from nt_dist.training.run_data import on_other_data, open_data
 from nt_dist.training.run_folder import claim
 from nt_dist.training.signals import LEFT_EARLY, ExitRequest, ExitRequested, listening
 from nt_dist.training.topology_updates import TopologyUpdater
-from nt_dist.watch.watching import agree_patiently, watched
+from nt_dist.watch.watching import watched
 
-T = TypeVar("T")
+_DENSITY_MAY_DIFFER = 0.05  # of what was asked for, before a run says so
 _KEPT = ("tokens", "regrown", "drop_fraction", "metrics_lines")  # numbers of a Trainer that a checkpoint keeps
 
 
@@ -62,7 +62,12 @@ def train(config: Config) -> int:
     with ExitStack() as stack:
         stdout = stack.enter_context(redirect_stdout(Telling(sys.stdout)))
         exit_request = stack.enter_context(listening())
-        mesh = init_mesh(config)
+        try:
+            with exit_request.interrupts_work("the ranks came together: nothing has begun"):
+                mesh = init_mesh(config)
+        except ExitRequested as reason:
+            LOGGER.info("%s", reason)
+            return LEFT_EARLY
         stack.enter_context(naming_lost_ranks(mesh.rank))
         exit_request.heartbeat = stack.enter_context(watched(mesh, config))
         mesh.working = exit_request.heartbeat.working
@@ -76,6 +81,8 @@ def train(config: Config) -> int:
             manifest = agree(mesh, lambda: read_manifest(found), only_main=True) if found else None
             if manifest:  # before any work is done for nothing
                 check_config(found, manifest, config, resuming=True)
+                where = manifest.training_state, found.parent.parent
+                config = agree(mesh, lambda: config.family.continued(config, *where, True), only_main=True)
             done = manifest.training_state.step if manifest else 0
             if done < last_step(config):
                 check_writable(folder / CHECKPOINTS, mesh)
@@ -95,22 +102,6 @@ def train(config: Config) -> int:
                 LOGGER.warning("standard output cannot be written: %s; the figures are in %s", stdout.refused, folder)
     close()
     return code
-
-
-def open_data(config: Config, mesh: Mesh, exit_request: ExitRequest) -> Any:
-    """Opens the run's data; what has to be prepared takes as long as it takes and can be stopped by a signal."""
-
-    def prepare(work: Callable[[], T]) -> T:
-        def interruptible() -> T:
-            with exit_request.interrupts_work():
-                return work()
-
-        return agree_patiently(mesh, interruptible, exit_request.heartbeat)
-
-    exit_request.heartbeat.enter("preparing data")
-    data = config.family.open_data(config, mesh.is_main, prepare)
-    check_alike(mesh.gather_objects, "data", {"its digest": data.digest})
-    return data
 
 
 def last_step(config: Config) -> int:
@@ -164,6 +155,7 @@ class Trainer:
         self.exit_request, self.heartbeat = exit_request, exit_request.heartbeat
         self.step = self.tokens = self.consumed_samples = self.metrics_lines = 0
         self.regrown = self.drop_fraction = 0.0  # of the last update
+        self.changed: list[dict[str, Any]] = []  # lines of metrics.jsonl that say that other data begin
         self.data = open_data(config, mesh, exit_request)
         self.heartbeat.enter("building")
         self.model = build_mesh_model(config, mesh)
@@ -204,6 +196,11 @@ class Trainer:
         config, parameters = self.config, count_parameters(self.config)
         model = f"{parameters['stored']:,} weights stored of {parameters['dense']:,}"
         trails = f"{config.trails.count} trails of {config.model.num_layers - config.trunk_layers} blocks"
+        asked, stored = config.sparsity.density, stored_density(config)
+        if abs(stored / asked - 1) > _DENSITY_MAY_DIFFER:
+            LOGGER.warning(
+                "sparsity.density = %g: %.3g is stored; each shard of a weight keeps an entry", asked, stored
+            )
         ranks = f"{self.mesh.world_size} ranks on {self.mesh.device.type}"
         LOGGER.info("model: %s, %s; %s, ZeRO %d, %s", model, trails, ranks, config.zero_stage, config.train.precision)
 
@@ -361,7 +358,11 @@ class Trainer:
     def load(self, found: Path) -> None:
         """Continues from a checkpoint; CheckpointError on every rank if it is not of this config and data."""
         arguments = (found, self.config, self.mesh, self.model, self.optimizer_state)
-        progress = checkpoint.load(*arguments, data_digest=self.data.digest, verified=True)
+        digest = None if self.config.run.allow_schedule_change else self.data.digest
+        progress, self.changed = checkpoint.load(*arguments, data_digest=digest, verified=True), []
+        if progress.data_digest != self.data.digest:
+            progress = on_other_data(found, progress, self.data)
+            self.changed = [{"step": progress.step + 1, "other_data": self.data.digest, "consumed_samples": 0}]
         self.saver.latest = found
         self.step, self.consumed_samples = progress.step, progress.consumed_samples
         extra = {"metrics_lines": 0, **progress.extra}  # older checkpoints do not count them
@@ -384,6 +385,8 @@ class Trainer:
         self.batches: Iterator = iter(StepLoader(self.data.train, train.seed, *sizes, *where))
         run = (self.folder, self.config.family, self.step, last_step(self.config), self.weights, self.handler)
         self.reporter = agree(self.mesh, lambda: Reporter(*run) if self.mesh.is_main else None)
+        for line in self.changed if self.reporter else ():
+            self.reporter.noted(line)
         self.seconds, self.timed_tokens = 0.0, 0  # since the last logged step
 
     def close(self) -> None:

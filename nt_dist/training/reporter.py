@@ -47,7 +47,7 @@ class Reporter:
         self._board.training(record)
 
     def noted(self, record: dict[str, Any]) -> None:
-        """Writes a bad step, given as its line of ``metrics.jsonl``."""
+        """Writes what happened, given as its line of ``metrics.jsonl``: a bad step, other data."""
         self._metrics.write(record)
 
     def evaluated(self, record: dict[str, Any], overlap: Overlap | None) -> None:

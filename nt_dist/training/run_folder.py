@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import TextIO
 
+from nt_dist.config.load import RUN_LOCK
 from nt_dist.errors import RunError
 from nt_dist.files import lock
 
@@ -15,7 +16,7 @@ def claim(folder: Path) -> TextIO:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
+        file = (folder / RUN_LOCK).open("a+")
     except OSError as problem:
         raise RunError(f"run.dir = {str(folder)!r}: cannot be made or written: {problem.strerror}") from problem
     if not lock(file):

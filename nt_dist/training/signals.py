@@ -59,9 +59,11 @@ class ExitRequest:
             raise ExitRequested(why)
 
     @contextmanager
-    def interrupts_work(self) -> Iterator[None]:
+    def interrupts_work(
+        self, meanwhile: str = "data was prepared: what is done is kept, the same command goes on with it"
+    ) -> Iterator[None]:
         """Let a signal end, by ExitRequested, what this context does: something that can be stopped anywhere."""
-        what = "asked to leave while data was prepared: what is done is kept, the same command goes on with it"
+        what = f"asked to leave while {meanwhile}"
         self._interrupts = True
         try:
             if self.is_set:

@@ -24,6 +24,7 @@ from nt_dist.evaluation.topology import Overlap
 from nt_dist.files import Journal
 from nt_dist.sparsity.weight import Weight
 
+_EVENTS = "events.out.tfevents."  # how names of its files begin; the time at which each begins comes next
 PICTURE_SIDE = 256  # pixels at most, a side
 _SECTIONS = {
     **dict.fromkeys(("loss", "objective", "joint_loss", "lr", "grad_norm"), "training"),
@@ -40,8 +41,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, last_step: int):
-        # the time first, as TensorBoard reads files in the order of their names; two of a second keep their order too
-        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        name = f"{_EVENTS}{_begin(folder):017.6f}.{socket.gethostname()}.{os.getpid()}"
         self._journal = Journal(folder / name)
         # a picture is drawn at step 0, so a start hides that one too
         purged = last_step + 1 if last_step else 0
@@ -86,6 +86,16 @@ class TensorBoard:
             event.wall_time = time.time()
             RecordWriter(record).write(event.SerializeToString())
         self._journal.add(record.getvalue())
+
+
+def _begin(folder: Path) -> float:
+    """The time to call a new file by: now, but behind all files that are there.
+
+    TensorBoard reads files in the order of their names: after a start in the same second, or on a host whose clock is
+    behind, what was left would hide what is new.
+    """
+    seconds = [file.name.removeprefix(_EVENTS).partition(".")[0] for file in folder.glob(f"{_EVENTS}*")]
+    return max([time.time(), *(int(each) + 1 for each in seconds if each.isdecimal())])
 
 
 def draw_pictures(folder: Path, pictures: Mapping[str, bytes], step: int) -> None:

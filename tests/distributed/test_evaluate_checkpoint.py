@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -256,13 +257,18 @@ def test_what_cannot_be_evaluated_is_refused_on_every_rank(run, tmp_path):
         assert isinstance(raised.value.error, error)
 
 
-def test_changed_training_texts_are_noticed(run):
-    folder, _ = run
-    new = folder / "train" / "new.txt"
+def test_changed_training_texts_are_noticed_where_they_are_prepared_anew(run):
+    """As long as what was prepared is there, it is what the run was trained on."""
+    folder, expected = run
+    new, prepared, away = folder / "train" / "new.txt", folder / "run" / "data", folder / "away"
     new.write_text("another text.\n")
     try:
+        _assert_equal(run_distributed(_evaluate, 1, folder / "run")[0].figures, expected, rel=1e-6)
+        prepared.rename(away)
         with pytest.raises(RankError, match="trained on other data"):
             run_distributed(_evaluate, 1, folder / "run")
+        shutil.rmtree(prepared)
+        away.rename(prepared)
     finally:
         new.unlink()
 

@@ -174,6 +174,40 @@ def test_a_finished_run_is_left_as_it_is_and_refuses_another_model(tmp_path, cor
     assert _checkpoints(tmp_path)[-1] == "step-00000006"
 
 
+def test_a_finished_run_goes_on_with_other_texts_where_that_is_allowed(tmp_path, corpus):
+    """Refused before anything is prepared; then in the order of the new texts, with its tokenizer and its zeros."""
+    first, tuned, prepared = tmp_path / "first", tmp_path / "tuned", corpus.parent / "prepared"
+    sections = _sections(corpus, first)
+    sections["train"] |= {"steps": 2, "warmup_steps": 1}
+    _run(1, sections, 0)
+    before = sorted(prepared.glob("*/*"))
+    sections["run"] = {**sections["run"], "dir": str(tuned), "resume_from": str(first)}
+    sections["train"] |= {"steps": 4}
+    sections["sparsity"] |= {"update_every": 0}
+    for name, rule in (("other.jsonl", r"data\.path = .*differs"), (corpus.name, r"names other texts")):
+        other = tmp_path / name
+        other.write_text("".join(reversed(corpus.read_text().splitlines(keepends=True)[:200])))
+        changed = sections | {"data": {**sections["data"], "path": str(other)}}
+        if name == corpus.name:
+            changed |= {"train": {**changed["train"], "steps": 2}, "sparsity": _sections(corpus, first)["sparsity"]}
+        with pytest.raises(RankError, match=rule) as caught:
+            run_distributed(_train, 1, changed, 0)
+        assert "run.allow_schedule_change=true" in str(caught.value) and sorted(prepared.glob("*/*")) == before
+    changed = sections | {"data": {**sections["data"], "path": str(tmp_path / "other.jsonl")}}
+    changed["run"]["allow_schedule_change"] = True
+    _run(1, changed, 0)
+    _run(1, changed | {"train": {**changed["train"], "steps": 5}}, 0)
+    saved = [first / "checkpoints/step-00000002", *(tuned / f"checkpoints/step-0000000{step}" for step in (4, 5))]
+    states = [read_manifest(path).training_state for path in saved]
+    assert [state.consumed_samples for state in states] == [16, 16, 24]
+    assert len({state.extra["tokenizer_sha256"] for state in states}) == 1
+    assert states[0].data_digest != states[1].data_digest == states[2].data_digest
+    lines = [line for line in read_metrics(tuned / "metrics.jsonl") if "other_data" in line]
+    assert lines == [{"step": 3, "other_data": states[1].data_digest, "consumed_samples": 0}]
+    logged = [line for each in (first, tuned) for line in read_metrics(each / "metrics.jsonl") if "loss" in line]
+    assert len(logged) == 5 and len({line["topology_checksum"] for line in logged}) == 1
+
+
 def test_a_save_that_fails_stops_the_run_only_at_its_end(tmp_path, corpus):
     sections = _sections(corpus, tmp_path, save_every=2)
     sections["train"] |= {"steps": 6, "warmup_steps": 1}

@@ -33,7 +33,10 @@ def test_the_same_config_does_not_differ():
         (
             {"data": {"path": "x", "source": "text"}},
             [],
-            ["data.source = 'text' differs from the checkpoint's 'stdlib'"],
+            [
+                "data.source = 'text' differs from the checkpoint's 'stdlib'",
+                "data.path = 'x' differs from the checkpoint's ''",
+            ],
         ),
     ],
 )
@@ -46,6 +49,8 @@ def test_other_words_for_the_same_do_not_differ():
     assert differences(saved(sparsity={"exempt": ["norm", "output"]}), now) == ([], [])
     now = make_config({"trails": {"fork": "embedding", "layers": 6}})
     assert differences(saved(trails={"fork": "embedding"}), now) == ([], [])
+    moved, there = ({"source": "text", "path": [f"{folder}/a", "b"]} for folder in ("/new", "old"))
+    assert differences(saved(data=there), make_config({"data": moved})) == ([], [])
 
 
 def test_settings_older_or_newer_than_the_checkpoint():

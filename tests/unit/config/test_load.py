@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nt_dist.config import parse_command_line
+from nt_dist.config.load import with_absolute_paths
 from nt_dist.errors import ConfigError
 from nt_dist.families import load_config, make_config
 
@@ -159,3 +160,22 @@ def test_a_tilde_in_the_runs_paths_is_the_users_home(tmp_path, monkeypatch):
     config = load_config({}, ["run.dir=~/runs/a", "run.resume_from=~/start"])
     assert (config.run.dir, config.run.resume_from) == (f"{tmp_path}/runs/a", f"{tmp_path}/start")
     assert problems_of({}, ["run.dir=~nosuchuser/a"]) == ["run.dir = '~nosuchuser/a': there is no such user"]
+
+
+def test_paths_of_data_become_absolute_and_names_do_not(tmp_path, monkeypatch):
+    """So that a run's own config can be used from anywhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "all" / "train" / "oak").mkdir(parents=True)
+    (tmp_path / "all" / "val").mkdir()
+    cases = (
+        ({"source": "text", "path": ["a", "/b/*"], "prepared": "c"}, {"path": (f"{tmp_path}/a", "/b/*")}),
+        ({"source": "text", "path": "a", "prepared": "c"}, {"prepared": f"{tmp_path}/c", "validation": 0.02}),
+        ({"source": "text", "path": "a", "validation": "v", "tokenizer": "t"}, {"validation": f"{tmp_path}/v"}),
+        ({"source": "hf", "path": "allenai/c4", "validation": "train"}, {"path": "allenai/c4", "validation": "train"}),
+        ({"tokenizer": "auto"}, {"tokenizer": "auto", "path": "", "prepared": ""}),
+        ({"source": "folder", "path": "all", "validation": "val"}, {"path": f"{tmp_path}/all", "validation": "val"}),
+    )
+    for given, expected in cases:
+        family = {"family": "resnet", "norm_batch": 16} if given.get("source") == "folder" else {}
+        data = with_absolute_paths(make_config({"model": family, "data": given})).data
+        assert {key: getattr(data, key) for key in expected} == expected

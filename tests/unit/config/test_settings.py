@@ -55,7 +55,8 @@ def test_what_may_change_freely_is_what_does_not_change_the_training():
     assert set(weighs_losses.values()) == {SCHEDULE}
     assert all(mark == FREE for key, mark in marks.items() if key.startswith(("parallel.", "run.")))
     assert marks["sparsity.topology_shards"] == marks["sparsity.density"] == IDENTITY
-    assert marks["sparsity.storage"] == marks["train.micro_batch_size"] == marks["data.path"] == FREE
+    assert marks["sparsity.storage"] == marks["train.micro_batch_size"] == marks["data.num_workers"] == FREE
+    assert marks["data.path"] == marks["data.validation"] == marks["data.max_documents"] == SCHEDULE
     assert marks["train.lr"] == marks["train.batch_size"] == marks["sparsity.update_every"] == SCHEDULE
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nt_dist.engine.engine import StepResult, learning_rate
-from nt_dist.engine.optimizers import group_key, make_optimizer
+from nt_dist.engine.optimizers import group_key, make_optimizer, norm_of
 from nt_dist.errors import ConfigError
 from nt_dist.families import make_config
 from nt_dist.model.trails import build_model, weights_of
@@ -113,3 +113,11 @@ def test_the_weight_of_the_ensembles_loss_keeps_its_course():
         of_mean = tiny(trails=trails, train={"steps": 200, "objective": "mean"})
         assert of_mean.joint_weight(100) == pytest.approx(2 * middle)
     assert tiny(trails={"joint_start": 1.0}).joint_weight(1) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_of_long_gradients_loses_nothing(dtype):
+    """Summed in fp32 one by one it would be a thousandth too low, and feed clipping and the guard."""
+    gradients = [torch.full((1 << 23,), 0.001, dtype=dtype), torch.ones(2, 3, dtype=dtype)]
+    expected = torch.cat([each.double().flatten() for each in gradients]).norm()
+    torch.testing.assert_close(norm_of(gradients), expected, rtol=1e-5, atol=0)

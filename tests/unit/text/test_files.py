@@ -10,7 +10,7 @@ import zstandard
 
 from nt_dist.errors import DataError
 from nt_dist.files import expand
-from nt_dist.text.files import read_lines, read_text
+from nt_dist.text.files import read_blocks, read_lines, read_text
 from tests.unit.text.data_case import sentences
 
 TEXT = sentences(3000)  # far more than one block of any of the formats
@@ -137,3 +137,10 @@ def test_expand_names_what_is_missing(tmp_path, pattern, message):
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match=rf"data.path = '.*{pattern.replace('*', '.')}': {message}"):
         expand("data.path", (str(tmp_path / pattern),), (".jsonl",))
+
+
+def test_zst_with_a_long_window_is_read(tmp_path):
+    settings = zstandard.ZstdCompressionParameters(window_log=28)
+    with zstandard.open(tmp_path / "a.zst", "wb", cctx=zstandard.ZstdCompressor(compression_params=settings)) as file:
+        file.write(b"far apart")
+    assert b"".join(block for block, _ in read_blocks(tmp_path / "a.zst")) == b"far apart"

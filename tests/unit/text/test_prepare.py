@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 import time
 
@@ -18,7 +19,8 @@ from tests.unit.text.data_case import config_over, files_under, sentences, write
 
 TEXTS = [sentences(8, seed) for seed in range(40)]
 INDEXED = ["train.bin", "train.idx", "validation.bin", "validation.idx"]
-WHOLE = ["prepared.json", "tokenizer.model", *sorted([*INDEXED, *(f"{name}.blocks" for name in INDEXED)])]
+BLOCKS = [f"{name}.blocks" for name in INDEXED]
+WHOLE = ["origin.json", "prepared.json", "tokenizer.model", *sorted([*INDEXED, *BLOCKS])]
 
 
 @pytest.fixture
@@ -84,12 +86,25 @@ def test_other_settings_are_other_data(config, tmp_path, change):
     assert first != second and sorted(os.listdir(first)) == WHOLE
 
 
-def test_changed_texts_are_prepared_again(config, tmp_path):
+def test_changed_texts_are_prepared_again_where_that_is_asked_for(config, tmp_path):
+    """By removing what was prepared; else that is used, with a warning (test_origin.py)."""
     first = prepare_data(config)
     write_jsonl(tmp_path / "a.jsonl.gz", TEXTS[:30])
-    second = prepare_data(config)
-    assert first != second
-    assert len(documents(second, "train")) == 27
+    assert prepare_data(config) == first and len(documents(first, "train")) == 36
+    shutil.rmtree(first)
+    assert len(documents(prepare_data(config), "train")) == 27
+
+
+def test_corpora_that_look_alike_are_other_data(tmp_path):
+    """Equal in their files' names, sizes and times."""
+    found = []
+    for number, name in enumerate(("one", "two")):
+        file = tmp_path / name / "a.jsonl"
+        file.parent.mkdir()
+        write_jsonl(file, [text.upper() if number else text for text in TEXTS])
+        os.utime(file, ns=(0, 0))
+        found.append(prepare_data(config_over(tmp_path, path=str(file))))
+    assert found[0] != found[1] and documents(found[1], "train")[0].isupper()
 
 
 def test_sequence_length_and_layout_do_not_matter(config, tmp_path):

@@ -79,6 +79,58 @@ def test_a_wrong_line_is_named(tmp_path, line, message):
         texts(source_of(path))
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "text", "hf"])
+def test_what_is_no_text_is_passed_over_up_to_a_share(tmp_path, monkeypatch, caplog, kind):
+    """Two of 100, one of them the first in its file; once read in part before, as a tokenizer's training does."""
+    rows = [None, *(f"row {number}" for number in range(97)), "x", None]
+    if kind == "jsonl":
+        write_jsonl(tmp_path / "a.jsonl", rows[:50])
+        write_jsonl(tmp_path / "b.jsonl", rows[50:-1])
+        (tmp_path / "b.jsonl").write_text((tmp_path / "b.jsonl").read_text() + '{"text": "cut\n')
+    elif kind == "text":
+        for number, row in enumerate(rows):
+            (tmp_path / f"{number:02}.txt").write_bytes(row.encode() if row else b"\xff")
+    else:
+        monkeypatch.setenv("HF_HOME", str(tmp_path / ".cache"))
+        table = pyarrow.table({"text": [b"\xff" if row is None else row.encode() for row in rows]})
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    for share in (0.02, 0.019):
+        source = open_source(Data(source=kind, path=str(tmp_path), max_bad_share=share))
+        next(source.documents(0), None)
+        if share == 0.02:
+            assert texts(source) == rows[1:-1] == texts(source)
+            assert (source.bad.count, source.bad.read) == (2, 100)
+            assert caplog.text.count("passed over, if no more than data.max_bad_share = 0.02 are") == 1
+        else:
+            with pytest.raises(DataError, match=r"; 2 of 100 documents are no text; data.max_bad_share = 0.019 may be"):
+                texts(source)
+
+
+def test_a_wrong_field_is_found_out_soon(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ["text"] * 1000)
+    with pytest.raises(DataError, match="line 1: has no field .*; 11 of 11 documents are no text"):
+        source_of(path, text_key="body").check()
+
+
+def test_what_marks_files_and_what_is_empty_beside_others_is_no_error(tmp_path, caplog):
+    write_parquet(tmp_path / "part-0.parquet", ["one"])
+    write_parquet(tmp_path / "part-1.parquet", [])
+    for name in ("_SUCCESS", "_metadata", ".part-0.parquet.crc"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "_temporary").mkdir()
+    (tmp_path / "_temporary" / "part-2.parquet").write_bytes(b"unfinished")
+    for path, kind in ((tmp_path, "parquet"), (tmp_path / "part-*", "parquet"), (f"{tmp_path}/*", None)):
+        source = source_of(path, kind)
+        source.check()
+        assert texts(source) == ["one"] and len(source.files) == 2
+    assert "part-1.parquet: is empty: it holds no text; passed over" in caplog.text
+
+
+def test_numbers_of_any_length_are_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "n": %s}\n' % ("9" * 5000))
+    assert texts(source_of(tmp_path / "a.jsonl")) == ["one"]
+
+
 @pytest.mark.parametrize(("name", "content"), [("a.txt", ""), ("a.txt", " \n\n"), ("a.jsonl", ""), ("a.jsonl", "\n")])
 def test_an_empty_file_is_named_at_once_and_later(tmp_path, name, content):
     (tmp_path / name).write_text(content)
@@ -91,7 +143,7 @@ def test_an_empty_file_is_named_at_once_and_later(tmp_path, name, content):
 def test_a_file_that_vanishes_is_named(tmp_path):
     source = source_of(write_jsonl(tmp_path / "a.jsonl", ["one"]))
     (tmp_path / "a.jsonl").unlink()
-    for look in (source.check, lambda: source.identity):
+    for look in (source.check, lambda: source.seen):
         with pytest.raises(DataError, match="a.jsonl: cannot be read: No such file"):
             look()
 
@@ -144,13 +196,14 @@ def test_validation_files_beside_the_standard_library_are_read_by_suffix(tmp_pat
     assert texts(open_source(Data(validation=str(path)), "validation")) == ["one"]
 
 
-def test_identity_follows_the_files(tmp_path):
+def test_what_was_seen_follows_the_files(tmp_path, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", ["one"])
-    first = source_of(path).identity
-    assert source_of(path).identity == first
-    assert source_of(path, text_key="body").identity != first
+    first = source_of(path).seen
+    assert first == {str(path): [path.stat().st_size, path.stat().st_mtime_ns]}
+    monkeypatch.chdir(tmp_path)
+    assert source_of("a.jsonl").seen == first
     write_jsonl(path, ["two"])  # of the same size
-    assert source_of(path).identity != first
+    assert source_of(path).seen != first
 
 
 @pytest.fixture
@@ -187,5 +240,6 @@ def test_hf_errors_name_the_data_set(hub_folder):
         HubSource("/nowhere/at/all", "", "train", "text").check()
 
 
-def test_hf_identity_needs_no_network():
-    assert HubSource("allenai/c4", "en", "train", "text").identity == ["HubSource", "allenai/c4", "en", "train", "text"]
+def test_hf_is_known_without_a_network(hub_folder):
+    assert HubSource("allenai/c4", "en", "train", "text").seen == {}
+    assert len(HubSource(hub_folder, "", "train", "text").seen) == 3

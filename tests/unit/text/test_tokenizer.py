@@ -36,6 +36,13 @@ def test_decoding_gives_the_text_back(model, text):
     assert tokenizer.decode(tokenizer.document(text)) == text
 
 
+def test_one_character_alone_is_not_kept(model):
+    tokenizer = Tokenizer(model, "it")
+    every = [chr(code) for code in (*range(0xD800), *range(0xE000, 0x30000), *range(0xE0000, 0xE0200))]
+    lost = [each for each in every if tokenizer.decode(tokenizer.encode(f"a{each}b")) != f"a{each}b"]
+    assert lost == ["\u2581"] and tokenizer.decode(tokenizer.encode("a\u2581b")) == "a b"
+
+
 def test_it_has_learnt_the_words(model):
     tokenizer = Tokenizer(model, "it")
     assert len(tokenizer.encode(sentences(10, 99))) < len(sentences(10, 99)) * 2 / 3

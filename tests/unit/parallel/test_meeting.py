@@ -1,0 +1,81 @@
+"""Ranks come together, or say for whom they wait and can be stopped meanwhile."""
+
+import signal
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from nt_dist.errors import RunError
+from nt_dist.parallel import launcher, meeting, mesh
+from nt_dist.parallel.meeting import meet
+
+LEFT_OVER = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Variables of a launcher whose other ranks are not there; what is said is heard soon."""
+    for name, value in {**LEFT_OVER, "MASTER_PORT": str(launcher.free_port())}.items():
+        monkeypatch.setenv(name, value)
+    said = []
+    monkeypatch.setattr(meeting, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(meeting.LOGGER, "warning", lambda text, *values: said.append(text % values))
+    return said
+
+
+@pytest.mark.parametrize(("rank", "missing"), [("0", "rank 1, 2, 3"), ("2", "rank 0")])
+def test_who_is_awaited_is_said_once_and_at_the_end(environment, monkeypatch, rank, missing):
+    monkeypatch.setenv("RANK", rank)
+    address, port = launcher.meeting_point()
+    variables = "RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT say; --single runs alone"
+    expected = f"rank {rank} of 4 waits at {address}:{port} for {missing}, as {variables}"
+    with pytest.raises(RunError) as caught:
+        meet(timedelta(seconds=1))
+    assert environment == [expected] and str(caught.value) == f"{expected}; nobody came in time"
+
+
+def test_ctrl_c_ends_the_waiting_at_once(environment):
+    begin = time.monotonic()
+    threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        meet(timedelta(seconds=30))
+    assert time.monotonic() - begin < 5
+
+
+def test_ranks_that_come_late_share_a_store(environment, monkeypatch):
+    ranks, stores = threading.local(), {}
+    monkeypatch.setattr(launcher, "process", lambda: launcher.Process(ranks.own, 3))
+
+    def come(rank):
+        ranks.own = rank
+        time.sleep(0.3 * (2 - rank))
+        stores[rank] = meet(timedelta(seconds=20))
+
+    threads = [threading.Thread(target=come, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    stores[2].set("word", "heard")
+    assert [stores[rank].get("word") for rank in range(3)] == [b"heard"] * 3
+
+
+def test_a_port_that_is_taken_is_named(environment):
+    address, port = launcher.meeting_point()
+    taken = f"{address}:{port} cannot be listened on: Address already in use"
+    with meeting.socket.create_server((address, port)), pytest.raises(RunError, match=taken):
+        meet(timedelta(seconds=5))
+
+
+def test_one_rank_reads_no_launchers_variables(environment, monkeypatch):
+    """Tools of one process, and commands with --single."""
+    made = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **options: made.append(options["world_size"]))
+    mesh._join("gloo", timedelta(seconds=5), is_alone=True)
+    assert made == [1] and not environment
+    left = {**LEFT_OVER, "SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "PATH": "/bin"}
+    launcher.forget(left)
+    assert left == {"SLURM_STEP_ID": "0", "PATH": "/bin"} and launcher.process(left) == (0, 1, 0)
