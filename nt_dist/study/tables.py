@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -23,6 +23,7 @@ from nt_dist.study.seeds import least_difference, pooled
 from nt_dist.study.training import trained
 
 _COMPARISON = "comparison"
+_ALIKE = 0.1  # by which costs may differ that are called equal, as times do
 _OF_SEVERAL = ("ensemble, mean of probabilities", "ensemble, mean of logits", "gain", "disagreement")
 _OF_SEVERAL += ("JS divergence", "mutual information")  # columns that say nothing of one trail
 _DIVERSITY = {  # its measures, and their columns
@@ -121,7 +122,7 @@ def compare(rows: Sequence[Row], equal: str = "") -> StudyTable:
         "of probabilities; divergence and mutual information in nats; gain: the ensemble's headline figure against the "
         "mean of its trails'; time: of training steps alone, by the clock.",
         f"Evaluated on {listed(evaluated)} {headline.samples}.",
-        _trained_on(results, equal),
+        _trained_on(rows, equal),
     ]
     others = [row.name for row in rows if any(each.data_digest != results[0].data_digest for each in row.results)]
     if others or len(evaluated) > 1:
@@ -156,11 +157,15 @@ def compare(rows: Sequence[Row], equal: str = "") -> StudyTable:
     return StudyTable(_COMPARISON, cells, every, notes, figures)
 
 
-def _trained_on(results: Sequence[Result], equal: str) -> str:
+def _trained_on(rows: Sequence[Row], equal: str) -> str:
     """Whether rows cost the same, and in what: as it was asked for, or as it has come."""
     if equal:
-        return f"Trained on equal {EQUAL[equal]}."
-    tokens = {result.tokens_seen for result in results}
+        cost = {"tokens": "tokens_seen", "flops": "training_flops", "time": "training_seconds"}[equal]
+        costs = {row.name: fmean(getattr(result, cost) for result in row.results) for row in rows}
+        middle = median(costs.values())
+        others = [name for name, each in costs.items() if abs(each - middle) > _ALIKE * middle]
+        return f"Trained on equal {EQUAL[equal]}{', but for ' * bool(others)}{', '.join(others)}."
+    tokens = {result.tokens_seen for row in rows for result in row.results}
     if len(tokens) == 1:
         return f"Trained on equal tokens, {listed(tokens)}."
     return f"Not trained on equal tokens, but on {listed(tokens)}."

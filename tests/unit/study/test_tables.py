@@ -109,6 +109,9 @@ def test_the_table_says_in_what_rows_are_equal():
     assert "Trained on equal tokens, 5,000." in compare(rows(RESULTS)).notes
     assert "Not trained on equal tokens, but on 5,000 / 9,000." in compare(rows([longer, RESULTS[1]])).notes
     assert "Trained on equal training FLOP, sparse-effective." in compare(rows([longer, RESULTS[1]]), "flops").notes
+    both = result("both", 4, 9_000_000)  # as an ensemble of runs is, each of which costs as much as the others
+    notes = compare(rows([longer, RESULTS[1], both]), "flops").notes
+    assert "Trained on equal training FLOP, sparse-effective, but for both." in notes
     cells = compare(rows([longer, replace(RESULTS[1], training_seconds=0.0)])).cells
     assert [row["time"] for row in cells] == ["1:05", "–"]
     assert [row["whole training FLOP"] for row in cells] == ["122 G", "133 G"]  # 6 · 2.25 M · 9,000; 6 · 4.42 M · 5,000
