@@ -83,6 +83,9 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     """
     _fill_standard_descriptors()
     sys.stderr = Telling(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115 (for the process's life)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # some other object stands there
+            stream.reconfigure(errors="backslashreplace")  # what a terminal's encoding lacks ends no command
     code = _exit_code(main)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from nt_dist.command_line import run_main
 from nt_dist.config.keys import hint, nearest
-from nt_dist.errors import ConfigError
+from nt_dist.errors import ConfigError, RunError
 from nt_dist.export.huggingface import to_transformers
 from nt_dist.inference import Ensemble, load_ensemble
 from nt_dist.inference.ensemble import parse_combination
@@ -104,6 +104,12 @@ class EnsembleLM(HFLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **settings: Any) -> list[int]:
         """The tokens of a text, after BOS unless ``add_special_tokens`` or ``add_bos_token`` says otherwise."""
         return self.tokenizer.encode(string, self.add_bos_token if add_special_tokens is None else add_special_tokens)
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """None: a run's own tokenizer has no template."""
+        if chat_template:
+            raise ConfigError(["--apply_chat_template: the run's tokenizer has no chat template"])
+        return ""
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes beside results: run and combination."""
@@ -242,6 +248,8 @@ def main() -> None:
             arguments.model_args = {"model": "-".join(names)} | given
     try:
         cli.execute(arguments)
+    except OSError as problem:  # a data set that cannot be reached, a folder that cannot be written
+        raise RunError(f"the harness says: {type(problem).__name__}: {' '.join(str(problem).split())}") from problem
     except ValueError as problem:
         if str(problem).startswith(("Tasks not found", "Need to specify")):
             raise ConfigError([f"--tasks: {problem}"]) from None

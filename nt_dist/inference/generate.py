@@ -19,6 +19,7 @@ from nt_dist.model.place import Place
 from nt_dist.text.tokenizer import Tokenizer
 
 _SCALE = (40, 76, 112, 148, 184, 220, 214, 208, 202, 196)  # of the 256 colours, from green over yellow to red
+_LOWEST = 1e-30  # a temperature at which the most likely token is drawn, and log-probabilities are fp32 all the same
 _RESET = "\x1b[0m"
 
 
@@ -43,7 +44,9 @@ class Sampling:
         """Return a token drawn from log-probabilities, fp32 [V]."""
         if self.temperature == 0:
             return int(log_probs.argmax())
-        probs, tokens = (log_probs / self.temperature).softmax(-1).cpu().sort(descending=True, stable=True)
+        probs, tokens = (
+            (log_probs / max(self.temperature, _LOWEST)).softmax(-1).cpu().sort(descending=True, stable=True)
+        )
         before = probs.cumsum(0) - probs  # of the tokens more likely than each
         probs = probs.where((before < self.top_p) | (torch.arange(len(probs)) == 0), 0.0)
         return int(tokens[torch.multinomial(probs, 1, generator=generator)])

@@ -177,7 +177,9 @@ def close() -> None:
 
 def _device(number: int) -> torch.device:
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        asked = os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        if asked != "cpu":
+            raise RunError(f"DS_ACCELERATOR = {asked!r}: torch finds no GPU here; unset it, or set it to cpu")
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if number >= count:

@@ -43,7 +43,11 @@ def open_communicator() -> Iterator[Communicator]:
     MPI is left in order on the way out, for the process may end without its exit handlers; a rank that fails alone
     takes the others down. RunError if there are several ranks and mpi4py is missing.
     """
-    if max(int(os.environ.get(name, "1")) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")) == 1:
+    sizes = {name: os.environ[name] for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE") if os.environ.get(name)}
+    for name, size in sizes.items():
+        if not size.isdecimal():
+            raise RunError(f"{name} = {size!r} must be a whole number of at least 1; mpirun sets it")
+    if max(map(int, sizes.values()), default=1) <= 1:
         yield Communicator()
         return
     try:

@@ -45,6 +45,13 @@ def test_ends(name):
     assert result.stderr == expected
 
 
+def test_what_the_encoding_lacks_is_written_in_another_way():
+    code = HEAD + "def main():\n    print('…'); raise DataError('naïve: no file')\nrun_main(main)\n"
+    environment = BUFFERED | {"PYTHONIOENCODING": "ascii:strict"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "\\u2026\n", "error: na\\xefve: no file\n")
+
+
 def test_a_bug_shows_its_traceback():
     result = run("return 1 / 0")
     assert result.returncode == 1

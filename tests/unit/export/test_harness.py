@@ -202,6 +202,23 @@ def test_answers_kept_by_the_harness_are_those_of_one_model(ensemble, tmp_path):
     assert score(models[2]) == expected[2]
 
 
+def test_what_the_harness_cannot_reach_or_apply_is_said_without_a_traceback(run, monkeypatch, tmp_path):
+    arguments = ["harness", "--model_args", f"checkpoint={run}", "--tasks", TASKS[0], "--limit", "1"]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        "lm_eval.tasks.TaskManager", functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    )
+    monkeypatch.setattr(sys, "argv", [*arguments, "--apply_chat_template"])
+    with pytest.raises(ConfigError, match="--apply_chat_template: the run's tokenizer has no chat template"):
+        harness.main()
+    monkeypatch.setattr(sys, "argv", arguments)
+    unreachable = ConnectionError("Couldn't reach\nthe hub")
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: (_ for _ in ()).throw(unreachable))
+    with pytest.raises(RunError, match="the harness says: ConnectionError: Couldn't reach the hub"):
+        harness.main()
+
+
 def test_evaluate_py_hands_tasks_to_the_harness(run, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))

@@ -81,6 +81,12 @@ def test_draws_follow_temperature_and_top_p():
     assert shares(top_p=1e-6)[1] == 1 and shares(temperature=0)[1] == 1
 
 
+def test_the_lowest_temperature_draws_the_most_likely():
+    log_probs = torch.tensor([0.1, 0.6, 0.3]).log()
+    for temperature in (1e-40, 1e-310, 5e-324):
+        assert Sampling(temperature).choose(log_probs, torch.Generator().manual_seed(0)) == 1
+
+
 def test_what_is_out_of_range_is_refused_all_at_once():
     with pytest.raises(ConfigError) as caught:
         Sampling(temperature=-1, top_p=0, seed=-3)

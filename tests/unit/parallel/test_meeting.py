@@ -79,3 +79,10 @@ def test_one_rank_reads_no_launchers_variables(environment, monkeypatch):
     left = {**LEFT_OVER, "SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "PATH": "/bin"}
     launcher.forget(left)
     assert left == {"SLURM_STEP_ID": "0", "PATH": "/bin"} and launcher.process(left) == (0, 1, 0)
+
+
+def test_an_accelerator_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(RunError, match="DS_ACCELERATOR = 'cuda': torch finds no GPU here; unset it, or set it to cpu"):
+        mesh._device(0)

@@ -1,5 +1,6 @@
 """Preparing: what comes out, that it is whole or not there, and that it goes on where it stopped."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from nt_dist.errors import ConfigError, DataError
+from nt_dist.errors import ConfigError, DataError, RunError
 from nt_dist.text import chunks, prepare
-from nt_dist.text.communicator import Communicator
+from nt_dist.text.communicator import Communicator, open_communicator
 from nt_dist.text.indexed import IndexedTokens
 from nt_dist.text.prepare import choose_validation, prepare_data
 from nt_dist.text.tokenizer import load_tokenizer
@@ -320,3 +321,10 @@ def test_one_mpi_rank_that_fails_stops_the_others(config):
 
     errors = on_ranks(3, lambda communicator: communicator.agree(lambda: work(communicator)))
     assert [str(error) for error in errors] == ["n1: no such file"] * 3
+
+
+@pytest.mark.parametrize(("size", "message"), [("", None), ("1", None), ("x", "PMI_SIZE = 'x' must be a whole number")])
+def test_what_mpi_has_left_behind_is_named(monkeypatch, size, message):
+    monkeypatch.setenv("PMI_SIZE", size)
+    with pytest.raises(RunError, match=message) if message else contextlib.nullcontext(), open_communicator() as alone:
+        assert alone.size == 1
