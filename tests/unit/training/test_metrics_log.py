@@ -6,7 +6,14 @@ import os
 import pytest
 
 from nt_dist.errors import RunError
-from nt_dist.training.metrics_log import MetricsLog, check_continued, last_evaluation, put_aside, read_metrics
+from nt_dist.training.metrics_log import (
+    MetricsLog,
+    check_continued,
+    last_evaluation,
+    put_aside,
+    read_metrics,
+    training_seconds,
+)
 
 
 def _write(path, steps, last_step=0):
@@ -130,3 +137,10 @@ def test_last_evaluation(tmp_path):
     assert last_evaluation(path) is None
     path.write_text('{"step": 1, "eval": {"tokens": 1}}\n{"step": 2, "eval": {"tokens": 2}}\n{"step": 3}\n')
     assert last_evaluation(path) == {"step": 2, "eval": {"tokens": 2}}
+
+
+def test_the_time_of_steps_is_their_tokens_by_their_pace():
+    pace = ((10, 1000, 100.0), (20, 3000, 400.0), (30, 3500, 50.0))
+    records = [{"step": step, "tokens": tokens, "tokens_per_second": each} for step, tokens, each in pace]
+    records.insert(2, {"step": 20, "eval": {"tokens": 64}})
+    assert [training_seconds(records, last) for last in (5, 10, 25, 30)] == [0.0, 10.0, 15.0, 25.0]
