@@ -285,7 +285,7 @@ def expand(key: str, patterns: str | Sequence[str], suffixes: Sequence[str]) -> 
     """
     found: dict[str, Path] = {}  # by the place that links lead to
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        path = Path(pattern).expanduser()
+        path = Path(os.path.expanduser(pattern))
         if path.is_dir():
             files = [file for file in files_under(path) if not suffixes or plain_suffix(file) in suffixes]
             files = [file for file in files if not any(map(_is_marker, file.relative_to(path).parts))]

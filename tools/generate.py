@@ -35,8 +35,9 @@ def main() -> int:
 
     from nt_dist.inference import load_ensemble  # takes seconds: torch
     from nt_dist.inference.ensemble import parse_combination, parse_device
-    from nt_dist.inference.generate import Sampling, generate, write
+    from nt_dist.inference.generate import Sampling, check_prompt, generate, write
 
+    check_prompt(arguments.prompt)
     if arguments.max_tokens < 1:
         raise ConfigError([f"--max_tokens {arguments.max_tokens} must be at least 1"])
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)

@@ -47,9 +47,9 @@ def _different_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 # What a manifest is checked for when it is read; nothing is taken for what it is not (1 for true, "1" for 1).
-Count = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
-Degree = Annotated[int, Field(strict=True, ge=1)]
+Degree = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
 FileName = Annotated[StrictStr, AfterValidator(_plain_file)]
 Moments = Annotated[tuple[StrictStr, ...], AfterValidator(_different_names)]
 

@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+LARGEST = 2**63 - 1  # what counters, files and other libraries hold
 SEARCHED = 100_000  # a mistyped number can be of any size, and its message must not take for ever
 IDENTITY, SCHEDULE, FREE = "identity", "schedule", "free"
 _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
@@ -36,6 +37,7 @@ def at_least(low: float) -> Rule:
     return Rule(f"must be at least {low}", lambda value: value >= low)
 
 
+SECONDS = Rule("must be in [0, 10^8]", lambda value: 0 <= value <= 1e8)  # what clocks and libraries hold
 POSITIVE = Rule("must be above 0", lambda value: value > 0)
 FRACTION = Rule("must be in [0, 1]", lambda value: 0 <= value <= 1)
 SHARE = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
@@ -97,6 +99,8 @@ def convert(value: Any, kind: Any) -> Any:
     elif kind is float:
         if type(value) in (int, float) and abs(value) <= sys.float_info.max:
             return float(value)
+    elif kind is int and type(value) is int and not -LARGEST <= value <= LARGEST:
+        asked = " below 2^63"
     elif type(value) is kind and not (kind is str and _NO_TEXT.search(value)):
         return value
     raise TypeError(_describe(kind) + asked)
@@ -107,10 +111,19 @@ def checked(dotted: str, value: Any, kind: Any, rule: Rule | None) -> Any:
     try:
         converted = convert(value, kind)
     except TypeError as error:
-        raise ValueError(f"{dotted} = {value!r} must be {error}") from error
+        raise ValueError(f"{dotted} = {shown(value)} must be {error}") from error
     if rule and not rule.holds(converted):
-        raise ValueError(f"{dotted} = {value!r} {rule.text}")
+        raise ValueError(f"{dotted} = {shown(value)} {rule.text}")
     return converted
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: cut off where it is long, also where it is too large to be written."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python writes no integers of more than 4,300 digits
+        return "…"
+    return text if len(text) <= 500 else f"{text[:500]}…"
 
 
 def parse_override(text: str, kind: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from nt_dist.config import deepspeed_json, rules
 from nt_dist.config.family import Family
-from nt_dist.config.keys import checked, hint, keys_of, nearest, nearest_key, parse_override
+from nt_dist.config.keys import checked, hint, keys_of, nearest, nearest_key, parse_override, shown
 from nt_dist.config.settings import Config, sections_of, settings_of
 from nt_dist.errors import ConfigError
 
@@ -91,6 +91,9 @@ def load_config(
             said, typed["run"][key] = typed["run"][key], os.path.expanduser(typed["run"][key])
             if typed["run"][key].startswith("~"):
                 problems.append(f"run.{key} = {said!r}: there is no such user")
+    prepared = typed["data"].get("prepared", "")
+    if os.path.expanduser(prepared).startswith("~"):
+        problems.append(f"data.prepared = {prepared!r}: there is no such user")
     made = {name: section(**typed[name]) for name, section in sections_of(family).items()}
     if isinstance(ds_config, str | Path):
         ds_config = _read(ds_config, "JSON", partial(json.loads, object_pairs_hook=_as_dict), problems)
@@ -186,7 +189,7 @@ def _entries(
         elif name not in known:
             problems.append(f"{name} stands outside a section{hint(nearest_key(name, settings))}")
         elif not isinstance(entries, Mapping):
-            problems.append(f"{name} = {entries!r} must be a section, [{name}], with keys under it")
+            problems.append(f"{name} = {shown(entries)} must be a section, [{name}], with keys under it")
         else:
             keys = {f"{name}.{entry}": value for entry, value in entries.items()}
             yield from ((dotted, value) for dotted, value in keys.items() if dotted not in words)

@@ -15,6 +15,7 @@ from nt_dist.config.keys import (
     NOT_EMPTY,
     POSITIVE,
     SCHEDULE,
+    SECONDS,
     SHARE,
     Rule,
     at_least,
@@ -227,7 +228,7 @@ class Run:
         300.0,
         "Seconds for which a last save is tried again while the disk refuses it, and after which another one is; 0: "
         "neither.",
-        at_least(0),
+        SECONDS,
     )
     resume_from: str = free("", "Checkpoint to start from where run.dir has none; empty: from the beginning.")
     stop_after: int = free(0, "Save and leave after this step, in the schedules of train.steps; 0: off.", at_least(0))
@@ -236,12 +237,12 @@ class Run:
         45.0,
         "Seconds without a sign of life after which a rank stands still and the job is ended; five times the longest "
         "step where that is more; 0: nobody watches.",
-        at_least(0),
+        SECONDS,
     )
     phase_timeout: float = free(
         1800.0,
         "Seconds that building, a first step, or waiting for ranks that load or save may take before it counts as one.",
-        POSITIVE,
+        Rule("must be in (0, 10^8]", lambda value: 0 < value <= 1e8),
     )
 
 

@@ -45,7 +45,7 @@ def open_foreign(path: Path, family: Family) -> Foreign:
         settings = json.loads((path / "config.json").read_bytes())
         if not isinstance(settings, dict):
             raise ValueError("it must hold an object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"--model {path}: config.json cannot be read: {reason}") from None
     files, pickled = sorted(path.glob("*.safetensors")), path / "pytorch_model.bin"
@@ -87,7 +87,8 @@ def _pickled(file: Path) -> tuple[Shapes, Callable[[str], torch.Tensor]]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{file}: is no file of tensors alone: {reason}") from None
-    if not isinstance(tensors, dict) or not all(isinstance(each, torch.Tensor) for each in tensors.values()):
+    said = tensors.items() if isinstance(tensors, dict) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(each, torch.Tensor) for name, each in said):
         raise CheckpointError(f"{file}: must hold a state dict, tensors by name")
     return {name: tuple(each.shape) for name, each in tensors.items()}, tensors.__getitem__
 

@@ -1,6 +1,7 @@
 """A run's pictures, opened and checked."""
 
 import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -59,7 +60,7 @@ def open_other(config: Config, path: str, exchange: Exchange, classes: Sequence[
     Raises:
         DataError: They cannot be read.
     """
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     has_tables = (place.is_dir() and any(place.glob(f"*{PARQUET}"))) or not place.is_dir()
     other = replace(config, data=replace(config.data, source="parquet" if has_tables else "folder"))
 

@@ -1,5 +1,6 @@
 """The section ``[data]`` of families that read pictures."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +78,7 @@ def with_split_folders(data: Data) -> Data:
 
     A folder "train" beside one that is no split is a class.
     """
-    root = Path(data.path).expanduser() if data.source == "folder" and isinstance(data.path, str) else None
+    root = Path(os.path.expanduser(data.path)) if data.source == "folder" and isinstance(data.path, str) else None
     if root is None or not (root / "train").is_dir():
         return data
     names = {each.name for each in root.iterdir() if each.is_dir() and not each.name.startswith(".")}

@@ -5,6 +5,7 @@ never half-written. A picture's bytes are read when it is asked for.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,7 +155,7 @@ def open_folder(name: str, path: str) -> Pictures:
 
     Not read by ``datasets``, which leaves out classes without a picture and takes names like "test" for splits.
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if not root.is_dir():
         raise DataError(f"{name}: must be a folder that holds a folder of pictures for each class")
     folders = [Path(each.path) for each in entries(root) if each.is_dir()]

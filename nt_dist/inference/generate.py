@@ -71,6 +71,14 @@ def uncertainty(logits: torch.Tensor, kind: str) -> float:
     return float(found.mutual_information if kind == "mutual_information" else found.entropy[-1])
 
 
+def check_prompt(prompt: str) -> None:
+    """Raise a ConfigError for a prompt whose bytes, on the command line, were no UTF-8."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(["--prompt must be UTF-8 text"]) from None
+
+
 def generate(
     ensemble: Ensemble, prompt: str, max_tokens: int, sampling: Sampling, how: str | int = PROB, kind: str = "none"
 ) -> Iterator[Piece]:

@@ -38,7 +38,8 @@ class Dense(Foreign):
     @property
     def _rope(self) -> dict[str, Any]:
         """What is said of the rotary embedding, by either of its names."""
-        return self.settings.get("rope_scaling") or self.settings.get("rope_parameters") or {}
+        said = self.settings.get("rope_scaling") or self.settings.get("rope_parameters") or {}
+        return said if isinstance(said, dict) else {"rope_type": said}  # no type that there is
 
     def defaults(self):
         heads = 8 if self._is_mistral else self.settings.get("num_attention_heads")

@@ -89,7 +89,11 @@ class Foreign(ABC):
                 found.append(f"{self.settings_file}: has no {name}")
             elif value != expected:
                 found.append(f"{key} = {value} must be {expected}, the {name} of the imported model")
-        found += [*self.rules(config), *self._strange_settings(config)]
+        try:
+            found += self.rules(config)
+        except (TypeError, ValueError, AttributeError) as error:  # settings may hold anything
+            found.append(f"{self.settings_file}: a setting is of another type: {error}")
+        found += self._strange_settings(config)
         return found or self._tensor_problems(config)
 
     def _strange_settings(self, config: Config) -> Iterator[str]:

@@ -156,7 +156,12 @@ def init_mesh(config: Config) -> Mesh:
     if not dist.is_initialized():
         # a collective waits for its peers longer than the watch (watching.py) does, where there is one
         watched = config.run.phase_timeout if config.run.stall_timeout else 0.0
-        _join(backend, TIMEOUT + timedelta(seconds=watched), config.world_size == 1)
+        try:
+            _join(backend, TIMEOUT + timedelta(seconds=watched), config.world_size == 1)
+        except dist.DistError as error:  # of the store where they meet: another job's, perhaps
+            where = ":".join(map(str, launcher.meeting_point()))
+            problem = str(error).splitlines()[0]
+            raise RunError(f"MASTER_ADDR:MASTER_PORT = {where}: the ranks have not met: {problem}") from error
     import deepspeed  # slow to import, so only where a run needs it
 
     os.environ.setdefault("LOCAL_RANK", str(local_rank))

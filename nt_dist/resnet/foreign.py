@@ -68,5 +68,5 @@ class Dense(Foreign):
         file = self.path / "preprocessor_config.json"
         try:
             return json.loads(file.read_bytes()).get(name) if file.is_file() else None
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise DataError(f"{file}: cannot be read: {error}") from None

@@ -130,7 +130,7 @@ def _read(file: Path) -> Result | None:
     """What was kept; None if that cannot be used."""
     try:
         return Result(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

@@ -13,7 +13,8 @@ from nt_dist.errors import DataError
 from nt_dist.files import reading
 
 _ZST_WINDOW = 1 << 31  # bytes: what ``zstd --ultra --long=31`` may ask for
-_BLOCK = 1 << 18  # bytes of a file; deflate makes at most a thousand times as many of them
+_BLOCK = 1 << 18  # bytes of a file
+_FED = 1 << 12  # of a compressed one at a time: zstandard makes up to thirty thousand times as many of them
 
 
 def _zstandard_decompressor(path: Path) -> Any:
@@ -39,7 +40,8 @@ def read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
     DataError if it cannot be read, is damaged or cut short, or is binary: holds a NUL byte, which no text does.
     """
     with reading(path, DataError), open(path, "rb") as file:
-        blocks: Iterable[bytes] = iter(lambda: file.read(_BLOCK), b"")
+        size = _FED if path.suffix in _DECOMPRESSORS else _BLOCK
+        blocks: Iterable[bytes] = iter(lambda: file.read(size), b"")
         for block in _decompress(path, blocks) if path.suffix in _DECOMPRESSORS else blocks:
             if b"\0" in block:
                 raise DataError(f"{path}: holds a NUL byte: it is binary, not text")

@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 def prepared_folder(config: Config) -> Path:
     """Where prepared texts are, a folder each: ``data.prepared``, or the folder data in ``run.dir``."""
-    folder = Path(config.data.prepared).expanduser() if config.data.prepared else Path(config.run.dir) / "data"
+    folder = Path(os.path.expanduser(config.data.prepared)) if config.data.prepared else Path(config.run.dir) / "data"
     return folder.parent if (folder / RECORD).is_file() else folder  # it may name one of them
 
 
@@ -60,12 +60,12 @@ def find(config: Config) -> Path | None:
 
     Neither the corpus nor the tokenizer has to be there any more.
     """
-    if config.data.prepared and (itself := Path(config.data.prepared).expanduser() / RECORD).is_file():
+    if config.data.prepared and (itself := Path(os.path.expanduser(config.data.prepared)) / RECORD).is_file():
         return itself.parent
     says, sha256 = described(config), None
     if config.data.tokenizer != "auto":
         with suppress(OSError):
-            sha256 = hashlib.sha256(Path(config.data.tokenizer).expanduser().read_bytes()).hexdigest()
+            sha256 = hashlib.sha256(Path(os.path.expanduser(config.data.tokenizer)).read_bytes()).hexdigest()
     found = [
         path
         for path in prepared_folder(config).glob(f"*/{ORIGIN}")

@@ -341,7 +341,7 @@ def run_tokenizer(
             raise DataError(f"--tokenizer {given}: SHA-256 {tokenizer.sha256} is not that of the run's own, {sha256}")
         return tokenizer
     trained = [path for folder in folders for path in sorted(folder.glob("tokenizer-*.model"))]
-    places = [*(folder / _TOKENIZER for folder in prepared), *trained, Path(config.data.tokenizer).expanduser()]
+    places = [*(folder / _TOKENIZER for folder in prepared), *trained, Path(os.path.expanduser(config.data.tokenizer))]
     for place in places:
         if place.is_file() and hashlib.sha256(place.read_bytes()).hexdigest() == sha256:
             return load_tokenizer(place, vocab_size)

@@ -274,7 +274,7 @@ class ParquetSource(FileSource):
                             yield Document(text, size * done // table.metadata.num_rows)
                         except DataError as error:
                             yield error
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: is no Parquet file, or is damaged: {error}") from error
 
 

@@ -7,6 +7,7 @@ with byte fallback, on whole lines.
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +72,7 @@ class Tokenizer:
 def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer") -> Tokenizer:
     """Read a .model file, which the setting ``key`` named; DataError unless it has ``vocab_size`` pieces."""
     with reading(f"{key} = {str(path)!r}", DataError):
-        file = Path(path).expanduser()
+        file = Path(os.path.expanduser(path))
         check_plain(file)
         data = file.read_bytes()
     tokenizer = Tokenizer(data, str(path))

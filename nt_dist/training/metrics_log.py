@@ -87,7 +87,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             if not isinstance(record["step"], int):
                 raise TypeError(f"step is {record['step']!r}")
-        except (ValueError, TypeError, KeyError) as problem:
+        except (ValueError, TypeError, KeyError, RecursionError) as problem:
             raise RunError(f"{path}, line {number}: not a JSON object with a step ({problem})") from problem
         records.append(record)
     return records

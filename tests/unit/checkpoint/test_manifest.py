@@ -55,6 +55,13 @@ def test_a_manifest_of_before_there_was_sgd_is_of_adamw():
     assert parse_manifest(signed(content), "m") == replace(MANIFEST, moments=("exp_avg", "exp_avg_sq"))
 
 
+@pytest.mark.parametrize("name", ["step", "consumed_samples", "adam_step", "serial"])
+def test_a_number_that_nothing_counts_to_is_refused(name):
+    content = json.loads(MANIFEST.to_json()) | {name: 2**80}
+    with pytest.raises(CheckpointError, match=name):
+        parse_manifest(signed(content), "m")
+
+
 def test_a_changed_number_is_noticed():
     text = MANIFEST.to_json().replace('"step": 10', '"step": 11')
     with pytest.raises(CheckpointError, match=r"some/manifest.json: damaged: its content does not match its digest"):

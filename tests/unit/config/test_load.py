@@ -106,6 +106,30 @@ def test_one_problem_each(tmp_path, text, message):
     assert message in found
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.phase_timeout=1e12", "run.phase_timeout = 1000000000000.0 must be in (0, 10^8]"),
+        ("run.stall_timeout=1e10", "run.stall_timeout = 10000000000.0 must be in [0, 10^8]"),
+        ("run.keep=1000000000000000000000", "run.keep = '1000000000000000000000' must be an integer"),
+        ("data.max_documents=10000000000000000000", "data.max_documents = '10000000000000000000' must be an integer"),
+        ("data.prepared=~nosuchuser/x", "data.prepared = '~nosuchuser/x': there is no such user"),
+    ],
+)
+def test_what_no_clock_counter_or_system_has_is_refused(override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config({}, [override])
+    assert caught.value.problems == [message]
+
+
+@pytest.mark.parametrize(("steps", "shown"), [("0x" + "f" * 5000, "…"), ("9" * 4000, "9" * 500 + "…")])
+def test_a_number_of_thousands_of_digits_is_refused_in_a_short_message(tmp_path, steps, shown):
+    (tmp_path / "a.toml").write_text(f"[train]\nsteps = {steps}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "a.toml")
+    assert caught.value.problems == [f"train.steps = {shown} must be an integer below 2^63"]
+
+
 def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     assert "no such file" in problems_of(tmp_path / "none.toml")[0]

@@ -188,6 +188,8 @@ def test_other_architectures_with_the_same_tensors_are_refused(dense, tmp_path, 
             r"rope_scaling = \{'type': .* is not supported",
         ),
         ({"rope_parameters": {"rope_type": "yarn"}}, r"rope_scaling = \{'rope_type': 'yarn'\} is not supported"),
+        ({"rope_parameters": "yarn"}, r"rope_scaling = \{'rope_type': 'yarn'\} is not supported"),
+        ({"sliding_window": "8"}, "config.json: a setting is of another type: '<' not supported"),
         ({"rope_theta": 500000.0}, "rope_theta = 500000 and 10000 must be the same"),
         ({"sliding_window": 8}, "sliding_window = 8 must be null or at least model.max_seq_len = 16"),
         ({"model_type": "mistral", "num_key_value_heads": None}, "model.num_kv_heads = 2 must be 8"),
@@ -250,6 +252,13 @@ def test_files_that_cannot_be_read_or_would_run_code_are_refused(tmp_path, capsy
         open_foreign(tmp_path, DEFAULT)
     (tmp_path / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match="model.safetensors: cannot be read"):
+        open_foreign(tmp_path, DEFAULT)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({3: torch.zeros(2, 2)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="must hold a state dict, tensors by name"):
+        open_foreign(tmp_path, DEFAULT)
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(CheckpointError, match="config.json cannot be read: maximum recursion depth"):
         open_foreign(tmp_path, DEFAULT)
     with pytest.raises(CheckpointError, match="config.json cannot be read"):
         open_foreign(tmp_path / "nowhere", DEFAULT)

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +12,16 @@ import torch
 
 from nt_dist.errors import ConfigError
 from nt_dist.inference import load_ensemble
-from nt_dist.inference.generate import Piece, Sampling, StreamDecoder, colour, generate, uncertainty, write
+from nt_dist.inference.generate import (
+    Piece,
+    Sampling,
+    StreamDecoder,
+    check_prompt,
+    colour,
+    generate,
+    uncertainty,
+    write,
+)
 from nt_dist.text.tokenizer import Tokenizer
 
 from .trained_run import write_run
@@ -97,6 +107,12 @@ def test_what_is_out_of_range_is_refused_all_at_once():
     ]
     with pytest.raises(ConfigError, match="--temperature nan"):
         Sampling(temperature=math.nan)
+
+
+def test_a_prompt_that_is_no_text_is_refused():
+    check_prompt("é")
+    with pytest.raises(ConfigError, match="--prompt must be UTF-8 text"):
+        check_prompt(os.fsdecode(b"a\xff"))
 
 
 def test_uncertainty_is_total_or_what_the_trails_disagree_on():

@@ -144,3 +144,11 @@ def test_zst_with_a_long_window_is_read(tmp_path):
     with zstandard.open(tmp_path / "a.zst", "wb", cctx=zstandard.ZstdCompressor(compression_params=settings)) as file:
         file.write(b"far apart")
     assert b"".join(block for block, _ in read_blocks(tmp_path / "a.zst")) == b"far apart"
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_little_of_a_file_becomes_no_more_than_it_must(tmp_path, suffix):
+    """A few kilobytes may stand for gigabytes, which must not be in memory all at once."""
+    text = b"a line\n" * (1 << 23)
+    (tmp_path / f"a{suffix}").write_bytes(COMPRESS[suffix](text))
+    assert max(len(block) for block, _ in read_blocks(tmp_path / f"a{suffix}")) < 0.8 * len(text)

@@ -161,8 +161,13 @@ def test_bad_parquet_is_named(tmp_path):
         texts(source_of(path, text_key="body"))
     with pytest.raises(DataError, match="a.parquet: the column data.text_key = 'n' must be text"):
         texts(source_of(path, text_key="n"))
-    path.write_bytes(path.read_bytes()[:-20])
+    damaged = path.read_bytes()[:-20]
+    path.write_bytes(damaged)
     with pytest.raises(DataError, match="a.parquet: is no Parquet file, or is damaged"):
+        texts(source_of(path))
+    bytes_as_text = pyarrow.StringArray.from_buffers(1, *pyarrow.array([b"\xff"]).buffers()[1:])
+    pyarrow.parquet.write_table(pyarrow.table({"text": bytes_as_text}), path)
+    with pytest.raises(DataError, match="a.parquet: is no Parquet file, or is damaged: 'utf-8' codec"):
         texts(source_of(path))
 
 

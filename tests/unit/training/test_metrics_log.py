@@ -109,7 +109,7 @@ def test_truncation_is_one_rename_of_a_finished_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("line", ["nonsense", '{"loss": 1}', "[1, 2]", '{"step": "ten"}'])
+@pytest.mark.parametrize("line", ["nonsense", '{"loss": 1}', "[1, 2]", '{"step": "ten"}', "[" * 200_000])
 def test_a_foreign_line_is_named_and_nothing_is_cut(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
