@@ -31,6 +31,7 @@ MASK = (1 << 48) - 1  # of a sum, so that those of 32,768 ranks can be added up 
 LARGEST = 1e6  # of a weight or gradient: far above any that training survives
 MOST_MOMENTS = 1e3  # by which |exp_avg| can exceed sqrt(exp_avg_sq), and SGD's momentum a gradient
 TINY = 1e-15  # where squares of gradients vanish in fp32
+UNLIKE = "its compute copy is not its master"
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # by bytes of an entry
 
 
@@ -63,7 +64,14 @@ class Integrity:
         found = self.mesh.gather_objects((problems, {self._key(copy): int(copy.sum) for copy in differing}))
         lines = [f"rank {rank}: {problem}" for rank, (each, _) in enumerate(found) for problem in each]
         lines += _name_ranks([sums for _, sums in found])
-        rule = f"memory is corrupted at {when}; what is saved is from before, and the same command goes on from it"
+        if any(sums or any(UNLIKE in problem for problem in each) for each, sums in found):
+            seen = f"memory is corrupted at {when}"
+        else:
+            seen = (
+                f"numbers that no training survives at {when}: a learning rate that is too high (train.lr), gradients "
+                "without a bound (train.grad_clip) or a bad batch (train.on_spike) are likelier than a fault of memory"
+            )
+        rule = f"{seen}; what is saved is from before, and the same command goes on from it"
         raise CorruptionError("\n".join([rule, *lines]))
 
     # -- copies --------------------
@@ -110,19 +118,20 @@ class Integrity:
 
     def _implausible(self) -> list[str]:
         """What is wrong with the state that this rank keeps, a line each."""
-        rules, found = [], []
-        for name, rule, wrong in self._checks():
+        rules, found, numbers = [], [], []
+        for name, rule, wrong, values in self._checks():
             rules.append(f"{name}: {rule}")
             found.append(torch.stack([wrong.any().long(), wrong.byte().argmax()]))
+            numbers.append(values)
         first = torch.stack(found).tolist() if found else []  # one wait for the device
         return [
-            f"{rule} (entry {entry} of its partition)"
-            for rule, (is_wrong, entry) in zip(rules, first, strict=True)
+            f"{rule} (entry {entry} of its partition: {float(values[entry]):g})"
+            for rule, (is_wrong, entry), values in zip(rules, first, numbers, strict=True)
             if is_wrong
         ]
 
-    def _checks(self) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """Each (weight, what is wrong, where): a mask over the entries of this rank's partition."""
+    def _checks(self) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor]]:
+        """Each (weight, what is wrong, where, numbers): a mask over the entries of this rank's partition, and them."""
         for name, weight in self.weights.items():
             partition = self.optimizer_state.partition(weight)
             if partition is None:
@@ -131,20 +140,22 @@ class Integrity:
             value = state["value"]
             for part in ("value", AVERAGE) if AVERAGE in state else ("value",):
                 what = "a weight" if part == "value" else "its average"
-                yield name, f"{what} is not within {LARGEST:g}", ~(state[part].abs() <= LARGEST)
+                yield name, f"{what} is not within {LARGEST:g}", ~(state[part].abs() <= LARGEST), state[part]
             if "momentum_buffer" in state:
-                wrong = ~(state["momentum_buffer"].abs() <= LARGEST * MOST_MOMENTS)
-                yield name, "momentum_buffer is no plausible number", wrong
+                momentum = state["momentum_buffer"]
+                wrong = ~(momentum.abs() <= LARGEST * MOST_MOMENTS)
+                yield name, "momentum_buffer is no plausible number", wrong, momentum
             if "exp_avg_sq" in state:
                 square = state["exp_avg_sq"]
-                yield name, "exp_avg_sq is no plausible number", ~((square >= 0) & (square <= LARGEST**2))
+                yield name, "exp_avg_sq is no plausible number", ~((square >= 0) & (square <= LARGEST**2)), square
                 # Cauchy and Schwarz: at most (1 - b1) / sqrt((1 - b2) (1 - b1²/b2)), below 100 for usual rates.
                 limit = square.clamp(min=0).sqrt().mul_(MOST_MOMENTS).add_(TINY)
-                yield name, "exp_avg is too large for its exp_avg_sq", ~(state["exp_avg"].abs() <= limit)
+                mean = state["exp_avg"]
+                yield name, "exp_avg is too large for its exp_avg_sq", ~(mean.abs() <= limit), mean
             start, copy, _ = self.optimizer_state.compute_copy(weight)
             mine = copy.narrow(0, partition.start - start, len(value))
             if mine.data_ptr() != value.data_ptr():
-                yield name, "its compute copy is not its master", mine != value.to(mine.dtype)
+                yield name, UNLIKE, mine != value.to(mine.dtype), mine
 
 
 def _sum_bits(tensor: torch.Tensor, start: int) -> torch.Tensor:
