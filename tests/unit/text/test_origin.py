@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -128,3 +129,10 @@ def test_a_damaged_origin_is_as_none(config, caplog):
     for content in ("", "[]", json.dumps({"config": 3})):
         (folder / "origin.json").write_text(content)
         assert prepare_data(config) == folder
+
+
+def test_texts_of_an_older_version_are_compared_once_they_are_prepared(config, tmp_path):
+    data, folder, run = open_data(config), prepare_data(config), Path(config.run.dir)
+    (folder / "origin.json").unlink()
+    os.utime(tmp_path / "corpus" / "a.jsonl", (1, 1))  # checked out again, for instance
+    assert continued(config, data.digest, data.identity, run, True) == config
