@@ -44,9 +44,8 @@ class Sampling:
         """Return a token drawn from log-probabilities, fp32 [V]."""
         if self.temperature == 0:
             return int(log_probs.argmax())
-        probs, tokens = (
-            (log_probs / max(self.temperature, _LOWEST)).softmax(-1).cpu().sort(descending=True, stable=True)
-        )
+        scaled = log_probs / max(self.temperature, _LOWEST)
+        probs, tokens = scaled.softmax(-1).cpu().sort(descending=True, stable=True)
         before = probs.cumsum(0) - probs  # of the tokens more likely than each
         probs = probs.where((before < self.top_p) | (torch.arange(len(probs)) == 0), 0.0)
         return int(tokens[torch.multinomial(probs, 1, generator=generator)])

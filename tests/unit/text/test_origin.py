@@ -116,6 +116,9 @@ def test_a_corpus_that_was_moved_is_known_again_and_another_is_not(config, tmp_p
     other = write_jsonl(tmp_path / "corpus" / "b.jsonl", TEXTS[::-1])
     with pytest.raises(DataError, match=r"names other texts than .* so far .*run.allow_schedule_change=true goes on"):
         goes_on(other)
+    (tmp_path / "more").mkdir()
+    with pytest.raises(DataError, match="names other texts"):  # of the same name
+        goes_on(write_jsonl(tmp_path / "more" / "a.jsonl", TEXTS[:30]))
     assert continued(config_over(tmp_path, path=str(other)), data.digest, data.identity, run, False).data.prepared == ""
     allowed = goes_on(other, allowed=True)
     found = open_data(allowed)  # with the run's own tokenizer
