@@ -121,8 +121,9 @@ def _without_places(says: Mapping[str, Any]) -> dict[str, Any]:
     def name(value: Any) -> Any:
         return os.path.basename(value) if isinstance(value, str) else value
 
-    paths = says["path"] if isinstance(says["path"], list) else [says["path"]]
-    return {**says, "path": list(map(name, paths)), "validation": name(says["validation"])}
+    path = says.get("path")
+    paths = path if isinstance(path, list) else [path]
+    return {**says, "path": list(map(name, paths)), "validation": name(says.get("validation"))}
 
 
 def _key_without_origin(config: Config, streams: Mapping[str, Source], tokenizer_sha256: str) -> str:
@@ -145,5 +146,6 @@ def _read(path: Path) -> dict[str, Any]:
     """The content of an origin; empty where there is none, or it is damaged: texts are then found by other ways."""
     with suppress(OSError, ValueError):
         content = json.loads(path.read_bytes())
-        return content if isinstance(content, dict) else {}
+        if isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("config", "files")):
+            return content
     return {}

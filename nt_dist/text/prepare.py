@@ -300,9 +300,9 @@ def continued(config: Config, data_digest: str, identity: dict[str, Any], run: P
                 others.append(path.parent)
     if not resuming or not others or looks_alike(config, others[0], identity.get("tokenizer_sha256", "")):
         return config
-    if not (others[0] / ORIGIN).is_file():  # by an older version: what a config gives is compared once it is prepared
-        return config
     if not config.run.allow_schedule_change:
+        if not (others[0] / ORIGIN).is_file():  # by an older version: what is prepared now is compared afterwards
+            return config
         raise DataError(
             f"[data] names other texts than the run was trained on so far ({others[0]}); "
             "run.allow_schedule_change=true goes on with them, from their first sample"

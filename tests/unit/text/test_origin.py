@@ -1,5 +1,6 @@
 """Prepared texts without their corpus, or with another than they were made from: used, refused or warned of."""
 
+import contextlib
 import json
 import logging
 import os
@@ -127,11 +128,14 @@ def test_a_corpus_that_was_moved_is_known_again_and_another_is_not(config, tmp_p
     assert goes_on(tmp_path / "moved" / "a.jsonl").data.prepared == str(folder)
 
 
-def test_a_damaged_origin_is_as_none(config, caplog):
-    folder = prepare_data(config)
-    for content in ("", "[]", json.dumps({"config": 3})):
+def test_a_damaged_origin_is_as_none(config, tmp_path):
+    data, folder = open_data(config), prepare_data(config)
+    other = config_over(tmp_path, path=str(write_jsonl(tmp_path / "b.jsonl", TEXTS[:5])), validation=0.1)
+    for content in ("", "[]", json.dumps({"config": 3}), json.dumps({"config": {}, "files": {}})):
         (folder / "origin.json").write_text(content)
         assert prepare_data(config) == folder
+        with contextlib.suppress(DataError):  # other data, where it says so
+            assert continued(other, data.digest, data.identity, tmp_path / "run", True) == other
 
 
 def test_texts_of_an_older_version_are_compared_once_they_are_prepared(config, tmp_path):
@@ -139,3 +143,7 @@ def test_texts_of_an_older_version_are_compared_once_they_are_prepared(config, t
     (folder / "origin.json").unlink()
     os.utime(tmp_path / "corpus" / "a.jsonl", (1, 1))  # checked out again, for instance
     assert continued(config, data.digest, data.identity, run, True) == config
+    sections = config.to_dict()
+    sections["run"]["allow_schedule_change"] = True  # with other data, perhaps, but the run's own tokenizer
+    allowed = continued(make_config(sections), data.digest, data.identity, run, True)
+    assert open_data(allowed).identity == data.identity and allowed.data.tokenizer.endswith(".model")
