@@ -14,6 +14,7 @@ import argparse
 
 from nt_dist.command_line import run_main
 from nt_dist.config import Config, parse_command_line
+from nt_dist.config.stages import stage_at
 from nt_dist.families import load_config
 
 
@@ -28,9 +29,10 @@ def main() -> int:
         parser.error(f"--gpus {arguments.gpus}: must be at least 1")
     path, ds_config, overrides = parse_command_line(rest)
     if arguments.gpu:
-        config = load_config(path, overrides, ds_config, check_paths=False)
+        config = stage_at(load_config(path, overrides, ds_config, check_paths=False), 1)
         return show_layouts(config, arguments.gpus, arguments.gpu, arguments.top)
-    return show_stages(load_config(path, overrides, ds_config, world_size=arguments.gpus, check_paths=False))
+    config = load_config(path, overrides, ds_config, world_size=arguments.gpus, check_paths=False)
+    return show_stages(stage_at(config, 1))  # where the density falls, the first model is the largest
 
 
 def show_layouts(config: Config, gpus: int, name: str, top: int) -> int:

@@ -33,6 +33,7 @@ from nt_dist.checkpoint.manifest import CONFIG, Manifest, TrainingState, WeightE
 from nt_dist.checkpoint.weights import check_config, load_values, read_weights, weight_entry
 from nt_dist.config import Config
 from nt_dist.config.settings import AVERAGE
+from nt_dist.config.stages import stage_at
 from nt_dist.engine.optimizer_state import OptimizerState, State
 from nt_dist.errors import CheckpointError, DiskError
 from nt_dist.files import FileEntry
@@ -377,8 +378,9 @@ def load(
         if optimizer_state is None:
             load_values(path, manifest, model, averaged=AVERAGE in config.train.moments)
             return
+        prunes = stage_at(config, manifest.training_state.step).sparsity.density > config.sparsity.density
         with mesh.working("reading") as beat:
-            for weight, state in read_weights(path, manifest, model, optimizer_state.moments):
+            for weight, state in read_weights(path, manifest, model, optimizer_state.moments, prunes):
                 optimizer_state.write(weight, state)
                 beat()
         optimizer_state.step = manifest.training_state.adam_step

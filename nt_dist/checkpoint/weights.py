@@ -15,8 +15,10 @@ from nt_dist.checkpoint.fragments import FragmentReader
 from nt_dist.checkpoint.manifest import FragmentEntry, Manifest, WeightEntry
 from nt_dist.config import Config
 from nt_dist.config.settings import AVERAGE, differences
+from nt_dist.config.stages import stage_at
 from nt_dist.errors import CheckpointError
 from nt_dist.model.trails import statistics_of, weights_of
+from nt_dist.sparsity.pruning import pruned
 from nt_dist.sparsity.statistic import LocalState, Statistic
 from nt_dist.sparsity.weight import Weight
 
@@ -24,9 +26,13 @@ from nt_dist.sparsity.weight import Weight
 def check_config(path: Path, manifest: Manifest, config: Config, resuming: bool) -> None:
     """Compare a checkpoint's configuration with that of a run; its schedule counts, too, where the run goes on.
 
+    Its density is then that of the run at the checkpoint's step.
+
     Raises:
         CheckpointError: It is of another model, or of a schedule that ``run.allow_schedule_change`` does not allow.
     """
+    if resuming:
+        config = stage_at(config, manifest.training_state.step)
     try:
         identity, schedule = differences(manifest.config, config)
     except (TypeError, ValueError) as error:  # values of types that no setting has
@@ -55,14 +61,16 @@ def weight_entry(weight: LocalState, file: str = "") -> WeightEntry:
     )
 
 
-def _check_weights(path: Path, manifest: Manifest, model: nn.Module) -> None:
-    """Compare shapes, shards and slots of a checkpoint's weights and statistics with a model's."""
+def _check_weights(path: Path, manifest: Manifest, model: nn.Module, prunes: bool) -> None:
+    """Compare shapes, shards and slots of a checkpoint's weights and statistics with a model's, maybe with fewer."""
     problems = []
     for name, weight in (weights_of(model) | statistics_of(model)).items():
         if name not in manifest.weights:
             problems.append(f"{path}: has no {'statistic' if isinstance(weight, Statistic) else 'weight'} {name}")
             continue
         saved, now = manifest.weights[name].description(), weight_entry(weight).description()
+        if prunes and all(there >= here for there, here in zip(saved["slots"], now["slots"], strict=False)):
+            now |= {key: saved[key] for key in ("slots", "sparse")}
         problems += [
             f"{path}: {name}: {key} is {saved[key]} there and {now[key]} here" for key in now if saved[key] != now[key]
         ]
@@ -72,17 +80,18 @@ def _check_weights(path: Path, manifest: Manifest, model: nn.Module) -> None:
 
 @torch.no_grad()
 def read_weights(
-    path: Path, manifest: Manifest, model: nn.Module, moments: Sequence[str] = ()
+    path: Path, manifest: Manifest, model: nn.Module, moments: Sequence[str] = (), prunes: bool = False
 ) -> Iterator[tuple[Weight, dict[str, torch.Tensor]]]:
     """Put a checkpoint's statistics and topologies into a model; yield its weights, one by one, with their state.
 
     That is "value" and each of ``moments``, fp32 and shaped like ``weight.values``; a moment that the checkpoint lacks
-    is 0, an average the value. The checkpoint's files were verified; the model may be the part of it held here.
+    is 0, an average the value. The checkpoint's files were verified; the model may be the part of it held here. With
+    ``prunes`` it may have fewer slots than the checkpoint: the largest weights stay.
 
     Raises:
         CheckpointError: It is of another model, or a fragment is missing or not what the manifest says.
     """
-    _check_weights(path, manifest, model)
+    _check_weights(path, manifest, model, prunes)
     with FragmentReader(path, manifest) as reader:
         for name, statistic in statistics_of(model).items():
             saved = [state for state in manifest.states_of(name) if state in ("value", *moments)]
@@ -103,12 +112,14 @@ def _read_weight(reader: FragmentReader, weight: Weight, states: Sequence[str]) 
     positions = torch.empty(slots.shape[1:], dtype=torch.int64)
     saved = [state for state in states if state in reader.manifest.states_of(spec.name)]
     for trail, shard in product(weight.trails, weight.shards):
-        fragment = reader.read(spec.name, trail, shard, saved)
+        arrays = reader.read(spec.name, trail, shard, saved)
+        fragment = {part: torch.from_numpy(array) for part, array in arrays.items()}
+        if len(fragment["value"]) > spec.slots(shard):
+            fragment = pruned(spec, shard, fragment)
         for state in saved:
-            values = torch.from_numpy(fragment[state])
-            weight.fragment(slots[states.index(state)], trail, shard).copy_(values)
+            weight.fragment(slots[states.index(state)], trail, shard).copy_(fragment[state])
         if spec.is_sparse:
-            weight.fragment(positions, trail, shard).copy_(torch.from_numpy(fragment["positions"]))
+            weight.fragment(positions, trail, shard).copy_(fragment["positions"])
     if AVERAGE in states and AVERAGE not in saved:
         slots[states.index(AVERAGE)] = slots[states.index("value")]
     if spec.is_sparse:

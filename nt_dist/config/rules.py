@@ -52,6 +52,13 @@ def _groups_have_norms(config: Config) -> Iterator[str]:
         )
 
 
+@reads("sparsity.density", "sparsity.start_density")
+def _density_falls(config: Config) -> Iterator[str]:
+    start, density = config.sparsity.start_density, config.sparsity.density
+    if 0 < start < density:
+        yield f"sparsity.start_density = {start} must be at least sparsity.density = {density}, or 0"
+
+
 @reads("train.optimizer", "train.momentum", "train.nesterov")
 def _nesterov_has_momentum(config: Config) -> Iterator[str]:
     if config.train.optimizer == "sgd" and config.train.nesterov and config.train.momentum == 0:
@@ -169,6 +176,7 @@ _RULES = (
     _exempt_weights_exist,
     _new_moments_can_be_had,
     _groups_have_norms,
+    _density_falls,
     _nesterov_has_momentum,
     _mup_is_for_adamw,
     _warmup_fits,
@@ -202,10 +210,12 @@ def warnings(config: Config) -> Iterator[str]:
     betas, decays = ([f"train.{key}_{each}" for each in GROUPS] for key in ("betas", "weight_decay"))
     adamw, sgd = ("train.betas", *betas, "train.adam_eps"), ("train.momentum", "train.nesterov")
     of_trunk = ("train.lr_trunk", "train.betas_trunk", "train.weight_decay_trunk")
+    of_falling = ("sparsity.density_stages", "sparsity.density_until")
     of_steps, of_cosine = ("train.milestones", "train.lr_decay"), ("train.min_lr_ratio",)
     table = (
         (sparsity.density == 1, "sparsity.density = 1.0", (*_SPARSE, *_UPDATE)),
         (sparsity.density != 1 and is_static, "sparsity.update_every = 0", _UPDATE),
+        (sparsity.start_density == 0, "sparsity.start_density = 0.0", of_falling),
         (sparsity.structure == "entries", "sparsity.structure = 'entries'", ("sparsity.group_size",)),
         (sparsity.drop != "soft_magnitude", f"sparsity.drop = {sparsity.drop!r}", ("sparsity.temperature",)),
         (sparsity.grow == "random", "sparsity.grow = 'random'", ("sparsity.regrow_from",)),

@@ -39,6 +39,7 @@ _SHARES = Rule(
 _BETAS = Rule("must be two numbers in [0, 1)", lambda value: all(0 <= beta < 1 for beta in value))
 _OR_NONE = Rule("must be two numbers in [0, 1), or none", lambda value: len(value) in (0, 2) and _BETAS.holds(value))
 _SEED = Rule("must be in [0, 2^63)", lambda value: 0 <= value < 2**63)
+_INSIDE = Rule("must be in (0, 1)", lambda value: 0 < value < 1)
 _BELOW_ONE = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
 
 
@@ -73,6 +74,9 @@ class Sparsity:
     """How many weights are stored, where, and how their topology changes in training."""
 
     density: float = identity(0.9, "Share of the weights that is stored; 1: dense.", SHARE)
+    start_density: float = schedule(0.0, "Density at the start, if it falls from there; 0: as density.", FRACTION)
+    density_stages: int = schedule(4, "Prunings of the smallest weights by which the density falls.", at_least(1))
+    density_until: float = schedule(0.5, "Share of train.steps after which the density has fallen.", _INSIDE)
     distribution: Literal["erk", "er", "uniform"] = identity(
         "erk", "Density of each weight: erk or er (Erdős–Rényi, with or without kernel sizes) or uniform."
     )
@@ -273,6 +277,7 @@ class Config:
     run: Run
     deepspeed: dict[str, Any] = field(hash=False)  # DeepSpeed's configuration, every "auto" filled in
     world_size: int
+    whole: "Config | None" = field(default=None, compare=False)  # the run's, where this is of a stage: see stages.py
 
     @property
     def zero_stage(self) -> int:

@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import deepspeed
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import nn
 
 from nt_dist.config import Config
@@ -109,6 +111,15 @@ def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.Deep
         # It would copy all gradients to sum them over one rank.
         engine.enable_backward_allreduce = engine.pipeline_enable_backward_allreduce = False
     return engine
+
+
+def release(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Let go of an engine whose owners are about to, of what holds it where Python's collector does not look."""
+    engine.destroy()  # hooks on gradients
+    vars(engine).pop("loss", None)  # a pipeline's last, with its graph
+    FWD_MODULE_STACK.clear()  # in which ZeRO 3 leaves its model, as in the cache below
+    (cached,) = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release.__closure__
+    cached.cell_contents.cache_clear()
 
 
 def _model_parallel_unit(mesh: Mesh) -> SimpleNamespace:

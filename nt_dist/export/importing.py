@@ -20,13 +20,14 @@ from nt_dist.checkpoint.folder import CHECKPOINTS, checkpoints
 from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.config.family import Family
 from nt_dist.config.settings import AVERAGE, Config
+from nt_dist.config.stages import stage_at
 from nt_dist.engine.optimizer_state import State
 from nt_dist.errors import CheckpointError, ConfigError
 from nt_dist.files import check_plain
 from nt_dist.model.foreign import Foreign
 from nt_dist.model.trails import TrailsModel, build_model, statistics_of, weights_of
 from nt_dist.parallel.mesh import Mesh
-from nt_dist.sparsity.groups import Groups
+from nt_dist.sparsity.pruning import largest
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.streams import normal, stream_keys
 from nt_dist.sparsity.weight import Fragments, Weight, padding_mask
@@ -122,6 +123,7 @@ def import_run(foreign: Foreign, config: Config, mesh: Mesh, data: Any, noise: f
     tensor holds something that is no number, or the checkpoint cannot be written.
     """
     foreign.check_data(config, data)
+    config = stage_at(config, 0)
     model = build_model(config, device="meta").to_empty(device="cpu")
     pruned = fill(model, foreign, config, noise)
     extra = {"tokens": 0, "regrown": 0.0, "drop_fraction": 0.0, **data.identity}
@@ -184,21 +186,3 @@ def _noise(spec: WeightSpec, fragments: Fragments, seed: int) -> torch.Tensor:
     drawn = normal(keys, torch.arange(spec.shard_elements)).float()
     padding = padding_mask(spec, fragments[0][1])
     return drawn if padding is None else drawn.masked_fill_(padding, 0.0)
-
-
-def largest(spec: WeightSpec, fragments: Fragments, blocks: torch.Tensor) -> torch.Tensor:
-    """Return the positions, ascending, int64 [R, slots], of the largest magnitudes (the first of equal ones) in shards
-    of equal slots and padding, whose entries are ``blocks`` [R, elements]."""
-    if not spec.is_sparse:
-        return torch.arange(spec.shard_elements).expand(len(fragments), -1)
-    if spec.group:
-        groups = Groups.of(spec, fragments[0][1])
-        norms = groups.norms(blocks[:, : groups.rows * groups.columns].unflatten(1, (groups.rows, -1)))
-        norms[:, groups.columns - groups.padding :] = -1.0
-        order = norms.sort(dim=1, descending=True, stable=True).indices[:, : groups.active]
-        return groups.positions(order.sort(dim=1).values)
-    score, padding = blocks.abs(), padding_mask(spec, fragments[0][1])
-    if padding is not None:
-        score[:, padding] = -1.0
-    order = score.sort(dim=1, descending=True, stable=True).indices
-    return order[:, : spec.slots(fragments[0][1])].sort(dim=1).values

@@ -95,6 +95,7 @@ RECIPES = {
         "sparsity.drop": "soft_magnitude",
         "sparsity.temperature": 3.0,
         "sparsity.grow": "gradient",
+        "sparsity.start_density": 0.0,
         "sparsity.drop_fraction": 0.5,
         "sparsity.drop_schedule": "cosine",
         "sparsity.stop_fraction": 1.0,

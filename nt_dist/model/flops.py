@@ -10,8 +10,10 @@ only, with dense gradients in the steps that grow by gradient (RigL, arXiv 1911.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from nt_dist.config import Config
+from nt_dist.config.stages import prunings, stage_at
 from nt_dist.model.weights import weight_specs
 from nt_dist.sparsity.rules import last_update_step
 
@@ -46,6 +48,14 @@ def token_flops(config: Config) -> TokenFlops:
         sparse += 2 * spec.uses * (spec.trails * spec.total_slots() if spec.is_sparse else real)
     extra = sum(count * config.family.extra_flops(config, layer) for layer, count in trails.items())
     return TokenFlops(dense + extra, sparse + extra, _regrowth(config, dense - sparse))
+
+
+def training_flops(config: Config) -> float:
+    """Return the sparse-effective operations of training on one token, mean over the steps of a run whose density may
+    fall."""
+    steps = config.train.steps
+    stages = pairwise([0, *prunings(config), steps])
+    return sum((end - start) * token_flops(stage_at(config, end)).training_sparse for start, end in stages) / steps
 
 
 def _regrowth(config: Config, inactive: int) -> float:

@@ -101,6 +101,7 @@ RECIPES = {
         "train.decay_vectors": True,
         "sparsity.drop": "magnitude",
         "sparsity.grow": "gradient",
+        "sparsity.start_density": 0.0,
         "sparsity.drop_fraction": 0.5,
         "sparsity.drop_schedule": "cosine",
         "sparsity.update_every": 1000,

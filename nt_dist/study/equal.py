@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from nt_dist.errors import ConfigError, RunError
-from nt_dist.model.flops import token_flops
+from nt_dist.model.flops import training_flops
 from nt_dist.study.plan import Plan, PlannedModel, PlannedRun, warmup_in_proportion
 from nt_dist.study.training import is_done
 from nt_dist.training.metrics_log import METRICS, read_metrics, training_seconds
@@ -36,7 +36,7 @@ def _cost_a_step(run: PlannedRun, by: str, train: Callable[[PlannedRun], None] |
     if by == "time":
         return _seconds_a_step(run, train)
     tokens = config.train.batch_size * config.family.positions(config)
-    return tokens * (token_flops(config).training_sparse if by == "flops" else 1)
+    return tokens * (training_flops(config) if by == "flops" else 1)
 
 
 def _seconds_a_step(run: PlannedRun, train: Callable[[PlannedRun], None] | None) -> float:

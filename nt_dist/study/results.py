@@ -25,7 +25,7 @@ from nt_dist.errors import CheckpointError, RunError
 from nt_dist.evaluation.evaluate_checkpoint import all_figures, evaluate_checkpoint, saved_config
 from nt_dist.families import DEFAULT, FAMILIES
 from nt_dist.files import write_whole
-from nt_dist.model.flops import token_flops
+from nt_dist.model.flops import token_flops, training_flops
 from nt_dist.model.trails import build_model
 from nt_dist.model.weights import count_parameters
 from nt_dist.parallel.mesh import Mesh
@@ -161,7 +161,7 @@ def _evaluate(name: str, paths: Sequence[Path], mesh: Mesh, overrides: Sequence[
         trails=sum(config.trails.count for config in configs.values()),
         weights_stored=sum(count["stored"] for count in counts),
         weights_dense=sum(count["dense"] for count in counts),
-        training_flops_sparse=sum(each.training_sparse for each in flops),
+        training_flops_sparse=sum(map(training_flops, configs.values())),
         training_flops_dense=sum(each.training_dense for each in flops),
         inference_flops_sparse=sum(each.inference_sparse for each in flops),
         inference_flops_dense=sum(each.inference_dense for each in flops),

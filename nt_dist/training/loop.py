@@ -1,5 +1,6 @@
 """A run, from its config to its table: everything is made once, then one loop calls each part by name."""
 
+import gc
 import resource
 import sys
 import time
@@ -18,11 +19,12 @@ from nt_dist.checkpoint.weights import check_config
 from nt_dist.command_line import Telling
 from nt_dist.config import Config
 from nt_dist.config.rules import with_epochs
+from nt_dist.config.stages import prunings, stage_at
 from nt_dist.data.loader import EvaluationBatches, StepLoader
 from nt_dist.data.order import first_of_step
 from nt_dist.engine.averaging import average_weights, averaged
 from nt_dist.engine.bad_steps import BadStep, BadSteps, StepVerdict
-from nt_dist.engine.engine import StepResult, build_engine, train_step
+from nt_dist.engine.engine import StepResult, build_engine, release, train_step
 from nt_dist.engine.optimizer_state import optimizer_state
 from nt_dist.engine.pipeline import build_mesh_model
 from nt_dist.engine.step_guard import StepGuard
@@ -87,10 +89,7 @@ def train(config: Config) -> int:
             if done < last_step(config):
                 check_writable(folder / CHECKPOINTS, mesh)
             if done < last_step(config) or agree(mesh, lambda: lacks_evaluation(config, done), only_main=True):
-                with closing(Trainer(config, mesh, found, handler, exit_request)) as trainer:
-                    agree(mesh, lambda: write_config(folder, config), only_main=True)
-                    with trainer.saver.finishing():
-                        code = trainer.run()
+                code = train_stages(config, mesh, found, done, handler, exit_request)
             else:
                 LOGGER.info("%s holds step %d of %d: nothing is left to do", found, done, last_step(config))
         except ExitRequested as reason:
@@ -104,9 +103,37 @@ def train(config: Config) -> int:
     return code
 
 
+def train_stages(
+    config: Config, mesh: Mesh, found: Path | None, done: int, handler: BarHandler, exit_request: ExitRequest
+) -> int:
+    """Trains on after step ``done``, of the checkpoint ``found``; returns the exit code.
+
+    A stage of a run whose density falls ends with a checkpoint, which the next begins with, pruned, in a new engine.
+    """
+    while True:
+        stage = stage_at(config, done + 1)
+        with closing(Trainer(stage, mesh, found, handler, exit_request)) as trainer:
+            agree(mesh, lambda: write_config(Path(config.run.dir), config), only_main=True)
+            with trainer.saver.finishing():
+                code = trainer.run()
+        found, done = trainer.saver.latest, trainer.step
+        if code or done >= last_step(config):
+            return code
+        release(trainer.engine)
+        del trainer
+        gc.collect()  # engines are full of cycles
+        if mesh.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
 def last_step(config: Config) -> int:
     """The step at which this run leaves: ``run.stop_after``, or the end of training."""
     return min(config.run.stop_after or config.train.steps, config.train.steps)
+
+
+def last_of_stage(config: Config, step: int) -> int:
+    """The step up to which a model goes that has done ``step``: that of a pruning, or the last."""
+    return min([last_step(config), *(each for each in prunings(config) if each > step)])
 
 
 def lacks_evaluation(config: Config, done: int) -> bool:
@@ -205,8 +232,8 @@ class Trainer:
         LOGGER.info("model: %s, %s; %s, ZeRO %d, %s", model, trails, ranks, config.zero_stage, config.train.precision)
 
     def run(self) -> int:
-        """Trains up to the last step, or until a signal asks to leave; returns the exit code."""
-        run, steps, last = self.config.run, self.config.train.steps, last_step(self.config)
+        """Trains up to the last step of its stage, or until a signal asks to leave; returns the exit code."""
+        run, steps, last = self.config.run, self.config.train.steps, last_of_stage(self.config, self.step)
         self.exit_request.check_before_first_step(self.mesh)
         if self.step == steps and not self.evaluate():
             return LEFT_EARLY

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from nt_dist.config import Config
+from nt_dist.config.stages import prunings
 from nt_dist.engine.optimizer_state import OptimizerState
 from nt_dist.engine.optimizers import MODEL_AXES, clip_factor
 from nt_dist.errors import TopologyError
@@ -37,9 +38,13 @@ class TopologyUpdater:
         self._slots = sum(spec.trails * spec.total_slots() for spec in specs if spec.is_sparse)  # of the whole model
 
     def updates_at(self, step: int) -> bool:
-        """Say whether the topology changes after optimizer step ``step`` (from 1)."""
+        """Say whether the topology changes after optimizer step ``step`` (from 1).
+
+        It does not before a pruning, which would take what was grown.
+        """
         settings, steps = self.config.sparsity, self.config.train.steps
-        return self._slots > 0 and is_update_step(step, settings.update_every, steps, settings.stop_fraction)
+        is_due = is_update_step(step, settings.update_every, steps, settings.stop_fraction)
+        return self._slots > 0 and is_due and step not in prunings(self.config)
 
     def collects_at(self, step: int) -> bool:
         """Say whether step ``step`` has to keep the dense gradients (``collect`` of train_step)."""

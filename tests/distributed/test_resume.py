@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import weakref
+from itertools import pairwise
 from unittest import mock
 
 import pytest
@@ -153,6 +155,57 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(tmp_path, corpus, sta
     events = EventAccumulator(str(broken / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("training/loss")] == list(range(1, STEPS + 1))
+
+
+def _train_and_watch(rank, world_size, sections, stage):
+    """Train; return for each stage of the density whether its model was gone when the next was built."""
+    from nt_dist.training import loop
+
+    built, gone = [], []
+
+    def build(config, mesh):
+        gone.extend(each() is None for each in built[-1:])
+        model = build_mesh_model(config, mesh)
+        built.append(weakref.ref(next(model.parameters())))
+        return model
+
+    build_mesh_model = loop.build_mesh_model
+    with mock.patch.object(loop, "build_mesh_model", build):
+        assert _train(rank, world_size, sections, stage) == 0
+    return gone
+
+
+def test_a_falling_density_is_the_same_in_every_layout_and_frees_memory(tmp_path, corpus):
+    falls = {"density": 0.3, "start_density": 1.0, "density_stages": 2, "density_until": 0.5, "update_every": 2}
+
+    def sections(name, degrees, **run):
+        """Prunings after steps 3 and 6, updates after 4, 8 and 10."""
+        given = _sections(corpus, tmp_path / name, eval_every=0, save_every=0, **run)
+        given["sparsity"] |= falls
+        given["train"] |= {"steps": 12, "warmup_steps": 2, "adam_eps": 1e-4}
+        return given | {"parallel": degrees}
+
+    layouts = {"one": (1, 0, {}), "data": (2, 3, {}), "cut": (2, 1, {"trail": 2}), "pipe": (2, 0, {"pipe": 2})}
+    runs = {}
+    for name, (ranks, stage, degrees) in layouts.items():
+        if name == "data":  # killed after a pruning, before anything else
+            run_distributed(_train_and_watch, ranks, sections(name, degrees, stop_after=3), stage)
+        stages = run_distributed(_train_and_watch, ranks, sections(name, degrees), stage)
+        assert all(all(gone) and len(gone) == (1 if name == "data" else 2) for gone in stages), stages
+        runs[name] = [record for record in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in record]
+    densities = [record["density"] for record in runs["one"]]
+    assert densities == pytest.approx([1.0] * 3 + [0.3 + 0.7 / 8] * 3 + [0.3] * 6, abs=0.01)
+    for records in runs.values():
+        assert [record["density"] for record in records] == densities
+        assert [record["loss"] for record in records] == pytest.approx([each["loss"] for each in runs["one"]], rel=1e-4)
+        checksums = [record["topology_checksum"] for record in records]
+        assert checksums == [record["topology_checksum"] for record in runs["one"]]
+        changes = [step for step, pair in enumerate(pairwise(checksums), 2) if pair[0] != pair[1]]
+        assert changes == [4, 7, 8, 10]
+    held = read_manifest(tmp_path / "one" / "checkpoints" / "step-00000006")
+    assert held.config["sparsity"]["density"] == pytest.approx(
+        0.3 + 0.7 / 8
+    )  # it is that of a model before its pruning
 
 
 def test_a_finished_run_is_left_as_it_is_and_refuses_another_model(tmp_path, corpus):

@@ -41,4 +41,22 @@ MODEL = [
         "if False:",
         "tests/unit/checkpoint/test_checkpoint.py::test_an_average_that_a_checkpoint_lacks_begins_as_the_value",
     ),
+    Mutation(
+        "a falling density: engines of ZeRO 3 stay",
+        "    FWD_MODULE_STACK.clear()  # in which ZeRO 3 leaves its model, as in the cache below\n",
+        "",
+        "tests/distributed/test_resume.py::test_a_falling_density_is_the_same_in_every_layout_and_frees_memory",
+    ),
+    Mutation(
+        "a falling density: topologies are updated before they are pruned",
+        "is_due and step not in prunings(self.config)",
+        "is_due",
+        "tests/distributed/test_resume.py::test_a_falling_density_is_the_same_in_every_layout_and_frees_memory",
+    ),
+    Mutation(
+        "a falling density: the first weights of a shard stay",
+        '(kept,) = largest(spec, [(0, shard)], dense["value"][None])',
+        '(kept,) = largest(spec, [(0, shard)], dense["value"].abs().sort(descending=True).values[None])',
+        "tests/unit/checkpoint/test_checkpoint.py::test_the_largest_weights_of_each_shard_stay_where_the_density_has_fallen",
+    ),
 ]

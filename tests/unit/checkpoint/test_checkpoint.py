@@ -13,6 +13,8 @@ from nt_dist.checkpoint.inspect import examine
 from nt_dist.checkpoint.manifest import read_manifest
 from nt_dist.config.settings import Run
 from nt_dist.errors import CheckpointError
+from nt_dist.model.weights import weight_specs
+from nt_dist.sparsity.weight import padding_mask
 from tests.unit.checkpoint.checkpoint_case import CONFIG, PROGRESS, content, model_part, on_one_rank, on_ranks, with_run
 
 
@@ -149,6 +151,53 @@ def test_another_optimizer_is_refused_or_begins_with_moments_of_zero(tmp_path, e
     for key, (positions, value, moment) in found.items():
         assert torch.equal(positions, expected[key][0]) and torch.equal(value, expected[key][1])
         assert not moment.any(), key
+
+
+def at_density(density, **changes):
+    """A stage of a run that ends at density 0.2, after PROGRESS and then with other settings of [sparsity]."""
+    falls = {"start_density": 1.0, "density_until": PROGRESS.step / CONFIG.train.steps, "density_stages": 1, **changes}
+    run = replace(CONFIG, sparsity=replace(CONFIG.sparsity, density=0.2, **falls))
+    return replace(run, sparsity=replace(run.sparsity, density=density), whole=run)
+
+
+@pytest.mark.parametrize(("start", "structure"), [(1.0, "entries"), (0.6, "entries"), (0.6, "groups")])
+def test_the_largest_weights_of_each_shard_stay_where_the_density_has_fallen(tmp_path, start, structure):
+    changes = {"start_density": start, "structure": structure, "group_size": 3}
+    before, after = at_density(start, **changes), at_density(0.2, **changes)
+    path = save_on(tmp_path, (1, 1, 2, 2), config=before)
+    old = on_one_rank(lambda mesh: content(*model_part(mesh, "compact", before, 5)))
+    specs, seen = weight_specs(after), set()
+    for shape, storage in (((1, 1, 1, 1), "masked"), ((1, 2, 2, 2), "compact")):
+        for _, _, found in load_on(path, shape, storage, config=after):
+            for (name, trail, shard), (positions, *state) in found.items():
+                spec, (there, *had) = specs[name], old[name, trail, shard]
+                if not spec.is_sparse:
+                    assert torch.equal(torch.stack(state), torch.stack(had)), name
+                    continue
+                dense = torch.zeros(len(had), spec.shard_elements)
+                dense[:, there.long()] = torch.stack(had)
+                padding = padding_mask(spec, shard)
+                if padding is not None:
+                    dense[:, padding] = 0.0
+                assert torch.equal(torch.stack(state), dense[:, positions.long()]), name
+                if not spec.group:
+                    least = dense[0].abs().sort(descending=True).values[spec.slots(shard) - 1]
+                    assert len(positions) == spec.slots(shard) and (state[0].abs() >= least).all(), name
+                else:  # the rows of a group share their columns: those of the largest norms
+                    rows = dense[0].view(-1, spec.columns)[: spec.real_rows(shard)]
+                    for first, group in zip(range(0, len(rows), 3), rows.split(3), strict=True):
+                        own = positions[(positions // spec.columns) == first] % spec.columns
+                        wanted = group.square().sum(0).topk(spec.inputs(shard)).indices.sort().values
+                        assert torch.equal(own.long(), wanted), name
+                seen.add((name, trail, shard))
+    assert structure == "entries" or any(spec.group for spec in specs.values())
+    assert len(seen) == sum(spec.trails * spec.shards for spec in specs.values() if spec.is_sparse)
+
+
+def test_another_density_than_the_runs_at_that_step_is_refused(tmp_path):
+    path, other = save_on(tmp_path, config=at_density(1.0)), replace(CONFIG.sparsity, density=0.2)
+    message = load_error(path, config=replace(CONFIG, sparsity=other))
+    assert "sparsity.density = 0.2 differs from the checkpoint's 1.0" in message
 
 
 def test_a_snapshot_no_longer_changes_with_the_model(tmp_path, expected):

@@ -284,6 +284,20 @@ def test_an_import_starts_a_run_and_replaces_none(dense, tmp_path):
     torch.testing.assert_close(ensemble.logits(TOKENS), filled(dense[0], config, 0.1)[0](TOKENS)[..., :331])
     with pytest.raises(CheckpointError, match="run.dir = .* has checkpoints already"):
         check(foreign, config, 0.0)
+    others = {
+        "sparsity": {"start_density": 0.8},
+        "train": {"average_decay": 1.0},
+        "run": {"dir": str(tmp_path / "two")},
+    }
+    config = config_of(data={"path": str(corpus)}, **others)  # at the density that it begins with; averages are values
+    other = open_data(config, is_writer=False)
+    on_one_rank(lambda mesh: import_run(foreign, config, mesh, other))
+    ensemble = load_ensemble(tmp_path / "two")
+    assert ensemble.config.sparsity.density == 0.8 and ensemble.logits(TOKENS).std() > 0.1
+    weight = weights_of(ensemble.model)["blocks.2.mlp.down"]
+    assert weight.num_slots == pytest.approx(0.8 * 32 * 48, rel=0.2) and bool(
+        (weight.to_slots(weight.values) != 0).all()
+    )
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path):

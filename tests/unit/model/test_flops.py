@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.plain_model import PlainModel
 from nt_dist.families import make_config
 from nt_dist.llama.weights import padded_vocab_size
-from nt_dist.model.flops import token_flops
+from nt_dist.model.flops import token_flops, training_flops
 
 SIZES = {
     "model": {
@@ -81,3 +81,11 @@ def test_updates_by_gradient_cost_their_dense_gradients_and_others_nothing():
         assert token_flops(_config(**static)).regrowth == 0
     dense = token_flops(_config(sparsity__density=1.0))
     assert dense.training_sparse == dense.training_dense == flops.training_dense
+
+
+def test_a_falling_density_counts_each_step_at_its_own():
+    falls = {"start_density": 1.0, "density_stages": 2, "density_until": 0.5, "update_every": 0}
+    config = _config(**{f"sparsity__{key}": value for key, value in falls.items()})
+    dense, half = 6 * MATRICES, 3 * MATRICES  # operations of density 1 for 25 steps, 0.5625 for 25 and 0.5 for 50
+    assert training_flops(config) == pytest.approx(dense / 4 + 0.5625 * dense / 4 + half / 2 + 3 * ATTENTION, rel=1e-3)
+    assert training_flops(_config()) == token_flops(_config()).training_sparse
