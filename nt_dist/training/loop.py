@@ -30,9 +30,7 @@ from nt_dist.engine.pipeline import build_mesh_model
 from nt_dist.engine.step_guard import StepGuard
 from nt_dist.errors import CheckpointError
 from nt_dist.evaluation.evaluate import evaluate
-from nt_dist.evaluation.report import evaluation_table
 from nt_dist.evaluation.topology import trail_overlap
-from nt_dist.files import write_whole
 from nt_dist.messages import LOGGER, BarHandler, start_logging
 from nt_dist.model.flops import token_flops
 from nt_dist.model.trails import weights_of
@@ -41,10 +39,10 @@ from nt_dist.parallel import launcher
 from nt_dist.parallel.agree import agree, naming_lost_ranks
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
 from nt_dist.training.integrity import Integrity
-from nt_dist.training.metrics_log import METRICS, check_continued, last_evaluation, put_aside
-from nt_dist.training.reporter import TENSORBOARD, Reporter
+from nt_dist.training.metrics_log import METRICS, check_continued, put_aside
+from nt_dist.training.reporter import Reporter
 from nt_dist.training.run_data import on_other_data, open_data
-from nt_dist.training.run_folder import claim
+from nt_dist.training.run_folder import claim, lacks_evaluation, print_table, write_config
 from nt_dist.training.signals import LEFT_EARLY, ExitRequest, ExitRequested, listening
 from nt_dist.training.topology_updates import TopologyUpdater
 from nt_dist.watch.watching import watched
@@ -134,35 +132,6 @@ def last_step(config: Config) -> int:
 def last_of_stage(config: Config, step: int) -> int:
     """The step up to which a model goes that has done ``step``: that of a pruning, or the last."""
     return min([last_step(config), *(each for each in prunings(config) if each > step)])
-
-
-def lacks_evaluation(config: Config, done: int) -> bool:
-    """Whether training has ended, but was asked to leave in its last evaluation."""
-    if done < config.train.steps:
-        return False
-    record = last_evaluation(Path(config.run.dir) / METRICS)
-    return record is None or record["step"] < done
-
-
-def write_config(folder: Path, config: Config) -> None:
-    """Writes ``config.toml`` with every setting resolved, whole or not at all."""
-    write_whole(folder / CONFIG, config.to_toml())
-
-
-def print_table(config: Config) -> None:
-    """Prints the newest evaluation of the run in ``run.dir`` as a table, and how to look further."""
-    folder = Path(config.run.dir)
-    record = last_evaluation(folder / METRICS)
-    if record is None:
-        LOGGER.info("%s has no evaluation yet", folder)
-        return
-    parameters = count_parameters(config)
-    facts = {
-        "weights": f"{parameters['stored']:,} stored of {parameters['dense']:,}",
-        "evaluated": f"after step {record['step']} of {config.train.steps}",
-        "curves": f"tensorboard --logdir {folder / TENSORBOARD}",
-    }
-    print(evaluation_table(config.family, record["eval"], facts), flush=True)
 
 
 def is_due(step: int, every: int, end: int) -> bool:

@@ -14,8 +14,7 @@ from nt_dist.errors import DataError
 from nt_dist.families import load_config, make_config
 from nt_dist.text import prepare
 from nt_dist.text.prepare import continued, open_data, open_texts, prepare_data
-from nt_dist.training.loop import write_config
-from nt_dist.training.run_folder import claim
+from nt_dist.training.run_folder import claim, write_config
 from tests.unit.text.data_case import config_over, sentences, write_jsonl
 
 TEXTS = [sentences(8, seed) for seed in range(40)]

@@ -19,7 +19,8 @@ from nt_dist.families import make_config
 from nt_dist.model.trails import build_model
 from nt_dist.model.weights import weight_specs
 from nt_dist.training import loop
-from nt_dist.training.loop import Trainer, is_due, last_step, peak_memory, print_table
+from nt_dist.training.loop import Trainer, is_due, last_step, peak_memory
+from nt_dist.training.run_folder import print_table
 from tests.unit.engine.test_averaging import state_of
 from tests.unit.model.tiny import tiny
 from tests.unit.resnet.small import small

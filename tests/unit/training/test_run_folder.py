@@ -11,8 +11,7 @@ import pytest
 from nt_dist.errors import RunError
 from nt_dist.families import load_config, make_config
 from nt_dist.text.prepare import prepare_data
-from nt_dist.training.loop import write_config
-from nt_dist.training.run_folder import claim
+from nt_dist.training.run_folder import claim, write_config
 from tests.unit.text.data_case import config_over, sentences, write_jsonl
 
 
