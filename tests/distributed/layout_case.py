@@ -71,7 +71,7 @@ def config_of(layout: Layout) -> Config:
     train |= {"adam_eps": 1e-4, "weight_decay": 0.1, "grad_clip": 0.5, "precision": layout.precision}
     train |= {"weight_decay_output": 2.0, "betas_embedding": [0.8, 0.99], "betas_trunk": [0.85, 0.999]}
     train |= {"lr_embedding": 2.0, "lr_output": 0.5, "lr_trunk": 1.5, "average_decay": 0.7, "average_from": 0.3}
-    train |= {"mup_base_hidden": 8} if layout.precision == "fp32" else {}  # norms jump at an update, where rounding shows
+    train |= {"mup_base_hidden": 8} if layout.precision == "fp32" else {}  # with it norms jump, by rounding
     train |= {"label_smoothing": 0.1} if layout.joint else {}
     sections = {
         "model": model | {"vocab_size": VOCABULARY, "max_seq_len": SEQUENCE},
