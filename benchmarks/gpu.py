@@ -6,7 +6,6 @@ python -m benchmarks.gpu NAME [--tiny]      # one of CHECKS; prints JSON as its 
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 
 from benchmarks.plain_trainer import PlainTrainer
 from benchmarks.setup import build_bench, random_batches, synchronizer
+from benchmarks.timing import Clock
 from nt_dist.config import Config
 from nt_dist.engine.engine import train_step
 from nt_dist.families import load_config
@@ -164,7 +164,9 @@ def _timed_config(name: str, overrides: list[str], tiny: bool) -> Config:
 
 def _mesh(config: Config) -> Mesh:
     """One rank's, the same for all configs of a process: DeepSpeed keeps its group."""
-    return _meshes[0] if _meshes else _meshes.append(init_mesh(config)) or _meshes[0]
+    if not _meshes:
+        _meshes.append(init_mesh(config))
+    return _meshes[0]
 
 
 def _checksums(topology) -> dict[str, list]:
@@ -172,12 +174,7 @@ def _checksums(topology) -> dict[str, list]:
 
 
 def _once(work: Callable[[], object], device: torch.device) -> float:
-    synchronize = synchronizer(device)
-    synchronize()
-    start = time.perf_counter()
-    work()
-    synchronize()
-    return time.perf_counter() - start
+    return Clock(synchronizer(device)).seconds(work, 1)
 
 
 def _seconds(work: Callable[[], object], device: torch.device, tiny: bool) -> float:

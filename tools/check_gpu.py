@@ -180,7 +180,9 @@ def _equal(some: dict, others: dict) -> str:
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
+    from nt_dist.planning.memory import markdown  # takes seconds: torch
+
+    return markdown([list(zip(head, row, strict=True)) for row in rows]).splitlines()
 
 
 if __name__ == "__main__":

@@ -27,3 +27,13 @@ def stage_at(config: Config, step: int) -> Config:
     final, left = whole.sparsity.density, sum(step <= each for each in steps) / len(steps)
     density = final + (whole.sparsity.start_density - final) * left**3
     return replace(whole, sparsity=replace(whole.sparsity, density=density), whole=whole)
+
+
+def last_step(config: Config) -> int:
+    """The step at which this run leaves: ``run.stop_after``, or the end of training."""
+    return min(config.run.stop_after or config.train.steps, config.train.steps)
+
+
+def last_of_stage(config: Config, step: int) -> int:
+    """The step up to which a model goes that has done ``step``: that of a pruning, or the last."""
+    return min([last_step(config), *(each for each in prunings(config) if each > step)])

@@ -13,7 +13,7 @@ pairs, one in twenty is beyond it by chance.
 from collections.abc import Sequence
 from statistics import variance
 
-import numpy as np
+from scipy.stats import t
 
 
 def pooled(samples: Sequence[Sequence[float]]) -> tuple[float, int]:
@@ -23,16 +23,6 @@ def pooled(samples: Sequence[Sequence[float]]) -> tuple[float, int]:
     return (squares / degrees) ** 0.5 if degrees else 0.0, degrees
 
 
-def student(degrees: int) -> float:
-    """Return the 97.5 % point of Student's distribution.
-
-    With x = √degrees · tan(a) its density is that of an angle: cos(a)^(degrees - 1).
-    """
-    edges = np.linspace(0, np.pi / 2, 200_001)
-    below = np.cumsum(np.cos((edges[1:] + edges[:-1]) / 2) ** (degrees - 1))
-    return float(degrees**0.5 * np.tan(np.interp(0.95 * below[-1], below, edges[1:])))
-
-
 def least_difference(spread: float, degrees: int, sizes: tuple[int, int]) -> float:
     """Return the smallest difference that counts of two means over so many seeds."""
-    return student(degrees) * spread * sum(1 / size for size in sizes) ** 0.5
+    return float(t.ppf(0.975, degrees)) * spread * sum(1 / size for size in sizes) ** 0.5

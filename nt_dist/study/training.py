@@ -11,10 +11,10 @@ from pathlib import Path
 
 from nt_dist.checkpoint.weights import check_config
 from nt_dist.config.family import Headline
+from nt_dist.config.stages import last_step
 from nt_dist.errors import RunError
 from nt_dist.study.plan import Plan, PlannedModel, PlannedRun
 from nt_dist.study.results import newest_whole
-from nt_dist.training.loop import last_step
 from nt_dist.training.metrics_log import METRICS, last_evaluation
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"

@@ -19,7 +19,7 @@ from nt_dist.checkpoint.weights import check_config
 from nt_dist.command_line import Telling
 from nt_dist.config import Config
 from nt_dist.config.rules import with_epochs
-from nt_dist.config.stages import prunings, stage_at
+from nt_dist.config.stages import last_of_stage, last_step, stage_at
 from nt_dist.data.loader import EvaluationBatches, StepLoader
 from nt_dist.data.order import first_of_step
 from nt_dist.engine.averaging import average_weights, averaged
@@ -122,16 +122,6 @@ def train_stages(
         gc.collect()  # engines are full of cycles
         if mesh.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def last_step(config: Config) -> int:
-    """The step at which this run leaves: ``run.stop_after``, or the end of training."""
-    return min(config.run.stop_after or config.train.steps, config.train.steps)
-
-
-def last_of_stage(config: Config, step: int) -> int:
-    """The step up to which a model goes that has done ``step``: that of a pruning, or the last."""
-    return min([last_step(config), *(each for each in prunings(config) if each > step)])
 
 
 def is_due(step: int, every: int, end: int) -> bool:

@@ -75,6 +75,16 @@ def test_any_deepspeed_json_is_read_or_refused(value):
         assert error.problems
 
 
+def damage(data, at, kind, chance):
+    """Of the kinds of damage: 0 flips a bit, 1 cuts off, 2 overwrites; others are left to the caller."""
+    if kind == 0:
+        data[at] ^= 1 << chance.randrange(8)
+    elif kind == 1:
+        del data[at:]
+    elif kind == 2:
+        data[at : at + 8] = chance.randbytes(8)
+
+
 def test_damaged_data_are_named_or_harmless(tiny, tmp_path, long_form, tally):
     """A fuzzer over the reader of prepared data: its index, tokens, record and tokenizer."""
     rounds = 1000 if long_form else 60
@@ -86,12 +96,7 @@ def test_damaged_data_are_named_or_harmless(tiny, tmp_path, long_form, tally):
         file = chance.choice(files)
         data = bytearray(file.read_bytes())
         at, kind = chance.randrange(len(data)), chance.randrange(4)
-        if kind == 0:
-            data[at] ^= 1 << chance.randrange(8)
-        elif kind == 1:
-            del data[at:]
-        elif kind == 2:
-            data[at : at + 8] = chance.randbytes(8)
+        damage(data, at, kind, chance)
         file.unlink() if kind == 3 else file.write_bytes(data)
         try:
             opened = open_data(load_config(tiny, [f"data.prepared={tmp_path}/data"]))
@@ -146,13 +151,8 @@ def test_damaged_texts_metrics_and_models_are_named_or_harmless(tmp_path, long_f
         path = sorted(readers)[seed % len(readers)]
         data = bytearray(whole[path])
         at, kind = chance.randrange(len(data)), chance.randrange(5)
-        if kind == 0:
-            data[at] ^= 1 << chance.randrange(8)
-        elif kind == 1:
-            del data[at:]
-        elif kind == 2:
-            data[at : at + 8] = chance.randbytes(8)
-        elif kind == 3:
+        damage(data, at, kind, chance)
+        if kind == 3:
             data[at:at] = chance.choice([b"9" * 5000, b"[" * 5000, b"\xff", b"\0", b'"', b"1e999", b"\n", b"null"])
         else:
             data[at : at + chance.randrange(40)] = data[chance.randrange(len(data)) :][: chance.randrange(40)]

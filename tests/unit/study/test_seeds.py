@@ -2,12 +2,12 @@
 
 import pytest
 
-from nt_dist.study.seeds import least_difference, pooled, student
+from nt_dist.study.seeds import least_difference, pooled
 
 
 def test_points_of_students_distribution():
     table = {1: 12.706, 2: 4.303, 5: 2.571, 30: 2.042, 1000: 1.962}
-    assert {degrees: round(student(degrees), 3) for degrees in table} == table
+    assert {degrees: round(least_difference(1.0, degrees, (2, 2)), 3) for degrees in table} == table
 
 
 def test_a_spread_is_pooled_over_models_by_their_degrees_of_freedom():

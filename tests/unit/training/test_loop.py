@@ -12,6 +12,7 @@ import torch
 
 from nt_dist.checkpoint import checkpoint
 from nt_dist.checkpoint.manifest import TrainingState
+from nt_dist.config.stages import last_step
 from nt_dist.engine.bad_steps import BadSteps, StepVerdict
 from nt_dist.engine.engine import StepResult
 from nt_dist.errors import CheckpointError
@@ -19,7 +20,7 @@ from nt_dist.families import make_config
 from nt_dist.model.trails import build_model
 from nt_dist.model.weights import weight_specs
 from nt_dist.training import loop
-from nt_dist.training.loop import Trainer, is_due, last_step, peak_memory
+from nt_dist.training.loop import Trainer, is_due, peak_memory
 from nt_dist.training.run_folder import print_table
 from tests.unit.engine.test_averaging import state_of
 from tests.unit.model.tiny import tiny
