@@ -205,6 +205,24 @@ def test_trails_have_their_own_statistics_and_the_trunk_one():
     assert statistics_of(model)["blocks.0.norm1.mean"].values.shape == (1, 8)
 
 
+def test_a_steps_statistics_are_the_means_over_its_batches():
+    model = build_model(small()).train()
+    some = [statistics_of(model)[f"blocks.0.norm1.{name}"] for name in ("mean", "variance")]
+
+    def step_means(*batches):
+        for each in some:
+            each.clear()
+        for batch in batches:
+            model(batch)
+        return torch.stack([each.step_mean for each in some])
+
+    batches = [pictures(4, 8, seed) for seed in range(3)]
+    alone = torch.stack([step_means(batch) for batch in batches])
+    assert not torch.allclose(alone[0], alone[1])
+    for count in (3, 2):  # the second step knows nothing of the first
+        torch.testing.assert_close(step_means(*batches[:count]), alone[:count].mean(0))
+
+
 def test_a_step_that_was_not_applied_leaves_statistics_alone():
     model = build_model(small()).train()
     model(pictures(4, 8))
