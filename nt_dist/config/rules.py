@@ -6,7 +6,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import product
 
-from nt_dist.config.keys import hint, nearest, nearest_numbers, reads
+from nt_dist.config.keys import hint, keys_of, nearest, nearest_numbers, reads
 from nt_dist.config.settings import GROUPS, Config
 from nt_dist.errors import ConfigError
 
@@ -49,6 +49,26 @@ def _groups_have_norms(config: Config) -> Iterator[str]:
         yield (
             "sparsity.drop = 'set' goes by the sign of entries, and sparsity.structure = 'groups' by the norms of "
             "groups, which have none; set drop to 'soft_magnitude' or 'magnitude'"
+        )
+
+
+@reads("sparsity.structure", "sparsity.group_size", "sparsity.density", "sparsity.topology_shards", "sparsity.exempt")
+def _groups_fit(config: Config) -> Iterator[str]:
+    sparsity, size = config.sparsity, config.sparsity.group_size
+    if sparsity.structure == "entries" or sparsity.density == 1:
+        return
+    whole = replace(config, sparsity=replace(sparsity, topology_shards=1))  # of sizes that shards may not divide
+    outputs = {
+        spec.name: -(-spec.shape[0] // (sparsity.topology_shards if spec.cut_axis == 0 else 1))
+        for spec in config.family.weights(whole)
+        if spec.role in ("linear", "convolution")
+    }
+    kept = {name for name in outputs for pattern in sparsity.exempt if fnmatchcase(name, pattern)}
+    widest = max(outputs.keys() - kept, key=lambda name: (outputs[name], name), default=None)
+    if widest and size > outputs[widest]:
+        yield (
+            f"sparsity.group_size = {size} must be at most {outputs[widest]}, the outputs of a shard of {widest}, "
+            f"which has the most; nearest: {outputs[widest]}"
         )
 
 
@@ -188,7 +208,9 @@ def check(config: Config, wrong: set[str]) -> list[str]:
     """What is wrong with several settings together, a message each; rules that read a key of ``wrong`` are left out."""
     keys, mesh_fits = _mesh_fits
     mesh = ((*keys, *config.family.divided_by_tensor(config)), mesh_fits)
-    rules = (*_RULES, mesh, *config.family.rules)
+    sizes, groups_fit = _groups_fit
+    of_groups = ((*sizes, *(f"model.{entry}" for entry in keys_of(config.model))), groups_fit)
+    rules = (*_RULES, of_groups, mesh, *config.family.rules)
     return [message for keys, rule in rules if not wrong.intersection(keys) for message in rule(config)]
 
 

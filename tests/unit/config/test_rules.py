@@ -74,6 +74,15 @@ ONE = [
         {"train": {"optimizer": "sgd", "momentum": 0.0, "nesterov": True}},
         "train.nesterov = true needs train.momentum above 0",
     ),
+    (
+        {"sparsity": {"structure": "groups", "group_size": 257}},
+        "sparsity.group_size = 257 must be at most 256, the outputs of a shard of output, which has the most; "
+        "nearest: 256",
+    ),
+    (
+        {"sparsity": {"structure": "groups", "group_size": 200, "exempt": ["output"]}, "model": {"ffn_size": 1024}},
+        "sparsity.group_size = 200 must be at most 128, the outputs of a shard of blocks.5.mlp.down",
+    ),
     ({"train": {"momentum": 1.0}}, "train.momentum = 1.0 must be in [0, 1)"),
     (
         {"sparsity": {"grow": "random", "new_moments": "gradient"}},
@@ -109,6 +118,9 @@ def test_each_rule(sections, message):
         {"train": {"optimizer": "sgd"}, "sparsity": {"new_moments": "gradient", "update_every": 0}},
         {"train": {"steps": 5, "warmup_steps": 5}},
         {"model": {"vocab_size": 4099}},
+        {"sparsity": {"structure": "groups", "group_size": 256}},
+        {"sparsity": {"structure": "groups", "group_size": 257, "topology_shards": 4}},
+        {"sparsity": {"group_size": 257}},
     ],
 )
 def test_what_is_allowed(sections):
@@ -128,6 +140,8 @@ def test_a_batch_that_does_not_divide_names_what_would():
 def test_a_wrong_value_does_not_make_others_wrong():
     found = problems_of(model={"hidden_size": "wide", "num_attention_heads": 3}, train={"batch_size": 0})
     assert found == ["model.hidden_size = 'wide' must be an integer", "train.batch_size = 0 must be at least 1"]
+    found = problems_of(model={"vocab_size": "many"}, sparsity={"structure": "groups", "group_size": 9999})
+    assert found == ["model.vocab_size = 'many' must be an integer"]
 
 
 def test_exempt_is_checked_against_the_names_of_the_model():
