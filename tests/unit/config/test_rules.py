@@ -81,7 +81,7 @@ ONE = [
     ),
     (
         {"sparsity": {"structure": "groups", "group_size": 200, "exempt": ["output"]}, "model": {"ffn_size": 1024}},
-        "sparsity.group_size = 200 must be at most 128, the outputs of a shard of blocks.5.mlp.down",
+        "sparsity.group_size = 200 must be at most 128, the outputs of a shard of blocks.5.mlp.up",
     ),
     ({"train": {"momentum": 1.0}}, "train.momentum = 1.0 must be in [0, 1)"),
     (
