@@ -1,4 +1,4 @@
-"""Starts a run from another program's checkpoint; train.py with the same config then continues it.
+"""Starts a run from another program's checkpoint, or from an exported ensemble; train.py with the config continues it.
 
     python tools/import_hf.py --model folder --config run.toml [--noise 0.1] [section.key=value …]
 
@@ -7,8 +7,10 @@
 ones, and each matrix is pruned by magnitude to the config's density. With --noise the trails' matrices differ from the
 start, by so many of their own standard deviations. Or it is a checkpoint of the NeuroTrails paper's language code
 (backbone_model.…, head_model_<number>.…; *.safetensors or pytorch_model.bin): its trails stay what they are, and
-trails.final_norm_twice must be true. The config's sizes must be the model's, data.tokenizer its tokenizer, and classes
-of pictures in its order. The result is step 0 in run.dir, which must have no checkpoint yet.
+trails.final_norm_twice must be true. Or it is an ensemble that tools/export_hf.py wrote, perhaps trained further
+elsewhere: with its run's own config every zero stays where it was. The config's sizes must be the model's,
+data.tokenizer its tokenizer, and classes of pictures in its order. The result is step 0 in run.dir, which must have no
+checkpoint yet.
 """
 
 import argparse

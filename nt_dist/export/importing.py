@@ -1,7 +1,8 @@
 """A run that starts from another program's checkpoint: weights pruned to the config's density, saved as step 0.
 
-From a dense model, trunk and trails are its first and last blocks, every trail the same; noise makes them differ. In
-each topology shard the largest weights stay (magnitude pruning: Zhu and Gupta, arXiv 1710.01878, §3).
+From a dense model, trunk and trails are its first and last blocks, every trail the same; noise makes them differ. An
+ensemble, the paper's or one that we exported, keeps its trails. In each topology shard the largest weights stay
+(magnitude pruning: Zhu and Gupta, arXiv 1710.01878, §3).
 """
 
 import json
@@ -23,6 +24,7 @@ from nt_dist.config.settings import AVERAGE, Config
 from nt_dist.config.stages import stage_at
 from nt_dist.engine.optimizer_state import State
 from nt_dist.errors import CheckpointError, ConfigError
+from nt_dist.export.hf.sparse_neurotrails import FILE as SPARSE
 from nt_dist.files import check_plain
 from nt_dist.model.foreign import Foreign
 from nt_dist.model.trails import TrailsModel, build_model, statistics_of, weights_of
@@ -49,7 +51,8 @@ def open_foreign(path: Path, family: Family) -> Foreign:
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"--model {path}: config.json cannot be read: {reason}") from None
-    files, pickled = sorted(path.glob("*.safetensors")), path / "pytorch_model.bin"
+    files = sorted(each for each in path.glob("*.safetensors") if each.name != SPARSE)  # what --sparse adds
+    pickled = path / "pytorch_model.bin"
     if not files and not pickled.is_file():
         raise CheckpointError(f"--model {path}: holds no *.safetensors and no pytorch_model.bin")
     shapes, read = _safetensors(files) if files else _pickled(pickled)
@@ -58,8 +61,7 @@ def open_foreign(path: Path, family: Family) -> Foreign:
     layout = next((each for each in layouts if each.fits(shapes)), None)
     if layout is None:
         known = " nor ".join(each.sign for each in layouts)
-        known = f"neither {known}" if len(layouts) > 1 else f"not {known}"
-        raise CheckpointError(f"--model {path}: {known}; its first tensors: {', '.join(sorted(shapes)[:3])}")
+        raise CheckpointError(f"--model {path}: neither {known}; its first tensors: {', '.join(sorted(shapes)[:3])}")
     if not files and not layout.may_be_pickled:
         raise CheckpointError(f"--model {path}: {layout.title} is read from *.safetensors only")
     return layout(path, settings, shapes, read)

@@ -77,9 +77,9 @@ class Llama(Family):
         return Headline("perplexity", figures["ppl_trails"], *ensembles)
 
     def foreign(self):
-        from nt_dist.llama.foreign import Dense, Paper
+        from nt_dist.llama.foreign import Dense, Exported, Paper
 
-        return [Dense, Paper]
+        return [Dense, Exported, Paper]
 
     def continued(self, config, state, run, resuming):
         from nt_dist.text.prepare import continued

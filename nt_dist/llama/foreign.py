@@ -1,12 +1,12 @@
-"""LLaMAs of other programs: transformers' dense one, and that of the NeuroTrails paper's code (arXiv 2505.17909)."""
+"""LLaMAs of other programs: transformers' dense one, the NeuroTrails paper's (arXiv 2505.17909), our own exports."""
 
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from nt_dist.errors import DataError
-from nt_dist.llama.names import LLAMA, PAPER, shared_settings
-from nt_dist.model.foreign import Foreign
+from nt_dist.llama.names import ENSEMBLE, LLAMA, PAPER, shared_settings
+from nt_dist.model.foreign import EXPORT_ONLY, Foreign, exported_problems, exported_sizes
 
 _IN_RULES = ("rope_parameters", "rope_scaling", "sliding_window")
 _HEAD = re.compile(r"head_model_(\d+)\.")
@@ -110,3 +110,35 @@ class Paper(Dense):
         if len(self.heads) != config.trails.count:
             return [f"trails.count = {config.trails.count} must be {len(self.heads)}, the head_model_… there are"]
         return super()._tensor_problems(config)
+
+
+class Exported(Dense):
+    """An ensemble that tools/export_hf.py wrote, perhaps trained further elsewhere; its trails stay what they are."""
+
+    title = "an exported ensemble"
+    sign = "an exported ensemble (trails.0.lm_head.weight)"
+    model_types = ("neurotrails",)
+    without_effect = (
+        Dense.without_effect | EXPORT_ONLY | {"num_hidden_layers", "trunk_layers", "final_norm_twice"}
+    )  # in rules
+
+    @classmethod
+    def fits(cls, shapes):
+        return "trails.0.lm_head.weight" in shapes
+
+    def key(self, config, spec, trail):
+        return ENSEMBLE.key(config, spec.name, trail)
+
+    def sizes(self, config):
+        sizes = super().sizes(config) | exported_sizes(config)
+        del sizes["model.num_layers"]  # there it counts the blocks of all trails
+        return sizes
+
+    def _rules_of_trails(self, config):
+        yield from exported_problems(self, config)
+        says, ours = self.settings, config.trails.final_norm_twice
+        if (layers := says.get("trunk_layers", 0) + says.get("trail_layers", 0)) != config.model.num_layers:
+            rule = f"must be {layers}, trunk_layers and trail_layers together"
+            yield f"model.num_layers = {config.model.num_layers} {rule}"
+        if says.get("final_norm_twice", False) is not ours:
+            yield f"trails.final_norm_twice = {str(ours).lower()} must be {str(not ours).lower()}, as in the export"

@@ -23,6 +23,8 @@ repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_s
 num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values
 exponential_decay_length_penalty suppress_tokens begin_suppress_tokens _attn_implementation_autoset
 """  # what any config.json of transformers may say without changing logits
+EXPORT_ONLY = frozenset({"auto_map", "combine", "fork_at_embedding"})
+"""What an ensemble that we exported says besides its sizes; :func:`exported_problems` has the last."""
 
 
 @dataclass(frozen=True)
@@ -125,3 +127,16 @@ class Foreign(ABC):
             more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
             found.append(f"{path}: has tensors of another model: {', '.join(strangers[:3])}{more}")
         return found
+
+
+def exported_sizes(config: Config) -> dict[str, tuple[str, Any]]:
+    """What every ensemble that we exported says of its trails, as :meth:`Foreign.sizes`."""
+    behind = config.model.num_layers - config.trunk_layers
+    return {"trails.count": ("num_trails", config.trails.count), "trails.layers": ("trail_layers", behind)}
+
+
+def exported_problems(foreign: Foreign, config: Config) -> Iterator[str]:
+    """Yield a message where an ensemble that we exported forks in another place than ``config``'s."""
+    fork = "embedding" if foreign.settings.get("fork_at_embedding") else "blocks"
+    if config.trails.fork != fork:
+        yield f"trails.fork = {config.trails.fork!r} must be {fork!r}, as in the export"

@@ -82,9 +82,9 @@ class ResNet(Family):
         return PUBLISHED[config.data.benchmark]
 
     def foreign(self):
-        from nt_dist.resnet.foreign import Dense
+        from nt_dist.resnet.foreign import Dense, Exported
 
-        return [Dense]
+        return [Dense, Exported]
 
     def open_data(self, config, is_writer, exchange):
         from nt_dist.images.opening import open_data

@@ -1,11 +1,11 @@
-"""ResNets of other programs: transformers' ResNetForImageClassification."""
+"""ResNets of other programs: transformers' ResNetForImageClassification, our own exports."""
 
 import json
 from typing import Any
 
 from nt_dist.errors import DataError
-from nt_dist.model.foreign import Foreign
-from nt_dist.resnet.names import NORM_EPS, hidden_sizes, shared_settings, trail_key
+from nt_dist.model.foreign import EXPORT_ONLY, Foreign, exported_problems, exported_sizes
+from nt_dist.resnet.names import NORM_EPS, ensemble_key, ensemble_settings, hidden_sizes, shared_settings, trail_key
 
 
 class Dense(Foreign):
@@ -70,3 +70,33 @@ class Dense(Foreign):
             return json.loads(file.read_bytes()).get(name) if file.is_file() else None
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise DataError(f"{file}: cannot be read: {error}") from None
+
+
+class Exported(Dense):
+    """An ensemble that tools/export_hf.py wrote, perhaps trained further elsewhere; its trails stay what they are."""
+
+    title = "an exported ensemble"
+    sign = "an exported ensemble (trails.0.classifier.weight)"
+    model_types = ("neurotrails_resnet",)
+    without_effect = EXPORT_ONLY | {"image_size"}  # a ResNet computes the same at any
+
+    @classmethod
+    def fits(cls, shapes):
+        return "trails.0.classifier.weight" in shapes
+
+    def key(self, config, spec, trail):
+        return ensemble_key(config, spec.name, trail)
+
+    def sizes(self, config):
+        ours = {f"model.{name}": (name, value) for name, value in ensemble_settings(config).items()}
+        del ours["model.image_size"]
+        return ours | {"model.num_classes": ("num_labels", config.model.num_classes)} | exported_sizes(config)
+
+    def defaults(self):
+        return {"num_labels": super().defaults()["num_labels"]}
+
+    def same(self, config):
+        return {}
+
+    def rules(self, config):
+        return exported_problems(self, config)

@@ -31,14 +31,18 @@ def hidden_sizes(config: Config) -> list[int]:
     return [(config.model.width << stage) * config.model.expansion for stage in range(len(config.model.depths))]
 
 
+def ensemble_settings(config: Config) -> dict[str, Any]:
+    """Return what ``[model]`` shares with an exported ensemble's config.json, under the same names."""
+    names = ("block", "depths", "width", "stem", "stem_width", "image_size", "norm_eps")
+    return {name: getattr(config.model, name) for name in names} | {"depths": list(config.model.depths)}
+
+
 def twin(config: Config, one_trail: bool) -> Twin:
     model = config.model
     if one_trail:
         sizes = dict(shared_settings(config).values()) | {"hidden_sizes": hidden_sizes(config)}
         return Twin({"model_type": "resnet", **sizes}, trail_key)
-    names = ("block", "depths", "width", "stem", "stem_width", "image_size", "norm_eps")
-    settings = {name: getattr(model, name) for name in names} | {
-        "depths": list(model.depths),
+    settings = ensemble_settings(config) | {
         "num_labels": model.num_classes,
         "num_trails": config.trails.count,
         "trail_layers": model.num_layers - config.trunk_layers,

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from nt_dist.errors import CheckpointError, ConfigError, DataError
+from nt_dist.export.huggingface import export
 from nt_dist.export.importing import check, fill, import_run, open_foreign
 from nt_dist.families import DEFAULT, make_config
 from nt_dist.inference import load_ensemble
@@ -18,7 +19,7 @@ from nt_dist.llama.foreign import Dense
 from nt_dist.model.trails import build_model, weights_of
 from nt_dist.text.prepare import open_data
 from tests.unit.checkpoint.checkpoint_case import on_one_rank
-from tests.unit.inference.trained_run import SECTIONS
+from tests.unit.inference.trained_run import SECTIONS, write_run
 from tests.unit.text.data_case import sentences, write_jsonl
 
 TOKENS = torch.randint(0, 331, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -138,6 +139,27 @@ def test_the_papers_layout_gives_its_own_trails(tmp_path, pickled):
     model, _ = filled(tmp_path, config)
     for found, theirs in zip(model(TOKENS)[..., :331], trails, strict=True):
         torch.testing.assert_close(found, theirs(TOKENS).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("trails", [{}, {"fork": "embedding"}, {"final_norm_twice": True}], ids=" ".join)
+def test_an_exported_ensemble_comes_back_with_its_topology(tmp_path, trails):
+    ensemble = load_ensemble(write_run(tmp_path, trails=trails))
+    export(ensemble, tmp_path / "out", sparse=True)
+    config = config_of(trails=trails)
+    check(open_foreign(tmp_path / "out", DEFAULT), config, 0.0)
+    model, (kept, found, lost) = filled(tmp_path / "out", config)
+    assert torch.equal(model(TOKENS)[..., :331], ensemble.logits(TOKENS)) and kept == found and lost == 0
+    for name, weight in weights_of(ensemble.model).items():
+        assert torch.equal(weights_of(model)[name].dense(), weight.dense()), name
+    other = {"trails": {"count": 2, "layers": 1, "fork": trails.get("fork", "blocks")}, "model": {"num_layers": 4}}
+    with pytest.raises(ConfigError) as caught:
+        check(open_foreign(tmp_path / "out", DEFAULT), config_of(**other), 0.0)
+    assert "trails.count = 2 must be 3, the num_trails of the imported model" in str(caught.value)
+    assert "model.num_layers = 4 must be 3, trunk_layers and trail_layers together" in str(caught.value)
+    assert ("trails.final_norm_twice = false must be true" in str(caught.value)) == ("final_norm_twice" in trails)
+    fork = "blocks" if trails.get("fork") else "embedding"
+    with pytest.raises(ConfigError, match=f"trails.fork = '{fork}' must be"):
+        check(open_foreign(tmp_path / "out", DEFAULT), config_of(trails={"fork": fork}), 0.0)
 
 
 def test_a_config_of_another_model_is_refused_with_every_difference(dense, tmp_path):

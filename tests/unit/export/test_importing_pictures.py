@@ -8,11 +8,13 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from nt_dist.errors import CheckpointError, ConfigError, DataError
+from nt_dist.export.huggingface import export
 from nt_dist.export.importing import check, fill, import_run, open_foreign
 from nt_dist.families import DEFAULT, FAMILIES
 from nt_dist.inference import load_ensemble
 from nt_dist.model.trails import build_model, statistics_of, weights_of
 from tests.unit.checkpoint.checkpoint_case import on_one_rank
+from tests.unit.inference.trained_run import write_pictures_run
 from tests.unit.resnet.small import small
 
 RESNET = FAMILIES["resnet"]
@@ -120,7 +122,9 @@ def test_a_model_of_the_other_family_is_named_as_none(dense):
     (dense[0].parent / "empty").mkdir()
     (dense[0].parent / "empty" / "config.json").write_text("{}")
     torch.save({"fc.weight": torch.zeros(1)}, dense[0].parent / "empty" / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r": not a ResNetForImageClassification .*; its first tensors: fc.weight"):
+    with pytest.raises(
+        CheckpointError, match=r": neither a ResNetForImageClassification .*; its first tensors: fc.weight"
+    ):
         open_foreign(dense[0].parent / "empty", RESNET)
 
 
@@ -158,3 +162,20 @@ def test_an_import_starts_a_run_with_the_models_statistics(dense, tmp_path):
         assert torch.equal(statistics_of(ensemble.model)[name].values, statistic.values)
     pictures = torch.zeros(2, 36, 36, 3, dtype=torch.uint8)
     torch.testing.assert_close(ensemble.logits(pictures), expected(pictures))
+
+
+def test_an_exported_ensemble_comes_back_with_its_statistics(tmp_path):
+    ensemble = load_ensemble(write_pictures_run(tmp_path))
+    export(ensemble, tmp_path / "out")
+    foreign = open_foreign(tmp_path / "out", RESNET)
+    check(foreign, small(), 0.0)
+    model, (kept, found, lost) = filled(tmp_path / "out", small())
+    pictures = torch.randint(256, (2, 8, 8, 3), dtype=torch.uint8)
+    assert torch.equal(model(pictures), ensemble.logits(pictures)) and kept == found and lost == 0
+    with pytest.raises(ConfigError) as caught:
+        check(foreign, small(model={"depths": [1, 3], "num_classes": 7}, trails={"fork": "embedding"}), 0.0)
+    assert str(caught.value).splitlines()[:2] == [
+        "model.depths = [1, 3] must be [1, 2], the depths of the imported model",
+        "model.num_classes = 7 must be 5, the num_labels of the imported model",
+    ]
+    assert "trails.fork = 'embedding' must be 'blocks', as in the export" in str(caught.value)
