@@ -12,6 +12,7 @@ from nt_dist.config import parse_command_line
 from nt_dist.config.help import help_text
 from nt_dist.config.load import with_absolute_paths
 from nt_dist.config.rules import warnings
+from nt_dist.errors import NTDistError
 from nt_dist.families import FAMILIES, load_config
 from nt_dist.parallel import launcher
 
@@ -25,8 +26,13 @@ def main() -> int:
     if len(words) < len(sys.argv) - 1:
         launcher.forget()
     config_path, ds_config, overrides = parse_command_line(words)
-    config = load_config(config_path, overrides, ds_config, world_size=launcher.process().world_size)
-    if launcher.process().rank == 0:
+    process = launcher.process()
+    try:
+        config = load_config(config_path, overrides, ds_config, world_size=process.world_size)
+    except NTDistError as error:
+        error.is_said = process.local_rank > 0  # by the first rank of the same host, which sees the same files
+        raise
+    if process.rank == 0:
         for warning in warnings(config):
             print(f"warning: {warning}", file=sys.stderr)
     from nt_dist.training.loop import train  # takes seconds: torch and DeepSpeed

@@ -98,9 +98,10 @@ def _exit_code(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except NTDistError as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        said = "".join(f"error: {printable(line)}\n" for line in lines)
-        sys.stderr.write(said)  # in one go: other ranks write as well
+        if not error.is_said:
+            lines = str(error).splitlines() or [type(error).__name__]
+            said = "".join(f"error: {printable(line)}\n" for line in lines)
+            sys.stderr.write(said)  # in one go: other ranks write as well
         return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

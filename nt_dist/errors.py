@@ -17,7 +17,13 @@ def printable(text: str) -> str:
 
 
 class NTDistError(Exception):
-    """Bad input or a fault outside this program; shown without a traceback."""
+    """Bad input or a fault outside this program; shown without a traceback.
+
+    Attributes:
+        is_said: Whether another rank says the same, so that this one need not.
+    """
+
+    is_said = False
 
 
 class ConfigError(NTDistError):

@@ -105,6 +105,12 @@ class EnsembleLM(HFLM):
         """The tokens of a text, after BOS unless ``add_special_tokens`` or ``add_bos_token`` says otherwise."""
         return self.tokenizer.encode(string, self.add_bos_token if add_special_tokens is None else add_special_tokens)
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As the base class, but where the tokenizer makes the end of the context and all of the continuation one
+        piece, so that none would be left to score, each is encoded by itself."""
+        before, scored = super()._encode_pair(context, continuation)
+        return before, scored or self.tok_encode(continuation, add_special_tokens=False)
+
     def chat_template(self, chat_template: bool | str = False) -> str:
         """None: a run's own tokenizer has no template."""
         if chat_template:

@@ -39,13 +39,12 @@ def main() -> int:
         raise RunError(f"{plans[0]}: a plan stands alone: it names its runs and ensembles itself")
     if not (plans or (arguments.out and (named or arguments.together))):
         raise RunError("give a plan, or folders of runs and --out FOLDER")
-    plan = read_plan(plans[0], overrides) if plans else None
+    plan = read_plan(plans[0], overrides, arguments.only.split(",") if arguments.only else ()) if plans else None
     if (arguments.equal and not plan) or (arguments.reference and not arguments.equal):
         raise RunError("--equal is for a plan, whose runs are trained, and --reference for --equal")
-    if plan:
-        (reference,) = plan.only([arguments.reference or next(iter(plan.models))]).models.values()
-    if plan and arguments.only:
-        plan = plan.only(arguments.only.split(","))
+    if arguments.equal:
+        referred = read_plan(plans[0], overrides, [arguments.reference] if arguments.reference else ())
+        reference = next(iter(referred.models.values()))
 
     from nt_dist.evaluation.evaluate_checkpoint import join
     from nt_dist.messages import start_logging

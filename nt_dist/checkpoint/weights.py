@@ -37,11 +37,13 @@ def check_config(path: Path, manifest: Manifest, config: Config, resuming: bool)
         identity, schedule = differences(manifest.config, config)
     except (TypeError, ValueError) as error:  # values of types that no setting has
         raise CheckpointError(f"{path}: malformed: its configuration cannot be compared: {error}") from error
+    new = "run.dir=FOLDER begins a new run"
     if identity:
-        raise CheckpointError("\n".join([f"{path}: a checkpoint of another model", *identity]))
+        rule = "a checkpoint of another model" + f"; {new}" * resuming
+        raise CheckpointError("\n".join([f"{path}: {rule}", *identity]))
     if schedule and resuming and not config.run.allow_schedule_change:
         rule = "the schedule differs from the checkpoint's; run.allow_schedule_change=true goes on all the same"
-        raise CheckpointError("\n".join([f"{path}: {rule}", *schedule]))
+        raise CheckpointError("\n".join([f"{path}: {rule}, {new}", *schedule]))
 
 
 def weight_entry(weight: LocalState, file: str = "") -> WeightEntry:

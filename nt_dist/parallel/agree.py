@@ -24,7 +24,8 @@ def agree(
     With ``only_main`` the main rank alone does it, and its (picklable) result is everybody's.
 
     Raises:
-        NTDistError: On every rank, the error of the first rank that failed; ``OSError`` becomes ``error``.
+        NTDistError: On every rank, the error of the first rank that failed, which the main rank says; ``OSError``
+            becomes ``error``.
     """
     result = failure = None
     if mesh.is_main or not only_main:
@@ -42,11 +43,13 @@ def agree(
     for rank, problem in enumerate(failures):
         if problem is None:
             continue
-        if mesh.world_size == 1 or only_main:
-            raise problem
-        if isinstance(problem, ConfigError):
-            raise ConfigError([f"{each} (rank {rank})" for each in problem.problems])
-        raise type(problem)(f"{problem} (rank {rank})")
+        if mesh.world_size > 1 and not only_main:
+            if isinstance(problem, ConfigError):
+                problem = ConfigError([f"{each} (rank {rank})" for each in problem.problems])
+            else:
+                problem = type(problem)(f"{problem} (rank {rank})")
+        problem.is_said = not mesh.is_main
+        raise problem
     return result
 
 

@@ -29,7 +29,7 @@ Nothing is trained here.
 
 import re
 import tomllib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
@@ -118,18 +118,12 @@ class Plan:
         }
         return replace(self, models=changed)
 
-    def only(self, names: Sequence[str]) -> "Plan":
-        """The part of the plan that ``names`` (of runs and ensembles) need; a ConfigError where one is not in it."""
-        known = [*self.models, *self.ensembles]
-        if unknown := [name for name in names if name not in known]:
-            raise ConfigError([f"{name!r} is not in the plan{hint(nearest(name, known))}" for name in unknown])
-        ensembles = {name: members for name, members in self.ensembles.items() if name in names}
-        needed = {*names, *(member for members in ensembles.values() for member in members)}
-        return Plan(self.dir, {name: each for name, each in self.models.items() if name in needed}, ensembles)
 
+def read_plan(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Plan:
+    """Read a plan and the config of each of its runs, over which ``overrides`` win; a ConfigError has all mistakes.
 
-def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
-    """Read a plan and the config of each of its runs, over which ``overrides`` win; a ConfigError has all mistakes."""
+    Where ``only`` names runs and ensembles, the plan is of what these need, whatever the others are like.
+    """
     try:
         content = _OPTIONAL | tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -138,6 +132,8 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
         raise ConfigError([f"{path}: is not TOML: {error}"]) from None
     if problems := [*_wrong_keys(content)] or [*_wrong_contents(content)]:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
+    if only:
+        content = _part(content, only)
     common = _overrides(content["settings"])
     variants = {name: [*common, *_overrides(_sections(own)), *overrides] for name, own in content["runs"].items()}
     runs = plan_runs(content["base"], Path(content["dir"]), variants, path)
@@ -157,6 +153,17 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     return Plan(Path(content["dir"]), models, content["ensembles"])
 
 
+def _part(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What ``names`` (of runs and ensembles) need of a plan; a ConfigError where one is not in it."""
+    runs, ensembles = content["runs"], content["ensembles"]
+    if unknown := [name for name in names if name not in runs and name not in ensembles]:
+        known = [*runs, *ensembles]
+        raise ConfigError([f"{name!r} is not in the plan{hint(nearest(name, known))}" for name in unknown])
+    ensembles = {name: members for name, members in ensembles.items() if name in names}
+    needed = {*names, *chain(*ensembles.values())}
+    return {**content, "runs": {name: own for name, own in runs.items() if name in needed}, "ensembles": ensembles}
+
+
 def _model(run: PlannedRun, seeds: Sequence[int], tune: Mapping[str, Sequence[Any]]) -> PlannedModel:
     """Make a model of a run: all combinations of the values to try, each with all seeds."""
     tried = {}
@@ -174,9 +181,9 @@ def plan_runs(
     """Make the runs of a plan: each in a folder of its own in ``folder``, with one folder of prepared data for all.
 
     ``variants`` are ``section.key=value`` over the base, by the run's name. A ConfigError has everything that is wrong,
-    run by run, under the name of where the variants come from.
+    under the name of where the variants come from, and of the runs where it is not all of them.
     """
-    runs, problems = {}, []
+    runs, problems = {}, defaultdict(list)
     for name, overrides in variants.items():
         own = (*overrides, f"run.dir={toml_value(str(folder / name))}")
         try:
@@ -186,9 +193,12 @@ def plan_runs(
                 config = load_config(base, own)
             runs[name] = PlannedRun(name, base, own, config)
         except ConfigError as error:
-            problems += [f"{named}: {name}: {problem}" for problem in error.problems]
+            for problem in error.problems:
+                problems[problem].append(name)
     if problems:
-        raise ConfigError(problems)
+        all_of_several = [*variants] if len(variants) > 1 else None
+        said = ["" if names == all_of_several else f"{', '.join(names)}: " for names in problems.values()]
+        raise ConfigError([f"{named}: {who}{problem}" for who, problem in zip(said, problems, strict=True)])
     return runs
 
 

@@ -80,7 +80,7 @@ def train(config: Config) -> int:
             found = find(folder / CHECKPOINTS, config.run.resume_from, mesh)
             manifest = agree(mesh, lambda: read_manifest(found), only_main=True) if found else None
             if manifest:  # before any work is done for nothing
-                check_config(found, manifest, config, resuming=True)
+                agree(mesh, lambda: check_config(found, manifest, config, resuming=True), only_main=True)
                 where = manifest.training_state, found.parent.parent
                 config = agree(mesh, lambda: config.family.continued(config, *where, True), only_main=True)
             done = manifest.training_state.step if manifest else 0

@@ -226,7 +226,8 @@ def test_the_config_is_saved_beside_the_weights(tmp_path):
 def test_another_model_is_refused_with_key_and_both_values(tmp_path):
     path = save_on(tmp_path)
     message = load_error(path, config=replace(CONFIG, model=replace(CONFIG.model, ffn_size=32)))
-    assert "another model" in message and "model.ffn_size" in message and "24" in message and "32" in message
+    assert "another model; run.dir=FOLDER begins a new run\n" in message
+    assert "model.ffn_size" in message and "24" in message and "32" in message
 
 
 def test_another_schedule_needs_the_flag(tmp_path):

@@ -32,6 +32,13 @@ def test_each_parses_and_has_no_setting_that_does_nothing(path):
     assert config.run.dir == f"runs/{path.relative_to(CONFIGS).with_suffix('')}"
 
 
+@pytest.mark.parametrize("path", TOML, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_each_needs_no_file_that_a_clone_has_not(path):
+    """But for ImageNet, which its user has to get."""
+    overrides = ["data.source=digits"] if path.stem == "resnet50_imagenet" else []
+    load_config(path, [*overrides, "data.validation=0.5"] if overrides else [])
+
+
 @pytest.mark.parametrize("stage", range(4))
 @pytest.mark.parametrize("name", ["quickstart", *LLAMA])
 def test_each_goes_with_each_stage_that_its_precision_allows(name, stage):

@@ -79,6 +79,18 @@ def test_likelihoods_are_those_of_single_passes(ensemble, how, batch_size):
     assert lengths == {(False, False), (True, False), (False, True)}
 
 
+def test_a_continuation_that_is_one_piece_with_the_context_is_scored_by_itself(ensemble):
+    tokenizer = ensemble.tokenizer
+    pieces = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+    pairs = [(piece[:-1], piece[-1]) for piece in pieces if len(piece) > 1 and piece.isascii() and piece.isalpha()]
+    merged = (pair for pair in pairs if len(tokenizer.encode("".join(pair))) <= len(tokenizer.encode(pair[0])))
+    context, continuation = next(merged)  # for which the base class has nothing to score
+    before, scored = (tokenizer.encode(text) for text in (context, continuation))
+    (answer,) = EnsembleLM(ensemble).loglikelihood(_requests("loglikelihood", [(context, continuation)]), True)
+    assert answer[0] == pytest.approx(_expected(ensemble, [tokenizer.bos, *before], scored, "prob")[0], rel=1e-5)
+    assert answer[0] < 0
+
+
 def test_the_likeliest_continuation_is_called_greedy(ensemble):
     model, encode = EnsembleLM(ensemble), ensemble.tokenizer.encode
     context = [ensemble.tokenizer.bos, *encode("the old")]
