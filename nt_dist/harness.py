@@ -56,7 +56,7 @@ class EnsembleLM(HFLM):
         dtype: str = "float32",
         max_length: int | None = None,  # tokens that the model sees at once; None for as many as it was trained on
         add_bos_token: bool | None = None,  # whether a text begins with BOS; None for whether the tokenizer has one
-        tokenizer: str | None = None,  # the run's .model file,
+        tokenizer: str | None = None,  # the run's tokenizer file,
         prepared: str | None = None,  # and its prepared texts, where they are no longer in their place
         model: str | None = None,  # the name that --output_path files results under; the command has one
         **unknown: Any,

@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--trail", type=int, help="write trunk and this trail, from 1, as a model of transformers' own")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
     parser.add_argument("--sparse", action="store_true", help="write sparse.safetensors as well")
-    parser.add_argument("--tokenizer", type=Path, help="the run's .model file, where it is not found by itself")
+    parser.add_argument("--tokenizer", type=Path, help="the run's tokenizer file, where it is not found by itself")
     parser.add_argument("--prepared", type=Path, help="the run's prepared texts, where they are elsewhere now")
     arguments = parser.parse_args()
 

@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--combine", default="prob", help="prob, logit or a trail's number, from 1 (default prob)")
     parser.add_argument("--uncertainty", choices=["none", "mutual_information", "entropy"], default="none")
-    parser.add_argument("--tokenizer", type=Path, help="the run's .model file, where it is not found by itself")
+    parser.add_argument("--tokenizer", type=Path, help="the run's tokenizer file, where it is not found by itself")
     parser.add_argument("--prepared", type=Path, help="the run's prepared texts, where they are elsewhere now")
     parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1 (default cpu)")
     arguments = parser.parse_args()

@@ -57,6 +57,10 @@ _OUTPUTS = """
 of their logits, a number one trail (from 1). `model(…, output_trail_logits=True)` has each trail's own as \
 `trail_logits`. `loss` is the cross-entropy of what the ensemble predicts.
 """
+_TRAIL = """
+llama.cpp reads `tokenizer.model`, if there is one: a tokenizer that was loaded with `trust_remote_code=True` saves it \
+again, any other leaves it behind.
+"""
 
 
 class Exported(NamedTuple):
@@ -98,7 +102,7 @@ def export(
                 shutil.copyfile(file, folder / file.name)
         if sparse:
             save_sparse(model, folder)
-        task.write(ensemble, folder)
+        task.write(ensemble, folder, is_plain=trail is not None)
         (folder / "README.md").write_text(card(ensemble, task, trail, dtype), encoding="utf-8")
         back = type(model).from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
         inputs = task.inputs(ensemble, folder)
@@ -226,7 +230,9 @@ def card(ensemble: Ensemble, task: Task, trail: int | None, dtype: str) -> str:
         sizes=task.sizes(config),
         example=task.example.format(remote=", trust_remote_code=True" if trail is None else ""),
     )
-    return text + _OUTPUTS if trail is None else text
+    if trail is None:
+        return text + _OUTPUTS
+    return text + _TRAIL if isinstance(task, TextGeneration) else text
 
 
 def _figures(ensemble: Ensemble, trail: int | None) -> str:

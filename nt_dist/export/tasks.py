@@ -46,9 +46,12 @@ print(tokenizer.decode(model.generate(**tokens, max_new_tokens=50)[0]))
         model.generation_config = GenerationConfig(bos_token_id=bos, eos_token_id=eos, pad_token_id=eos)
         model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id = bos, eos, eos
 
-    def write(self, ensemble: Ensemble, folder: Path) -> None:
-        """Write what makes the model's inputs, for transformers; a DataError if it cannot be written so."""
-        write_tokenizer(ensemble.tokenizer, folder, ensemble.max_length)
+    def write(self, ensemble: Ensemble, folder: Path, is_plain: bool) -> None:
+        """Write what makes the model's inputs, for transformers; a DataError if it cannot be written so.
+
+        ``is_plain`` says that no code of ours may be needed to read it.
+        """
+        write_tokenizer(ensemble.tokenizer, folder, ensemble.max_length, is_plain)
 
     def inputs(self, ensemble: Ensemble, folder: Path) -> tuple[torch.Tensor, dict[str, Any]]:
         """Return inputs to compare on: for the ensemble, and the same as the exported ``folder`` makes them."""
@@ -88,7 +91,7 @@ print(model.config.id2label[int(logits.argmax())])
         model.config.id2label = dict(enumerate(ensemble.classes))
         model.config.label2id = {name: number for number, name in enumerate(ensemble.classes)}
 
-    def write(self, ensemble: Ensemble, folder: Path) -> None:
+    def write(self, ensemble: Ensemble, folder: Path, is_plain: bool) -> None:
         """Write the image processor, of a kind that needs Pillow only.
 
         It takes a picture's middle square, and leaves the customary margin around it if training cut parts out of

@@ -1,12 +1,17 @@
-"""A run's sentencepiece tokenizer as transformers reads it, with the same tokens for every text.
+"""A run's tokenizer as transformers reads it, with the same tokens for every text.
 
-Written are ``tokenizer.json`` (of the tokenizers library), ``tokenizer_config.json`` and ``tokenizer.model`` itself. A
-sentencepiece BPE joins, again and again, the two neighbours whose joint piece has the best score, the leftmost of equal
-ones (Kudo and Richardson, EMNLP 2018, §3.1); the tokenizers library joins by a list of pairs. So the list has every cut
-of every piece into two, in the order of the pieces' scores.
+Written are ``tokenizer_config.json``, ``tokenizer.json`` (of the tokenizers library) and, of a sentencepiece model,
+``tokenizer.model`` with a class in Python that keeps it where the tokenizer is saved again: llama.cpp reads no other.
+What no tokenizer.json can say another class reads from ``tokenizer.model``, by sentencepiece.
+
+A sentencepiece BPE joins, again and again, the two neighbours whose joint piece has the best score, the leftmost of
+equal ones (Kudo and Richardson, EMNLP 2018, §3.1); the tokenizers library joins by a list of pairs. So the list has
+every cut of every piece into two, in the order of the pieces' scores.
 """
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import sentencepiece.sentencepiece_model_pb2 as proto
@@ -15,7 +20,9 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from nt_dist.errors import DataError
-from nt_dist.text.tokenizer import Tokenizer
+from nt_dist.export.hf import tokenization_tokenizers
+from nt_dist.export.hf.tokenization_sentencepiece import SentencePieceTokenizer
+from nt_dist.text.tokenizer import JsonTokenizer, Tokenizer
 
 _PIECE = proto.ModelProto.SentencePiece
 _SPACE = "▁"
@@ -41,43 +48,37 @@ SAMPLES = (
 def fast_tokenizer(tokenizer: Tokenizer) -> FastTokenizer:
     """Return a tokenizers.Tokenizer that gives the same tokens, BOS before each text where there is one.
 
-    DataError if the model is of a kind that cannot be rewritten: not BPE, without byte fallback, with normalization.
+    DataError if it cannot be rewritten; see :attr:`Tokenizer.only_sentencepiece`.
     """
+    if isinstance(tokenizer, JsonTokenizer):
+        fast = FastTokenizer.from_str(json.dumps(json.loads(tokenizer.data)["tokenizer"]))
+    else:
+        fast = _rewritten(tokenizer)
+    begin = [] if tokenizer.bos is None else [(fast.id_to_token(tokenizer.bos), tokenizer.bos)]
+    before = "".join(f"{piece} " for piece, _ in begin)
+    fast.post_processor = processors.TemplateProcessing(
+        single=f"{before}$A", pair=f"{before}$A {before}$B:1", special_tokens=begin
+    )
+    return fast
+
+
+def _rewritten(tokenizer: Tokenizer) -> FastTokenizer:
+    if broken := tokenizer.only_sentencepiece:
+        raise DataError(f"{tokenizer.name}: cannot be written as a tokenizer.json: {'; '.join(broken)}")
     model = proto.ModelProto.FromString(tokenizer.data)
-    if broken := [rule for rule, holds in _rules(model).items() if not holds]:
-        raise DataError(f"{tokenizer.name}: cannot be written for transformers: {'; '.join(broken)}")
     vocab = {piece.piece: number for number, piece in enumerate(model.pieces)}
     fast = FastTokenizer(
         models.BPE(vocab, _merges(model), byte_fallback=True, fuse_unk=True, unk_token=model.trainer_spec.unk_piece)
     )
     before = [normalizers.Replace(" ", _SPACE)]
+    # sentencepiece cuts the first space off whatever it decodes; here it stays, for what follows a prompt may begin so
     after = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if model.normalizer_spec.add_dummy_prefix:
         before.insert(0, normalizers.Prepend(_SPACE))
-        after.append(decoders.Strip(" ", 1, 0))
     fast.normalizer, fast.decoder = normalizers.Sequence(before), decoders.Sequence(after)
     control = [piece.piece for piece in model.pieces if piece.type in (_PIECE.CONTROL, _PIECE.UNKNOWN)]
     fast.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in control])
-    if tokenizer.bos is not None:
-        bos = model.pieces[tokenizer.bos].piece
-        fast.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B:1", special_tokens=[(bos, tokenizer.bos)]
-        )
     return fast
-
-
-def _rules(model: proto.ModelProto) -> dict[str, bool]:
-    """What a model must be to be rewritten, and whether it is."""
-    normalizer, trainer = model.normalizer_spec, model.trainer_spec
-    long = [piece.piece for piece in model.pieces if piece.type == _PIECE.USER_DEFINED and len(piece.piece) > 1]
-    return {
-        "its kind must be BPE": trainer.model_type == trainer.BPE,
-        "it must have byte fallback": trainer.byte_fallback,
-        "it must not normalize characters": not normalizer.precompiled_charsmap,
-        "it must not remove spaces": not normalizer.remove_extra_whitespaces,
-        "it must not mark words by a space behind them": not trainer.treat_whitespace_as_suffix,
-        f"its user-defined pieces must be single characters, not {', '.join(map(repr, long))}": not long,
-    }
 
 
 def _merges(model: proto.ModelProto) -> list[tuple[str, str]]:
@@ -91,32 +92,45 @@ def _merges(model: proto.ModelProto) -> list[tuple[str, str]]:
     return [(left, right) for _, _, left, right in sorted(found)]
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
-    """Write the three files; the first two are read back and compared with the original on :data:`SAMPLES`, both ways.
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int, is_plain: bool = False) -> None:
+    """Write the files; they are read back and compared with the original on :data:`SAMPLES`, both ways.
 
-    ``max_length`` is the length of the sequences that the model was trained on, in tokens. DataError if the tokenizer
-    cannot be rewritten, or the two differ on a text; OSError if a file cannot be written.
+    ``max_length`` is the length of the sequences that the model was trained on, in tokens; ``is_plain`` that no code of
+    ours may be needed. DataError if the tokenizer cannot be written so, or the two differ on a text; OSError
+    if a file cannot be written.
     """
-    fast = fast_tokenizer(tokenizer)
-    eos, bos = fast.id_to_token(tokenizer.eos), tokenizer.bos
+    is_json, is_rewritten = isinstance(tokenizer, JsonTokenizer), is_plain or not tokenizer.only_sentencepiece
+    reader = PreTrainedTokenizerFast if is_rewritten else SentencePieceTokenizer
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": eos,
-        **({} if bos is None else {"bos_token": fast.id_to_token(bos)}),
-        "unk_token": fast.model.unk_token,
-        "pad_token": eos,
+        "tokenizer_class": "PreTrainedTokenizerFast" if is_rewritten else SentencePieceTokenizer.__name__,
         "padding_side": "left",
         "model_max_length": max_length,
+        "model_input_names": ["input_ids", "attention_mask"],  # before version 5 there are others by default
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,  # "</s>" in a text is four characters or so, as in training
     }
-    (folder / "tokenizer.json").write_text(fast.to_str(pretty=True), encoding="utf-8")
+    space = ""
+    if is_rewritten:
+        fast_tokenizer(tokenizer).save(str(folder / "tokenizer.json"))
+    if not is_json:
+        model = proto.ModelProto.FromString(tokenizer.data)
+        space = " " if model.normalizer_spec.add_dummy_prefix else ""
+        settings |= {"add_dummy_prefix": bool(space), "unk_token": model.trainer_spec.unk_piece}
+        ours = tokenization_tokenizers.PreTrainedTokenizerFast if is_rewritten else SentencePieceTokenizer
+        module = ours.__module__.rpartition(".")[2]
+        name = f"{module}.{ours.__name__}"
+        settings["auto_map"] = {"AutoTokenizer": [None, name] if is_rewritten else [name, None]}
+        shutil.copyfile(sys.modules[ours.__module__].__file__, folder / f"{module}.py")
+        (folder / "tokenizer.model").write_bytes(tokenizer.data)
+    pieces = {token: piece for piece, token in tokenizer.pieces.items()}
+    settings |= {"eos_token": pieces[tokenizer.eos], "pad_token": pieces[tokenizer.eos]}
+    if tokenizer.bos is not None:
+        settings["bos_token"] = pieces[tokenizer.bos]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    (folder / "tokenizer.model").write_bytes(tokenizer.data)
-    theirs = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    theirs = reader.from_pretrained(folder, local_files_only=True)
     for text in SAMPLES:
         tokens, found = tokenizer.encode(text), theirs.encode(text, add_special_tokens=False)
         if found != tokens:
             raise DataError(f"{tokenizer.name}: rewritten for transformers, {text!r} becomes {found}, not {tokens}")
-        if (back := theirs.decode(found)) != tokenizer.decode(tokens):
+        if (back := theirs.decode(found)) != (space if tokens else "") + tokenizer.decode(tokens):
             raise DataError(f"{tokenizer.name}: rewritten for transformers, {tokens} becomes {back!r}")

@@ -106,8 +106,8 @@ def load_ensemble(
 ) -> Ensemble:
     """Load a trained ensemble for computing with it; needs no DeepSpeed and no process group.
 
-    ``checkpoint`` is one, a folder of them or a run's folder (then its newest whole one); ``tokenizer`` is a .model
-    file and ``prepared`` a folder of prepared texts, where the run's own are no longer in their place.
+    ``checkpoint`` is one, a folder of them or a run's folder (then its newest whole one); ``tokenizer`` is a
+    tokenizer's file and ``prepared`` a folder of prepared texts, where the run's own are no longer in their place.
 
     Raises:
         CheckpointError: There is none, it is damaged or of another format version.

@@ -1,5 +1,6 @@
 """LLaMAs of other programs: transformers' dense one, the NeuroTrails paper's (arXiv 2505.17909), our own exports."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from nt_dist.errors import DataError
 from nt_dist.llama.names import ENSEMBLE, LLAMA, PAPER, shared_settings
 from nt_dist.model.foreign import EXPORT_ONLY, Foreign, exported_problems, exported_sizes
+from nt_dist.text.tokenizer import JsonTokenizer, pieces_of
 
 _IN_RULES = ("rope_parameters", "rope_scaling", "sliding_window")
 _HEAD = re.compile(r"head_model_(\d+)\.")
@@ -68,11 +70,17 @@ class Dense(Foreign):
 
     def check_data(self, config, data):
         """The tokenizer must be the one that lies beside the model, if one does."""
-        theirs = self.path / "tokenizer.model"
-        if theirs.is_file() and theirs.read_bytes() != data.tokenizer.data:
-            raise DataError(
-                f"data.tokenizer: {data.tokenizer.name} is not the imported model's; set data.tokenizer={theirs}"
-            )
+        model, written, ours = self.path / "tokenizer.model", self.path / "tokenizer.json", data.tokenizer
+        theirs = model if model.is_file() and not isinstance(ours, JsonTokenizer) else written
+        if not theirs.is_file():
+            return
+        try:
+            kept = theirs.read_bytes()
+            same = kept == ours.data if theirs == model else pieces_of(json.loads(kept)) == ours.pieces
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{theirs}: cannot be read: {error}") from None
+        if not same:
+            raise DataError(f"data.tokenizer: {ours.name} is not the imported model's; set data.tokenizer={theirs}")
 
 
 class Paper(Dense):

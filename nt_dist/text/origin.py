@@ -16,6 +16,7 @@ from typing import Any
 from nt_dist.config import Config
 from nt_dist.errors import DataError
 from nt_dist.text.sources import FileSource, Source, open_source
+from nt_dist.text.tokenizer import read_tokenizer
 
 ORIGIN, RECORD = "origin.json", "prepared.json"
 _SHOWN = 3  # files that a warning names
@@ -65,7 +66,7 @@ def find(config: Config) -> Path | None:
     says, sha256 = described(config), None
     if config.data.tokenizer != "auto":
         with suppress(OSError):
-            sha256 = hashlib.sha256(Path(os.path.expanduser(config.data.tokenizer)).read_bytes()).hexdigest()
+            sha256 = hashlib.sha256(read_tokenizer(Path(os.path.expanduser(config.data.tokenizer)))).hexdigest()
     found = [
         path
         for path in prepared_folder(config).glob(f"*/{ORIGIN}")

@@ -49,7 +49,7 @@ from nt_dist.text.origin import (
 )
 from nt_dist.text.samples import TextSamples
 from nt_dist.text.sources import BadDocuments, Source, open_files, open_source
-from nt_dist.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from nt_dist.text.tokenizer import Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
 
 _FORMAT = 1
 _TOKENIZER = "tokenizer.model"
@@ -264,6 +264,9 @@ def open_data(config: Config, is_writer: bool = True, exchange: Exchange = lambd
         for name, samples in (("training", train), ("validation", validation)):
             counts = len(samples), samples.indexed.num_documents, samples.indexed.num_tokens
             _logger.info("%s: %s samples of %s documents, %s tokens", name, *(f"{count:,}" for count in counts))
+        if rules := tokenizer.only_sentencepiece:
+            text = "%s: exports will need sentencepiece to read it, and --trail will be refused: %s"
+            _logger.warning(text, tokenizer.name, "; ".join(rules))
     return OpenData(train, validation, record.digest, {"tokenizer_sha256": tokenizer.sha256}, tokenizer=tokenizer)
 
 
@@ -318,7 +321,7 @@ def run_tokenizer(
 ) -> Tokenizer:
     """The tokenizer that a run was trained with, told from any other by its hash; its corpus need not be there.
 
-    It is looked for in ``folders`` of prepared texts and at ``data.tokenizer``, or the .model file ``given`` is taken;
+    It is looked for in ``folders`` of prepared texts and at ``data.tokenizer``, or the file ``given`` is taken;
     DataError if it is not there, or is another one. ``data_digest`` and ``identity`` are those of the run's
     :class:`OpenData`, as far as its checkpoint has them.
     """
@@ -345,7 +348,7 @@ def run_tokenizer(
     trained = [path for folder in folders for path in sorted(folder.glob("tokenizer-*.model"))]
     places = [*(folder / _TOKENIZER for folder in prepared), *trained, Path(os.path.expanduser(config.data.tokenizer))]
     for place in places:
-        if place.is_file() and hashlib.sha256(place.read_bytes()).hexdigest() == sha256:
+        if place.is_file() and hashlib.sha256(read_tokenizer(place)).hexdigest() == sha256:
             return load_tokenizer(place, vocab_size)
     raise DataError(
         f"the run's tokenizer (SHA-256 {sha256}) is neither in {where} nor at data.tokenizer = "

@@ -42,7 +42,9 @@ class Data:
         data.path_or_share("a path, or a share of the documents"),
     )
     tokenizer: str = free(
-        "auto", 'A sentencepiece .model, or "auto": trained on the corpus at model.vocab_size and kept.', NOT_EMPTY
+        "auto",
+        'A sentencepiece .model, a tokenizer.json, or "auto": trained on the corpus at model.vocab_size and kept.',
+        NOT_EMPTY,
     )
     layout: Literal["packed", "rows"] = schedule(
         "packed", "packed (documents one after the other, cut into windows) or rows (one document a row, padded)."

@@ -1,4 +1,5 @@
-"""Tokens: a sentencepiece model, given or trained on the corpus, the same for the same source and size.
+"""Tokens: a sentencepiece model, given or trained on the corpus, the same for the same source and size; or one of the
+tokenizers library, given as its tokenizer.json.
 
 Training takes no normalisation and cuts nothing away, so that decoding gives the text back to the byte, but for the
 character U+2581, by which sentencepiece writes a space: it comes back as one. BPE (Kudo and Richardson, EMNLP 2018)
@@ -7,10 +8,12 @@ with byte fallback, on whole lines.
 
 import hashlib
 import io
+import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -36,6 +39,9 @@ _SETTINGS = {
     "num_threads": 1,  # stands in the file: another number is another file
     "minloglevel": 2,
 }
+# what pieces at the ends of a document are called, where nothing beside a tokenizer.json says it
+_BEGINS = ("<s>", "<bos>", "<|begin_of_text|>", "[BOS]")
+_ENDS = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]")
 
 
 class Tokenizer:
@@ -56,6 +62,32 @@ class Tokenizer:
         if self.eos < 0:
             raise DataError(f"{name}: has no end-of-sentence piece, which must end each document")
 
+    def __reduce__(self):
+        return type(self), (self.data, self.name)
+
+    @property
+    def pieces(self) -> dict[str, int]:
+        """All pieces with their tokens."""
+        return {self._model.id_to_piece(token): token for token in range(self.vocab_size)}
+
+    @property
+    def only_sentencepiece(self) -> list[str]:
+        """The rules that a model must keep for a tokenizer.json to say the same, of those that it breaks."""
+        import sentencepiece.sentencepiece_model_pb2 as proto
+
+        model = proto.ModelProto.FromString(self.data)
+        normalizer, trainer = model.normalizer_spec, model.trainer_spec
+        written = [piece.piece for piece in model.pieces if piece.type == piece.USER_DEFINED and len(piece.piece) > 1]
+        rules = {
+            "its kind must be BPE": trainer.model_type == trainer.BPE,
+            "it must have byte fallback": trainer.byte_fallback,
+            "it must not normalize characters": not normalizer.precompiled_charsmap,
+            "it must not remove spaces": not normalizer.remove_extra_whitespaces,
+            "it must not mark words by a space behind them": not trainer.treat_whitespace_as_suffix,
+            f"its user-defined pieces must be single characters, not {', '.join(map(repr, written))}": not written,
+        }
+        return [rule for rule, holds in rules.items() if not holds]
+
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, without BOS and EOS."""
         return self._model.encode(text)
@@ -69,13 +101,92 @@ class Tokenizer:
         return self._model.decode([int(token) for token in tokens])
 
 
+class JsonTokenizer(Tokenizer):
+    """One of the tokenizers library, of what :func:`read_tokenizer` gives for a tokenizer.json called ``name``."""
+
+    only_sentencepiece = ()
+
+    def __init__(self, data: bytes, name: str):
+        try:
+            import tokenizers
+        except ModuleNotFoundError:
+            raise DataError(f"{name}: reading it needs the extra [eval]: tokenizers is not installed") from None
+        self.data, self.name, self.sha256 = data, name, hashlib.sha256(data).hexdigest()
+        try:
+            kept = json.loads(data)
+            self._model = tokenizers.Tokenizer.from_str(json.dumps(kept["tokenizer"]))
+            self.bos, self.eos = (None if each is None else self._model.token_to_id(each) for each in kept["ends"])
+        except Exception as error:  # of the library, of no other class
+            raise DataError(f"{name}: is no file of the tokenizers library: {error}") from None
+        self._model.no_truncation()
+        self._model.no_padding()
+        self._model.encode_special_tokens = True  # "</s>" in a text is four characters or so
+        self.vocab_size = max(self._model.get_vocab().values(), default=-1) + 1
+        if self.eos is None:
+            rule = "tokenizer_config.json beside it must name one as eos_token"
+            raise DataError(f"{name}: it is not known which piece ends a document; {rule}")
+        if self.bos == self.eos:  # GPT-2's: documents follow an EOS anyway
+            self.bos = None
+
+    @property
+    def pieces(self) -> dict[str, int]:
+        return self._model.get_vocab()
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: list[int]) -> str:
+        return self._model.decode([int(token) for token in tokens])
+
+
+def read_tokenizer(path: Path) -> bytes:
+    """What a tokenizer file says, one string of bytes for one tokenizer: a .model as it is; a tokenizer.json with the
+    pieces that begin and end a document, which tokenizer_config.json beside it names. OSError if it cannot be read."""
+    data = path.read_bytes()
+    if not data.lstrip().startswith(b"{"):
+        return data
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is no JSON: {error}") from None
+    if "ends" in content:  # read before, and kept with prepared texts
+        return data
+    ends = _named_ends(path.parent / "tokenizer_config.json")
+    if ends is None:
+        found = [[name for name in names if name in pieces_of(content)] for names in (_BEGINS, _ENDS)]
+        ends = [names[0] if len(names) == 1 else None for names in found]
+    return json.dumps({"ends": ends, "tokenizer": content}).encode()
+
+
+def _named_ends(file: Path) -> list[str | None] | None:
+    """The pieces that begin and end a document, as a tokenizer_config.json names them; None if it is not there."""
+    try:
+        said = json.loads(file.read_bytes())
+        ends = [said.get(name) for name in ("bos_token", "eos_token")]
+        return [each.get("content") if isinstance(each, dict) else each for each in ends]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
+
+
+def pieces_of(content: Any) -> dict[str, int]:
+    """The pieces of a tokenizer.json with their tokens; empty if it is none."""
+    try:
+        vocab = content["model"]["vocab"]
+        pieces = dict(vocab) if isinstance(vocab, dict) else {piece: token for token, (piece, _) in enumerate(vocab)}
+        return pieces | {each["content"]: each["id"] for each in content.get("added_tokens") or []}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
 def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer") -> Tokenizer:
-    """Read a .model file, which the setting ``key`` named; DataError unless it has ``vocab_size`` pieces."""
+    """Read a tokenizer's file, which the setting ``key`` named; DataError unless it has ``vocab_size`` pieces."""
     with reading(f"{key} = {str(path)!r}", DataError):
         file = Path(os.path.expanduser(path))
         check_plain(file)
-        data = file.read_bytes()
-    tokenizer = Tokenizer(data, str(path))
+        data = read_tokenizer(file)
+    tokenizer = (JsonTokenizer if data.startswith(b"{") else Tokenizer)(data, str(path))
     if tokenizer.vocab_size != vocab_size:
         has = f"{key} = {str(path)!r} has {tokenizer.vocab_size} pieces"
         raise DataError(f"{has}, model.vocab_size = {vocab_size}: they must be equal")

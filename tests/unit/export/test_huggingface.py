@@ -44,7 +44,7 @@ def test_what_is_written(folder, run):
     assert {file.name for file in folder.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors", "README.md"),
         *("modeling_neurotrails.py", "sparse_neurotrails.py"),
-        *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+        *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenization_tokenizers.py"),
     }
     assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {folder.stat().st_mode & 0o666}
     state = load_file(folder / "model.safetensors")
@@ -125,8 +125,9 @@ def test_a_trail_is_a_plain_llama(run, tmp_path):
         torch.testing.assert_close(model(TOKENS).logits, ensemble.logits(TOKENS)[1], rtol=1e-4, atol=1e-4)
     settings = json.loads((tmp_path / "trail" / "config.json").read_text())
     assert settings["model_type"] == "llama" and settings["vocab_size"] == 331 and settings["num_hidden_layers"] == 3
-    assert not list((tmp_path / "trail").glob("*.py"))
-    assert "trust_remote_code" not in (tmp_path / "trail" / "README.md").read_text()
+    assert [file.name for file in (tmp_path / "trail").glob("*.py")] == ["tokenization_tokenizers.py"]  # not needed
+    card = (tmp_path / "trail" / "README.md").read_text()
+    assert card.count("trust_remote_code") == 1 and "`trust_remote_code=True` saves it again" in card
     assert AutoTokenizer.from_pretrained(tmp_path / "trail", local_files_only=True).encode("The")[0] == 1
 
 

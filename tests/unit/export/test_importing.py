@@ -18,9 +18,10 @@ from nt_dist.inference import load_ensemble
 from nt_dist.llama.foreign import Dense
 from nt_dist.model.trails import build_model, weights_of
 from nt_dist.text.prepare import open_data
+from nt_dist.text.tokenizer import load_tokenizer
 from tests.unit.checkpoint.checkpoint_case import on_one_rank
 from tests.unit.inference.trained_run import SECTIONS, write_run
-from tests.unit.text.data_case import sentences, write_jsonl
+from tests.unit.text.data_case import byte_level, sentences, write_jsonl
 
 TOKENS = torch.randint(0, 331, (2, 12), generator=torch.Generator().manual_seed(1))
 
@@ -328,3 +329,11 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path):
     foreign.check_data(None, SimpleNamespace(tokenizer=SimpleNamespace(data=b"theirs", name="")))
     with pytest.raises(DataError, match=r"data.tokenizer: own.model is not the imported model's; set data.tokenizer="):
         foreign.check_data(None, SimpleNamespace(tokenizer=SimpleNamespace(data=b"ours", name="own.model")))
+    own = load_tokenizer(byte_level(tmp_path), 300)  # what lies beside a tokenizer.json is read for its ends only
+    foreign.check_data(None, SimpleNamespace(tokenizer=own))
+    (tmp_path / "tokenizer.model").unlink()  # transformers leaves it behind
+    with pytest.raises(DataError, match=r"own.model is not the imported model's; set data.tokenizer=.*tokenizer.json"):
+        foreign.check_data(None, SimpleNamespace(tokenizer=SimpleNamespace(pieces={"a": 0}, name="own.model")))
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match=r"tokenizer.json: cannot be read"):
+        foreign.check_data(None, SimpleNamespace(tokenizer=own))

@@ -5,6 +5,8 @@ import json
 import random
 from pathlib import Path
 
+import tokenizers
+
 from nt_dist.config import Config
 from nt_dist.families import make_config
 
@@ -23,6 +25,19 @@ def write_jsonl(path: Path, texts: list[str]) -> Path:
     with opener(path, "wt", encoding="utf-8") as stream:
         stream.writelines(json.dumps({"text": text}) + "\n" for text in texts)
     return path
+
+
+def byte_level(folder: Path) -> Path:
+    """A tokenizer.json of 300 pieces in ``folder``, as GPT-2's: of bytes, one special piece."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    model.enable_truncation(8)
+    settings = {"special_tokens": ["<|endoftext|>"], "initial_alphabet": tokenizers.pre_tokenizers.ByteLevel.alphabet()}
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, show_progress=False, **settings)
+    model.train_from_iterator([sentences(60)], trainer)
+    model.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
 
 
 def config_over(folder: Path, vocab_size: int = 330, sequence_length: int = 16, **data) -> Config:

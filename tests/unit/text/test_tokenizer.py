@@ -1,12 +1,17 @@
 """Tokenizers: trained the same each time, lossless, and refused when they do not fit."""
 
+import json
+import logging
+import pickle
+
 import pytest
 import sentencepiece
 
 from nt_dist.errors import DataError
+from nt_dist.text.prepare import open_data, run_tokenizer
 from nt_dist.text.sources import open_files
 from nt_dist.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from tests.unit.text.data_case import sentences, write_jsonl
+from tests.unit.text.data_case import byte_level, config_over, sentences, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +134,59 @@ def test_a_model_without_bos_ends_documents_only(tmp_path):
 def test_a_model_without_eos_is_refused(tmp_path):
     with pytest.raises(DataError, match="no_eos.model: has no end-of-sentence piece"):
         load_tokenizer(train_with(tmp_path / "no_eos", eos_id=-1), 60)
+
+
+def test_a_tokenizer_json_is_as_good_as_a_model(tmp_path):
+    tokenizer = load_tokenizer(byte_level(tmp_path), 300)
+    assert (tokenizer.vocab_size, tokenizer.bos, tokenizer.eos) == (300, None, 0)
+    text = "The old house, naïve 🌲 <|endoftext|> and more than eight tokens"
+    assert tokenizer.decode(tokenizer.document(text)) == text and tokenizer.eos not in tokenizer.encode(text)
+    sent = pickle.loads(pickle.dumps(tokenizer))  # as to the processes that prepare
+    assert sent.document(text) == tokenizer.document(text) and sent.pieces == tokenizer.pieces
+
+
+def test_a_tokenizer_json_is_kept_with_the_texts(tmp_path):
+    file = byte_level(tmp_path)
+    corpus = write_jsonl(tmp_path / "a.jsonl", [sentences(12, seed) for seed in range(8)])
+    config = config_over(tmp_path, 300, path=str(corpus), tokenizer=str(file), validation=0.2)
+    data = open_data(config)
+    assert data.tokenizer.sha256 == load_tokenizer(file, 300).sha256
+    assert open_data(config).digest == data.digest and len(list((tmp_path / "run" / "data").glob("*/"))) == 1
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "a", "bos_token": {"content": "b"}}))
+    other = load_tokenizer(file, 300)
+    assert (other.bos, other.eos) == (other.pieces["b"], other.pieces["a"]) and other.sha256 != data.tokenizer.sha256
+    file.unlink()
+    found = run_tokenizer(config, data.digest, data.identity, [tmp_path / "run" / "data"])
+    assert found.document("The old") == data.tokenizer.document("The old")
+
+
+def test_a_tokenizer_json_that_cannot_be_used_is_refused(tmp_path):
+    file = byte_level(tmp_path)
+    content = json.loads(file.read_text().replace("<|endoftext|>", "<|odd|>"))
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"which piece ends a document; tokenizer_config.json beside it must name one"):
+        load_tokenizer(file, 300)
+    (tmp_path / "tokenizer_config.json").write_text("[1]")
+    with pytest.raises(DataError, match=r"tokenizer_config.json: cannot be read: 'list' object"):
+        load_tokenizer(file, 300)
+    (tmp_path / "tokenizer_config.json").unlink()
+    for text, rule in (
+        ("{", "is no JSON"),
+        ('{"model": 1}', "is no file of the tokenizers library"),
+        ('{"ends": 1}', "no file"),
+    ):
+        file.write_text(text)
+        with pytest.raises(DataError, match=f"tokenizer.json: .*{rule}"):
+            load_tokenizer(file, 300)
+
+
+def test_what_an_export_cannot_keep_is_said_before_training(tmp_path, caplog):
+    corpus = write_jsonl(tmp_path / "a.jsonl", [sentences(12, seed) for seed in range(8)])
+    foreign = train_with(tmp_path / "foreign")
+    with caplog.at_level(logging.WARNING):
+        open_data(config_over(tmp_path, 60, path=str(corpus), tokenizer=str(foreign), validation=0.2))
+    assert "exports will need sentencepiece to read it, and --trail will be refused: it must have byte" in caplog.text
+    assert "it must not normalize characters; it must not remove spaces" in caplog.text
+    caplog.clear()
+    open_data(config_over(tmp_path / "own", path=str(corpus), validation=0.2))
+    assert caplog.text == ""
