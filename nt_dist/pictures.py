@@ -7,6 +7,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -295,27 +296,35 @@ def _name(axes: Axes, points: Mapping[str, tuple[float, float]], size: float = 8
 
 @styled
 def against_diversity(
-    runs: Sequence[tuple[float, int]], measures: Mapping[str, Sequence[float]], outcomes: Sequence[float], label: str
+    runs: Sequence[tuple[float, int, float | None]],
+    measures: Mapping[str, Sequence[float]],
+    outcomes: Sequence[float],
+    label: str,
 ) -> Figure:
     """Draw what came of the trails' prediction diversity, a panel for each measure of diversity.
 
-    Colour says how long the trails are, the marker how dense; points of one length are joined in the order of density.
-    ``runs`` are density and blocks in a trail of each; ``label`` is what the outcomes are called.
+    Colour says how long the trails are, the marker how dense, the line what weight the ensemble's loss has; points that
+    differ in density alone are joined. ``runs`` are density, blocks in a trail and that weight (None: not varied) of
+    each; ``label`` is what the outcomes are called.
     """
     figure, panel = panels(len(measures), width=5.4, height=4.4)
-    densities, lengths = (sorted(set(each)) for each in zip(*runs, strict=True))
+    densities, lengths, joints = (sorted(set(each)) for each in zip(*runs, strict=True))
     markers = {density: nth(MARKERS, number) for number, density in enumerate(densities)}
     for axes, (measure, values) in zip(panel, measures.items(), strict=True):
-        for number, length in enumerate(lengths):
+        for (number, length), (kind, joint) in product(enumerate(lengths), enumerate(joints)):
             points = zip(runs, values, outcomes, strict=True)
-            line = sorted((density, x, y) for (density, layers), x, y in points if layers == length)
+            line = sorted((density, x, y) for (density, *rest), x, y in points if rest == [length, joint])
+            if not line:
+                continue
             _, x, y = zip(*line, strict=True)
-            axes.plot(x, y, color=nth(COLORS, number), linewidth=0.8)
+            axes.plot(x, y, nth(LINES, kind), color=nth(COLORS, number), linewidth=0.8)
             for density, x, y in line:
                 axes.plot(x, y, color=nth(COLORS, number), marker=markers[density], markersize=7, linestyle="none")
         axes.set(xlabel=measure, ylabel=label)
     for number, length in enumerate(lengths):
         axes.plot([], [], color=nth(COLORS, number), linewidth=2, label=f"{length} blocks in a trail")
+    for kind, joint in enumerate(joints) if len(joints) > 1 else []:
+        axes.plot([], [], nth(LINES, kind), color=PALE, label=f"{joint:g} × the ensemble's loss")
     for density in densities:
         axes.plot([], [], color=PALE, marker=markers[density], linestyle="none", label=f"density {density:g}")
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9)  # beside the last panel, for all

@@ -1,8 +1,8 @@
-"""Sweeps density and trail length, and draws what the ensemble gains against how differently its trails predict.
+"""Sweeps density, trail length and joint loss, and draws what the ensemble gains against how its trails differ.
 
     python tools/diversity.py --config configs/bench_mini.toml --steps 400 --out runs/diversity
-        [--densities 0.2,0.5,0.9] [--layers 1,2,4,6] [--points 0.9:4,0.5:2] [--launcher "deepspeed --num_gpus 2"]
-        [section.key=value …]
+        [--densities 0.2,0.5,0.9] [--layers 1,2,4,6] [--joints 0,0.5] [--points 0.9:4,0.5:2]
+        [--launcher "deepspeed --num_gpus 2"] [section.key=value …]
 
 Each point is a run of its own in OUT; started again, the sweep goes on where it was. --points trains and shows some of
 the points alone; --no_train shows those that have been trained. The warm-up is scaled with the steps.
@@ -24,12 +24,13 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="steps of each run (default: the config's)")
     parser.add_argument("--densities", default="0.2,0.5,0.9", help="shares of weights that are stored")
     parser.add_argument("--layers", default="1,2,4,6", help="blocks in a trail")
-    parser.add_argument("--points", default="", help="only these, as density:layers, with commas between")
+    parser.add_argument("--joints", default="", help="weights of the ensemble's own loss (default: the config's)")
+    parser.add_argument("--points", default="", help="only these, as density:layers[:joint], with commas between")
     parser.add_argument("--launcher", default="", help='what trains: "deepspeed --num_gpus 2" (default: one rank)')
     parser.add_argument("--no_train", action="store_true", help="show only what has been trained")
     arguments, rest = parser.parse_known_args()
     base, _, overrides = parse_command_line(rest)
-    points = parse_points(arguments.densities, arguments.layers, arguments.points)
+    points = parse_points(arguments.densities, arguments.layers, arguments.joints, arguments.points)
     runs = plan_sweep(points, base, arguments.out, arguments.steps, overrides)
 
     from nt_dist.evaluation.evaluate_checkpoint import join

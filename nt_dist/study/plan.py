@@ -263,26 +263,33 @@ class SweepPoint(NamedTuple):
 
     density: float
     layers: int  # blocks in a trail
+    joint: float | None = None  # weight of the ensemble's own loss; None: the config's
 
     @property
     def name(self) -> str:
         """Its run's name."""
-        return f"density_{self.density:g}_layers_{self.layers}"
+        joint = "" if self.joint is None else f"_joint_{self.joint:g}"
+        return f"density_{self.density:g}_layers_{self.layers}{joint}"
 
 
-def parse_points(densities: str, layers: str, points: str) -> list[SweepPoint]:
-    """Read a study's points: all densities × layers, as in "0.2,0.9" and "2,4", or only some of these, as in "0.9:4".
+def parse_points(densities: str, layers: str, joints: str, points: str) -> list[SweepPoint]:
+    """Read a study's points: all densities × layers × weights of the ensemble's loss, or only some of these.
 
-    A ConfigError where something is no number, or one of ``points`` is not in the study.
+    As in "0.2,0.9", "2,4" and "0,0.5" ("": only the config's), and "0.9:4:0.5". A ConfigError where something is no
+    number, or one of ``points`` is not in the study.
     """
     try:
-        every = [SweepPoint(float(d), int(n)) for n in layers.split(",") for d in densities.split(",")]
-        some = [SweepPoint(float(d), int(n)) for d, n in (each.split(":") for each in points.split(",") if each)]
-    except ValueError:
-        rule = "--densities and --layers must be numbers with commas between, --points as in 0.9:4,0.5:2"
-        raise ConfigError([rule]) from None
-    if strange := [f"--points {each.density:g}:{each.layers}" for each in some if each not in every]:
-        raise ConfigError([f"{each}: is not among the densities and layers of the study" for each in strange])
+        weights = [float(w) for w in joints.split(",")] if joints else [None]
+        axes = product(weights, layers.split(","), densities.split(","))
+        every = [SweepPoint(float(d), int(n), w) for w, n, d in axes]
+        given = [each.split(":") for each in points.split(",") if each]
+        some = [SweepPoint(float(d), int(n), *map(float, w)) for d, n, *w in given]
+    except (TypeError, ValueError):
+        rule = "--densities, --layers and --joints must be numbers with commas between, --points as in 0.9:4,0.5:2"
+        raise ConfigError([f"{rule} (with --joints 0.9:4:0.5)"]) from None
+    if strange := [each for each in some if each not in every]:
+        asked = [":".join(f"{number:g}" for number in each if number is not None) for each in strange]
+        raise ConfigError([f"--points {each}: is not among the points of the study" for each in asked])
     return [each for each in dict.fromkeys(every) if not some or each in some]
 
 
@@ -295,9 +302,11 @@ def plan_sweep(
         common.append(f"train.steps={steps}")
         if not any(each.startswith("train.warmup_steps=") for each in overrides):
             common.append(f"train.warmup_steps={warmup_in_proportion(train, steps)}")
-    variants = {
-        point.name: [*common, f"sparsity.density={point.density}", f"trails.layers={point.layers}"] for point in points
-    }
+    variants = {}
+    for point in points:
+        own = [f"sparsity.density={point.density}", f"trails.layers={point.layers}"]
+        joint = [] if point.joint is None else [f"trails.joint={point.joint}"]
+        variants[point.name] = [*common, *own, *joint]
     return plan_runs(base, folder, variants, base)
 
 

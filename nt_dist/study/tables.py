@@ -247,7 +247,8 @@ def diversity_study(results: Mapping[SweepPoint, Result]) -> StudyTable:
     The NeuroTrails paper (arXiv 2505.17909) speaks of a "Goldilocks zone": trails that are alike gain nothing by being
     averaged, and those that share too little of the trunk, or have too few weights, are worse each.
     """
-    rows = [{"density": at.density, "layers": at.layers, **result.row()} for at, result in results.items()]
+    places = [{key: value for key, value in at._asdict().items() if value is not None} for at in results]
+    rows = [{**at, **result.row()} for at, result in zip(places, results.values(), strict=True)]
     headlines = [result.headline for result in results.values()]
     first = headlines[0]
     steps = listed({result.steps for result in results.values()})
@@ -260,6 +261,7 @@ def diversity_study(results: Mapping[SweepPoint, Result]) -> StudyTable:
         {
             "density": f"{row['density']:g}",
             "blocks in a trail": str(row["layers"]),
+            **({"weight of the ensemble's loss": f"{row['joint']:g}"} if "joint" in row else {}),
             "weights stored": f"{row['weights_stored']:,}",
             "mean of the trails": headline.text(headline.mean),
             "ensemble, mean of probabilities": headline.text(headline.prob),

@@ -221,29 +221,37 @@ def test_shipped_recipes_are_compared_on_the_same_tokens_and_within_the_weights(
 
 
 def test_points_of_a_sweep():
-    assert parse_points("0.5,0.9", "1,2", "") == [
+    assert parse_points("0.5,0.9", "1,2", "", "") == [
         SweepPoint(0.5, 1),
         SweepPoint(0.9, 1),
         SweepPoint(0.5, 2),
         SweepPoint(0.9, 2),
     ]
-    assert parse_points("0.5,0.9", "1,2", "0.9:2,0.5:1") == [SweepPoint(0.5, 1), SweepPoint(0.9, 2)]
+    assert parse_points("0.5,0.9", "1,2", "", "0.9:2,0.5:1") == [SweepPoint(0.5, 1), SweepPoint(0.9, 2)]
     with pytest.raises(ConfigError, match="--points 0.8:2"):
-        parse_points("0.5,0.9", "1,2", "0.8:2")
+        parse_points("0.5,0.9", "1,2", "", "0.8:2")
     with pytest.raises(ConfigError, match="must be numbers"):
-        parse_points("0.5,many", "1,2", "")
+        parse_points("0.5,many", "1,2", "", "")
+    assert parse_points("0.9", "2", "0,0.5", "0.9:2:0.5") == [SweepPoint(0.9, 2, 0.5)]
+    assert parse_points("0.9", "2", "0,0.5", "")[0].name == "density_0.9_layers_2_joint_0"
+    with pytest.raises(ConfigError, match="--points 0.9:2: is not"):
+        parse_points("0.9", "2", "0,0.5", "0.9:2")
+    with pytest.raises(ConfigError, match="must be numbers"):
+        parse_points("0.9", "2", "", "0.9:2:1:1")
 
 
 def test_a_sweep_scales_the_warm_up_with_the_steps(tmp_path):
-    points = parse_points("0.5", "2,3", "")
+    points = parse_points("0.5", "2,3", "", "")
     runs = plan_sweep(points, BASE, tmp_path, 60, [])
     assert [(run.config.sparsity.density, run.config.trails.layers) for run in runs.values()] == [(0.5, 2), (0.5, 3)]
     assert {(run.config.train.steps, run.config.train.warmup_steps) for run in runs.values()} == {(60, 6)}
     assert {run.dir for run in runs.values()} == {tmp_path / point.name for point in points}
+    (joint,) = plan_sweep([SweepPoint(0.5, 2, 0.25)], BASE, tmp_path, None, []).values()
+    assert joint.config.trails.joint == 0.25
     (given,) = plan_sweep(points[:1], BASE, tmp_path, 60, ["train.warmup_steps=9"]).values()
     assert given.config.train.warmup_steps == 9
     with pytest.raises(ConfigError, match="density_0.5_layers_7: trails.layers = 7"):
-        plan_sweep(parse_points("0.5", "7", ""), BASE, tmp_path, None, [])
+        plan_sweep(parse_points("0.5", "7", "", ""), BASE, tmp_path, None, [])
 
 
 def test_runs_are_named_by_their_folders(tmp_path):

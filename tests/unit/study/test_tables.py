@@ -205,17 +205,19 @@ def test_a_run_on_many_ranks_is_read_on_one(tmp_path):
 
 
 def test_the_study_has_a_row_and_a_mark_for_each_point():
-    points = [SweepPoint(density, layers) for density in (0.5, 0.9) for layers in (1, 2)]
+    points = [SweepPoint(density, layers, joint) for density in (0.5, 0.9) for layers, joint in ((1, 0.0), (2, 0.5))]
     results = {point: result(point.name, 3, 1000 + number) for number, point in enumerate(points)}
-    dense = SweepPoint(1.0, 2)
+    dense = SweepPoint(1.0, 2, 0.0)
     results[dense] = result("dense", 3, 3000)
     results[dense].figures["topology"] = None
     study = diversity_study(results)
     found = study.rows
-    assert [(row["density"], row["layers"]) for row in found] == [*points, dense]
+    assert [(row["density"], row["layers"], row["joint"]) for row in found] == [*points, dense]
     nll = results[points[0]].figures["nll"]
     assert found[0]["gain"] == pytest.approx(sum(nll["trails"]) / 3 - nll["prob"]) and found[0]["gain"] > 0
-    assert len(_markdown_rows(study.markdown())) == 5 and found[-1]["overlap"] is None
+    assert found[-1]["overlap"] is None
+    weights = [row["weight of the ensemble's loss"] for row in _markdown_rows(study.markdown())]
+    assert weights == ["0", "0.5"] * 2 + ["0"]
     gain = study.figures["gain_against_diversity"]
     drawn = {tuple(point) for line in gain.axes[0].lines if len(line.get_xydata()) for point in line.get_xydata()}
     assert drawn == {(row["disagreement"], row["gain"]) for row in found}
