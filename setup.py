@@ -48,6 +48,7 @@ setup(
     extras_require={
         "mpi": MPI,
         "eval": EVAL,
+        "triton": ["triton>=3.4"],  # as torch's CUDA builds have it already, in a version of their own
         "dev": [*MPI, *EVAL, "pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"],
     },
 )

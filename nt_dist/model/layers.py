@@ -24,18 +24,14 @@ class Linear(nn.Module):
 
     def lay_out(self, x: torch.Tensor) -> torch.Tensor:
         """Return x [T or 1, B, S, in] as products read it: once for several matrices of the same kind."""
-        if not _has_own_product(self.weight, x):
+        if self.weight.linear(x.device) is None:
             return x
         return features_first(x.flatten(1, 2)).unflatten(1, x.shape[1:-1])
 
 
-def _has_own_product(weight: Weight, x: torch.Tensor) -> bool:
-    return weight.linear is not None and x.device.type == "cpu"
-
-
 def _linear(weight: Weight, x: torch.Tensor) -> torch.Tensor:
     rows = x.expand(len(weight.trails), *x.shape[1:]).flatten(1, 2)
-    product = weight.linear if _has_own_product(weight, x) else _Linear
+    product = weight.linear(x.device) or _Linear
     return product.apply(rows, weight.values, weight).unflatten(1, x.shape[1:-1])
 
 

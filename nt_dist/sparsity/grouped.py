@@ -1,12 +1,15 @@
 """Products with a matrix whose topology is one of groups, in the time of its active entries.
 
 Within a group the active inputs are gathered and multiplied as a small dense matrix: on CPUs as fast as blocks of
-adjacent entries.
+adjacent entries, group after group; on GPUs by kernels, all groups of all trails at once.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
+
+from nt_dist.messages import LOGGER
 
 
 class Piece(NamedTuple):
@@ -39,9 +42,7 @@ class GroupedLinear(torch.autograd.Function):
         x = features_first(x)
         ctx.save_for_backward(x)
         ctx.values, ctx.weight = values, weight
-        result = x.new_empty(*x.shape[:2], weight.local_shape[0])
-        if weight.spec.cut_axis == 0:  # padding's outputs
-            result[:, :, sum(map(weight.spec.real_rows, weight.shards)) :] = 0
+        result = _empty_result(x, weight)
         for row, (inputs, outputs) in enumerate(zip(x.mT, result, strict=True)):
             for piece in weight.pieces(row):
                 gathered = inputs.index_select(0, piece.columns)
@@ -64,6 +65,64 @@ class GroupedLinear(torch.autograd.Function):
                 if of_values is not None:
                     piece.put(of_rows @ inputs.index_select(0, piece.columns).mT, of_values[row])
         return None if of_x is None else of_x.mT, of_values, None
+
+
+class TritonLinear(torch.autograd.Function):
+    """:class:`GroupedLinear` by kernels for GPUs."""
+
+    @staticmethod
+    def forward(ctx, x, values, weight):
+        from nt_dist.kernels import groups
+
+        x = features_first(x)
+        ctx.save_for_backward(x)
+        ctx.values, ctx.weight = values, weight
+        result = _empty_result(x, weight)
+        groups.forward(x, values, weight.index, weight.tiles, result)
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        from nt_dist.kernels import groups
+
+        (x,), weight, values = ctx.saved_tensors, ctx.weight, ctx.values
+        needs_x, needs_values, _ = ctx.needs_input_grad
+        of_x = of_values = None
+        if needs_x:
+            of_x = groups.gradient_of_x(gradient, values, weight.index, weight.tiles, x.shape[2])
+        if needs_values:
+            if weight.collecting:
+                weight.collect(gradient.mT @ x)
+            of_values = torch.empty_like(values)
+            groups.gradient_of_values(gradient, x, weight.index, weight.tiles, of_values)
+        return of_x, of_values, None
+
+
+def product_on(device: torch.device) -> type[torch.autograd.Function] | None:
+    """Return what multiplies fastest there; None where that is the dense tensor."""
+    if device.type == "cpu":
+        return GroupedLinear
+    return TritonLinear if device.type == "cuda" and _has_triton() else None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        LOGGER.warning(
+            "sparsity.structure: products on GPUs take the time of dense ones, for Triton is not installed "
+            "(pip install triton)"
+        )
+        return False
+    return True
+
+
+def _empty_result(x: torch.Tensor, weight) -> torch.Tensor:
+    result = x.new_empty(*x.shape[:2], weight.local_shape[0])
+    if weight.spec.cut_axis == 0:  # padding's outputs
+        result[:, :, sum(map(weight.spec.real_rows, weight.shards)) :] = 0
+    return result
 
 
 def features_first(x: torch.Tensor) -> torch.Tensor:

@@ -44,21 +44,17 @@ class Groups:
         return sums.index_add_(1, self.of_row, entries.float().square()).sqrt_().flatten(0, 1)
 
     def inputs(self, positions: torch.Tensor) -> torch.Tensor:
-        """Return the active inputs, ascending, int64 [R · G, k], of active positions [R, rows · k]."""
-        first = positions.view(len(positions), self.rows, self.active)[:, :: self.size]
-        return (first % self.columns).flatten(0, 1)
+        """Return the active inputs, ascending, int64 [R, G, k], of active positions [R, rows · k]."""
+        return positions.view(len(positions), self.rows, self.active)[:, :: self.size] % self.columns
 
     def positions(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the active positions, ascending, int64 [R, rows · k], of active inputs [R · G, k]."""
-        return (self._by_row(inputs) + self._offsets(self.columns)).flatten(1)
+        """Return the active positions, ascending, int64 [R, rows · k], of active inputs [R, G, k]."""
+        return (inputs[:, self.of_row] + self._offsets(self.columns)).flatten(1)
 
     def slots(self, units: torch.Tensor) -> torch.Tensor:
-        """Return the slots, or -1, int64 [R, rows · k], of those among a group's k units, or -1, [R · G, k]."""
-        units = self._by_row(units)
+        """Return the slots, or -1, int64 [R, rows · k], of those among a group's k units, or -1, [R, G, k]."""
+        units = units[:, self.of_row]
         return torch.where(units < 0, units, units + self._offsets(self.active)).flatten(1)
-
-    def _by_row(self, units: torch.Tensor) -> torch.Tensor:
-        return units.view(-1, self.count, self.active)[:, self.of_row]
 
     def _offsets(self, step: int) -> torch.Tensor:
         return torch.arange(self.rows, device=self.device)[:, None] * step

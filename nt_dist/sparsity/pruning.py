@@ -17,7 +17,7 @@ def largest(spec: WeightSpec, fragments: Fragments, blocks: torch.Tensor) -> tor
         norms = groups.norms(blocks[:, : groups.rows * groups.columns].unflatten(1, (groups.rows, -1)))
         norms[:, groups.columns - groups.padding :] = -1.0
         order = norms.sort(dim=1, descending=True, stable=True).indices[:, : groups.active]
-        return groups.positions(order.sort(dim=1).values)
+        return groups.positions(order.sort(dim=1).values.view(-1, groups.count, groups.active))
     score, padding = blocks.abs(), padding_mask(spec, fragments[0][1])
     if padding is not None:
         score[:, padding] = -1.0

@@ -81,7 +81,7 @@ class WeightSpec:
 
     def inputs(self, shard: int) -> int:
         """Active inputs of each group of ``shard``: its density of the real ones, at least one where there are any."""
-        real = self.real_columns(shard)
+        real = self.real_columns(shard) if self.real_rows(shard) else 0
         return min(max(round(self.density * real), 1), real)
 
     def slots(self, shard: int) -> int:

@@ -11,13 +11,18 @@ What each method is for is said there.
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 
-from nt_dist.sparsity.grouped import GroupedLinear, Piece
+from nt_dist.sparsity.grouped import Piece, product_on
 from nt_dist.sparsity.groups import Groups
 from nt_dist.sparsity.weight import ALL, Weight, block_positions, flat_index
+
+if TYPE_CHECKING:
+    from nt_dist.kernels.groups import Tiles
 
 _PAYS = 0.6  # up to this density a product by groups of 64 takes less time than a dense one
 
@@ -145,7 +150,6 @@ class GroupedWeight(CompactWeight):
     """
 
     name, index_bytes = "grouped", 0  # a place takes 4 bytes for spec.group values
-    linear = GroupedLinear
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -158,6 +162,9 @@ class GroupedWeight(CompactWeight):
     @classmethod
     def fits(cls, spec):
         return spec.group > 0 and spec.role == "linear" and spec.density <= _PAYS
+
+    def linear(self, device):
+        return product_on(device)
 
     def build(self, values, rows=ALL):
         dense = values.new_zeros(len(values), *self.local_shape)
@@ -176,7 +183,7 @@ class GroupedWeight(CompactWeight):
     def active(self, fragments):
         groups = self._groups[fragments[0][1] - self.shards.start]
         units = torch.stack([self._fragment_units(*each) for each in fragments])
-        return groups.positions(units.long().view(-1, groups.active))
+        return groups.positions(units.long().view(len(fragments), groups.count, groups.active))
 
     def set_active(self, fragments, positions):
         groups = self._groups[fragments[0][1] - self.shards.start]
@@ -206,6 +213,32 @@ class GroupedWeight(CompactWeight):
             begin, end = group * groups.size, min((group + 1) * groups.size, groups.rows)
             where = slice(start + begin * groups.active, start + end * groups.active)
             yield Piece(slice(first + begin, first + end), columns, [(where, (end - begin, groups.active))])
+
+    @cached_property
+    def tiles(self) -> "Tiles":
+        """What kernels need of the groups: of shards that are cut along their inputs each is a part of its tiles."""
+        from nt_dist.kernels.groups import Tiles, tile_height
+
+        height, by_rows = tile_height(self.spec.group), self.spec.cut_axis == 0
+        parts = [[] for _ in range(1 if by_rows else len(self.shards))]
+        for number, (groups, units) in enumerate(zip(self._groups, self._units, strict=True)):
+            value, width = self.spec.total_slots(self.shards[:number]), groups.active
+            first, shift = (number * self.spec.shard_length, 0) if by_rows else (0, number * self.spec.columns)
+            for group in range(groups.count):
+                end = min((group + 1) * groups.size, groups.rows)
+                parts[0 if by_rows else number] += [
+                    (
+                        first + row,
+                        min(height, end - row),
+                        value + row * width,
+                        width,
+                        units.start + group * width,
+                        shift,
+                    )
+                    for row in range(group * groups.size, end, height)
+                ]
+        table = torch.tensor(parts, dtype=torch.int32, device=self.values.device)
+        return Tiles(table.reshape(len(parts), len(parts[0]), 6), height, max(each.active for each in self._groups))
 
 
 STORAGES = {each.name: each for each in (DenseWeight, MaskedWeight, CompactWeight, GroupedWeight)}

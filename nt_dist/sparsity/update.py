@@ -87,8 +87,9 @@ class TopologyUpdate(NamedTuple):
         norms = groups.norms(values.unflatten(1, (groups.rows, -1)))
         keys = self._keys([(*fragment, group) for fragment in fragments for group in range(groups.count)])
         padding = torch.arange(groups.columns, device=old.device) >= groups.columns - groups.padding
-        units = self._choose(groups.inputs(old), norms, scores, drop, keys, groups.columns, padding)
-        return groups.positions(units[0]), groups.slots(units[1])
+        inputs = groups.inputs(old)
+        new, source = self._choose(inputs.flatten(0, 1), norms, scores, drop, keys, groups.columns, padding)
+        return groups.positions(new.view_as(inputs)), groups.slots(source.view_as(inputs))
 
     def _choose(
         self,

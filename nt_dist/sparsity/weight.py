@@ -93,9 +93,6 @@ class Weight(LocalState, ABC):
     copies: ClassVar[tuple[int, int]]
     """Elements that exist while a backward product runs: for each dense entry, and for each slot."""
 
-    linear: ClassVar[type[torch.autograd.Function] | None] = None
-    """x · Wᵀ for (x [T, N, in], values, weight) -> [T, N, out], where the storage has a faster way than to build W."""
-
     @classmethod
     def fits(cls, spec: WeightSpec) -> bool:
         """Whether a sparse weight can be stored in this way."""
@@ -146,6 +143,11 @@ class Weight(LocalState, ABC):
     def forward(self, product: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
         """Return ``product(self, *inputs)``. ZeRO 3 has the values here only during this call and its backward pass."""
         return product(self, *inputs)
+
+    def linear(self, device: torch.device) -> type[torch.autograd.Function] | None:
+        """Return what computes x · Wᵀ there, of (x [T, N, in], values, weight) -> [T, N, out], where the storage has a
+        faster way than to build W."""
+        return None
 
     def dense(self) -> torch.Tensor:
         """Return the dense tensor [T, *local_shape], differentiable in ``values``; for any operation."""
@@ -210,7 +212,7 @@ class Weight(LocalState, ABC):
             units = torch.arange(groups.columns - groups.padding, device=device).expand(groups.count, -1)
             keys = stream_keys([(seed, "init topology", *words, group) for group in range(groups.count)], device)
             chosen = uniform(keys[:, None], units).topk(groups.active, dim=1).indices.sort(dim=1).values
-            return groups.positions(chosen)[0] if groups.count else chosen.flatten()
+            return groups.positions(chosen[None])[0]
         score = uniform(stream_keys([(seed, "init topology", *words)], device), everywhere)
         padding = padding_mask(self.spec, shard, device)
         if padding is not None:

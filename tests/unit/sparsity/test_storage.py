@@ -1,10 +1,13 @@
 """The three storages: equal results, gradients of active entries only, the same model in any cut."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from nt_dist.model.layers import Linear, Lookup
+from nt_dist.sparsity import grouped
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storages import STORAGES
 
@@ -17,6 +20,7 @@ SPARSE = [
     WeightSpec("groups of columns", (16, 12), 0, trails=3, shards=4, density=0.4, group=3),
     WeightSpec("groups of rows", (14, 16), 1, trails=3, shards=4, density=0.4, group=4),
     WeightSpec("padded groups", (16, 12), 0, trails=3, shards=4, valid=13, density=0.5, group=3),
+    WeightSpec("no group in a shard", (16, 12), 0, trails=3, shards=4, valid=12, density=0.5, group=3),
     WeightSpec("padded inputs of groups", (14, 16), 1, trails=3, shards=4, valid=14, density=0.5, group=4),
 ]
 IDS = [spec.name for spec in SPARSE]
@@ -32,11 +36,11 @@ def made(spec, storage, trails=None, shards=None, seed=5):
 def test_storages_hold_the_same_entries(spec):
     compact, masked = made(spec, "compact"), made(spec, "masked")
     if spec.group:
-        grouped = made(spec, "grouped")
-        assert torch.equal(grouped.build(grouped.values), masked.values.data)
-        assert torch.equal(grouped.values, compact.values)
-        assert torch.equal(grouped.slot_index(), masked.slot_index())
-        assert grouped.index.numel() < 0.6 * compact.index.numel()
+        by_groups = made(spec, "grouped")
+        assert torch.equal(by_groups.build(by_groups.values), masked.values.data)
+        assert torch.equal(by_groups.values, compact.values)
+        assert torch.equal(by_groups.slot_index(), masked.slot_index())
+        assert by_groups.index.numel() < 0.6 * compact.index.numel()
     assert torch.equal(compact.build(compact.values), masked.values.data)
     assert torch.equal(compact.slot_index(), masked.slot_index())
     assert torch.equal(compact.checksum(), masked.checksum())
@@ -129,6 +133,18 @@ def test_linear_is_the_dense_product_and_its_gradients(spec, storage, one_input)
     torch.testing.assert_close(weight.dense_gradient, grad_dense)
     if storage == "masked":
         assert not got_values[~weight.mask].any()
+
+
+def test_without_triton_a_gpu_builds_the_dense_tensor_and_it_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr("nt_dist.messages.LOGGER.propagate", True)
+    weight, gpu, cpu = STORAGES["grouped"](SPARSE[5]), torch.device("cuda"), torch.device("cpu")
+    for module, product in ((None, None), (object(), grouped.TritonLinear)):
+        monkeypatch.setitem(sys.modules, "triton", module)
+        grouped._has_triton.cache_clear()
+        assert [weight.linear(gpu), weight.linear(gpu), weight.linear(cpu)] == [product, product, grouped.GroupedLinear]
+    grouped._has_triton.cache_clear()
+    (message,) = caplog.messages
+    assert "Triton is not installed" in message
 
 
 @pytest.mark.parametrize("storage", ["compact", "masked"])

@@ -20,6 +20,7 @@ SPECS = [
     WeightSpec("groups of columns", (16, 12), 0, trails=3, shards=4, density=0.4, group=3),
     WeightSpec("groups of rows", (14, 32), 1, trails=3, shards=4, density=0.5, group=4),
     WeightSpec("padded groups", (16, 12), 0, trails=3, shards=4, valid=13, density=0.5, group=3),
+    WeightSpec("no group in a shard", (16, 12), 0, trails=3, shards=4, valid=12, density=0.5, group=3),
     WeightSpec("padded inputs of groups", (14, 32), 1, trails=3, shards=4, valid=29, density=0.5, group=4),
 ]
 
