@@ -225,16 +225,9 @@ class GroupedWeight(CompactWeight):
             value, width = self.spec.total_slots(self.shards[:number]), groups.active
             first, shift = (number * self.spec.shard_length, 0) if by_rows else (0, number * self.spec.columns)
             for group in range(groups.count):
-                end = min((group + 1) * groups.size, groups.rows)
+                end, unit = min((group + 1) * groups.size, groups.rows), units.start + group * width
                 parts[0 if by_rows else number] += [
-                    (
-                        first + row,
-                        min(height, end - row),
-                        value + row * width,
-                        width,
-                        units.start + group * width,
-                        shift,
-                    )
+                    (first + row, min(height, end - row), value + row * width, width, unit, shift)
                     for row in range(group * groups.size, end, height)
                 ]
         table = torch.tensor(parts, dtype=torch.int32, device=self.values.device)
