@@ -11,7 +11,6 @@ from nt_dist.command_line import run_main
 from nt_dist.config import parse_command_line
 from nt_dist.config.help import help_text
 from nt_dist.config.load import with_absolute_paths
-from nt_dist.config.rules import warnings
 from nt_dist.errors import NTDistError
 from nt_dist.families import FAMILIES, load_config
 from nt_dist.parallel import launcher
@@ -32,9 +31,6 @@ def main() -> int:
     except NTDistError as error:
         error.is_said = process.local_rank > 0  # by the first rank of the same host, which sees the same files
         raise
-    if process.rank == 0:
-        for warning in warnings(config):
-            print(f"warning: {warning}", file=sys.stderr)
     from nt_dist.training.loop import train  # takes seconds: torch and DeepSpeed
 
     return train(with_absolute_paths(config))

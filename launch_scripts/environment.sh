@@ -38,15 +38,15 @@ nt_dist_find_python() {
 nt_dist_install() {
     local python="$1" venv="$NT_DIST_ROOT/.venv" pip
     echo "making .venv with $("$python" --version) (a few minutes, once)"
-    pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet --constraint "$NT_DIST_ROOT/constraints.txt")
+    pip=("$venv/bin/python" -m pip --disable-pip-version-check install --constraint "$NT_DIST_ROOT/constraints.txt")
     # torch first: DeepSpeed's build looks at the torch that is there, which build isolation would hide from it.
     rm -rf "$venv" &&
         "$python" -m venv "$venv" &&
-        "${pip[@]}" setuptools &&
-        echo "  torch" &&
-        "${pip[@]}" torch &&
+        "${pip[@]}" --quiet setuptools &&
+        echo "  torch (a CUDA build is some gigabytes large)" &&
+        "${pip[@]}" torch && # not quietly: pip shows what it downloads, and on a terminal how far it is
         echo "  everything else" &&
-        "${pip[@]}" --no-build-isolation --editable "$NT_DIST_ROOT[dev]" &&
+        "${pip[@]}" --quiet --no-build-isolation --editable "$NT_DIST_ROOT[dev]" &&
         nt_dist_stamp >"$venv/stamp.new" &&
         mv "$venv/stamp.new" "$venv/nt_dist.stamp"
 }

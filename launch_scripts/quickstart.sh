@@ -7,9 +7,9 @@
 #   --short              text: one minute of training instead of about five (on two CPU cores)
 #   section.key=value    a setting that replaces the one in configs/quickstart.toml or configs/quickstart_images.toml
 #
-# Makes .venv (see environment.sh), prepares the data and a tokenizer, trains through the deepspeed launcher and evaluates
-# the last checkpoint. Run again it reuses all that is there: a run that was interrupted goes on, a finished one is
-# evaluated again. With GPUs it trains on them over NCCL, without on two CPU ranks over gloo.
+# Makes .venv (see environment.sh), prepares the data and a tokenizer, trains through the deepspeed launcher, which ends with
+# the table, and lets the model of texts write some. Run again it reuses all that is there: a run that was interrupted goes
+# on. With GPUs it trains on them over NCCL, without on two CPU ranks over gloo.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -80,12 +80,20 @@ echo
 echo "== training on $ranks ranks ($device) =="
 port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
 OMP_NUM_THREADS="$((cores / ranks > 0 ? cores / ranks : 1))" \
-    deepspeed --num_gpus "$ranks" --log_level warning --master_addr 127.0.0.1 --master_port "$port" \
+    deepspeed --num_gpus "$ranks" --log_level error --master_addr 127.0.0.1 --master_port "$port" \
     train.py --config "$config" --ds_config "$ds_config" "${settings[@]}"
 
-echo
-echo "== what the ensemble gained =="
-OMP_NUM_THREADS="$cores" python tools/evaluate.py --checkpoint "$run_dir"
+more=(--corruptions)
+if [[ "$config" == configs/quickstart.toml ]]; then
+    echo
+    echo "== a sample of what it writes =="
+    OMP_NUM_THREADS="$cores" python tools/generate.py --checkpoint "$run_dir" --prompt "import " --max_tokens 80
+    more=(--shift corrupt:0.2)
+fi
 
 echo
-echo "Curves and pictures: $(dirname "$(command -v python)")/tensorboard --logdir $run_dir/tensorboard"
+echo "== what next =="
+[[ -n "${NT_DIST_VENV:-}" ]] || echo "    source .venv/bin/activate"
+echo "    tensorboard --logdir $run_dir/tensorboard"
+echo "    python tools/report.py $run_dir"
+echo "    python tools/evaluate.py --checkpoint $run_dir --full ${more[*]}"

@@ -9,6 +9,7 @@ import logging
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TextIO
@@ -45,6 +46,7 @@ class ProgressBar(AbstractContextManager):
         self._is_terminal = self._stream.isatty()
         self._draw = tqdm.status_printer(self._stream)  # over what was drawn before
         self._begin = self._last_update = clock()
+        self._at_work = 0.0  # seconds that went into steps
         self._last_shown = -float("inf")
         self._steps_per_second = 0.0
         self._waiting: str | None = None  # a text that was not shown for want of time
@@ -53,11 +55,15 @@ class ProgressBar(AbstractContextManager):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def update(self, step: int, text: str = "") -> None:
-        """Say that ``step`` is done; ``text`` stands behind the bar (the loss, the pace)."""
+    def update(self, step: int, text: str = "", seconds: float | None = None) -> None:
+        """Say that ``step`` is done; ``text`` stands behind the bar (the loss, the pace).
+
+        So many ``seconds`` of the time since the last update went into steps, all if nothing is said. What stands
+        between steps, as an evaluation does, counts in the remaining time by its share so far.
+        """
         now = self._clock()
         is_end = step == self._total > self._step
-        self._follow_pace(step, now)
+        self._follow_pace(step, now, seconds)
         interval = REDRAW_SECONDS if self._is_terminal else max(LINE_SECONDS, LINE_SHARE * (now - self._begin))
         self._waiting = text
         if is_end or now - self._last_shown >= interval:
@@ -84,15 +90,20 @@ class ProgressBar(AbstractContextManager):
 
     def remaining_seconds(self) -> float | None:
         """Seconds to the end at the recent pace; None before the first step, or without a known end."""
-        return (self._total - self._step) / self._steps_per_second if self._total and self._steps_per_second else None
+        if not self._total or not self._steps_per_second:
+            return None
+        beside = (self._last_update - self._begin) / self._at_work if self._at_work else 1.0
+        return (self._total - self._step) / self._steps_per_second * beside
 
-    def _follow_pace(self, step: int, now: float) -> None:
-        steps, seconds = step - self._step, now - self._last_update
+    def _follow_pace(self, step: int, now: float, seconds: float | None) -> None:
+        steps = step - self._step
         if steps <= 0:
             return
+        seconds = now - self._last_update if seconds is None else seconds
+        self._at_work += seconds
         # the mean pace since the start, and later of about the last minute; weighed by seconds rather than by updates,
-        # so that a step behind which an evaluation stands counts for what it is
-        share = min(1.0, seconds / max(min(PACE_SECONDS, now - self._begin), 1e-9))
+        # so that one long step counts for what it is
+        share = min(1.0, seconds / max(min(PACE_SECONDS, self._at_work), 1e-9))
         self._steps_per_second += share * (steps / max(seconds, 1e-9) - self._steps_per_second)
         self._step, self._last_update = step, now
 
@@ -127,12 +138,13 @@ def format_seconds(seconds: float) -> str:
 
 
 class BarHandler(logging.StreamHandler):
-    """Writes messages to standard error, above the progress bar where there is one: on the main rank as they are, or as
-    ``warning: message``, on another as ``[rank 3] warning: message``."""
+    """Writes messages to ``own`` (None: standard error), above the progress bar where there is one: on the main rank as
+    they are, or as ``warning: message``, on another as ``[rank 3] warning: message``."""
 
-    def __init__(self, rank: int = 0) -> None:
+    def __init__(self, rank: int = 0, own: TextIO | None = None) -> None:
         super().__init__()
         self.bar: ProgressBar | None = None
+        self.own = own
         self._prefix = f"[rank {rank}] " if rank else ""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -142,13 +154,16 @@ class BarHandler(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes one message; a failure to write is reported by ``logging`` and stops nothing."""
-        self.stream = self.bar or sys.stderr
+        self.stream = self.bar or self.own or sys.stderr
         super().emit(record)
 
 
-def start_logging(rank: int) -> BarHandler:
-    """Makes this process log as its rank should; DeepSpeed's own logger is left at warnings. Returns the handler."""
+def start_logging(rank: int) -> None:
+    """Makes this process log as its rank should; DeepSpeed's own logger is left at warnings.
+
+    That torch calls functions of its own old is for DeepSpeed, which calls them, to heed.
+    """
     LOGGER.handlers = [BarHandler(rank)]
     LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    return LOGGER.handlers[0]
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")

@@ -13,6 +13,7 @@ for all validation texts. --together evaluates runs as one ensemble of all their
 """
 
 import argparse
+from itertools import chain
 from pathlib import Path
 
 from nt_dist.command_line import run_main
@@ -49,7 +50,7 @@ def main() -> int:
     from nt_dist.evaluation.evaluate_checkpoint import join
     from nt_dist.messages import start_logging
     from nt_dist.study.equal import equalized
-    from nt_dist.study.results import RESULTS, Result, result_of  # takes seconds: torch
+    from nt_dist.study.results import RESULTS, Result, newest_checkpoint, result_of  # takes seconds: torch
     from nt_dist.study.tables import Row, compare, plan_rows
     from nt_dist.study.training import train_missing, train_plan
     from nt_dist.training.reporter import TENSORBOARD
@@ -70,6 +71,8 @@ def main() -> int:
         rows = plan_rows(plan, evaluate)
     else:
         folders = name_runs(named) | parse_together(arguments.together)
+        for each in dict.fromkeys(chain(*folders.values())):
+            newest_checkpoint(each)  # all of them before anything is evaluated
         rows = [Row(name, [evaluate(name, paths)]) for name, paths in folders.items()]
     if not rows:
         raise RunError(f"{plans[0]}: none of its runs has been trained")

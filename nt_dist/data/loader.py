@@ -1,4 +1,4 @@
-"""Batches: samples in training order for one data rank, and the fixed windows of an evaluation.
+"""Batches: samples in training order for one data rank, and the fixed samples of an evaluation.
 
 Global step g (counted from the first sample number) trains on the sample numbers [g·N, g·N + N), N = train.batch_size;
 data rank r of D reads the r-th of D equal blocks of them. So any data degree trains on the same samples in each step.
@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -88,32 +89,46 @@ class StepLoader:
             first += self.batch_size
 
 
+def spread(samples: Samples, num_samples: int) -> np.ndarray:
+    """The numbers of so many samples (0, or more than there are: all), evenly over all of them and in their order. [n]
+
+    Samples in which several sets take turns say by an attribute ``turns`` how many: whole rounds are taken of these.
+    """
+    count, turns = len(samples), getattr(samples, "turns", 1)
+    if not 0 < num_samples < count:
+        return np.arange(count)
+    rounds = -(-num_samples // turns)
+    first = np.arange(rounds) * (count // turns) // rounds * turns
+    return (first[:, None] + np.arange(turns)).reshape(-1)[:num_samples]
+
+
 @dataclass(frozen=True)
 class EvaluationBatches:
-    """The first samples in their own order, as batches of one shape; every rank has equally many.
+    """Samples spread over all, in their own order, as batches of one shape; every rank has equally many.
 
-    Batch b of rank r of D holds the samples [(b·D + r)·B, (b·D + r)·B + B); what lies past the last one has weight 0.
+    Batch b of rank r of D holds B of them from (b·D + r)·B on; what lies past the last one has weight 0.
     """
 
     samples: Samples
     micro_batch_size: int  # B; it and D do not change what is evaluated
-    num_samples: int  # the first so many are used; 0, or more than there are: all
+    num_samples: int  # see :func:`spread`
     data_rank: int = 0  # r
     data_degree: int = 1  # D
 
     def __post_init__(self) -> None:
         assert 0 <= self.data_rank < self.data_degree
 
-    @property
-    def _end(self) -> int:
-        return min(self.num_samples or len(self.samples), len(self.samples))
+    @cached_property
+    def numbers(self) -> list[int]:
+        """Those of the samples that are used."""
+        return spread(self.samples, self.num_samples).tolist()
 
     def __len__(self) -> int:
-        return -(-self._end // (self.micro_batch_size * self.data_degree))
+        return -(-len(self.numbers) // (self.micro_batch_size * self.data_degree))
 
     def __getitem__(self, number: int) -> Batch:
         if not 0 <= number < len(self):
             raise IndexError(number)
         first = (number * self.data_degree + self.data_rank) * self.micro_batch_size
-        rows = [self.samples[index] for index in range(first, min(first + self.micro_batch_size, self._end))]
+        rows = [self.samples[index] for index in self.numbers[first : first + self.micro_batch_size]]
         return collate(rows + [self.samples.blank()] * (self.micro_batch_size - len(rows)))

@@ -21,14 +21,14 @@ from nt_dist.checkpoint.folder import CHECKPOINTS, find_asked
 from nt_dist.checkpoint.manifest import CONFIG, read_manifest
 from nt_dist.config import Config
 from nt_dist.config.keys import toml_value
-from nt_dist.data.loader import EvaluationBatches
+from nt_dist.data.loader import EvaluationBatches, spread
 from nt_dist.data.samples import OpenData, Samples
 from nt_dist.errors import CheckpointError, DataError, RunError
 from nt_dist.evaluation.calibration import CalibrationSums
 from nt_dist.evaluation.evaluate import evaluate, stream
 from nt_dist.evaluation.full import evaluate_fully
 from nt_dist.evaluation.predictions import by_predictor, predictions
-from nt_dist.evaluation.report import evaluation_table
+from nt_dist.evaluation.report import evaluation_table, samples_used
 from nt_dist.evaluation.topology import topology_figures
 from nt_dist.evaluation.uncertainty import detection
 from nt_dist.families import FAMILIES, load_config, make_config
@@ -53,6 +53,7 @@ class CheckpointEvaluation:
     checkpoint: str
     step: int
     data: str  # what it was evaluated on, for people
+    samples: tuple[int, int]  # how many of how many
     config: Config
     figures: dict  # see the family's `figures`; evaluation/full.py has the keys of a full one
 
@@ -62,13 +63,15 @@ class CheckpointEvaluation:
         facts = {
             "weights": f"{parameters['stored']:,} stored of {parameters['dense']:,}",
             "checkpoint": f"{self.checkpoint}, step {self.step}",
-            "data": self.data,
+            "data": f"{self.data}, {samples_used(self.config.family, *self.samples)}",
         }
         return evaluation_table(self.config.family, self.figures, facts)
 
     def write_json(self, path: Path) -> None:
         """Writes everything to a file, which is whole or not there; a RunError if it cannot be written."""
-        content = {"checkpoint": self.checkpoint, "step": self.step, "data": self.data, "eval": self.figures}
+        used, there = self.samples
+        content = {"checkpoint": self.checkpoint, "step": self.step, "data": self.data, "samples": used}
+        content |= {"samples_there": there, "eval": self.figures}
         write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -146,7 +149,9 @@ def evaluate_checkpoint(
     if corruptions:
         figures["corruptions"] = corruption_figures(model, opened, num_samples, mesh, config)
     described = data or f"validation of data.source = {config.data.source!r}"
-    return CheckpointEvaluation(str(path), progress.step, described, config, figures)
+    there = len(opened.validation)
+    samples = min(num_samples or there, there), there
+    return CheckpointEvaluation(str(path), progress.step, described, samples, config, figures)
 
 
 def corruption(shift: str) -> tuple[str, float] | None:
@@ -173,7 +178,7 @@ def corruption(shift: str) -> tuple[str, float] | None:
 def all_figures(
     model: torch.nn.Module, samples: Samples, num_samples: int, mesh: Mesh, config: Config, shift=None
 ) -> dict:
-    """What evaluation/full.py documents, but for the topology, of the first samples (0: of all). Collective.
+    """What evaluation/full.py documents, but for the topology, of samples spread over all (0: of all). Collective.
 
     ``shift`` is what other samples are called, and these, an OpenData. Where they have only some of the classes, the
     figures are of answers among these, as is customary for ImageNet-A and -R; the scores that tell samples apart are
@@ -201,7 +206,7 @@ def all_figures(
 
 
 def corruption_figures(model: torch.nn.Module, opened: Any, num_samples: int, mesh: Mesh, config: Config) -> dict:
-    """How an ensemble does on its family's corruptions of the first validation samples (0: of all). Collective.
+    """How an ensemble does on its family's corruptions of validation samples spread over all (0: of all). Collective.
 
     Returns:
         level: what a level is called; levels: those taken.
@@ -259,10 +264,10 @@ class _Among(torch.nn.Module):
 
 
 class EverySecond(Subset):
-    """The samples 0, 2, 4, … (``first`` 0) or 1, 3, 5, … (1) of the first ``num_samples`` (0: of all)."""
+    """The samples 0, 2, 4, … (``first`` 0) or 1, 3, 5, … (1) of ``num_samples`` spread over all (0: of all)."""
 
     def __init__(self, samples: Samples, num_samples: int, first: int):
-        super().__init__(samples, range(first, min(num_samples or len(samples), len(samples)), 2))
+        super().__init__(samples, spread(samples, num_samples)[first::2].tolist())
 
     def blank(self):
         return self.dataset.blank()

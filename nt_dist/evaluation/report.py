@@ -33,6 +33,11 @@ def evaluation_table(family: Family, figures: Mapping, facts: Mapping[str, str] 
     return "\n\n".join(parts)
 
 
+def samples_used(family: Family, used: int, there: int) -> str:
+    """On how many of how many samples an evaluation was."""
+    return f"{used:,} of {there:,} {family.samples_name}{', spread over all' if used < there else ''}"
+
+
 def full_tables(family: Family, figures: Mapping) -> str:
     """Lays out calibration, diversity, topology and shift; topology and shift may be missing or None."""
     headline = family.headline(figures)

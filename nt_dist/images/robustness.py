@@ -47,7 +47,8 @@ def open_corrupted(name: str, place: Path) -> Pictures | None:
     of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     order = np.lexsort((of, places))
     turns = _Turns([part.raw for part in parts], np.stack([of, places], 1)[order])
-    return Pictures(name, np.concatenate([part.labels for part in parts])[order], classes, turns)
+    labels = np.concatenate([part.labels for part in parts])[order]
+    return Pictures(name, labels, classes, turns, len(parts) if len({*map(len, parts)}) == 1 else 1)
 
 
 def _severities(name: str, file: Path) -> list[Pictures]:

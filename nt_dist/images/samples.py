@@ -59,6 +59,11 @@ class PictureSamples:
     seed: int
     broken: Broken = field(compare=False)
 
+    @property
+    def turns(self) -> int:
+        """See :func:`nt_dist.data.loader.spread`."""
+        return self.pictures.turns
+
     def __len__(self) -> int:
         return len(self.pictures)
 

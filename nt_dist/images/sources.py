@@ -33,12 +33,14 @@ class Pictures:
         labels: int64 [N].
         classes: Their names; empty where they have none.
         raw: Of each picture the contents or the path of its file, or itself, bytes [height, width, 3].
+        turns: Sets of equally many pictures that take turns.
     """
 
     name: str
     labels: np.ndarray
     classes: Sequence[str]
     raw: Sequence[bytes | str | np.ndarray]
+    turns: int = 1
 
     def __len__(self) -> int:
         return len(self.labels)

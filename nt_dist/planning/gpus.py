@@ -3,7 +3,10 @@
 Sources: NVIDIA H100 Tensor Core GPU data sheet (SXM5; rates without structured sparsity: 989 TFLOP/s bf16, 67 fp32, 80
 GB at 3.35 TB/s, NVLink 900 GB/s both ways together); NVIDIA H200 data sheet (SXM; as H100, 141 GB at 4.8 TB/s); NVIDIA
 A100 data sheet (SXM4 80 GB; 312, 19.5, 2.039 TB/s, NVLink 600 GB/s). Nodes: NVIDIA DGX H100, H200 and A100 data sheets
-(8 GPUs; for each GPU one network port of 400 Gbit/s, 200 for the A100).
+(8 GPUs; for each GPU one network port of 400 Gbit/s, 200 for the A100). GeForce RTX 3090: GA102 whitepaper (bf16 with
+fp32 accumulation 71, fp32 35.6 TFLOP/s, 936 GB/s); RTX 4090: Ada whitepaper (165.2, 82.6, 1,008 GB/s); RTX 5090:
+Blackwell whitepaper (209.5, 104.8, 1,792 GB/s). Their link is PCIe, of 32 GB/s one way (64 for the 5090); a network
+of 25 Gbit/s is assumed.
 """
 
 from dataclasses import dataclass
@@ -33,4 +36,7 @@ GPUS = {
     "h100": Gpu(80e9, {"bf16": 989e12, "fp32": 67e12}, 3.35e12, 450e9, 50e9),
     "h200": Gpu(141e9, {"bf16": 989e12, "fp32": 67e12}, 4.8e12, 450e9, 50e9),
     "a100": Gpu(80e9, {"bf16": 312e12, "fp32": 19.5e12}, 2.039e12, 300e9, 25e9),
+    "rtx3090": Gpu(24e9, {"bf16": 71e12, "fp32": 35.6e12}, 0.936e12, 32e9, 3.1e9),
+    "rtx4090": Gpu(24e9, {"bf16": 165.2e12, "fp32": 82.6e12}, 1.008e12, 32e9, 3.1e9),
+    "rtx5090": Gpu(32e9, {"bf16": 209.5e12, "fp32": 104.8e12}, 1.792e12, 64e9, 3.1e9),
 }

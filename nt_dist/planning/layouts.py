@@ -1,5 +1,6 @@
 """All layouts of a config on a number of GPUs, those that fit, the best of them first, as a table too."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -8,6 +9,8 @@ from nt_dist.config.rules import is_possible
 from nt_dist.planning.gpus import NODE, RESERVED, Gpu
 from nt_dist.planning.memory import RankMemory, at_stages, fullest_stage, markdown
 from nt_dist.planning.timing import StepTime, step_time
+
+_DEGREES, _TIMES = 6, 2  # columns of a layout at the beginning and at the end of its row
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,26 @@ def _divisors(highest: int, number: int) -> list[int]:
 def layouts_table(plans: Sequence[LayoutPlan]) -> str:
     """The layouts as Markdown, one a row: degrees; memory of the fullest rank; what a rank sends in a step; time."""
     return markdown([_columns(plan) for plan in plans])
+
+
+def brief_table(plans: Sequence[LayoutPlan]) -> str:
+    """The layouts for a terminal: degrees, the peak of the fullest rank, time."""
+    rows = [dict([*_columns(plan)[:_DEGREES], *_columns(plan)[-_TIMES:]]) for plan in plans]
+    rows = [row | {"peak (GiB)": f"{plan.memory.peak / 2**30:.2f}"} for row, plan in zip(rows, plans, strict=True)]
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
+
+
+def command_line(plan: LayoutPlan, config_path: str, overrides: Sequence[str], gpus_a_node: int) -> str:
+    """The command that trains in a layout, on one node or, in each of several, under their launcher."""
+    config = plan.config
+    degrees = {f"parallel.{axis}": getattr(config.parallel, axis) for axis in ("tensor", "pipe", "trail")}
+    chosen = {**degrees, "train.micro_batch_size": config.train.micro_batch_size}
+    words = [*overrides, *(f"{key}={value}" for key, value in chosen.items())]
+    start = f"deepspeed --num_gpus {config.world_size}" if config.world_size <= gpus_a_node else "srun python"
+    ds_config = f"configs/ds/zero{config.zero_stage}.json"
+    return f"{start} train.py --config {config_path} --ds_config {ds_config} {shlex.join(words)}"
 
 
 def _columns(plan: LayoutPlan) -> list[tuple[str, str]]:

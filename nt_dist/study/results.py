@@ -103,11 +103,12 @@ def result_of(name: str, folders: Sequence[Path], mesh: Mesh, kept: Path, overri
         mesh: Of one rank.
         overrides: ``section.key=value`` over the runs' settings, for the evaluation.
     """
-    paths = [_newest_checkpoint(folder) for folder in folders]
+    paths = [newest_checkpoint(folder) for folder in folders]
     stamp = {
         "version": __version__,
         "manifests": [hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest() for path in paths],
         "overrides": list(overrides),
+        "samples": "spread over all",  # those kept before were of the first ones
     }
     file = kept / f"{name}.json"
     found = _read(file)
@@ -139,7 +140,8 @@ def newest_whole(folder: Path) -> Found | None:
     return next((found for found in reversed(checkpoints(folder)) if not found.problem), None)
 
 
-def _newest_checkpoint(folder: Path) -> Path:
+def newest_checkpoint(folder: Path) -> Path:
+    """Return a checkpoint itself, or the newest whole one of a run; a CheckpointError where there is none."""
     if (folder / MANIFEST).is_file():
         return folder
     if found := newest_whole(folder):

@@ -367,6 +367,14 @@ def open_files(key: str, path: str | tuple[str, ...], source: str | None, text_k
     reader, suffixes = _FORMATS.get(source, (None, ()))
     files = expand(key, path, suffixes)
     if reader is None:
-        suffix = plain_suffix(files[0])
-        reader = next((reader for reader, suffixes in _FORMATS.values() if suffix in suffixes), TextSource)
+        source = _format_of(files[0])
+        reader, _ = _FORMATS[source]
+    for file in files:  # a list, a pattern and a folder of texts may name any
+        if (other := _format_of(file)) not in (source, "text") and plain_suffix(file) != ".json":
+            raise DataError(f"{key}: {file} is of data.source = {other!r}, not {source!r}; leave it out")
     return reader(files, text_key)
+
+
+def _format_of(file: Path) -> str:
+    """The value of data.source by a file's suffix."""
+    return next((name for name, (_, suffixes) in _FORMATS.items() if plain_suffix(file) in suffixes), "text")

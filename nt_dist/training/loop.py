@@ -18,7 +18,7 @@ from nt_dist.checkpoint.manifest import CONFIG, TrainingState, read_manifest
 from nt_dist.checkpoint.weights import check_config
 from nt_dist.command_line import Telling
 from nt_dist.config import Config
-from nt_dist.config.rules import with_epochs
+from nt_dist.config.rules import warnings, with_epochs
 from nt_dist.config.stages import last_of_stage, last_step, stage_at
 from nt_dist.data.loader import EvaluationBatches, StepLoader
 from nt_dist.data.order import first_of_step
@@ -31,23 +31,21 @@ from nt_dist.engine.step_guard import StepGuard
 from nt_dist.errors import CheckpointError
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.topology import trail_overlap
-from nt_dist.messages import LOGGER, BarHandler, start_logging
+from nt_dist.messages import LOGGER, start_logging
 from nt_dist.model.flops import token_flops
 from nt_dist.model.trails import weights_of
-from nt_dist.model.weights import count_parameters, stored_density
 from nt_dist.parallel import launcher
 from nt_dist.parallel.agree import agree, naming_lost_ranks
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
 from nt_dist.training.integrity import Integrity
 from nt_dist.training.metrics_log import METRICS, check_continued, put_aside
-from nt_dist.training.reporter import Reporter
+from nt_dist.training.reporter import Reporter, say_what_is_trained
 from nt_dist.training.run_data import on_other_data, open_data
-from nt_dist.training.run_folder import claim, lacks_evaluation, print_table, write_config
+from nt_dist.training.run_folder import claim, console_log, lacks_evaluation, print_table, write_config
 from nt_dist.training.signals import LEFT_EARLY, ExitRequest, ExitRequested, listening
 from nt_dist.training.topology_updates import TopologyUpdater
 from nt_dist.watch.watching import watched
 
-_DENSITY_MAY_DIFFER = 0.05  # of what was asked for, before a run says so
 _KEPT = ("tokens", "regrown", "drop_fraction", "metrics_lines")  # numbers of a Trainer that a checkpoint keeps
 
 
@@ -57,8 +55,8 @@ def train(config: Config) -> int:
     Returns the exit code: 0, or LEFT_EARLY where a signal asked the run to save and leave. NTDistError on every rank if
     the run cannot start or go on.
     """
-    handler, code = start_logging(launcher.process().rank), 0
-    folder = Path(config.run.dir)
+    start_logging(launcher.process().rank)
+    folder, code, log = Path(config.run.dir), 0, None
     with ExitStack() as stack:
         stdout = stack.enter_context(redirect_stdout(Telling(sys.stdout)))
         exit_request = stack.enter_context(listening())
@@ -72,8 +70,11 @@ def train(config: Config) -> int:
         exit_request.heartbeat = stack.enter_context(watched(mesh, config))
         mesh.working = exit_request.heartbeat.working
         lock = agree(mesh, lambda: claim(folder) if mesh.is_main else None)
-        if lock:
+        if mesh.is_main:
             stack.enter_context(lock)
+            log = stack.enter_context(console_log(folder, mesh.world_size))
+            for warning in warnings(config):
+                LOGGER.warning("%s", warning)
         try:
             if config.train.epochs:
                 config = with_epochs(config, len(open_data(config, mesh, exit_request).train))
@@ -87,30 +88,28 @@ def train(config: Config) -> int:
             if done < last_step(config):
                 check_writable(folder / CHECKPOINTS, mesh)
             if done < last_step(config) or agree(mesh, lambda: lacks_evaluation(config, done), only_main=True):
-                code = train_stages(config, mesh, found, done, handler, exit_request)
+                code = train_stages(config, mesh, found, done, exit_request)
             else:
                 LOGGER.info("%s holds step %d of %d: nothing is left to do", found, done, last_step(config))
         except ExitRequested as reason:
             LOGGER.info("%s", reason)
             code = LEFT_EARLY
         if mesh.is_main and code == 0:
-            print_table(config)
+            print_table(config, log)
             if stdout.refused:
                 LOGGER.warning("standard output cannot be written: %s; the figures are in %s", stdout.refused, folder)
     close()
     return code
 
 
-def train_stages(
-    config: Config, mesh: Mesh, found: Path | None, done: int, handler: BarHandler, exit_request: ExitRequest
-) -> int:
+def train_stages(config: Config, mesh: Mesh, found: Path | None, done: int, exit_request: ExitRequest) -> int:
     """Trains on after step ``done``, of the checkpoint ``found``; returns the exit code.
 
     A stage of a run whose density falls ends with a checkpoint, which the next begins with, pruned, in a new engine.
     """
     while True:
         stage = stage_at(config, done + 1)
-        with closing(Trainer(stage, mesh, found, handler, exit_request)) as trainer:
+        with closing(Trainer(stage, mesh, found, exit_request)) as trainer:
             agree(mesh, lambda: write_config(Path(config.run.dir), config), only_main=True)
             with trainer.saver.finishing():
                 code = trainer.run()
@@ -136,7 +135,7 @@ class Trainer:
     NTDistError on every rank if data, checkpoint or folder cannot be used.
     """
 
-    def __init__(self, config: Config, mesh: Mesh, found: Path | None, handler: BarHandler, exit_request: ExitRequest):
+    def __init__(self, config: Config, mesh: Mesh, found: Path | None, exit_request: ExitRequest):
         self.config, self.mesh, self.folder = config, mesh, Path(config.run.dir)
         self.exit_request, self.heartbeat = exit_request, exit_request.heartbeat
         self.step = self.tokens = self.consumed_samples = self.metrics_lines = 0
@@ -159,9 +158,8 @@ class Trainer:
             self.heartbeat.enter("loading")
             self.load(found)
         self.checksum = self.topology.check("loading" if found else "the start")
-        self.say_what_is_trained()
+        say_what_is_trained(config, mesh, len(self.data.train))
         self.flops = token_flops(config)
-        self.handler = handler
         agree(mesh, lambda: self.keep_metrics(found), only_main=True)
         self.open_readers_and_writers()
 
@@ -176,19 +174,6 @@ class Trainer:
             settings = self.folder / CONFIG
             if settings.is_file() and settings.read_bytes() != self.config.to_toml().encode():
                 put_aside(settings, "settings")
-
-    def say_what_is_trained(self) -> None:
-        """Logs the size of the model and what it runs on."""
-        config, parameters = self.config, count_parameters(self.config)
-        model = f"{parameters['stored']:,} weights stored of {parameters['dense']:,}"
-        trails = f"{config.trails.count} trails of {config.model.num_layers - config.trunk_layers} blocks"
-        asked, stored = config.sparsity.density, stored_density(config)
-        if abs(stored / asked - 1) > _DENSITY_MAY_DIFFER:
-            LOGGER.warning(
-                "sparsity.density = %g: %.3g is stored; each shard of a weight keeps an entry", asked, stored
-            )
-        ranks = f"{self.mesh.world_size} ranks on {self.mesh.device.type}"
-        LOGGER.info("model: %s, %s; %s, ZeRO %d, %s", model, trails, ranks, config.zero_stage, config.train.precision)
 
     def run(self) -> int:
         """Trains up to the last step of its stage, or until a signal asks to leave; returns the exit code."""
@@ -225,6 +210,7 @@ class Trainer:
                 LOGGER.info("asked to leave: step %d of %d is saved, the same command goes on from it", step, steps)
                 return LEFT_EARLY
         self.heartbeat.enter("ending")
+        LOGGER.info("%.3g epochs of %s samples are done", self.epochs, f"{len(self.data.train):,}")
         return 0
 
     def train_one(self, step: int) -> StepResult:
@@ -281,13 +267,18 @@ class Trainer:
         for line in self.bad_steps.lines_cut_off(self.step) if self.reporter else ():
             self.reporter.noted(line)
 
+    @property
+    def epochs(self) -> float:
+        """Passes over the training samples so far."""
+        return self.consumed_samples / len(self.data.train)
+
     def count(self, result: StepResult, seconds: float) -> None:
         """Adds a step to the sums and moves the progress bar."""
         self.tokens += round(float(result.tokens))
         self.timed_tokens += round(float(result.tokens))
         self.seconds += seconds
         if self.reporter:
-            self.reporter.stepped(self.step, result.loss, self.timed_tokens / self.seconds)
+            self.reporter.stepped(self.step, result.loss, self.timed_tokens / self.seconds, seconds)
 
     def log(self, result: StepResult) -> None:
         """Writes the step's line of ``metrics.jsonl``."""
@@ -296,6 +287,7 @@ class Trainer:
         record = {
             "step": self.step,
             "tokens": self.tokens,
+            "epochs": self.epochs,
             "loss": result.loss,
             "objective": result.objective,
             **({} if result.joint_loss is None else {"joint_loss": result.joint_loss}),
@@ -317,11 +309,12 @@ class Trainer:
         self.seconds, self.timed_tokens = 0.0, 0
 
     def evaluate(self) -> bool:
-        """Evaluates on the first validation samples and writes the line; False if a signal has stopped it before."""
+        """Evaluates on validation samples and writes the line; False if a signal has stopped it before."""
         config, axis, stops = self.config, self.mesh.data, []
         self.heartbeat.enter("evaluating")
         size, count = config.train.micro_batch_size, config.run.eval_batches * config.train.batch_size
         batches = EvaluationBatches(self.data.validation, size, count, data_rank=axis.rank, data_degree=axis.degree)
+        there = len(self.data.validation)
         batches = self.exit_request.until_set(self.mesh, batches, lambda: stops.append(self.step))
         with averaged(self.model, self.optimizer_state):
             figures = evaluate(self.model, batches, self.mesh, config)
@@ -329,7 +322,8 @@ class Trainer:
             return False
         overlap = trail_overlap(self.weights.values(), self.mesh)
         if self.reporter:
-            self.reporter.evaluated({"step": self.step, "eval": figures}, overlap)
+            samples = [min(count or there, there), there]
+            self.reporter.evaluated({"step": self.step, "samples": samples, "eval": figures}, overlap)
         return True
 
     def save(self, is_last: bool) -> None:
@@ -369,7 +363,7 @@ class Trainer:
         sizes = (train.batch_size, train.micro_batch_size, axis.rank, axis.degree)
         where = (self.consumed_samples, self.config.data.num_workers, self.bad_steps.left_out)
         self.batches: Iterator = iter(StepLoader(self.data.train, train.seed, *sizes, *where))
-        run = (self.folder, self.config.family, self.step, last_step(self.config), self.weights, self.handler)
+        run = (self.folder, self.config.family, self.step, last_step(self.config), self.weights, LOGGER.handlers)
         self.reporter = agree(self.mesh, lambda: Reporter(*run) if self.mesh.is_main else None)
         for line in self.changed if self.reporter else ():
             self.reporter.noted(line)

@@ -17,7 +17,8 @@ from nt_dist.files import Journal, check_plain, reading, write_whole
 from nt_dist.messages import LOGGER
 
 METRICS = "metrics.jsonl"
-MEASURED = ("tokens_per_second", "flops_per_second_dense_equivalent", "flops_per_second_sparse_effective", "memory")
+_FLOPS = ("flops_per_second_dense_equivalent", "flops_per_second_sparse_effective")
+MEASURED = ("tokens_per_second", *_FLOPS, "memory", "time")
 """Keys of a line that a clock or a meter gives: all others are the same whenever a step is done again."""
 
 

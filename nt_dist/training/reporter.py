@@ -1,20 +1,26 @@
 """Everything that the main rank shows and writes of a run while it goes on; no other rank has one."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nt_dist.config import Config
 from nt_dist.config.family import Family
 from nt_dist.evaluation.topology import Overlap
 from nt_dist.messages import LOGGER, BarHandler, ProgressBar
+from nt_dist.model.weights import count_parameters, stored_density
+from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.weight import Weight
 from nt_dist.training.metrics_log import METRICS, MetricsLog
 from nt_dist.training.tensorboard import TensorBoard, pictured_weight
 
 TENSORBOARD = "tensorboard"
+_DENSITY_MAY_DIFFER = 0.05  # of what was asked for, before a run says so
 
 
 class Reporter:
-    """The progress bar, ``metrics.jsonl`` and TensorBoard of one run.
+    """The progress bar of each handler, ``metrics.jsonl`` and TensorBoard of one run.
 
     It goes on from ``first_step`` (0: from the start) and ends at ``last_step``. One of its weights is drawn. RunError
     if ``metrics.jsonl`` holds something else or cannot be cut; nothing that is written later ends a run.
@@ -27,34 +33,37 @@ class Reporter:
         first_step: int,
         last_step: int,
         weights: dict[str, Weight],
-        handler: BarHandler,
+        handlers: Sequence[BarHandler],
     ):
-        self._family, self._handler = family, handler
+        self._family, self._handlers = family, [each for each in handlers if isinstance(each, BarHandler)]
         self._metrics = MetricsLog(folder / METRICS, first_step)
         self._board = TensorBoard(folder / TENSORBOARD, first_step)
         self._pictured = pictured_weight(weights)
-        self._bar = handler.bar = ProgressBar(last_step, first_step)
+        for handler in self._handlers:
+            handler.bar = ProgressBar(last_step, first_step, stream=handler.own)
         if first_step == 0:
             self._board.topology(self._pictured, 0)
 
-    def stepped(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """Moves the bar."""
-        self._bar.update(step, f"loss {loss:.4f}  {tokens_per_second:,.0f} {self._family.sample}s/s")
+    def stepped(self, step: int, loss: float, tokens_per_second: float, seconds: float) -> None:
+        """Moves the bars, after a step that took so long."""
+        for handler in self._handlers:
+            handler.bar.update(step, f"loss {loss:.4f}  {tokens_per_second:,.0f} {self._family.sample}s/s", seconds)
 
     def logged(self, record: dict[str, Any]) -> None:
         """Writes and draws one logged step, given as its line of ``metrics.jsonl``."""
-        self._metrics.write(record)
+        self.noted(record)
         self._board.training(record)
 
     def noted(self, record: dict[str, Any]) -> None:
-        """Writes what happened, given as its line of ``metrics.jsonl``: a bad step, other data."""
-        self._metrics.write(record)
+        """Writes what happened (a bad step, other data), given as its line of ``metrics.jsonl``, and when, in seconds
+        since 1970."""
+        self._metrics.write(record | {"time": round(time.time(), 3)})
 
     def evaluated(self, record: dict[str, Any], overlap: Overlap | None) -> None:
         """Writes and draws one evaluation, given as its line of ``metrics.jsonl``, and the topology as it is then."""
         step, figures = record["step"], record["eval"]
         headline = self._family.headline(figures)
-        self._metrics.write(record)
+        self.noted(record)
         self._board.evaluation(step, figures, headline, overlap)
         self._board.topology(self._pictured, step)
         LOGGER.info(
@@ -72,7 +81,22 @@ class Reporter:
 
     def close(self) -> None:
         """Writes what is still in memory and ends the bar."""
-        self._handler.bar = None
-        self._bar.close()
+        for handler in self._handlers:
+            handler.bar.close()
+            handler.bar = None
         self._board.close()
         self._metrics.close()
+
+
+def say_what_is_trained(config: Config, mesh: Mesh, num_samples: int) -> None:
+    """Logs the size of the model, what it runs on, and how often it goes over so many training samples."""
+    parameters, train = count_parameters(config), config.train
+    model = f"{parameters['stored']:,} weights stored of {parameters['dense']:,}"
+    trails = f"{config.trails.count} trails of {config.model.num_layers - config.trunk_layers} blocks"
+    asked, stored = config.sparsity.density, stored_density(config)
+    if abs(stored / asked - 1) > _DENSITY_MAY_DIFFER:
+        LOGGER.warning("sparsity.density = %g: %.3g is stored; each shard of a weight keeps an entry", asked, stored)
+    ranks = f"{mesh.world_size} ranks on {mesh.device.type}"
+    LOGGER.info("model: %s, %s; %s, ZeRO %d, %s", model, trails, ranks, config.zero_stage, train.precision)
+    epochs = train.steps * train.batch_size / num_samples
+    LOGGER.info("%d steps of %d samples are %.3g epochs", train.steps, train.batch_size, epochs)

@@ -27,7 +27,7 @@ from nt_dist.sparsity.weight import Weight
 _EVENTS = "events.out.tfevents."  # how names of its files begin; the time at which each begins comes next
 PICTURE_SIDE = 256  # pixels at most, a side
 _SECTIONS = {
-    **dict.fromkeys(("loss", "objective", "joint_loss", "lr", "grad_norm"), "training"),
+    **dict.fromkeys(("loss", "objective", "joint_loss", "lr", "grad_norm", "epochs"), "training"),
     **dict.fromkeys(("density", "drop_fraction", "regrown"), "topology"),
     **dict.fromkeys(COUNTED, "guard"),
 }  # of TensorBoard, in which keys of metrics.jsonl are drawn; "speed" has all others

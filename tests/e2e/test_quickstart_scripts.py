@@ -55,6 +55,7 @@ def test_an_environment_is_made_once_with_the_pins_torch_first(checkout):
     calls = (checkout / "pip.log").read_text().splitlines()
     assert [call.split()[-1] for call in calls] == ["setuptools", "torch", f"{checkout}[dev]"]
     assert all(f"--constraint {checkout}/constraints.txt" in call for call in calls)
+    assert ["--quiet" in call for call in calls] == [True, False, True]  # pip shows how it gets on with gigabytes
     assert _activate(checkout).returncode == 0
     assert _installs(checkout) == 1
 
@@ -116,17 +117,19 @@ def _run_quickstart(folder, *arguments, broken=""):
     return done, [line.split() for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def test_quickstart_prepares_trains_and_evaluates_with_the_same_settings(tmp_path):
+def test_quickstart_prepares_trains_and_writes_with_the_same_settings(tmp_path):
     done, calls = _run_quickstart(tmp_path, "--short", f"run.dir={tmp_path}/run", "train.steps=7")
     assert done.returncode == 0, done.stderr
-    prepare, train, evaluate = calls
+    prepare, train, write = calls
     assert prepare[:3] == ["python", "cpu", "tools/prepare_data.py"]
     assert train[:4] == ["deepspeed", "cpu", "--num_gpus", "2"] and "train.py" in train
     settings = train[train.index("configs/ds/zero1.json") + 1 :]
     assert settings == prepare[prepare.index("configs/quickstart.toml") + 1 :]
     assert settings.index("train.steps=60") < settings.index("train.steps=7")  # the last one wins
-    assert evaluate == ["python", "cpu", "tools/evaluate.py", "--checkpoint", f"{tmp_path}/run"]
-    assert f"tensorboard --logdir {tmp_path}/run/tensorboard" in done.stdout
+    assert write[:5] == ["python", "cpu", "tools/generate.py", "--checkpoint", f"{tmp_path}/run"]
+    following = done.stdout.split("== what next ==\n")[1].split("\n")
+    ends = [line.split()[-1] for line in following if line]
+    assert ends == [f"{tmp_path}/run/tensorboard", f"{tmp_path}/run", "corrupt:0.2"]
 
 
 def test_quickstart_stops_where_training_fails(tmp_path):

@@ -18,7 +18,7 @@ from nt_dist.testing import RankError, run_distributed
 from nt_dist.training.metrics_log import read_metrics
 from nt_dist.training.signals import LEFT_EARLY
 
-MEASURED = ("tokens_per_second", "memory")
+MEASURED = ("tokens_per_second", "memory", "time")
 
 
 def train(rank, world_size, config, folder, *overrides):

@@ -63,6 +63,15 @@ def test_one_long_pause_does_not_double_the_remaining_time():
     assert bar.remaining_seconds() == pytest.approx((10_000 - 601) * 0.11, rel=0.03)
 
 
+def test_evaluations_count_in_the_remaining_time_by_their_share():
+    clock = Clock()
+    bar = ProgressBar(1000, stream=io.StringIO(), clock=clock)
+    for step in range(1, 302):
+        clock.now += 0.1 + 20.0 * (step % 100 == 1 and step > 1)  # an evaluation stands behind each 100th step
+        bar.update(step, seconds=0.1)
+    assert bar.remaining_seconds() == pytest.approx((1000 - 301) * (0.1 + 0.2), rel=0.01)
+
+
 def test_a_resumed_run_counts_only_its_own_steps():
     clock = Clock()
     bar = ProgressBar(100, start=90, stream=io.StringIO(), clock=clock)

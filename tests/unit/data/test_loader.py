@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nt_dist.data.loader import Batch, EvaluationBatches, StepLoader
+from nt_dist.data.loader import Batch, EvaluationBatches, StepLoader, spread
 from nt_dist.data.order import samples_at
 from nt_dist.data.samples import Sample
 from nt_dist.errors import DataError
@@ -98,7 +98,9 @@ def test_an_unreadable_sample_is_raised(num_workers):
 )
 def test_evaluation_covers_each_sample_once_on_equal_shapes(micro_batch_size, degree, num_samples):
     samples = Numbered(23)
-    wanted = min(num_samples or 23, 23)
+    wanted = {0: range(23), 9: [0, 2, 5, 7, 10, 12, 15, 17, 20], 3: [0, 7, 15]}.get(num_samples, range(23))
+    if num_samples == 10:
+        wanted = [0, 2, 4, 6, 9, 11, 13, 16, 18, 20]
     ranks = [
         EvaluationBatches(samples, micro_batch_size, num_samples=num_samples, data_rank=rank, data_degree=degree)
         for rank in range(degree)
@@ -112,4 +114,13 @@ def test_evaluation_covers_each_sample_once_on_equal_shapes(micro_batch_size, de
             real = batch.weights[:, 0] == 1
             assert torch.equal(batch.weights, real[:, None].float().expand(-1, 3))
             seen += batch.inputs[real, 0].tolist()
-    assert sorted(seen) == list(range(wanted))
+    assert sorted(seen) == list(wanted)
+
+
+def test_samples_of_several_sets_are_taken_in_whole_rounds():
+    samples = Numbered(40)
+    samples.turns = 4
+    found = spread(samples, 12)
+    assert found.tolist() == [0, 1, 2, 3, 12, 13, 14, 15, 24, 25, 26, 27]
+    assert np.bincount(spread(samples, 20) % 4).tolist() == [5] * 4  # every second of them would be two sets
+    assert spread(samples, 10).tolist() == found.tolist()[:10]

@@ -1,5 +1,6 @@
 """Which layouts are found, in which order, and what the estimates of time are made of."""
 
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nt_dist.config.load import parse_command_line
 from nt_dist.config.settings import Parallel
 from nt_dist.families import load_config, make_config
 from nt_dist.model.flops import token_flops
@@ -137,4 +139,25 @@ def test_the_tool_prints_the_table():
     done = subprocess.run([*command, "--top", "2"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "layouts fit" in done.stdout and "the first 2" in done.stdout
-    assert len([line for line in done.stdout.splitlines() if line.startswith("|")]) == 4
+    *_, head, first, second, _, command = done.stdout.rstrip("\n").split("\n")
+    assert head.split()[:4] == ["tensor", "pipe", "trail", "data"] and head.endswith("tokens/s  peak (GiB)")
+    assert max(map(len, (head, first, second))) < 80
+    tensor, pipe, trail, data, stage, size, *_ = first.split()
+    assert int(tensor) * int(pipe) * int(trail) * int(data) == 8
+    words = command.split()
+    assert words[:4] == ["deepspeed", "--num_gpus", "8", "train.py"]
+    path, ds_config, overrides = parse_command_line(words[4:])
+    config = load_config(ROOT / path, overrides, ROOT / ds_config, world_size=8)
+    assert (config.zero_stage, config.train.micro_batch_size) == (int(stage), int(size))
+    assert (config.parallel.tensor, config.parallel.pipe, config.parallel.trail) == (int(tensor), int(pipe), int(trail))
+
+
+def test_a_gpu_of_another_size_is_planned_for(monkeypatch, capsys):
+    tool = runpy.run_path(str(ROOT / "tools" / "plan.py"))
+    monkeypatch.chdir(ROOT)
+    found = []
+    for memory in ([], ["--gpu_memory", "12"]):
+        monkeypatch.setattr("sys.argv", ["plan.py", "--config", "configs/llama_60m.toml", "--gpu", "rtx4090", *memory])
+        assert tool["main"]() == 0
+        found.append(capsys.readouterr().out)
+    assert "fit in 18.4 GiB a GPU" in found[0] and "fit in 7.2 GiB a GPU" in found[1]

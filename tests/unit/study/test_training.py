@@ -1,6 +1,7 @@
 """The runs of a plan are trained where they are missing, by whatever launches them; its ends are told."""
 
 import json
+import runpy
 import shlex
 import sys
 from dataclasses import replace
@@ -194,3 +195,13 @@ def test_a_run_that_fails_ends_the_plan(runs, tmp_path):
         training.train_missing(runs.values(), _launcher(tmp_path))
     with pytest.raises(RunError, match="--launcher 'nowhere'"):
         training.train_missing(runs.values(), "nowhere")
+
+
+def test_all_runs_of_a_comparison_are_looked_at_before_the_first_is_evaluated(runs, tmp_path, monkeypatch):
+    tool = runpy.run_path(str(training.TRAIN.parent / "tools" / "compare.py"))
+    words = ["compare.py", runs["one"].dir, tmp_path / "nowhere", "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    monkeypatch.setattr("nt_dist.evaluation.evaluate_checkpoint.join", lambda ranks: None)
+    monkeypatch.setattr("nt_dist.study.results.result_of", lambda *_: pytest.fail("evaluated"))
+    with pytest.raises(CheckpointError, match="nowhere: there is no whole checkpoint"):
+        tool["main"]()

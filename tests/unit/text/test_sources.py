@@ -53,6 +53,20 @@ def test_jsonl_gives_its_texts_in_order(tmp_path):
     assert [document.read for document in source.documents(0)][-1] == path.stat().st_size
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])
+def test_a_file_of_another_format_among_texts_is_refused(tmp_path, suffix):
+    """It was read as prose."""
+    (tmp_path / "a.txt").write_text("prose")
+    (tmp_path / f"b.{suffix}").write_bytes(b'{"text": "one"}\n')
+    named = f"b.{suffix} is of data.source = '{suffix.partition('.')[0]}', not 'text'; leave it out"
+    for path in (str(tmp_path), (str(tmp_path / "a.txt"), str(tmp_path / f"b.{suffix}"))):
+        for source in ("text", None):
+            with pytest.raises(DataError, match=named):
+                open_files("data.path", path, source, "text")
+    (tmp_path / f"b.{suffix}").rename(tmp_path / "b.json")  # as text, if that is wanted
+    assert len(open_files("data.path", str(tmp_path), "text", "text").files) == 2
+
+
 def test_jsonl_passes_over_blank_lines_and_a_byte_order_mark(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\n\n \n{"text": "two"}')
     assert texts(source_of(tmp_path / "a.jsonl")) == ["one", "two"]

@@ -17,10 +17,12 @@ from nt_dist.engine.bad_steps import BadSteps, StepVerdict
 from nt_dist.engine.engine import StepResult
 from nt_dist.errors import CheckpointError
 from nt_dist.families import make_config
+from nt_dist.messages import LOGGER
 from nt_dist.model.trails import build_model
 from nt_dist.model.weights import weight_specs
 from nt_dist.training import loop
 from nt_dist.training.loop import Trainer, is_due, peak_memory
+from nt_dist.training.reporter import say_what_is_trained
 from nt_dist.training.run_folder import print_table
 from tests.unit.engine.test_averaging import state_of
 from tests.unit.model.tiny import tiny
@@ -59,16 +61,20 @@ def test_the_table_is_that_of_the_last_evaluation(tmp_path, capsys):
     print_table(config)
     shown = capsys.readouterr().out
     assert "55.00" in shown and "4,296" in shown and "4,196" not in shown
-    assert f"after step 200 of {make_config({}).train.steps}" in shown
+    assert f"after step 200 of {make_config({}).train.steps}\n" in shown
+    lines[-1]["samples"] = [32, 871]
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[-1]) + "\n")
+    print_table(config)
+    assert "after step 200 of 1000, on 32 of 871 sequences, spread over all\n" in capsys.readouterr().out
 
 
 def test_a_density_that_cannot_be_is_said_to_be_another(monkeypatch):
     said = []
-    monkeypatch.setattr(loop.LOGGER, "warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(LOGGER, "warning", lambda text, *values: said.append(text % values))
     mesh = SimpleNamespace(world_size=1, device=torch.device("cpu"))
     for density in (1.0, 0.3, 1e-6):
         config = tiny(sparsity={"density": density, "topology_shards": 2})
-        Trainer.say_what_is_trained(SimpleNamespace(config=config, mesh=mesh))
+        say_what_is_trained(config, mesh, 100)
     matrices = [spec for spec in weight_specs(config).values() if not spec.is_vector]
     least = sum(2 * spec.trails for spec in matrices) / sum(math.prod(spec.shape) * spec.trails for spec in matrices)
     assert len(said) == 1 and said[0].startswith(f"sparsity.density = 1e-06: {least:.3g} is stored")

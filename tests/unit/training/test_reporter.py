@@ -3,6 +3,7 @@
 import errno
 import io
 import logging
+import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -30,7 +31,7 @@ def test_a_full_disk_ends_nothing_and_what_was_refused_follows(tmp_path, monkeyp
     def full(journal, record):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    reporter = Reporter(tmp_path, DEFAULT, 0, 10, {}, BarHandler())
+    reporter = Reporter(tmp_path, DEFAULT, 0, 10, {}, [BarHandler()])
     logged = {"step": 1, "loss": 2.0, "loss_per_trail": [1.5, 2.5]}
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "_write", full)
@@ -52,7 +53,7 @@ def test_a_full_disk_ends_nothing_and_what_was_refused_follows(tmp_path, monkeyp
 
 def test_a_folder_of_curves_that_cannot_be_made_ends_nothing(tmp_path, caplog):
     (tmp_path / "tensorboard").write_text("in the way")
-    reporter = Reporter(tmp_path, DEFAULT, 0, 10, {}, BarHandler())
+    reporter = Reporter(tmp_path, DEFAULT, 0, 10, {}, [BarHandler()])
     reporter.evaluated(EVALUATION, None)
     reporter.close()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1 and caplog.text.count("cannot be written") == 1
@@ -64,10 +65,12 @@ def _evaluated(folder, family, record, capsys, caplog, monkeypatch):
     handler = BarHandler()
     monkeypatch.setattr(LOGGER, "handlers", [handler])
     folder.mkdir()
-    reporter = Reporter(folder, family, 0, 10, {}, handler)
+    reporter = Reporter(folder, family, 0, 10, {}, [handler])
     reporter.evaluated(record, Overlap(0.4, 1 / 3))
     reporter.close()
-    assert handler.bar is None and read_metrics(folder / "metrics.jsonl") == [record]
+    (line,) = read_metrics(folder / "metrics.jsonl")
+    assert handler.bar is None and {key: line[key] for key in record} == record
+    assert abs(line["time"] - time.time()) < 600
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     curves = {name: events.Scalars(name)[0].value for name in events.Tags()["scalars"]}

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from nt_dist.errors import RunError
-from nt_dist.families import load_config, make_config
+from nt_dist.families import DEFAULT, load_config, make_config
+from nt_dist.messages import LOGGER, start_logging
 from nt_dist.text.prepare import prepare_data
-from nt_dist.training.run_folder import claim, write_config
+from nt_dist.training.reporter import Reporter
+from nt_dist.training.run_folder import claim, console_log, write_config
 from tests.unit.text.data_case import config_over, sentences, write_jsonl
 
 
@@ -48,6 +50,26 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog,
     folders = {line.partition(":")[0] for line in warned}
     assert folders == {str(tmp_path / "run"), str(tmp_path / "run" / "data")}
     assert all(os.strerror(error) in line and "start no second run here" in line for line in warned)
+
+
+def test_what_a_run_says_is_kept_beside_it(tmp_path, capsys):
+    start_logging(0)
+    with pytest.raises(RunError), console_log(tmp_path, 2):
+        LOGGER.warning("a shard is empty")
+        reporter = Reporter(tmp_path, DEFAULT, 0, 2, {}, LOGGER.handlers)
+        for step in (1, 2):
+            reporter.stepped(step, 4.0, 100.0, 0.1)
+        LOGGER.info("saved")
+        reporter.close()
+        raise RunError("the disk is gone")
+    head, *lines = (tmp_path / "train.log").read_text().splitlines()
+    assert head.startswith("== 20") and head.endswith("2 ranks ==")
+    assert lines[0] == "warning: a shard is empty" and lines[-2:] == ["saved", "error: the disk is gone"]
+    assert lines[1:-2] == ["step 1/2 (50%)  loss 4.0000  100 tokens/s  0:00 left", lines[2]]
+    assert capsys.readouterr().err.splitlines() == lines[:-1]  # the error is the command's to say
+    with console_log(tmp_path, 1):
+        LOGGER.info("once more")
+    assert (tmp_path / "train.log").read_text().splitlines()[-1] == "once more"
 
 
 def test_a_file_in_the_way_is_named_with_its_key(tmp_path):
