@@ -45,10 +45,11 @@ def _new_moments_can_be_had(config: Config) -> Iterator[str]:
 
 @reads("sparsity.structure", "sparsity.drop")
 def _groups_have_norms(config: Config) -> Iterator[str]:
-    if config.sparsity.structure == "groups" and config.sparsity.drop == "set":
+    structure = config.sparsity.structure
+    if structure != "entries" and config.sparsity.drop == "set":
         yield (
-            "sparsity.drop = 'set' goes by the sign of entries, and sparsity.structure = 'groups' by the norms of "
-            "groups, which have none; set drop to 'soft_magnitude' or 'magnitude'"
+            f"sparsity.drop = 'set' goes by the sign of entries, and sparsity.structure = {structure!r} by the norms "
+            f"of {structure}, which have none; set drop to 'soft_magnitude' or 'magnitude'"
         )
 
 

@@ -83,10 +83,16 @@ class Sparsity:
     storage: Literal["auto", "compact", "masked"] = free(
         "auto", "compact (values and index), masked (dense with a mask) or auto (for each weight the smaller)."
     )
-    structure: Literal["entries", "groups"] = identity(
-        "entries", "What is stored or not: single entries, or inputs of groups of outputs (less time at low densities)."
+    structure: Literal["entries", "groups", "blocks"] = identity(
+        "entries",
+        "What is stored or not: single entries, or, for less time at low densities, inputs of groups of outputs or "
+        "blocks of adjacent ones.",
     )
-    group_size: int = identity(64, "Outputs of a group.", at_least(2))
+    group_size: int = identity(
+        64,
+        "Outputs of a group or block; a block's inputs are the most, up to this, that divide a shard's.",
+        at_least(2),
+    )
     topology_shards: int = identity(
         8, "Equal shards of each weight, with their own slots and updates; the tensor degree divides it.", at_least(1)
     )

@@ -23,11 +23,12 @@ def weight_specs(config: Config) -> Mapping[str, WeightSpec]:
     specs = [spec for spec in config.family.weights(config) if spec.role != "statistic"]
     sparse = {spec.name: (spec.real_shape, spec.trails) for spec in specs if _may_be_sparse(config, spec)}
     density = spread_density(sparse, config.sparsity.density, config.sparsity.distribution)
-    size = config.sparsity.group_size if config.sparsity.structure == "groups" else 0
+    size = config.sparsity.group_size if config.sparsity.structure != "entries" else 0
+    block = size if config.sparsity.structure == "blocks" else 1
 
     def final(spec: WeightSpec) -> WeightSpec:
         group = 0 if spec.role == "lookup" or spec.name not in sparse else size
-        spec = replace(spec, density=density.get(spec.name, spec.density), group=group)
+        spec = replace(spec, density=density.get(spec.name, spec.density), group=group, block=block if group else 1)
         power = 1.0 if spec.layer == config.family.output_layer else 0.5
         return spec if spec.init is None else replace(spec, init=spec.init / fan_in_ratio(config, spec) ** power)
 

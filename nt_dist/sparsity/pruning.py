@@ -15,9 +15,8 @@ def largest(spec: WeightSpec, fragments: Fragments, blocks: torch.Tensor) -> tor
     if spec.group:
         groups = Groups.of(spec, fragments[0][1])
         norms = groups.norms(blocks[:, : groups.rows * groups.columns].unflatten(1, (groups.rows, -1)))
-        norms[:, groups.columns - groups.padding :] = -1.0
-        order = norms.sort(dim=1, descending=True, stable=True).indices[:, : groups.active]
-        return groups.positions(order.sort(dim=1).values.view(-1, groups.count, groups.active))
+        order = norms.sort(dim=1, descending=True, stable=True).indices[:, : groups.units[1]].sort(dim=1).values
+        return groups.positions(groups.spread(order.view(len(fragments), groups.count, groups.units[1])))
     score, padding = blocks.abs(), padding_mask(spec, fragments[0][1])
     if padding is not None:
         score[:, padding] = -1.0

@@ -30,6 +30,7 @@ class WeightSpec:
     """Products with it per position of a sample's logits: 1 for a linear weight of text, the pixels of the result for a
     convolution, 0 for what multiplies nothing."""
     group: int = 0  # outputs (entries of axis 0) that share their active inputs (see groups.py); 0: each has its own
+    block: int = 1  # adjacent inputs of a group that are active together, at most (see :meth:`width`)
 
     def __post_init__(self):
         assert self.shape[self.cut_axis] % self.shards == 0, f"{self.name}: {self.shards} shards of {self.shape}"
@@ -80,9 +81,16 @@ class WeightSpec:
         return self.columns if self.cut_axis == 0 else self.columns // self.shard_length * self.real_length(shard)
 
     def inputs(self, shard: int) -> int:
-        """Active inputs of each group of ``shard``: its density of the real ones, at least one where there are any."""
+        """Active inputs of each group of ``shard``: its density of the real ones, in whole units, at least one where
+        there are any."""
         real = self.real_columns(shard) if self.real_rows(shard) else 0
-        return min(max(round(self.density * real), 1), real)
+        width = self.width(shard)
+        return width * min(max(round(self.density * real / width), 1), real // width)
+
+    def width(self, shard: int) -> int:
+        """Inputs of a unit of ``shard``: the most up to ``block`` that divide its real ones, so that all are alike."""
+        real = self.real_columns(shard)
+        return max(width for width in range(1, self.block + 1) if real % width == 0)
 
     def slots(self, shard: int) -> int:
         """Active entries of ``shard``: its density of the real entries, at least one where there are any.

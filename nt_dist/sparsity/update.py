@@ -47,7 +47,7 @@ class TopologyUpdate(NamedTuple):
         weight, rules = self.weight, self.rules
         spec, shard, device = weight.spec, fragments[0][1], weight.values.device
         groups = Groups.of(spec, shard, device) if spec.group else None
-        drop = round(self.fraction * (groups.active if groups else spec.slots(shard)))
+        drop = round(self.fraction * (groups.units[1] if groups else spec.slots(shard)))
         if drop == 0:
             return 0
         old = weight.active(fragments)
@@ -86,10 +86,9 @@ class TopologyUpdate(NamedTuple):
             scores = groups.norms(scores[:, : groups.rows * groups.columns].unflatten(1, (groups.rows, -1)))
         norms = groups.norms(values.unflatten(1, (groups.rows, -1)))
         keys = self._keys([(*fragment, group) for fragment in fragments for group in range(groups.count)])
-        padding = torch.arange(groups.columns, device=old.device) >= groups.columns - groups.padding
-        inputs = groups.inputs(old)
-        new, source = self._choose(inputs.flatten(0, 1), norms, scores, drop, keys, groups.columns, padding)
-        return groups.positions(new.view_as(inputs)), groups.slots(source.view_as(inputs))
+        units = groups.inputs(old)[:, :, :: groups.width] // groups.width
+        new, source = self._choose(units.flatten(0, 1), norms, scores, drop, keys, groups.units[0], None)
+        return groups.positions(groups.spread(new.view_as(units))), groups.slots(source.view_as(units))
 
     def _choose(
         self,

@@ -209,10 +209,11 @@ class Weight(LocalState, ABC):
             return everywhere
         if self.spec.group:
             groups = Groups.of(self.spec, shard, device)
-            units = torch.arange(groups.columns - groups.padding, device=device).expand(groups.count, -1)
+            count, active = groups.units
+            units = torch.arange(count, device=device).expand(groups.count, -1)
             keys = stream_keys([(seed, "init topology", *words, group) for group in range(groups.count)], device)
-            chosen = uniform(keys[:, None], units).topk(groups.active, dim=1).indices.sort(dim=1).values
-            return groups.positions(chosen[None])[0]
+            chosen = uniform(keys[:, None], units).topk(active, dim=1).indices.sort(dim=1).values
+            return groups.positions(groups.spread(chosen[None]))[0]
         score = uniform(stream_keys([(seed, "init topology", *words)], device), everywhere)
         padding = padding_mask(self.spec, shard, device)
         if padding is not None:

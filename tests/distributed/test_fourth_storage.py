@@ -48,7 +48,16 @@ def _train_groups(rank, world_size, layout):
     return run.train(7).finish()
 
 
-@pytest.mark.parametrize("layout", [Layout(), Layout(tensor=2, stage=1), Layout(data=2, stage=3)], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(structure="groups"),
+        Layout(tensor=2, stage=1, structure="groups"),
+        Layout(data=2, stage=3, structure="groups"),
+        Layout(tensor=2, stage=1, structure="blocks"),
+    ],
+    ids=str,
+)
 def test_products_of_groups_train_the_same_model_as_dense_ones(layout):
-    runs = [{**vars(layout), "structure": "groups", "storage": storage} for storage in ("masked", "auto")]
+    runs = [{**vars(layout), "storage": storage} for storage in ("masked", "auto")]
     _same(*(run_distributed(_train_groups, layout.ranks, Layout(**each)) for each in runs))

@@ -160,7 +160,7 @@ def at_density(density, **changes):
     return replace(run, sparsity=replace(run.sparsity, density=density), whole=run)
 
 
-@pytest.mark.parametrize(("start", "structure"), [(1.0, "entries"), (0.6, "entries"), (0.6, "groups")])
+@pytest.mark.parametrize(("start", "structure"), [(1.0, "entries"), (0.6, "entries"), (0.6, "groups"), (0.6, "blocks")])
 def test_the_largest_weights_of_each_shard_stay_where_the_density_has_fallen(tmp_path, start, structure):
     changes = {"start_density": start, "structure": structure, "group_size": 3}
     before, after = at_density(start, **changes), at_density(0.2, **changes)
@@ -187,8 +187,10 @@ def test_the_largest_weights_of_each_shard_stay_where_the_density_has_fallen(tmp
                     rows = dense[0].view(-1, spec.columns)[: spec.real_rows(shard)]
                     for first, group in zip(range(0, len(rows), 3), rows.split(3), strict=True):
                         own = positions[(positions // spec.columns) == first] % spec.columns
-                        wanted = group.square().sum(0).topk(spec.inputs(shard)).indices.sort().values
-                        assert torch.equal(own.long(), wanted), name
+                        width = spec.width(shard)
+                        norms = group[:, : spec.real_columns(shard)].square().sum(0).view(-1, width).sum(1)
+                        wanted = norms.topk(spec.inputs(shard) // width).indices.sort().values
+                        assert torch.equal(own.long().view(-1, width) // width, wanted[:, None].expand(-1, width)), name
                 seen.add((name, trail, shard))
     assert structure == "entries" or any(spec.group for spec in specs.values())
     assert len(seen) == sum(spec.trails * spec.shards for spec in specs.values() if spec.is_sparse)

@@ -121,6 +121,7 @@ def test_each_rule(sections, message):
         {"sparsity": {"structure": "groups", "group_size": 256}},
         {"sparsity": {"structure": "groups", "group_size": 257, "topology_shards": 4}},
         {"sparsity": {"group_size": 257}},
+        {"sparsity": {"structure": "blocks", "group_size": 256}},
     ],
 )
 def test_what_is_allowed(sections):

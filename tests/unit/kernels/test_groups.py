@@ -19,6 +19,7 @@ SPECS = [
     WeightSpec("several tiles in a group", (150, 24), 0, shards=1, density=0.25, group=140),
     WeightSpec("ragged last group", (42, 40), 0, trails=2, shards=2, density=0.3, group=9),
     WeightSpec("padded", (48, 24), 0, trails=2, shards=4, valid=32, density=0.5, group=5),  # the last shard is empty
+    WeightSpec("blocks", (42, 40), 0, trails=2, shards=2, density=0.3, group=9, block=4),
     WeightSpec("cut along inputs", (44, 48), 1, trails=3, shards=4, density=0.4, group=16),
     WeightSpec("padded inputs", (14, 48), 1, trails=2, shards=4, valid=29, density=0.5, group=4),
 ]

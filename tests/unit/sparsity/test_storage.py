@@ -20,6 +20,8 @@ SPARSE = [
     WeightSpec("groups of columns", (16, 12), 0, trails=3, shards=4, density=0.4, group=3),
     WeightSpec("groups of rows", (14, 16), 1, trails=3, shards=4, density=0.4, group=4),
     WeightSpec("padded groups", (16, 12), 0, trails=3, shards=4, valid=13, density=0.5, group=3),
+    WeightSpec("blocks of columns", (16, 12), 0, trails=3, shards=4, density=0.6, group=3, block=2),
+    WeightSpec("blocks of rows", (14, 64), 1, trails=3, shards=4, valid=48, density=0.5, group=4, block=3),
     WeightSpec("no group in a shard", (16, 12), 0, trails=3, shards=4, valid=12, density=0.5, group=3),
     WeightSpec("padded inputs of groups", (14, 16), 1, trails=3, shards=4, valid=14, density=0.5, group=4),
 ]
@@ -74,12 +76,15 @@ def test_a_part_is_cut_from_the_whole(spec, storage):
 @pytest.mark.parametrize("spec", [each for each in SPARSE if each.group], ids=lambda spec: spec.name)
 def test_outputs_of_a_group_have_the_same_inputs(spec):
     weight = made(spec, "masked")
+    width = 2 if spec.name.startswith("blocks") else 1  # also of blocks of up to 3, where that divides no 16
     for trail in weight.trails:
         for shard in weight.shards:
             mask = weight.block(weight.mask, trail, shard)[: spec.real_rows(shard)]
             for first in range(0, len(mask), spec.group):
                 group = mask[first : first + spec.group]
-                assert (group == group[0]).all() and group[0].sum() == round(spec.density * spec.real_columns(shard))
+                units = group[0].view(-1, width)
+                assert (group == group[0]).all() and (units == units[:, :1]).all()
+                assert units[:, 0].sum() == round(spec.density * spec.real_columns(shard) / width)
     assert not torch.equal(weight.mask[0], weight.mask[1])
     if spec.cut_axis == 0:
         whole = weight.block(weight.mask, 0, 0)

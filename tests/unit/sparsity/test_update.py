@@ -20,6 +20,8 @@ SPECS = [
     WeightSpec("groups of columns", (16, 12), 0, trails=3, shards=4, density=0.4, group=3),
     WeightSpec("groups of rows", (14, 32), 1, trails=3, shards=4, density=0.5, group=4),
     WeightSpec("padded groups", (16, 12), 0, trails=3, shards=4, valid=13, density=0.5, group=3),
+    WeightSpec("blocks of columns", (16, 12), 0, trails=3, shards=4, density=0.6, group=3, block=2),
+    WeightSpec("blocks of rows", (14, 64), 1, trails=3, shards=4, valid=48, density=0.5, group=4, block=3),
     WeightSpec("no group in a shard", (16, 12), 0, trails=3, shards=4, valid=12, density=0.5, group=3),
     WeightSpec("padded inputs of groups", (14, 32), 1, trails=3, shards=4, valid=29, density=0.5, group=4),
 ]
@@ -129,24 +131,27 @@ def test_the_largest_gradients_outside_are_grown():
             assert before[trail, shard][grown[trail, shard]].min() > before[trail, shard][never[trail, shard]].max()
 
 
-def test_groups_drop_the_inputs_of_smallest_norm_and_grow_those_of_largest_gradient():
-    spec = next(each for each in SPECS if each.name == "groups of columns")
+@pytest.mark.parametrize(("name", "width", "slots", "kept"), [("groups", 1, 5, 3), ("blocks", 2, 4, 2)])
+def test_groups_drop_the_inputs_of_smallest_norm_and_grow_those_of_largest_gradient(name, width, slots, kept):
+    spec = next(each for each in SPECS if each.name == f"{name} of columns")
     weight, m, v, gradient = case(spec, "masked")
     active, values = weight.mask.clone(), weight.values.data.clone()
-    run(weight, m, v, gradient, dataclasses.replace(RULES, drop="magnitude"), fraction=0.4)
+    run(weight, m, v, gradient, dataclasses.replace(RULES, drop="magnitude"), fraction=1 - kept / slots)
     for rows in (
         range(first, first + size) for shard in range(4) for first, size in ((4 * shard, 3), (4 * shard + 3, 1))
     ):
         rows = list(rows)
         for trail in range(3):
             before, after = active[trail, rows[0]], weight.mask[trail, rows[0]]
-            assert (weight.mask[trail, rows] == after).all() and before.sum() == after.sum() == 5
-            norm, of_gradient = values[trail, rows].norm(dim=0), gradient[trail, rows].norm(dim=0)
-            kept = norm.masked_fill(~before, -1).topk(3).indices
-            open_to = of_gradient.index_fill(0, kept, -1.0)
-            expected = torch.zeros(12, dtype=torch.bool)
-            expected[torch.cat([kept, open_to.topk(2).indices])] = True
-            assert torch.equal(after, expected)
+            assert (weight.mask[trail, rows] == after).all() and before.sum() == after.sum() == slots * width
+            norm, of_gradient = (
+                each[trail, rows].unflatten(1, (-1, width)).norm(dim=(0, 2)) for each in (values, gradient)
+            )
+            stay = norm.masked_fill(~before[::width], -1).topk(kept).indices
+            open_to = of_gradient.index_fill(0, stay, -1.0)
+            expected = torch.zeros(12 // width, dtype=torch.bool)
+            expected[torch.cat([stay, open_to.topk(slots - kept).indices])] = True
+            assert torch.equal(after, expected.repeat_interleave(width))
 
 
 def test_nothing_changes_at_fraction_zero():
