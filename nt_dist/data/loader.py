@@ -6,9 +6,9 @@ Steps that would read numbers which were left out begin behind them.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -32,6 +32,10 @@ class Batch(NamedTuple):
         """The same batch on a device."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
+    def pinned(self) -> "Batch":
+        """The same batch in memory from which a GPU copies it without the host waiting."""
+        return Batch(*(tensor.pin_memory() for tensor in self))
+
 
 def collate(rows: Sequence[Sample]) -> Batch:
     """Put samples into one batch."""
@@ -51,6 +55,7 @@ class StepLoader:
     start: int = 0  # first global sample number: the samples consumed so far
     num_workers: int = 0  # threads that read ahead; 0 reads when asked
     left_out: Sequence[tuple[int, int]] = ()  # ranges [first, end) of sample numbers, sorted, that no step reads
+    pinned: bool = False  # for a GPU, which copies them while the host goes on
 
     def __post_init__(self) -> None:
         assert self.batch_size % (self.micro_batch_size * self.data_degree) == 0
@@ -63,9 +68,10 @@ class StepLoader:
         indices = samples_at(self.seed, len(self.samples), numbers)
         rows = [self.samples.drawn(*each) for each in zip(indices.tolist(), numbers.tolist(), strict=True)]
         size = self.micro_batch_size
-        return [collate(rows[start : start + size]) for start in range(0, share, size)]
+        batches = [collate(rows[start : start + size]) for start in range(0, share, size)]
+        return [batch.pinned() for batch in batches] if self.pinned else batches
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Generator[list[Batch]]:
         """Steps from ``start`` on; DataError when a sample cannot be read."""
         firsts = self._firsts()
         if self.num_workers == 0:
@@ -100,6 +106,33 @@ def spread(samples: Samples, num_samples: int) -> np.ndarray:
     rounds = -(-num_samples // turns)
     first = np.arange(rounds) * (count // turns) // rounds * turns
     return (first[:, None] + np.arange(turns)).reshape(-1)[:num_samples]
+
+
+class StepsOnDevice:
+    """Steps on ``device``, the next of which can be fetched while the device works on one."""
+
+    def __init__(self, loader: StepLoader, device: torch.device):
+        self._steps, self._device = iter(replace(loader, pinned=device.type == "cuda")), device
+        self._ahead: Future[list[Batch]] | None = None
+
+    def fetch(self) -> None:
+        """Read the next step and begin its copies, unless that is done; what goes wrong is :meth:`__next__`'s."""
+        if self._ahead is None:
+            self._ahead = Future()
+            try:
+                self._ahead.set_result([batch.to(self._device) for batch in next(self._steps)])
+            except Exception as problem:
+                self._ahead.set_exception(problem)
+
+    def __next__(self) -> list[Batch]:
+        """The next step's micro-batches; DataError when a sample cannot be read."""
+        self.fetch()
+        ahead, self._ahead = self._ahead, None
+        return ahead.result()
+
+    def close(self) -> None:
+        """End the threads that read ahead."""
+        self._steps.close()
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from nt_dist.parallel.mesh import Mesh
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did, over all ranks."""
+    """What a step did, over all ranks; its tensors are on the host."""
 
     nll: torch.Tensor  # each trail's sum of token losses, fp32 [T]
     tokens: torch.Tensor  # real tokens (sum of weights), a scalar
@@ -95,6 +95,7 @@ def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.Deep
         settings["zero_allow_untested_optimizer"] = True  # tests/distributed/test_optimizer_state.py tests it
     if train.precision == "bf16":  # else gradients accumulated in fp32 are rounded to bf16 to be summed over ranks
         settings.setdefault("communication_data_type", "fp32")
+    settings["timers"] = {"throughput": {"enabled": False}}  # it would wait for the device in every micro-batch
     if mesh.pipe.degree > 1:
         settings["pipeline"] = dict(pipeline.SETTINGS)
     # Without an mpu all ranks are data ranks; a pipeline has its own.
@@ -188,5 +189,5 @@ def train_step(
         weight.collecting = False
     applied = engine.was_step_applied()
     update_statistics(engine.statistics, mesh, applied)
-    judged = guard.nll, tokens, guard.norm, applied, guard.verdict
+    judged = guard.nll, guard.tokens, guard.norm, applied, guard.verdict
     return StepResult(*judged, rate, objective_scale, guard.joint_nll, joint or 0.0)

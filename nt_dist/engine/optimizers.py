@@ -39,7 +39,8 @@ class Clipped(torch.optim.Optimizer):
         assert closure is None
         parameters = [each for group in self.param_groups for each in group["params"] if each.grad is not None]
         gradients = [each.grad for each in parameters]
-        self._global_grad_norm = self._norm([each.grad for each in parameters if each.model_parallel])
+        owned = [each.grad for each in parameters if each.model_parallel]
+        self._global_grad_norm = global_norm(owned, self.mesh, MODEL_AXES)
         self.overflow = not self.admits(self._global_grad_norm)
         if self.overflow:
             self._global_grad_norm.fill_(torch.inf)
@@ -47,12 +48,6 @@ class Clipped(torch.optim.Optimizer):
         if self.clip > 0:
             torch._foreach_mul_(gradients, clip_factor(self._global_grad_norm, self.clip))
         super().step()
-
-    def _norm(self, owned: list[torch.Tensor]) -> torch.Tensor:
-        squares = (
-            norm_of(owned).square().view(1) if owned else torch.zeros(1, dtype=torch.float64, device=self.mesh.device)
-        )
-        return self.mesh.all_reduce(squares, MODEL_AXES)[0].sqrt().float()
 
 
 class ClippedAdamW(Clipped, torch.optim.AdamW):
@@ -69,6 +64,12 @@ def norm_of(tensors: list[torch.Tensor]) -> torch.Tensor:
     if tensors[0].device.type == "cpu":
         tensors = [part for each in tensors for part in each.flatten().split(_PART)]
     return torch.stack(torch._foreach_norm(tensors, dtype=torch.float32)).double().norm()
+
+
+def global_norm(owned: list[torch.Tensor], mesh: Mesh, axes: tuple[str, ...]) -> torch.Tensor:
+    """The norm of all gradients, fp32, of which each rank along ``axes`` owns some. No rank waits for its device."""
+    squares = norm_of(owned).square() if owned else torch.zeros((), dtype=torch.float64, device=mesh.device)
+    return mesh.all_reduce(squares, axes).sqrt().float()
 
 
 def clip_factor(norm: torch.Tensor | float, clip: float) -> torch.Tensor:

@@ -5,29 +5,35 @@ moments and Adam's step as they are. The guard stands where that norm is made, a
 
     Clipped                        (ZeRO 0)                      asks :meth:`StepGuard.admits` itself
     DeepSpeedZeroOptimizer         (ZeRO 1, 2; bf16 at ZeRO 2)   scaled_global_norm
-    BF16_Optimizer                 (bf16 at ZeRO 1)              get_grads_for_norm
+    BF16_Optimizer                 (bf16 at ZeRO 1)              step
     DeepSpeedZeroOptimizer_Stage3  (ZeRO 3)                      _get_norm_groups
 
 Engine and PipelineEngine both come to it through ``_take_model_step``, with the losses of all micro-batches there. The
 verdict is the worst of any rank's, so that all refuse or none.
+
+Here the host waits for its device, once in a step: verdict, norm, losses and what the ranks have to agree on are judged
+and gathered there and read in one piece. DeepSpeed is given the norm on the host, where asking whether it is a number
+costs no wait.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-from deepspeed.runtime.utils import combine_grad_norm_groups, get_global_norm_of_tensors
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from nt_dist.config import Config
 from nt_dist.engine.bad_steps import StepVerdict
-from nt_dist.engine.optimizers import norm_of
-from nt_dist.parallel.mesh import Mesh
+from nt_dist.engine.optimizers import MODEL_AXES, clip_factor, global_norm
+from nt_dist.parallel.mesh import AXES, Mesh
+
+T = TypeVar("T", float, torch.Tensor)
 
 LOSS_FLOOR = 0.1  # nats: about what the losses of neighbouring batches differ by
 NORM_FLOOR = 0.1  # of the norm's logarithm: a tenth of the norm
@@ -46,10 +52,11 @@ class RecentValues(deque[float]):
         super().__init__(maxlen=window)
         self.floor = floor
 
-    def excess(self, figure: float) -> float:
-        """Scales by which ``figure`` is above the median; negative below it, 0 as long as the window is not full."""
+    def excess(self, figure: T) -> T:
+        """Scales by which ``figure``, a number or a tensor, is above the median; negative below it, 0 as long as the
+        window is not full."""
         if len(self) < self.maxlen or not self:
-            return 0.0
+            return figure / math.inf
         middle = median(self)
         scale = NORMAL * median(abs(each - middle) for each in self)
         return (figure - middle) / max(scale, self.floor)
@@ -69,17 +76,22 @@ class StepGuard:
         self.sigma, self.refuses_spikes = train.spike_sigma, train.on_spike in ("skip", "rollback")
         window = train.spike_window if train.on_spike != "off" else 0
         self.losses, self.norms = RecentValues(window, LOSS_FLOOR), RecentValues(window, NORM_FLOOR)
-        # of the last step, the same on all ranks
+        self.before_wait: Callable[[], Sequence[bool]] = tuple
+        """Called once all work of a step before its optimizer's is on its way; it returns flags of this rank."""
+        # of the last step, the same on all ranks, and on the host
         self.nll = torch.zeros(())  # sums of token losses, fp32 [trails]
         self.joint_nll: torch.Tensor | None = None  # likewise of the trails' mean, a scalar; None where that is unused
         self.norm = math.inf  # of the gradient before clipping; infinite if it is no number or was not computed
         self.verdict = StepVerdict.GOOD
+        self.tokens = torch.ones(())  # real tokens, a scalar
+        self.flags: tuple[bool, ...] = ()  # for each of what ``before_wait`` returned, whether any rank has it set
         self._has_joint, self._loss = bool(config.trails.trained_mean), 0.0
-        self._tokens: torch.Tensor | float = 1.0
-        self._own_nll: Callable[[], torch.Tensor] | None = None
+        # until a caller says more
+        self._tokens = torch.ones((), device=mesh.device)
+        self._own_nll = lambda: torch.zeros(1 + self._has_joint, device=mesh.device)
         self._take_model_step = engine._take_model_step
         engine._take_model_step = self._judge_and_step
-        _stand_before(engine.optimizer, self.admits)
+        _stand_before(engine.optimizer, self.admits, mesh)
 
     def expect(self, tokens: torch.Tensor, own_nll: Callable[[], torch.Tensor]) -> None:
         """Say what the coming step is about: the real tokens of the global step, a scalar tensor, and what returns,
@@ -88,39 +100,44 @@ class StepGuard:
 
     def _judge_and_step(self, *arguments: Any) -> None:
         """What the engine calls to step its optimizer after the last micro-batch. Collective."""
-        self.verdict, self.norm = StepVerdict.GOOD, math.inf
-        if self._own_nll is not None:  # a caller that steps the engine by hand has no losses to judge
-            own = self._own_nll()
-            trails, joint = own.split([len(own) - self._has_joint, self._has_joint])
-            sums = self.mesh.all_reduce(torch.cat([self.place.all_trails(trails), joint]), ("pipe", "data"))
-            self.nll, joint = sums.split([len(sums) - self._has_joint, self._has_joint])
-            self.joint_nll = joint[0] if self._has_joint else None
-            self._loss = float((self.nll / self._tokens).mean())
+        own = self._own_nll()
+        trails, joint = own.split([len(own) - self._has_joint, self._has_joint])
+        self._sums = self.mesh.all_reduce(torch.cat([self.place.all_trails(trails), joint]), ("pipe", "data"))
         self._take_model_step(*arguments)
         if not self.engine.optimizer.overflow:
             self.losses.append(self._loss)
-            self.norms.append(_log(self.norm))
-        elif self.verdict is StepVerdict.GOOD:  # DeepSpeed saw it before any norm
-            self.verdict = StepVerdict.NORM_NOT_FINITE if math.isfinite(self._loss) else StepVerdict.LOSS_NOT_FINITE
+            self.norms.append(self._log_norm)
 
+    @torch.no_grad()
     def admits(self, norm: torch.Tensor) -> bool:
-        """Judge the step by its loss and by the norm of its gradient; say whether it may be taken. Collective."""
-        norm = float(norm)
-        self.norm = norm if math.isfinite(norm) and norm >= 0 else math.inf  # DeepSpeed's -1 is no number either
-        own = torch.tensor(int(self._own_verdict()), device=self.mesh.device)
-        self.verdict = StepVerdict(int(self.mesh.all_reduce(own, op="max")))
+        """Judge the step by its loss and by the norm of its gradient, a scalar; say whether it may be taken.
+        Collective, and the step's one wait."""
+        count = len(self._sums) - self._has_joint
+        loss = (self._sums[:count] / self._tokens).mean().double()
+        log_norm = norm.double().clamp(min=1e-30).log()  # it varies by factors: its logarithm is what has a spread
+        verdict = self._own_verdict(loss, log_norm)
+        own = torch.stack([verdict, *(torch.full_like(verdict, float(flag)) for flag in self.before_wait())])
+        agreed = self.mesh.all_reduce(own, op="max")
+        figures = torch.stack([loss, norm.double(), log_norm, self._tokens.double()])
+        agreed, figures, sums = _read(agreed, figures, self._sums)
+        self._loss, self.norm, self._log_norm, tokens = figures
+        self.norm = self.norm if math.isfinite(self.norm) else math.inf
+        self.tokens, self.nll = torch.tensor(tokens), torch.tensor(sums[:count])
+        self.joint_nll = torch.tensor(sums[-1]) if self._has_joint else None
+        self.verdict, self.flags = StepVerdict(int(agreed[0])), tuple(map(bool, agreed[1:]))
         return self.verdict is StepVerdict.GOOD or (self.verdict.is_spike and not self.refuses_spikes)
 
-    def _own_verdict(self) -> StepVerdict:
-        if not math.isfinite(self._loss):
-            return StepVerdict.LOSS_NOT_FINITE
-        if not math.isfinite(self.norm):
-            return StepVerdict.NORM_NOT_FINITE
-        if self.losses.excess(self._loss) > self.sigma:
-            return StepVerdict.LOSS_SPIKE
-        if self.norms.excess(_log(self.norm)) > self.sigma:
-            return StepVerdict.NORM_SPIKE
-        return StepVerdict.GOOD
+    def _own_verdict(self, loss: torch.Tensor, log_norm: torch.Tensor) -> torch.Tensor:
+        found = {  # the worst last
+            StepVerdict.NORM_SPIKE: self.norms.excess(log_norm) > self.sigma,
+            StepVerdict.LOSS_SPIKE: self.losses.excess(loss) > self.sigma,
+            StepVerdict.NORM_NOT_FINITE: ~log_norm.isfinite(),
+            StepVerdict.LOSS_NOT_FINITE: ~loss.isfinite(),
+        }
+        verdict = torch.zeros_like(loss)
+        for what, holds in found.items():
+            verdict.masked_fill_(holds, float(what))
+        return verdict
 
     def state(self) -> dict[str, list[float]]:
         """What it judges by, for a checkpoint."""
@@ -132,50 +149,66 @@ class StepGuard:
         self.norms.restore(state.get("log_norms", []))
 
 
-def _log(norm: float) -> float:
-    """A norm varies by factors, so that its logarithm is what has a spread."""
-    return math.log(max(norm, 1e-30))
+def _read(*tensors: torch.Tensor) -> list[list[float]]:
+    """Read vectors from their device, waiting once for all of them."""
+    figures = iter(torch.cat([each.double() for each in tensors]).tolist())
+    return [list(islice(figures, len(each))) for each in tensors]
 
 
-def _stand_before(optimizer: Any, admits: Callable[[torch.Tensor], bool]) -> None:
+def _stand_before(optimizer: Any, admits: Callable[[torch.Tensor], bool], mesh: Mesh) -> None:
     """Let ``admits`` decide, given the global norm, whether a DeepSpeed optimizer steps."""
+    guard: StepGuard = admits.__self__
+
+    def judged(owned: list[torch.Tensor]) -> torch.Tensor:
+        """The norm as DeepSpeed is given it: on the host."""
+        return torch.tensor(guard.norm if admits(global_norm(owned, mesh, AXES)) else math.inf)
+
     if isinstance(optimizer, DeepSpeedZeroOptimizer):
 
         def scaled_global_norm(*arguments: Any) -> torch.Tensor:
-            # One norm of all groups: DeepSpeed sums one for each over all stages of a pipeline, whose groups differ.
             # It fills a partition's end with zeros; one that no parameter reaches has them alone.
-            pairs: list[tuple] = []
+            owned: list[torch.Tensor] = []
             for group, parameters in enumerate(optimizer.params_in_partition):
                 gradients = optimizer.averaged_gradients[group]
                 real = [each for each in gradients if not getattr(each, "_zero_padding", False)]
-                pairs += zip(real, parameters, strict=False)
-            gradients, parameters = zip(*pairs, strict=True) if pairs else ((), ())
-            norm = combine_grad_norm_groups([optimizer.get_grad_norm_direct(gradients, parameters)])
-            return norm if admits(norm) else torch.full_like(norm, torch.inf)
+                owned += [each for each, of in zip(real, parameters, strict=False) if of.model_parallel]
+            return judged(owned)
 
         optimizer.scaled_global_norm = scaled_global_norm
+        optimizer.check_overflow = lambda *arguments, **named: None  # another look at all gradients, and a wait
     elif isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
-        norms_of_groups = optimizer._get_norm_groups
 
         def _get_norm_groups() -> list[torch.Tensor]:
-            norm = combine_grad_norm_groups(norms := norms_of_groups())
-            return norms if admits(norm) else [torch.full_like(norm, torch.inf)]
+            owned: list[torch.Tensor] = []
+            for group, parameters in enumerate(optimizer.fp16_groups):
+                pairs = zip(optimizer.averaged_gradients[group], parameters, strict=True)
+                owned += [each for each, of in pairs if of.model_parallel]
+            return [judged(owned)]
 
         optimizer._get_norm_groups = _get_norm_groups
     elif isinstance(optimizer, BF16_Optimizer):
-        gradients_of = optimizer.get_grads_for_norm
 
-        def get_grads_for_norm(for_clipping: bool = False):
-            gradients = gradients_of(for_clipping)
-            if for_clipping:
-                return gradients
-            # One number in place of all gradients, for DeepSpeed takes the norm of them once more; and of none, where
-            # other ranks own all that this one holds, it fails.
-            zero = optimizer.fp32_groups_gradients_flat[0].new_zeros(1, dtype=torch.float32)
-            norm = norm_of(gradients[0]).float().view(1) if gradients[0] else zero
-            admitted = admits(get_global_norm_of_tensors([norm], optimizer.norm_type, optimizer.mpu))
-            return [norm if admitted else torch.full_like(norm, torch.inf)], gradients[1]
+        @torch.no_grad()
+        def step(closure: None = None) -> None:
+            """DeepSpeed's, which asks its device three times whether the norm is a number and whether to clip."""
+            owned, _ = optimizer.get_grads_for_norm()
+            norm = global_norm(owned, mesh, MODEL_AXES)
+            optimizer.overflow = not admits(norm)
+            optimizer._global_grad_norm = math.inf if optimizer.overflow else norm
+            if optimizer.overflow:
+                optimizer.clear_lp_grads()
+            else:
+                if optimizer.clip_grad > 0:
+                    gradients = optimizer.get_grads_for_norm(for_clipping=True)
+                    torch._foreach_mul_(gradients, clip_factor(norm, optimizer.clip_grad))
+                masters = optimizer.fp32_groups_flat_partition
+                for master, gradient in zip(masters, optimizer.fp32_groups_gradient_flat_partition, strict=True):
+                    master.grad = gradient
+                optimizer.optimizer.step()
+                optimizer._lazy_init_hp_params_optimizer_state()
+                optimizer.update_lp_params()
+            optimizer.clear_hp_grads()
 
-        optimizer.get_grads_for_norm = get_grads_for_norm
+        optimizer.step = step
     else:
         optimizer.admits = admits  # Clipped

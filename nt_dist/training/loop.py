@@ -4,7 +4,6 @@ import gc
 import resource
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, closing, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from nt_dist.command_line import Telling
 from nt_dist.config import Config
 from nt_dist.config.rules import warnings, with_epochs
 from nt_dist.config.stages import last_of_stage, last_step, stage_at
-from nt_dist.data.loader import EvaluationBatches, StepLoader
+from nt_dist.data.loader import EvaluationBatches, StepLoader, StepsOnDevice
 from nt_dist.data.order import first_of_step
 from nt_dist.engine.averaging import average_weights, averaged
 from nt_dist.engine.bad_steps import BadStep, BadSteps, StepVerdict
@@ -151,6 +150,7 @@ class Trainer:
         parts = config, mesh, self.model, self.optimizer_state
         self.saver = Saver(self.folder / CHECKPOINTS, *parts, self.heartbeat.beat)
         self.guard: StepGuard = self.engine.step_guard
+        self.guard.before_wait = self.before_wait
         self.bad_steps = BadSteps(config.train.max_bad_steps)
         self.topology = TopologyUpdater(config, mesh, self.model, self.optimizer_state, self.engine)
         self.integrity = Integrity(mesh, self.model, self.optimizer_state)
@@ -190,8 +190,7 @@ class Trainer:
             if self.step != step:  # it went back to a checkpoint
                 continue
             self.count(result, time.perf_counter() - began)
-            flags = self.exit_request.is_set, self.saver.is_writing, self.saver.is_overdue
-            is_requested, writing, is_overdue = self.mesh.any(*flags)
+            is_requested, writing, is_overdue = self.guard.flags
             leaving = is_requested and step < last
             if self.saver.is_under_way and not writing:
                 self.heartbeat.enter("saving")
@@ -212,6 +211,11 @@ class Trainer:
         self.heartbeat.enter("ending")
         LOGGER.info("%.3g epochs of %s samples are done", self.epochs, f"{len(self.data.train):,}")
         return 0
+
+    def before_wait(self) -> tuple[bool, ...]:
+        """Fetches the next step's batches, and says what all ranks must know of this one."""
+        self.batches.fetch()
+        return self.exit_request.is_set, self.saver.is_writing, self.saver.is_overdue
 
     def train_one(self, step: int) -> StepResult:
         """One optimizer step, and the topology update that follows it where one is due.
@@ -362,7 +366,7 @@ class Trainer:
         train, axis = self.config.train, self.mesh.data
         sizes = (train.batch_size, train.micro_batch_size, axis.rank, axis.degree)
         where = (self.consumed_samples, self.config.data.num_workers, self.bad_steps.left_out)
-        self.batches: Iterator = iter(StepLoader(self.data.train, train.seed, *sizes, *where))
+        self.batches = StepsOnDevice(StepLoader(self.data.train, train.seed, *sizes, *where), self.mesh.device)
         run = (self.folder, self.config.family, self.step, last_step(self.config), self.weights, LOGGER.handlers)
         self.reporter = agree(self.mesh, lambda: Reporter(*run) if self.mesh.is_main else None)
         for line in self.changed if self.reporter else ():

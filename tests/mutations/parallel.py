@@ -243,8 +243,8 @@ PARALLEL = [
     ),
     Mutation(
         "norm: of this rank's part alone",
-        "return self.mesh.all_reduce(squares, MODEL_AXES)[0].sqrt().float()",
-        "return squares[0].sqrt().float()",
+        "return mesh.all_reduce(squares, axes).sqrt().float()",
+        "return squares.sqrt().float()",
         TENSOR,
     ),
     # Topologies.

@@ -110,8 +110,8 @@ RELIABILITY = [
     ),
     Mutation(
         "guard: each rank judges by its own part",
-        'self.verdict = StepVerdict(int(self.mesh.all_reduce(own, op="max")))',
-        "self.verdict = StepVerdict(int(own))",
+        'agreed = self.mesh.all_reduce(own, op="max")',
+        "agreed = own",
         BAD_STEP,
     ),
     Mutation(
