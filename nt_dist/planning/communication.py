@@ -40,10 +40,6 @@ Payload = dict[tuple[str, str], int]
 
 # DeepSpeed's defaults, in elements.
 _PERSISTENCE, _REUSE = 100_000, 1_000_000_000
-# What DeepSpeed all-reduces besides gradients, in bytes, by precision and stage: the norm and an overflow flag; at
-# stage 3 two figures of each parameter group.
-_SCALARS = {"fp32": (0, 4, 4), "bf16": (None, 0, 5)}
-_STAGE_3_SCALARS = 8
 
 
 def step_payload(config: Config, pipe_stage: int = 0) -> Payload:
@@ -90,8 +86,9 @@ def _data(config: Config, parts: list[Part]) -> Payload:
     for part in parts:
         groups[group_key(config, part.spec)] += part.stored
     stored = groups.total()
-    scalars = 4 + 4 * (config.trails.count + bool(config.trails.trained_mean)) + 8
-    scalars += _STAGE_3_SCALARS * len(groups) if stage == 3 else _SCALARS[config.train.precision][stage]
+    has_parts = stage > 0 and (copy, stage) != (2, 1)  # of the gradients, whose norms add up; bf16 at stage 1 has all
+    # real tokens, losses, the guard's verdict, that norm
+    scalars = 4 + 4 * (config.trails.count + bool(config.trails.trained_mean)) + 8 + 8 * has_parts
     if stage == 0:
         return {("data", "all_reduce"): 4 * stored + scalars}
     if stage < 3:

@@ -74,10 +74,12 @@ class _Run:
         batches = [Batch(part[:, :-1], part[:, 1:], torch.ones(part[:, 1:].shape)) for part in rows.split(MICRO_BATCH)]
         self.factor = factor if self.is_bad else 1.0
         sums_of, extra = MeshPlace.trail_losses, added if self.is_bad else 0.0
-        with mock.patch.object(MeshPlace, "trail_losses", lambda *arguments: sums_of(*arguments) + extra):
-            # in a first step a pipeline's stages exchange the shapes of what they send, and ZeRO 3 notes its order
-            with HostWaits() if number in (2, WINDOW + 1) else nullcontext() as waits:
-                result = train_step(self.engine, self.config, self.mesh, batches, number)
+        # in a first step a pipeline's stages exchange the shapes of what they send, and ZeRO 3 notes its order
+        with (
+            mock.patch.object(MeshPlace, "trail_losses", lambda *arguments: sums_of(*arguments) + extra),
+            HostWaits() if number in (2, WINDOW + 1) else nullcontext() as waits,
+        ):
+            result = train_step(self.engine, self.config, self.mesh, batches, number)
         assert waits is None or waits.events == ["wait: tolist"]
         return result
 
