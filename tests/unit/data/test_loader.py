@@ -2,12 +2,13 @@
 
 import itertools
 import threading
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
-from nt_dist.data.loader import Batch, EvaluationBatches, StepLoader, spread
+from nt_dist.data.loader import Batch, EvaluationBatches, StepLoader, StepsOnDevice, spread
 from nt_dist.data.order import samples_at
 from nt_dist.data.samples import Sample
 from nt_dist.errors import DataError
@@ -124,3 +125,44 @@ def test_samples_of_several_sets_are_taken_in_whole_rounds():
     assert found.tolist() == [0, 1, 2, 3, 12, 13, 14, 15, 24, 25, 26, 27]
     assert np.bincount(spread(samples, 20) % 4).tolist() == [5] * 4  # every second of them would be two sets
     assert spread(samples, 10).tolist() == found.tolist()[:10]
+
+
+def test_steps_on_a_device_are_those_of_the_loader_whether_fetched_ahead_or_not():
+    loader = StepLoader(Numbered(50), 5, 12, 4)
+    steps_there, wanted, reads = StepsOnDevice(loader, torch.device("cpu")), steps(3, micro_batch_size=4), []
+    with mock.patch.object(Numbered, "drawn", lambda self, index, number: reads.append(number) or self[index]):
+        for step in wanted[:2]:
+            steps_there.fetch()
+            steps_there.fetch()
+            assert len(reads) % 12 == 0
+            assert numbers(next(steps_there)) == numbers(step)
+        assert numbers(next(steps_there)) == numbers(wanted[2]) and len(reads) == 36
+    steps_there.close()
+
+
+def test_what_cannot_be_read_is_said_when_its_step_comes():
+    class Broken(Numbered):
+        def drawn(self, index, number):
+            if number >= 12:
+                raise DataError(f"sample {number}")
+            return self[index]
+
+    steps_there = StepsOnDevice(StepLoader(Broken(50), 5, 12, 4), torch.device("cpu"))
+    next(steps_there)
+    steps_there.fetch()
+    with pytest.raises(DataError, match="sample 12"):
+        next(steps_there)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_gpu_copies_from_pinned_memory_while_the_host_goes_on(num_workers, monkeypatch):
+    pinned, copied = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: copied.append(non_blocking) or self)
+    for device, expected in (("cpu", 0), ("cuda", 9)):
+        steps_there = StepsOnDevice(StepLoader(Numbered(50), 5, 12, 4, num_workers=num_workers), torch.device(device))
+        pinned.clear()
+        batches = next(steps_there)
+        steps_there.close()
+        assert sum(any(each is one for one in pinned) for batch in batches for each in batch) == expected
+    assert copied == [True] * 18
