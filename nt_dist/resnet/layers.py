@@ -40,13 +40,14 @@ class Convolution(nn.Module):
         values: list[torch.Tensor] = []
 
         def convolve(row: int, x: torch.Tensor) -> torch.Tensor:
-            if keeps_kernel(side, math.prod(weight.local_shape), x.numel()):
+            of_groups = weight.convolution(x.device)
+            if of_groups is None and keeps_kernel(side, math.prod(weight.local_shape), x.numel()):
                 if not kernels:
                     kernels.extend(_channels_last(weight.dense()).unbind())
                 return F.conv2d(x, kernels[row], stride=self.stride, padding=side // 2)
             if not values:
                 values.extend(weight.values.unbind())
-            return _Convolution.apply(values[row], weight, row, self.stride, x)
+            return (of_groups or _Convolution).apply(values[row], weight, row, self.stride, x)
 
         return [partial(convolve, row) for row in range(len(weight.trails))]
 

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from nt_dist.sparsity.grouped import Piece, product_on
+from nt_dist.sparsity.grouped_convolution import GroupedConvolution
 from nt_dist.sparsity.groups import Groups
+from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.weight import ALL, Weight, block_positions, flat_index
 
 if TYPE_CHECKING:
@@ -143,6 +145,14 @@ class CompactWeight(Weight):
             self.fragment(tensor, *fragment).copy_(entries)
 
 
+def _convolution_pays(spec: WeightSpec) -> bool:
+    """Whether groups save time over a dense kernel on a CPU: gathering takes as long for few outputs as for many."""
+    outputs = min(spec.group, spec.real_rows(0))
+    if outputs < 64 or spec.shape[1] < 128:
+        return False
+    return spec.density <= (0.25 if outputs >= 128 or spec.shape[-1] == 1 else 0.12)
+
+
 class GroupedWeight(CompactWeight):
     """Active entries as :class:`CompactWeight` has them; ``index`` are the groups' active inputs, int32 [T, units].
 
@@ -161,21 +171,26 @@ class GroupedWeight(CompactWeight):
 
     @classmethod
     def fits(cls, spec):
+        if spec.role == "convolution":
+            return _convolution_pays(spec)
         return spec.group > 0 and spec.role == "linear" and spec.density <= _PAYS
 
     def linear(self, device):
         return product_on(device)
 
+    def convolution(self, device):
+        return GroupedConvolution if device.type == "cpu" else None
+
     def build(self, values, rows=ALL):
         dense = values.new_zeros(len(values), *self.local_shape)
         for row, matrix, entries in zip(range(len(self.trails))[rows], dense, values.detach(), strict=True):
             for piece in self.pieces(row):
-                matrix[piece.rows].index_copy_(1, piece.columns.long(), piece.gather(entries))
+                matrix.flatten(1)[piece.rows].index_copy_(1, piece.columns.long(), piece.gather(entries))
         return dense
 
     def gradient_of(self, dense, may_overwrite, rows=ALL):
         taken = dense.new_empty(len(dense), self.num_slots)
-        for row, matrix, entries in zip(range(len(self.trails))[rows], dense, taken, strict=True):
+        for row, matrix, entries in zip(range(len(self.trails))[rows], dense.flatten(2), taken, strict=True):
             for piece in self.pieces(row):
                 piece.put(matrix[piece.rows].index_select(1, piece.columns), entries)
         return taken

@@ -149,6 +149,11 @@ class Weight(LocalState, ABC):
         faster way than to build W."""
         return None
 
+    def convolution(self, device: torch.device) -> type[torch.autograd.Function] | None:
+        """Return what convolves there, of (a trail's values, weight, its row, stride, x [B, in, H, W]), where the
+        storage has a faster way than to build W."""
+        return None
+
     def dense(self) -> torch.Tensor:
         """Return the dense tensor [T, *local_shape], differentiable in ``values``; for any operation."""
         return _Build.apply(self.values, self)

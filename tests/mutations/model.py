@@ -59,4 +59,10 @@ MODEL = [
         '(kept,) = largest(spec, [(0, shard)], dense["value"].abs().sort(descending=True).values[None])',
         "tests/unit/checkpoint/test_checkpoint.py::test_the_largest_weights_of_each_shard_stay_where_the_density_has_fallen",
     ),
+    Mutation(
+        "a convolution of groups adds the gradients of its inputs to other planes",
+        "plane.index_add_(0, channels, of_inputs[there])",
+        "plane.index_add_(0, channels, of_inputs[: len(there)])",
+        "tests/unit/sparsity/test_storage.py::test_convolutions_of_groups_are_dense_ones_and_their_gradients",
+    ),
 ]

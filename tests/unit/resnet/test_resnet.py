@@ -1,5 +1,7 @@
 """A dense ResNet of one trail is transformers'; a Wide ResNet is the plain one of this file; sizes are the paper's."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from nt_dist.engine.statistics import update_statistics
 from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, statistics_of, weights_of
-from nt_dist.model.weights import count_parameters, weight_specs
+from nt_dist.model.weights import choose_storages, count_parameters, weight_specs
 from nt_dist.planning.local_layers import layer_parts
 from tests.unit.resnet.small import small
 
@@ -288,3 +290,35 @@ def test_what_is_kept_for_backward_is_the_formula_to_the_byte(block, stem):
         model(shown)
     said = sum(layer.kept_bytes for layer in layer_parts(config))
     assert said == sum(storage.nbytes() for storage in kept.values()) + shown.nbytes
+
+
+def test_wide_convolutions_of_groups_at_low_densities_take_their_own_product():
+    model = {"width": 128, "depths": [1], "image_size": 5}
+    sparsity = {"density": 0.1, "structure": "groups", "group_size": 128, "topology_shards": 1, "storage": "auto"}
+    config = small(model=model, sparsity={**sparsity, "distribution": "uniform"}, trails={"count": 2, "layers": 1})
+    storages = choose_storages(config)
+    assert storages["blocks.0.convolution2"] == "grouped" and storages["blocks.0.convolution1"] != "grouped"
+    found = []
+    for storage in ("auto", "masked"):
+        own = replace(config, sparsity=replace(config.sparsity, storage=storage))
+        network = build_model(own)
+        weight = weights_of(network)["blocks.0.convolution2"]
+        logits = network.train()(pictures(4, 5))
+        logits.square().sum().backward()
+        found.append((logits.detach(), weight.to_slots(weight.values.grad)))
+        if storage == "auto":
+            assert "GroupedConvolution" in _functions(logits.grad_fn)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def _functions(node):
+    """Names of all steps of a backward pass."""
+    names, waiting, seen = set(), [node], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            names.add(node.name().removesuffix("Backward"))
+            waiting += [each for each, _ in node.next_functions]
+    return names

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from nt_dist.model.layers import Linear, Lookup
 from nt_dist.sparsity import grouped
+from nt_dist.sparsity.grouped_convolution import GroupedConvolution
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storages import STORAGES
 
@@ -150,6 +151,31 @@ def test_without_triton_a_gpu_builds_the_dense_tensor_and_it_is_said_once(monkey
     grouped._has_triton.cache_clear()
     (message,) = caplog.messages
     assert "Triton is not installed" in message
+
+
+@pytest.mark.parametrize("group, block", [(3, 1), (8, 1), (5, 6)])
+@pytest.mark.parametrize("side, stride, size", [(1, 1, 5), (1, 2, 5), (3, 1, 4), (3, 2, 7), (3, 2, 6), (7, 2, 9)])
+def test_convolutions_of_groups_are_dense_ones_and_their_gradients(side, stride, size, group, block):
+    spec = WeightSpec("c", (16, 6, side, side), 0, 2, 2, density=0.4, role="convolution", group=group, block=block)
+    weight = made(spec, "grouped")
+    assert torch.equal(weight.build(weight.values), made(spec, "masked").values)
+    weight.collecting = True
+    dense = weight.build(weight.values).clone().requires_grad_()
+    of_values = torch.zeros_like(weight.values)
+    for row in range(2):
+        x = torch.randn(3, 6, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
+        expected = F.conv2d(x, dense[row], stride=stride, padding=side // 2)
+        seed = torch.randn_like(expected)
+        of_x, of_dense = torch.autograd.grad(expected, (x, dense), seed)
+        found = GroupedConvolution.apply(weight.values[row], weight, row, stride, x)
+        got_x, got_values = torch.autograd.grad(found, (x, weight.values), seed)
+        of_values += got_values
+        for each in (found, got_x):
+            assert each.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(got_x, of_x)
+        torch.testing.assert_close(got_values, weight.gradient_of(of_dense, False))
+        torch.testing.assert_close(weight.dense_gradient[row], of_dense[row])
 
 
 @pytest.mark.parametrize("storage", ["compact", "masked"])
