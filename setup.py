@@ -48,6 +48,8 @@ setup(
     extras_require={
         "mpi": MPI,
         "eval": EVAL,
+        "wandb": ["wandb>=0.19"],
+        "mlflow": ["mlflow-skinny>=3.0"],
         "triton": ["triton==3.9.0"],  # for tests beside a CPU's torch: each CUDA build brings the version that it needs
         "dev": [*MPI, *EVAL, "pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"],
     },

@@ -1,6 +1,7 @@
 """Trains a NeuroTrails LLaMA: ``deepspeed --num_gpus 2 train.py --config configs/quickstart.toml``.
 
-    [deepspeed [launcher options] | python] train.py [--config FILE] [--ds_config FILE] [--single] [section.key=value …]
+    [deepspeed [launcher options] | python] train.py [--config FILE] [--ds_config FILE] [section.key=value …]
+    python train.py [--single | --preview] …
 
 ``--help`` lists every setting. The config is checked before torch is imported, so that a mistake ends at once.
 """
@@ -21,7 +22,7 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(FAMILIES.values()))
         return 0
-    words = [word for word in sys.argv[1:] if word != "--single"]
+    words = [word for word in sys.argv[1:] if word not in ("--single", "--preview")]
     if len(words) < len(sys.argv) - 1:
         launcher.forget()
     config_path, ds_config, overrides = parse_command_line(words)
@@ -31,6 +32,11 @@ def main() -> int:
     except NTDistError as error:
         error.is_said = process.local_rank > 0  # by the first rank of the same host, which sees the same files
         raise
+    if "--preview" in sys.argv[1:]:
+        from nt_dist.training.preview import preview
+
+        preview(config)
+        return 0
     from nt_dist.training.loop import train  # takes seconds: torch and DeepSpeed
 
     return train(with_absolute_paths(config))

@@ -97,10 +97,14 @@ def loss_curves(records: Sequence[Mapping[str, Any]], family: Family) -> Figure:
     """Draw the training loss and the validation's headline figure of every trail, from lines of ``metrics.jsonl``."""
     losses = {record["step"]: record["loss_per_trail"] for record in records if "loss_per_trail" in record}
     headlines = {record["step"]: family.headline(record["eval"]) for record in records if "eval" in record}
-    figure, (training, validation) = panels(2)
+    figure, (training, apart, validation) = panels(3)
     training.set(title="Training loss", ylabel="cross-entropy (nats)")
+    apart.set(title="Loss of each trail less their mean", ylabel="cross-entropy (nats)")
     validation.set(title="Validation")
     _trail_lines(training, list(losses), list(losses.values()))
+    if losses:  # in which trails mostly lie on one another
+        values = np.array(list(losses.values()), dtype=float)
+        _trail_lines(apart, list(losses), values - values.mean(-1, keepdims=True))
     if headlines:
         first = next(iter(headlines.values()))
         training.set(ylabel=f"cross-entropy (nats a {first.sample})")
@@ -114,7 +118,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]], family: Family) -> Figure:
             validation.yaxis.set_major_formatter(ScalarFormatter())
             validation.yaxis.set_minor_formatter(ScalarFormatter())
             validation.tick_params(axis="y", which="minor", labelsize=8)
-    for axes in (training, validation):
+    for axes in (training, apart, validation):
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if axes.lines:

@@ -49,14 +49,20 @@ def prune(arguments: argparse.Namespace) -> int:
 def diff(arguments: argparse.Namespace) -> int:
     """Print how two checkpoints differ; 1 if their progress, topologies, values or moments do."""
     found = checkpoint_inspect.compare(arguments.first, arguments.second)
+    changed = {name: each for name, each in found.weights.items() if not each.is_none}
+    equal, weights = len(found.weights) - len(changed), len(found.weights)
+    active, shared = (sum(getattr(each, key) for each in found.weights.values()) for key in ("active", "shared"))
+    print(
+        f"{len(found.settings)} settings and {len(found.state)} entries of the progress differ, {len(changed)} of "
+        f"{weights} weights; {shared / max(active, 1):.1%} of all active entries are shared"
+    )
     for line in [*found.settings, *found.state]:
         print(printable(line))
-    changed = {name: each for name, each in found.weights.items() if not each.is_none}
-    for name, each in changed.items():
+    for name in sorted(changed, key=checkpoint_inspect.in_order):
+        each = changed[name]
         largest = ", ".join(f"{part} {difference:.3g}" for part, difference in each.largest.items())
         shared = f"{each.shared} of {each.active} active entries shared"
         print(f"{printable(name)}: {shared}; largest difference of {largest}")
-    equal, weights = len(found.weights) - len(changed), len(found.weights)
     print(f"{equal} of {weights} weights are equal in topology, values and moments")
     return 0 if found.is_same_state else 1
 

@@ -5,7 +5,7 @@ Needs neither ranks nor a model.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from nt_dist.checkpoint.fragments import FragmentReader, file_problems
 from nt_dist.checkpoint.manifest import read_manifest
 from nt_dist.config.settings import by_key
 from nt_dist.errors import CheckpointError
+
+_LISTED = 8  # entries that are shown one by one, at most
 
 
 def in_folder(path: Path) -> list[Found]:
@@ -109,7 +111,22 @@ def _pairs(first: dict, second: dict) -> Iterator[tuple]:
 
 
 def _differing(first: dict, second: dict) -> list[str]:
-    return [f"{key}: {a!r} and {b!r}" for key, a, b in _pairs(first, second) if a != b]
+    """A line for each entry that differs; of long lists, as the guard's window, how many of theirs do."""
+    lines = []
+    for key, a, b in _pairs(first, second):
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += [f"{key}.{line}" for line in _differing(a, b)]
+        elif a != b and isinstance(a, list) and isinstance(b, list) and max(len(a), len(b)) > _LISTED:
+            changed = sum(one != other for one, other in zip_longest(a, b))
+            lines.append(f"{key}: {len(a)} and {len(b)} entries, {changed} differ")
+        elif a != b:
+            lines.append(f"{key}: {a!r} and {b!r}")
+    return lines
+
+
+def in_order(name: str) -> list[str]:
+    """By what names of weights are sorted: blocks.2 comes before blocks.10."""
+    return [part.zfill(6) if part.isdecimal() else part for part in name.split(".")]
 
 
 def _compare(ours: FragmentReader, theirs: FragmentReader, name: str) -> WeightDifference:

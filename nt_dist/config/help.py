@@ -10,11 +10,12 @@ from nt_dist.config.load import DEFAULT_CONFIG
 from nt_dist.config.settings import sections_of
 
 _USAGE = f"""\
-usage: train.py [--config FILE.toml] [--ds_config FILE.json] [--single] [section.key=value …]
+usage: train.py [--config FILE.toml] [--ds_config FILE.json] [--single | --preview] [section.key=value …]
 
   --config FILE.toml     settings; {DEFAULT_CONFIG} if not given
   --ds_config FILE.json  DeepSpeed's configuration; without it ZeRO 0 in fp32 and ZeRO 1 in bf16
   --single               one rank, whatever a launcher has left in the environment (RANK, SLURM_PROCID and so on)
+  --preview              only prints the first samples of the training, as the model will see them
   section.key=value      one setting, before the file's: train.lr=1e-3 run.dir=runs/mine
 
 Settings, with their defaults. A run continues from its newest checkpoint; settings marked "identity" must then be the

@@ -44,6 +44,14 @@ SHARE = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
 NOT_EMPTY = Rule("must not be empty", lambda value: value != "")
 
 
+def _is_span(value: str) -> bool:
+    found = re.fullmatch(r"([1-9]\d{0,17}):([1-9]\d{0,17})", value)
+    return bool(found) and int(found[1]) <= int(found[2])
+
+
+SPAN = Rule("must be two steps, as in 10:12", lambda value: value == "" or _is_span(value))
+
+
 def _key(mark: str, default: Any, doc: str, rule: Rule | None = None) -> Any:
     """Declare a setting of a section: ``doc`` is one sentence for ``--help`` and the README."""
     return field(default=default, metadata={"doc": doc, "mark": mark, "rule": rule})

@@ -97,7 +97,7 @@ def load_config(
     made = {name: section(**typed[name]) for name, section in sections_of(family).items()}
     if isinstance(ds_config, str | Path):
         ds_config = _read(ds_config, "JSON", partial(json.loads, object_pairs_hook=_as_dict), problems)
-    config = Config(family, **made, deepspeed={}, world_size=world_size)
+    config = rules.with_tokens(Config(family, **made, deepspeed={}, world_size=world_size))
     resolved, found = deepspeed_json.resolve(ds_config, config, wrong)
     config = replace(config, deepspeed=resolved)
     problems += rules.check(config, wrong) + found

@@ -93,6 +93,12 @@ def _mup_is_for_adamw(config: Config) -> Iterator[str]:
         yield f"train.mup_base_hidden = {base} needs train.optimizer = 'adamw', whose rates it scales"
 
 
+@reads("train.epochs", "train.tokens")
+def _length_is_said_once(config: Config) -> Iterator[str]:
+    if config.train.epochs and config.train.tokens:
+        yield f"train.tokens = {config.train.tokens} and train.epochs = {config.train.epochs}: only one says the length"
+
+
 @reads("train.steps", "train.warmup_steps")
 def _warmup_fits(config: Config) -> Iterator[str]:
     if config.train.warmup_steps > config.train.steps and not config.train.epochs:
@@ -200,6 +206,7 @@ _RULES = (
     _density_falls,
     _nesterov_has_momentum,
     _mup_is_for_adamw,
+    _length_is_said_once,
     _warmup_fits,
     _batch_divides,
 )
@@ -234,7 +241,10 @@ def warnings(config: Config) -> Iterator[str]:
     adamw, sgd = ("train.betas", *betas, "train.adam_eps"), ("train.momentum", "train.nesterov")
     of_trunk = ("train.lr_trunk", "train.betas_trunk", "train.weight_decay_trunk")
     of_falling = ("sparsity.density_stages", "sparsity.density_until")
-    of_steps, of_cosine = ("train.milestones", "train.lr_decay"), ("train.min_lr_ratio",)
+    to_lowest = ("train.min_lr_ratio",)
+    courses = {"steps": ("train.milestones", "train.lr_decay"), "cosine": to_lowest}
+    courses["wsd"] = (*to_lowest, "train.decay_share")
+    of_other_courses = {key for keys in courses.values() for key in keys} - {*courses[train.lr_schedule]}
     table = (
         (sparsity.density == 1, "sparsity.density = 1.0", (*_SPARSE, *_UPDATE)),
         (sparsity.density != 1 and is_static, "sparsity.update_every = 0", _UPDATE),
@@ -247,7 +257,7 @@ def warnings(config: Config) -> Iterator[str]:
         (trails.joint_schedule == "constant", "trails.joint_schedule = 'constant'", ("trails.joint_start",)),
         (config.trunk_layers == 0, "the trails begin before the first block", of_trunk),
         (True, f"train.optimizer = {train.optimizer!r}", adamw if train.optimizer == "sgd" else sgd),
-        (True, f"train.lr_schedule = {train.lr_schedule!r}", of_steps if train.lr_schedule == "cosine" else of_cosine),
+        (True, f"train.lr_schedule = {train.lr_schedule!r}", sorted(of_other_courses)),
         (train.weight_decay == 0, "train.weight_decay = 0.0", (*decays, "train.decay_vectors")),
         (train.average_decay == 0, "train.average_decay = 0.0", ("train.average_from",)),
         (config.parallel.trail == 1, "parallel.trail = 1", ("parallel.trunk",)),
@@ -270,6 +280,15 @@ def warnings(config: Config) -> Iterator[str]:
             f"run.keep_every = {run.keep_every} is no multiple of run.save_every = {run.save_every}: "
             "it keeps only checkpoints whose steps are multiples of both"
         )
+
+
+def with_tokens(config: Config) -> Config:
+    """The config with the steps that ``train.tokens`` take, if it has them."""
+    train = config.train
+    if not train.tokens:
+        return config
+    of_step = train.batch_size * config.family.positions(config)
+    return replace(config, train=replace(train, steps=-(-train.tokens // of_step)))
 
 
 def with_epochs(config: Config, num_samples: int) -> Config:

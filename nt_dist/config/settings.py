@@ -17,6 +17,7 @@ from nt_dist.config.keys import (
     SCHEDULE,
     SECONDS,
     SHARE,
+    SPAN,
     Rule,
     at_least,
     free,
@@ -39,6 +40,9 @@ _SHARES = Rule(
 _BETAS = Rule("must be two numbers in [0, 1)", lambda value: all(0 <= beta < 1 for beta in value))
 _OR_NONE = Rule("must be two numbers in [0, 1), or none", lambda value: len(value) in (0, 2) and _BETAS.holds(value))
 _SEED = Rule("must be in [0, 2^63)", lambda value: 0 <= value < 2**63)
+_LOGGERS = Rule(
+    "must be some of tensorboard, wandb, mlflow", lambda value: {*value} <= {"tensorboard", "wandb", "mlflow"}
+)
 _INSIDE = Rule("must be in (0, 1)", lambda value: 0 < value < 1)
 _BELOW_ONE = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
 
@@ -134,6 +138,9 @@ class Train:
     )
     steps: int = schedule(1000, "Optimizer steps.", at_least(1))
     epochs: float = schedule(0.0, "Passes over the training samples, in place of steps; 0: steps says it.", at_least(0))
+    tokens: int = schedule(
+        0, "Tokens (or pictures) to train on, padding too, in place of steps; 0: steps says it.", at_least(0)
+    )
     batch_size: int = schedule(32, "Sequences in a global step.", at_least(1))
     micro_batch_size: int = free(16, "Sequences in one pass on one rank.", at_least(1))
     lr: float = schedule(2e-3, "Highest learning rate.", POSITIVE)
@@ -144,10 +151,13 @@ class Train:
         0, "Width at which lr was tuned: matrices' rates and initial values go by muP from there; 0: off.", at_least(0)
     )
     warmup_steps: int = schedule(100, "Steps of linear warm-up.", at_least(0))
-    lr_schedule: Literal["cosine", "steps"] = schedule(
-        "cosine", "Course of the learning rate after the warm-up: cosine (to min_lr_ratio) or steps (at milestones)."
+    lr_schedule: Literal["cosine", "steps", "wsd"] = schedule(
+        "cosine",
+        "Course of the learning rate after the warm-up: cosine (to min_lr_ratio), steps (at milestones) or wsd "
+        "(constant, then linear to min_lr_ratio).",
     )
-    min_lr_ratio: float = schedule(0.1, "Last learning rate of a cosine, as a share of the highest.", FRACTION)
+    min_lr_ratio: float = schedule(0.1, "Last learning rate of cosine and wsd, as a share of the highest.", FRACTION)
+    decay_share: float = schedule(0.2, "Share of train.steps, the last, in which wsd falls.", SHARE)
     milestones: tuple[float, ...] = schedule(
         (0.25, 0.5, 0.75), "Shares of train.steps at which steps are taken.", _SHARES
     )
@@ -249,6 +259,10 @@ class Run:
         "step where that is more; 0: nobody watches.",
         SECONDS,
     )
+    loggers: tuple[str, ...] = free(
+        ("tensorboard",), "Where curves go beside metrics.jsonl: some of tensorboard, wandb, mlflow.", _LOGGERS
+    )
+    profile: str = free("", "Steps of which torch.profiler writes a profile, as 10:12; empty: none.", SPAN)
     phase_timeout: float = free(
         1800.0,
         "Seconds that building, a first step, or waiting for ranks that load or save may take before it counts as one.",

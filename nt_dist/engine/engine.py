@@ -71,13 +71,17 @@ def learning_rate(config: Config, step: int) -> float:
     """Return the learning rate of optimizer step ``step``, counted from 1.
 
     Linear warm-up to ``train.lr`` at ``train.warmup_steps``; then a cosine down to ``train.min_lr_ratio`` of it at
-    ``train.steps``, or steps: times ``train.lr_decay`` after each of the milestones.
+    ``train.steps``, or steps: times ``train.lr_decay`` after each of the milestones; or constant, and in the last
+    ``train.decay_share`` of all steps linear to the same end (WSD, as in Hägele et al., arXiv 2405.18392).
     """
     train = config.train
     if step < train.warmup_steps:
         return train.lr * step / train.warmup_steps
     if train.lr_schedule == "steps":
         return train.lr * train.lr_decay ** sum(step > share * train.steps for share in train.milestones)
+    if train.lr_schedule == "wsd":
+        left = min(max(train.steps - step, 0) / (train.decay_share * train.steps), 1.0)
+        return train.lr * (train.min_lr_ratio + (1.0 - train.min_lr_ratio) * left)
     done = min((step - train.warmup_steps) / max(train.steps - train.warmup_steps, 1), 1.0)
     return train.lr * (train.min_lr_ratio + (1.0 - train.min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * done)))
 

@@ -94,10 +94,13 @@ def make_report(run: Path, result: Result, comparison: StudyTable | None = None)
 def _facts(result: Result, config: Config) -> Mapping[str, str]:
     blocks, shared = config.model.num_layers, config.trunk_layers
     sample, samples = result.headline.sample, result.headline.samples
+    pace = result.tokens_seen / result.training_seconds if result.training_seconds else 0
     return {
         "trails": f"{result.trails}; of {blocks} blocks {shared} shared, then {blocks - shared} in each",
         "weights": f"{result.weights_stored:,} stored (all of them active) of {result.weights_dense:,}",
         "training": f"step {result.steps:,} of {config.train.steps:,}, {result.tokens_seen:,} {samples}",
+        "learning rate": f"{config.train.lr:g} at most, {config.train.lr_schedule}, {config.train.optimizer}",
+        "speed": f"{pace:,.0f} {samples}/s" if pace else "not known",
         f"training FLOP a {sample}": _flops(result.training_flops_sparse, result.training_flops_dense),
         f"inference FLOP a {sample}": _flops(result.inference_flops_sparse, result.inference_flops_dense),
         "evaluated on": f"{result.num_samples:,} {samples} of the validation data",
@@ -152,10 +155,14 @@ def _pictures(run: Path, config: Config, result: Result, comparison: StudyTable 
         yield Picture("topology_maps", section, topology_maps(shares), caption)
         layers = {name: spec.layer for name, spec in weight_specs(config).items()}
         weights = topology["weights"]
-        overlaps = {name: each["overlap"] for name, each in weights.items() if each["overlap"] is not None}
+        overlaps = {name: _beyond_chance(each) for name, each in weights.items() if each["overlap"] is not None}
         if overlaps:
-            figure = weight_table(overlaps, layers, "Overlap of the trails' topologies", "Jaccard index")
-            caption = "Entries that two trails both have, over those that either has, mean over pairs."
+            figure = weight_table(overlaps, layers, "Overlap of the trails beyond chance", "share of what could be")
+            caption = (
+                "Entries that two trails both have, over those that either has (Jaccard index j, mean over pairs), "
+                "beyond those of chance: (j - c) / (1 - c), where two topologies of density d that are drawn apart "
+                "have c = d / (2 - d)."
+            )
             yield Picture("topology_overlap", section, figure, caption)
         ever = {name: each["ever_active"] for name, each in weights.items()}
         figure = weight_table(ever, layers, "Weights ever active", "share of entries")
@@ -164,6 +171,12 @@ def _pictures(run: Path, config: Config, result: Result, comparison: StudyTable 
     better = "Lower" if headline.lower_is_better else "Higher"
     for name, figure in comparison.figures.items() if comparison else ():
         yield Picture(name, "Beside other runs", figure, f"{better} is better, and so is further left.")
+
+
+def _beyond_chance(weight: Mapping[str, float]) -> float:
+    """How much of the overlap that chance leaves open two trails have; below 0, less than by chance."""
+    chance = weight["density"] / (2 - weight["density"])
+    return (weight["overlap"] - chance) / (1 - chance) if chance < 1 else 0.0
 
 
 def topology_shares(checkpoint: Path, config: Config) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ import gc
 import resource
 import sys
 import time
-from contextlib import ExitStack, closing, redirect_stdout
+from contextlib import ExitStack, closing, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from nt_dist.checkpoint.weights import check_config
 from nt_dist.command_line import Telling
 from nt_dist.config import Config
 from nt_dist.config.rules import warnings, with_epochs
+from nt_dist.config.settings import by_key
 from nt_dist.config.stages import last_of_stage, last_step, stage_at
 from nt_dist.data.loader import EvaluationBatches, StepLoader, StepsOnDevice
 from nt_dist.data.order import first_of_step
@@ -38,11 +39,13 @@ from nt_dist.parallel.agree import agree, naming_lost_ranks
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
 from nt_dist.training.integrity import Integrity
 from nt_dist.training.metrics_log import METRICS, check_continued, put_aside
+from nt_dist.training.profiling import StepProfile
 from nt_dist.training.reporter import Reporter, say_what_is_trained
 from nt_dist.training.run_data import on_other_data, open_data
 from nt_dist.training.run_folder import claim, console_log, lacks_evaluation, print_table, write_config
 from nt_dist.training.signals import LEFT_EARLY, ExitRequest, ExitRequested, listening
 from nt_dist.training.topology_updates import TopologyUpdater
+from nt_dist.training.trackers import check_loggers
 from nt_dist.watch.watching import watched
 
 _KEPT = ("tokens", "regrown", "drop_fraction", "metrics_lines")  # numbers of a Trainer that a checkpoint keeps
@@ -68,6 +71,7 @@ def train(config: Config) -> int:
         stack.enter_context(naming_lost_ranks(mesh.rank))
         exit_request.heartbeat = stack.enter_context(watched(mesh, config))
         mesh.working = exit_request.heartbeat.working
+        agree(mesh, lambda: check_loggers(config.run.loggers), only_main=True)
         lock = agree(mesh, lambda: claim(folder) if mesh.is_main else None)
         if mesh.is_main:
             stack.enter_context(lock)
@@ -160,6 +164,7 @@ class Trainer:
         self.checksum = self.topology.check("loading" if found else "the start")
         say_what_is_trained(config, mesh, len(self.data.train))
         self.flops = token_flops(config)
+        self.profile = StepProfile(config.run.profile, self.folder, mesh.device.type == "cuda")
         agree(mesh, lambda: self.keep_metrics(found), only_main=True)
         self.open_readers_and_writers()
 
@@ -186,7 +191,8 @@ class Trainer:
             step = self.step + 1
             self.heartbeat.enter("compiling" if step == first else "stepping", step)
             began = time.perf_counter()
-            result = self.train_one(step)
+            with self.profile.step(step) if self.mesh.is_main else nullcontext():
+                result = self.train_one(step)
             if self.step != step:  # it went back to a checkpoint
                 continue
             self.count(result, time.perf_counter() - began)
@@ -368,6 +374,7 @@ class Trainer:
         where = (self.consumed_samples, self.config.data.num_workers, self.bad_steps.left_out)
         self.batches = StepsOnDevice(StepLoader(self.data.train, train.seed, *sizes, *where), self.mesh.device)
         run = (self.folder, self.config.family, self.step, last_step(self.config), self.weights, LOGGER.handlers)
+        run = (*run, self.config.run.loggers, by_key(self.config.to_dict()))
         self.reporter = agree(self.mesh, lambda: Reporter(*run) if self.mesh.is_main else None)
         for line in self.changed if self.reporter else ():
             self.reporter.noted(line)

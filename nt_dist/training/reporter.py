@@ -1,7 +1,7 @@
 """Everything that the main rank shows and writes of a run while it goes on; no other rank has one."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ from nt_dist.model.weights import count_parameters, stored_density
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.weight import Weight
 from nt_dist.training.metrics_log import METRICS, MetricsLog
-from nt_dist.training.tensorboard import TensorBoard, pictured_weight
+from nt_dist.training.tensorboard import TensorBoard, of_evaluation, of_training, pictured_weight
+from nt_dist.training.trackers import Trackers
 
 TENSORBOARD = "tensorboard"
 _DENSITY_MAY_DIFFER = 0.05  # of what was asked for, before a run says so
 
 
 class Reporter:
-    """The progress bar of each handler, ``metrics.jsonl`` and TensorBoard of one run.
+    """The progress bar of each handler, ``metrics.jsonl``, TensorBoard and other loggers of one run.
 
     It goes on from ``first_step`` (0: from the start) and ends at ``last_step``. One of its weights is drawn. RunError
     if ``metrics.jsonl`` holds something else or cannot be cut; nothing that is written later ends a run.
@@ -34,14 +35,17 @@ class Reporter:
         last_step: int,
         weights: dict[str, Weight],
         handlers: Sequence[BarHandler],
+        loggers: Sequence[str] = (TENSORBOARD,),
+        settings: Mapping[str, Any] | None = None,
     ):
         self._family, self._handlers = family, [each for each in handlers if isinstance(each, BarHandler)]
         self._metrics = MetricsLog(folder / METRICS, first_step)
-        self._board = TensorBoard(folder / TENSORBOARD, first_step)
+        self._board = TensorBoard(folder / TENSORBOARD, first_step) if TENSORBOARD in loggers else None
+        self._trackers = Trackers(loggers, folder, settings or {}, first_step)
         self._pictured = pictured_weight(weights)
         for handler in self._handlers:
             handler.bar = ProgressBar(last_step, first_step, stream=handler.own)
-        if first_step == 0:
+        if first_step == 0 and self._board:
             self._board.topology(self._pictured, 0)
 
     def stepped(self, step: int, loss: float, tokens_per_second: float, seconds: float) -> None:
@@ -52,7 +56,9 @@ class Reporter:
     def logged(self, record: dict[str, Any]) -> None:
         """Writes and draws one logged step, given as its line of ``metrics.jsonl``."""
         self.noted(record)
-        self._board.training(record)
+        self._trackers.log(record["step"], of_training(record))
+        if self._board:
+            self._board.training(record)
 
     def noted(self, record: dict[str, Any]) -> None:
         """Writes what happened (a bad step, other data), given as its line of ``metrics.jsonl``, and when, in seconds
@@ -64,8 +70,10 @@ class Reporter:
         step, figures = record["step"], record["eval"]
         headline = self._family.headline(figures)
         self.noted(record)
-        self._board.evaluation(step, figures, headline, overlap)
-        self._board.topology(self._pictured, step)
+        self._trackers.log(step, of_evaluation(figures, headline, overlap))
+        if self._board:
+            self._board.evaluation(step, figures, headline, overlap)
+            self._board.topology(self._pictured, step)
         LOGGER.info(
             "step %d: validation %s of the trails %s; of the ensemble %s; disagreement %.1f %%",
             step,
@@ -84,7 +92,9 @@ class Reporter:
         for handler in self._handlers:
             handler.bar.close()
             handler.bar = None
-        self._board.close()
+        if self._board:
+            self._board.close()
+        self._trackers.close()
         self._metrics.close()
 
 

@@ -97,8 +97,9 @@ def print_table(config: Config, log: TextIO | None = None) -> None:
     facts = {
         "weights": f"{parameters['stored']:,} stored of {parameters['dense']:,}",
         "evaluated": f"after step {record['step']} of {config.train.steps}{on}",
-        "curves": f"tensorboard --logdir {folder / TENSORBOARD}",
     }
+    if TENSORBOARD in config.run.loggers:
+        facts["curves"] = f"tensorboard --logdir {folder / TENSORBOARD}"
     table = evaluation_table(config.family, record["eval"], facts)
     print(table, flush=True)
     if log:

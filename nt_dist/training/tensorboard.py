@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ from nt_dist.files import Journal
 from nt_dist.sparsity.weight import Weight
 
 _EVENTS = "events.out.tfevents."  # how names of its files begin; the time at which each begins comes next
+ENSEMBLE = "validation_of_ensemble/mean_of_probabilities"
 PICTURE_SIDE = 256  # pixels at most, a side
 _SECTIONS = {
     **dict.fromkeys(("loss", "objective", "joint_loss", "lr", "grad_norm", "epochs"), "training"),
     **dict.fromkeys(("density", "drop_fraction", "regrown"), "topology"),
-    **dict.fromkeys(COUNTED, "guard"),
+    **dict.fromkeys(COUNTED, "warnings"),  # the last of all sections, as it mostly is flat
 }  # of TensorBoard, in which keys of metrics.jsonl are drawn; "speed" has all others
 
 
@@ -47,22 +48,18 @@ class TensorBoard:
         purged = last_step + 1 if last_step else 0
         start = Event(step=purged, session_log=SessionLog(status=SessionLog.START))
         self._write(Event(file_version="brain.Event:2"), start)
-        # the losses of all trails in one chart, a line each (Custom Scalars)
-        tags = {"training": "loss_of_trail/.*", "validation": "validation_of_trail/.*"}
-        charts = custom_scalars({"trails": {name: ["Multiline", [tag]] for name, tag in tags.items()}})
+        # the losses of all trails and of the ensemble in one chart, a line each (Custom Scalars)
+        tags = {"training": ["loss_of_trail/.*"], "validation": ["validation_of_trail/.*", ENSEMBLE]}
+        charts = custom_scalars({"trails": {name: ["Multiline", each] for name, each in tags.items()}})
         self._write(Event(summary=charts))
 
     def training(self, record: Mapping[str, Any]) -> None:
         """Draws one logged step, given as its line of metrics.jsonl."""
-        figures = {f"{_SECTIONS.get(key, 'speed')}/{key}": value for key, value in record.items() if key != "step"}
-        self._draw(record["step"], figures, "loss_of_trail", record["loss_per_trail"])
+        self._draw(record["step"], of_training(record))
 
     def evaluation(self, step: int, figures: Mapping[str, Any], headline: Headline, overlap: Overlap | None) -> None:
         """Draws one evaluation: the family's figures, and how alike the topologies of the trails are."""
-        curves = {f"validation/{key}": value for key, value in figures.items() if key != headline.samples}
-        if overlap:
-            curves |= {"topology/overlap": overlap.jaccard, "topology/overlap_by_chance": overlap.chance}
-        self._draw(step, curves, "validation_of_trail", headline.trails)
+        self._draw(step, of_evaluation(figures, headline, overlap))
 
     def topology(self, weight: Weight | None, step: int) -> None:
         """Draws which positions of a weight, if there is one, are active: a slider in TensorBoard, a picture a call."""
@@ -74,10 +71,8 @@ class TensorBoard:
         """Closes the file, with everything on disk."""
         self._journal.close()
 
-    def _draw(self, step: int, figures: Mapping[str, Any], of_trail: str, trails: list[float]) -> None:
-        """A point in the curve of each figure that is a number, and of each trail."""
-        numbers = {key: value for key, value in figures.items() if isinstance(value, int | float)}
-        numbers |= {f"{of_trail}/{trail}": value for trail, value in enumerate(trails)}
+    def _draw(self, step: int, numbers: Mapping[str, float]) -> None:
+        """A point in the curve of each figure."""
         self._write(*(Event(step=step, summary=scalar(name, value)) for name, value in numbers.items()))
 
     def _write(self, *events: Event) -> None:
@@ -86,6 +81,26 @@ class TensorBoard:
             event.wall_time = time.time()
             RecordWriter(record).write(event.SerializeToString())
         self._journal.add(record.getvalue())
+
+
+def of_training(record: Mapping[str, Any]) -> dict[str, float]:
+    """The curves of a logged step by name, given as its line of metrics.jsonl."""
+    figures = {f"{_SECTIONS.get(key, 'speed')}/{key}": value for key, value in record.items() if key != "step"}
+    return _numbers(figures, "loss_of_trail", record["loss_per_trail"])
+
+
+def of_evaluation(figures: Mapping[str, Any], headline: Headline, overlap: Overlap | None) -> dict[str, float]:
+    """The curves of an evaluation by name: the family's figures, and how alike the topologies of the trails are."""
+    curves = {f"validation/{key}": value for key, value in figures.items() if key != headline.samples}
+    if overlap:
+        curves |= {"topology/overlap": overlap.jaccard, "topology/overlap_by_chance": overlap.chance}
+    return {**_numbers(curves, "validation_of_trail", headline.trails), ENSEMBLE: headline.prob}
+
+
+def _numbers(figures: Mapping[str, Any], of_trail: str, trails: Sequence[float]) -> dict[str, float]:
+    """The figures that are numbers, and those of each trail, which count from 1."""
+    numbers = {key: value for key, value in figures.items() if isinstance(value, int | float)}
+    return numbers | {f"{of_trail}/{trail}": value for trail, value in enumerate(trails, 1)}
 
 
 def _begin(folder: Path) -> float:

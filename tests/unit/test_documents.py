@@ -1,14 +1,17 @@
 """The documents say what is so: links lead somewhere, named files are there, tables are those of the code."""
 
+import inspect
 import re
 import tomllib
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+import torch
 
 from nt_dist.config.help import markdown_table
 from nt_dist.families import FAMILIES, load_config
+from tests.unit.inference.trained_run import write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -22,12 +25,6 @@ def _anchors(document: Path) -> set[str]:
     """The anchors that GitHub gives a document's headings."""
     headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def _block(name: str) -> str:
-    """What stands in the README between <!-- name --> and <!-- /name -->."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    return readme.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
 
 
 @documents
@@ -60,7 +57,31 @@ def test_nothing_is_left_to_be_filled_in(document):
 
 
 def test_table_of_settings_is_that_of_the_code():
-    assert _block("settings") == markdown_table(FAMILIES.values())
+    text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    table = text.split("<!-- settings -->\n")[1].split("\n<!-- /settings -->")[0]
+    assert table == markdown_table(FAMILIES.values())
+
+
+def test_the_readme_lists_its_sections():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"\[([^\]]+)\]\(#[\w-]+\)", readme.split("## Two commands")[0])
+    assert listed == re.findall(r"^## (.+)$", readme, re.MULTILINE)
+
+
+def test_python_of_the_page_on_python_does_what_it_says(tmp_path, monkeypatch, capsys):
+    """Its first block; the second one's functions are there, as a process group is not."""
+    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    write_run(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "run").rename(tmp_path / "runs" / "quickstart")
+    monkeypatch.chdir(tmp_path)
+    names = {"torch": torch}
+    exec(first, names)
+    assert names["logits"].shape[0] == 3 and names["mean"].sum(-1).allclose(torch.ones(1, len(names["tokens"])))
+    assert re.match(r"\d\.\d{3} '", capsys.readouterr().out)
+    imports = second.split("\n\n")[0]
+    exec(imports, names)
+    assert {"overrides", "full"} <= inspect.signature(names["evaluate_checkpoint"]).parameters.keys()
 
 
 def test_overrides_in_documents_are_settings():

@@ -32,7 +32,8 @@ def _lines(axes):
 
 
 def test_each_trail_has_a_line():
-    training, validation = loss_curves(RECORDS, DEFAULT).axes
+    training, apart, validation = loss_curves(RECORDS, DEFAULT).axes
+    assert _lines(apart)["trail 2"][:2] == [[1, 0.25], [2, 0.25]]
     lines = _lines(training)
     assert lines["trail 1"] == [[1, 5.0], [2, 4.0], [3, 3.0]]
     assert lines["trail 2"][:2] == [[1, 5.5], [2, 4.5]] and np.isnan(lines["trail 2"][2][1])  # null: not finite

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nt_dist.checkpoint import inspect as checkpoint_inspect
 from nt_dist.checkpoint.manifest import read_manifest
 from nt_dist.errors import CheckpointError
 from tests.unit.checkpoint.checkpoint_case import CONFIG, PROGRESS, with_run
@@ -87,6 +88,19 @@ def test_diff_tells_equal_states_in_other_layouts_from_other_states(tool, tmp_pa
     later = save_on(tmp_path / "c", progress=replace(PROGRESS, step=8))
     assert tool("diff", first, later) == 1
     assert "step: 7 and 8" in capsys.readouterr().out
+
+
+def test_diff_begins_with_a_summary_and_counts_long_lists(tool, tmp_path, capsys):
+    def extra(first):
+        return replace(PROGRESS, extra={"guard": {"losses": [first, *range(400)], "norm": 2.0}})
+
+    paths = [save_on(tmp_path / name, progress=extra(number)) for number, name in enumerate("ab")]
+    assert tool("diff", *paths) == 1
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("0 settings and 1 entries of the progress differ, 0 of 21 weights; 100.0% of all")
+    assert lines[0] == "extra.guard.losses: 401 and 401 entries, 1 differ"
+    names = ["blocks.10.a", "embedding", "blocks.2.b"]
+    assert sorted(names, key=checkpoint_inspect.in_order) == ["blocks.2.b", "blocks.10.a", "embedding"]
 
 
 def test_diff_counts_the_positions_that_are_shared(tool, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Rules over several settings: what breaks one is named with its keys, its values and what would do."""
 
+import tomllib
+
 import pytest
 
 from nt_dist.config.rules import with_epochs
@@ -165,3 +167,26 @@ def test_epochs_become_steps_once_the_samples_are_counted():
     assert (found.train.steps, found.train.epochs) == (2500, 2.5)
     with pytest.raises(ConfigError, match=r"train.warmup_steps = 2000 must be at most train.steps = 25"):
         with_epochs(config, 160)
+
+
+def test_tokens_say_how_many_steps():
+    config = make_config({"train": {"tokens": 32 * 128 * 10 + 1, "warmup_steps": 2}})
+    assert (config.train.steps, config.train.tokens) == (11, 32 * 128 * 10 + 1)
+    assert make_config(tomllib.loads(config.to_toml())) == config
+    with pytest.raises(ConfigError, match="train.warmup_steps = 12 must be at most train.steps = 11"):
+        make_config({"train": {"tokens": 32 * 128 * 10 + 1, "warmup_steps": 12}})
+    with pytest.raises(ConfigError, match="train.tokens = 9 and train.epochs = 1.0: only one"):
+        make_config({"train": {"tokens": 9, "epochs": 1.0, "warmup_steps": 0}})
+
+
+@pytest.mark.parametrize("span", ["10", "0:3", "4:3", "a:b", "1:2:3"])
+def test_a_profile_is_of_two_steps(span):
+    with pytest.raises(ConfigError, match="must be two steps, as in 10:12"):
+        make_config({"run": {"profile": span}})
+    assert make_config({"run": {"profile": "3:4"}}).run.profile == "3:4"
+
+
+def test_loggers_are_known_ones():
+    assert make_config({"run": {"loggers": ["wandb", "mlflow"]}}).run.loggers == ("wandb", "mlflow")
+    with pytest.raises(ConfigError, match=r"run.loggers = .*must be some of tensorboard, wandb, mlflow"):
+        make_config({"run": {"loggers": ["tensorbord"]}})

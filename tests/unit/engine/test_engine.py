@@ -12,6 +12,13 @@ from nt_dist.model.weights import weight_specs
 from tests.unit.model.tiny import tiny
 
 
+def test_learning_rate_stays_and_falls_linearly_at_the_end():
+    train = {"warmup_steps": 10, "steps": 100, "lr": 2.0, "lr_schedule": "wsd", "decay_share": 0.2, "min_lr_ratio": 0.1}
+    config = make_config({"train": train})
+    rates = {5: 1.0, 10: 2.0, 80: 2.0, 90: 2.0 * (0.1 + 0.9 / 2), 100: 0.2, 200: 0.2}
+    assert {step: learning_rate(config, step) for step in rates} == pytest.approx(rates)
+
+
 def test_learning_rate_warms_up_and_falls_as_a_cosine():
     config = make_config({"train": {"steps": 110, "warmup_steps": 10, "lr": 2.0, "min_lr_ratio": 0.1}})
     assert learning_rate(config, 1) == pytest.approx(0.2)

@@ -12,6 +12,12 @@ from nt_dist.study import report
 ROOT = Path(__file__).resolve().parents[3]
 
 
+def test_an_overlap_by_chance_alone_is_none():
+    assert report._beyond_chance({"density": 0.5, "overlap": 1 / 3}) == pytest.approx(0)
+    assert report._beyond_chance({"density": 0.9, "overlap": 1.0}) == pytest.approx(1)
+    assert report._beyond_chance({"density": 1.0, "overlap": 1.0}) == 0
+
+
 @pytest.mark.parametrize(
     ("name", "layers"),
     [

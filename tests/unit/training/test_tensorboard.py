@@ -63,16 +63,17 @@ def test_curves_are_drawn_for_each_trail_and_figure(tmp_path):
     board.evaluation(*_evaluation(20), Overlap(0.4, 1 / 3))
     board.close()
     events = _read(tmp_path)
-    assert _curve(events, "loss_of_trail/0") == [(10, 3.5), (20, 2.5)]
-    assert _curve(events, "loss_of_trail/1") == [(10, 4.5), (20, 3.5)]
+    assert _curve(events, "loss_of_trail/1") == [(10, 3.5), (20, 2.5)]
+    assert _curve(events, "loss_of_trail/2") == [(10, 4.5), (20, 3.5)]
     assert _curve(events, "training/loss") == [(10, 4.0), (20, 3.0)]
     assert _curve(events, "topology/density") == [(10, 0.5), (20, 0.5)]
     assert _curve(events, "topology/regrown") == [(10, 0.25), (20, 0.25)]
-    assert _curve(events, "guard/rollbacks") == [(10, 0), (20, 1)]
+    assert _curve(events, "warnings/rollbacks") == [(10, 0), (20, 1)]
     assert _curve(events, "topology/overlap") == [(20, 0.4)]
     assert _curve(events, "topology/overlap_by_chance") == [(20, 1 / 3)]
     assert _curve(events, "validation/disagreement") == [(20, 0.3)]
-    assert _curve(events, "validation_of_trail/1") == [(20, 62.0)]
+    assert _curve(events, "validation_of_trail/2") == [(20, 62.0)]
+    assert _curve(events, "validation_of_ensemble/mean_of_probabilities") == [(20, 55.0)]
     assert "validation/tokens" not in events.Tags()["scalars"]
 
 
@@ -81,7 +82,8 @@ def test_the_trails_of_a_run_share_a_chart_with_a_line_each(tmp_path):
     (event,) = _read(tmp_path).Tensors("custom_scalars__config__")
     (category,) = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
     charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
-    assert charts == {"training": ["loss_of_trail/.*"], "validation": ["validation_of_trail/.*"]}
+    ensemble = "validation_of_ensemble/mean_of_probabilities"
+    assert charts == {"training": ["loss_of_trail/.*"], "validation": ["validation_of_trail/.*", ensemble]}
 
 
 def test_pictures_of_a_finished_run_take_the_place_of_older_ones(tmp_path):
