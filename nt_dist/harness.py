@@ -10,6 +10,7 @@ end, and a rolling likelihood is a sum over windows that do not overlap.
 import hashlib
 import inspect
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from nt_dist.text.tokenizer import Tokenizer
 MODEL = "nt_dist"
 LOGIT_ENTRIES = 1 << 26  # of [T, B, S, V] at once, with batch_size "auto"
 _DTYPES = ("float32", "bfloat16", "float16")
+_logger = logging.getLogger(__name__)
 _SAMPLING = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")  # of generation_kwargs
 
 
@@ -171,6 +173,10 @@ class EnsembleLM(HFLM):
         until = handle_stop_sequences(settings.pop("until", None), eos=None)
         count, eos = int(settings.pop("max_gen_toks")), self.tokenizer.eos_token_id
         room = self.max_length - count if count < self.max_length else max(self.max_length // 2, 1)
+        if cut := sum(len(context) > room for context in contexts):
+            _logger.warning(
+                "%d of %d contexts are longer than %d tokens: their left end is cut", cut, len(contexts), room
+            )
         written = [[] for _ in contexts]
         while count > 0:  # once a window; more where what was written has filled the model's sequence
             rows = [torch.tensor([*each, *new][-room:]) for each, new in zip(contexts, written, strict=True)]
@@ -208,13 +214,20 @@ class _Tokens:
         return [self.own.decode(row) for row in rows.tolist()]
 
 
-def load_tasks(tasks: Sequence[str]) -> list[Any]:
+def load_tasks(tasks: Sequence[str], include_path: Path | None = None) -> list[Any]:
     """Load tasks, by name or as files (*.yaml), and build a first request of each, before a model is loaded.
+
+    ``include_path`` is a folder of task files, whose names are known like the harness's own.
 
     ConfigError with each task that the harness cannot use, in its own words.
     """
     files = {task for task in tasks if task.endswith((".yaml", ".yml"))}
-    manager = TaskManager(include_defaults=len(files) < len(tasks))  # its own take seconds
+    if include_path is not None and not include_path.is_dir():
+        raise ConfigError([f"--include_path {include_path}: no such folder"])
+    folder = None if include_path is None else str(include_path)
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    if not all(task in files or manager.match_tasks([task]) for task in tasks):
+        manager = TaskManager(include_path=folder)  # the harness's own, which take seconds
     found, problems = [], []
     for task in tasks:
         if task in files and not Path(task).is_file():
@@ -235,9 +248,11 @@ def load_tasks(tasks: Sequence[str]) -> list[Any]:
     return found
 
 
-def evaluate_tasks(checkpoint: Path, tasks: Sequence[str], combine: str = "prob") -> tuple[str, dict[str, Any]]:
+def evaluate_tasks(
+    checkpoint: Path, tasks: Sequence[str], combine: str = "prob", include_path: Path | None = None
+) -> tuple[str, dict[str, Any]]:
     """Evaluate a checkpoint on tasks (see :func:`load_tasks`); return the harness's table, and its results by task."""
-    loaded = load_tasks(tasks)
+    loaded = load_tasks(tasks, include_path)
     results = simple_evaluate(EnsembleLM(checkpoint, combine, batch_size="auto"), tasks=loaded, log_samples=False)
     return make_table(results), {"results": results["results"], "versions": results["versions"]}
 

@@ -40,6 +40,7 @@ def main() -> int:
     )
     parser.add_argument("--corruptions", action="store_true", help="accuracy and ECE on all corruptions")
     parser.add_argument("--tasks", help="tasks of the lm-evaluation-harness or task files, with commas between")
+    parser.add_argument("--include_path", type=Path, help="with --tasks: folder of task files, known by their names")
     parser.add_argument("--combine", default="prob", help="with --tasks: prob, logit or a trail's number from 1")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--single", action="store_true", help="one rank, whatever a launcher left in the environment")
@@ -50,6 +51,8 @@ def main() -> int:
         launcher.forget()
     if arguments.tasks:
         return evaluate_tasks(arguments)
+    if arguments.include_path:
+        raise RunError("--include_path goes with --tasks alone")
 
     from nt_dist.evaluation.evaluate_checkpoint import check_json, corruption, evaluate_checkpoint, join
     from nt_dist.messages import start_logging
@@ -81,7 +84,8 @@ def main() -> int:
 def evaluate_tasks(arguments: argparse.Namespace) -> int:
     """Evaluate on tasks of the harness."""
     if any((arguments.data, arguments.full, arguments.shift, arguments.corruptions, arguments.overrides)):
-        raise RunError("--tasks goes with --checkpoint, --combine and --json alone: tasks have texts of their own")
+        rule = "tasks have texts of their own"
+        raise RunError(f"--tasks goes with --checkpoint, --combine and --json alone, and --include_path: {rule}")
     try:
         from nt_dist import harness  # takes seconds: torch and the harness
     except ModuleNotFoundError as missing:
@@ -91,7 +95,8 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
 
     if arguments.json:
         check_json(arguments.json)
-    table, results = harness.evaluate_tasks(arguments.checkpoint, arguments.tasks.split(","), arguments.combine)
+    tasks, folder = arguments.tasks.split(","), arguments.include_path
+    table, results = harness.evaluate_tasks(arguments.checkpoint, tasks, arguments.combine, folder)
     print(table)
     if arguments.json:
         write_whole(arguments.json, json.dumps(results, indent=2, default=float) + "\n")

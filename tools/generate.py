@@ -2,8 +2,10 @@
 
     python tools/generate.py --checkpoint runs/quickstart --prompt "import "
     python tools/generate.py --checkpoint runs/quickstart --prompt "def " --uncertainty mutual_information
+    cat prompt.txt | python tools/generate.py --checkpoint runs/quickstart --prompt - --samples 3 --stop "\\n\\n"
 
-The text appears as it is written, up to --max_tokens or the end of a document. With --uncertainty it is coloured in a
+The text appears as it is written, up to --max_tokens, the end of a document, or a text of --stop, in which \\n is a new
+line. Of several --samples each begins with a line of its number and seed. With --uncertainty it is coloured in a
 terminal, from green (sure) over yellow to red; into a file or a pipe each piece is a line, its uncertainty in nats
 before it. The same --seed gives the same text. The checkpoint may be a run's folder: then it is the newest one.
 """
@@ -21,11 +23,14 @@ def main() -> int:
     """Parse the command line and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint, folder of checkpoints or run")
-    parser.add_argument("--prompt", default="", help="beginning of the text (default: none)")
+    parser.add_argument("--prompt", default="", help="beginning of the text, - to read standard input (default: none)")
     parser.add_argument("--max_tokens", type=int, default=200, help="tokens to write at most (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: the most likely token (default 0.8)")
     parser.add_argument("--top_p", type=float, default=0.95, help="share of probability drawn from (default 0.95)")
+    parser.add_argument("--top_k", type=int, default=0, help="number of tokens drawn from; 0: all (default 0)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=1, help="texts to write, each with the next seed (default 1)")
+    parser.add_argument("--stop", action="append", default=[], help="text to end before; may be given again")
     parser.add_argument("--combine", default="prob", help="prob, logit or a trail's number, from 1 (default prob)")
     parser.add_argument("--uncertainty", choices=["none", "mutual_information", "entropy"], default="none")
     parser.add_argument("--tokenizer", type=Path, help="the run's tokenizer file, where it is not found by itself")
@@ -37,20 +42,31 @@ def main() -> int:
     from nt_dist.inference.ensemble import parse_combination, parse_device
     from nt_dist.inference.generate import Sampling, check_prompt, generate, write
 
-    check_prompt(arguments.prompt)
-    if arguments.max_tokens < 1:
-        raise ConfigError([f"--max_tokens {arguments.max_tokens} must be at least 1"])
-    sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    check_prompt(prompt, "the standard input" if arguments.prompt == "-" else "--prompt")
+    for text in arguments.stop:
+        check_prompt(text, "--stop")
+    counts = {"--max_tokens": arguments.max_tokens, "--samples": arguments.samples}
+    if problems := [f"{key} {count} must be at least 1" for key, count in counts.items() if count < 1]:
+        raise ConfigError(problems)
+    stop = [text.replace("\\n", "\n") for text in arguments.stop]
+    samplings = [
+        Sampling(arguments.temperature, arguments.top_p, arguments.seed + number, arguments.top_k)
+        for number in range(arguments.samples)
+    ]
     ensemble = load_ensemble(
         arguments.checkpoint, parse_device(arguments.device), tokenizer=arguments.tokenizer, prepared=arguments.prepared
     )
     ensemble.check_task("text-generation")
     how = parse_combination(arguments.combine, ensemble.num_trails, "--combine")
-    kind, prompt = arguments.uncertainty, arguments.prompt
-    pieces = generate(ensemble, prompt, arguments.max_tokens, sampling, how, kind)
+    kind = arguments.uncertainty
     # the disagreement of T trails is at most ln T; an entropy of 4 nats is a choice among some 50 pieces
     most = math.log(max(ensemble.num_trails, 2)) / 2 if kind == "mutual_information" else 4.0
-    write(pieces, prompt, sys.stdout, kind, most)
+    for number, sampling in enumerate(samplings, start=1):
+        if len(samplings) > 1:
+            print(f"--- sample {number} of {len(samplings)}, --seed {sampling.seed}")
+        pieces = generate(ensemble, prompt, arguments.max_tokens, sampling, how, kind, stop)
+        write(pieces, prompt, sys.stdout, kind, most)
     return 0
 
 

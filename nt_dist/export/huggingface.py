@@ -1,11 +1,12 @@
 """A checkpoint as a folder that transformers loads: the ensemble with its own modeling file, or one trail without."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -45,7 +46,7 @@ Trained with nt_dist as NeuroTrails ([arXiv 2505.17909](https://arxiv.org/abs/25
 - {sizes}; weights in {dtype}
 - trained for {state.step:,} of {config.train.steps:,} steps on {state.consumed_samples:,} samples of \
 `data.source = {config.data.source!r}`, by nt_dist {manifest.written_by}
-- written and read back with transformers {transformers.__version__}
+- written and read back with transformers {transformers.__version__}; 4.57 is the oldest that it has been tried with
 
 {figures}
 
@@ -96,6 +97,7 @@ def export(
         model = to_transformers(ensemble.model, config, trail, dtype)
         task.settle(model, ensemble)
         model.save_pretrained(folder)
+        _name_again(folder / "config.json", config.family.twin(config, trail is not None).settings)
         if trail is None:  # with the files of hf/ that end as the modeling file does
             modeling = type(model).__module__.rpartition(".")[2]
             for file in Path(hf.__path__[0]).glob(f"*{modeling.removeprefix('modeling')}.py"):
@@ -145,6 +147,13 @@ def to_transformers(
         else:
             made = auto.from_config(AutoConfig.for_model(**settings))
     return _filled(made, _state(model, config, twin, trail))
+
+
+def _name_again(file: Path, settings: dict[str, Any]) -> None:
+    """Put settings of a twin that this version of transformers keeps under other names (rope_theta) back under theirs,
+    where older versions look for them and take a default."""
+    said = settings | json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _class(reference: str) -> type:

@@ -4,8 +4,9 @@ V pieces, T trails. Nucleus sampling: Holtzman et al., arXiv 1904.09751, §3.1. 
 2002.07650, §2: the entropy of the averaged prediction, and the part of it that is the trails' disagreement.
 """
 
+import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -21,6 +22,7 @@ from nt_dist.text.tokenizer import Tokenizer
 _SCALE = (40, 76, 112, 148, 184, 220, 214, 208, 202, 196)  # of the 256 colours, from green over yellow to red
 _LOWEST = 1e-30  # a temperature at which the most likely token is drawn, and log-probabilities are fp32 all the same
 _RESET = "\x1b[0m"
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ class Sampling:
     temperature: float = 1.0  # divides the log-probabilities; 0 takes the most likely token
     top_p: float = 1.0  # the smallest set of likely tokens with at least this probability is drawn from; 1: all
     seed: int = 0
+    top_k: int = 0  # so many of the likeliest tokens are drawn from; 0: all
 
     def __post_init__(self):
         rules = {
             f"--temperature {self.temperature:g} must be at least 0": 0 <= self.temperature < math.inf,
             f"--top_p {self.top_p:g} must be in (0, 1]": 0 < self.top_p <= 1,
             f"--seed {self.seed} must be in [0, 2^63)": 0 <= self.seed < 2**63,
+            f"--top_k {self.top_k} must be at least 0": self.top_k >= 0,
         }
         if problems := [rule for rule, holds in rules.items() if not holds]:
             raise ConfigError(problems)
@@ -46,6 +50,8 @@ class Sampling:
             return int(log_probs.argmax())
         scaled = log_probs / max(self.temperature, _LOWEST)
         probs, tokens = scaled.softmax(-1).cpu().sort(descending=True, stable=True)
+        if self.top_k:
+            probs = probs[: self.top_k] / probs[: self.top_k].sum()
         before = probs.cumsum(0) - probs  # of the tokens more likely than each
         probs = probs.where((before < self.top_p) | (torch.arange(len(probs)) == 0), 0.0)
         return int(tokens[torch.multinomial(probs, 1, generator=generator)])
@@ -70,20 +76,28 @@ def uncertainty(logits: torch.Tensor, kind: str) -> float:
     return float(found.mutual_information if kind == "mutual_information" else found.entropy[-1])
 
 
-def check_prompt(prompt: str) -> None:
-    """Raise a ConfigError for a prompt whose bytes, on the command line, were no UTF-8."""
+def check_prompt(prompt: str, key: str = "--prompt") -> None:
+    """Raise a ConfigError for a text whose bytes, on the command line or in the input, were no UTF-8."""
     try:
         prompt.encode()
     except UnicodeEncodeError:
-        raise ConfigError(["--prompt must be UTF-8 text"]) from None
+        raise ConfigError([f"{key} must be UTF-8 text"]) from None
 
 
 def generate(
-    ensemble: Ensemble, prompt: str, max_tokens: int, sampling: Sampling, how: str | int = PROB, kind: str = "none"
+    ensemble: Ensemble,
+    prompt: str,
+    max_tokens: int,
+    sampling: Sampling,
+    how: str | int = PROB,
+    kind: str = "none",
+    stop: Sequence[str] = (),
 ) -> Iterator[Piece]:
-    """Yield the text that follows ``prompt`` as it is written, up to ``max_tokens`` or the end of a document.
+    """Yield the text that follows ``prompt`` as it is written, up to ``max_tokens``, the end of a document, or what
+    comes first of ``stop``, which is not written.
 
-    A text longer than the sequences that were trained on goes on from its last half; what was before is forgotten.
+    A text longer than the sequences that were trained on goes on from its last half; what was before is forgotten, as a
+    warning says the first time.
     ``how`` is the trails' combination, as ensemble.combine takes it; ``kind`` that of the uncertainty, as
     :func:`uncertainty` takes it, or "none", which costs nothing: pieces have 0.
     """
@@ -91,9 +105,14 @@ def generate(
     first = tokenizer.eos if tokenizer.bos is None else tokenizer.bos  # without a BOS, documents follow an EOS
     tokens = [first, *tokenizer.encode(prompt)]
     cache, waiting, decoder, highest = Cache(), tokens, StreamDecoder(tokenizer, tokens[1:]), 0.0
+    cut, held = False, StopText(stop)
     for _ in range(max_tokens):
         if cache.length + len(waiting) > ensemble.max_length:
             cache, waiting = Cache(), tokens[-max(ensemble.max_length // 2, 1) :]
+            if not cut:
+                text = "the text is longer than the %d tokens that the model was trained on; only the last %d are seen"
+                _logger.warning(text, ensemble.max_length, len(waiting))
+            cut = True
         logits = ensemble.logits(torch.tensor([waiting]), cache)[:, 0, -1]  # [T, V]
         token = sampling.choose(combine(logits, how), generator)
         if token == tokenizer.eos:
@@ -102,11 +121,34 @@ def generate(
         waiting = [token]
         if kind != "none":
             highest = max(highest, uncertainty(logits, kind))
-        if text := decoder.add(token):
+        if text := held.add(decoder.add(token)):
             yield Piece(text, highest)
             highest = 0.0
-    if text := decoder.rest():
+        if held.found:
+            return
+    if text := held.add(decoder.rest()) + held.rest():
         yield Piece(text, highest)
+
+
+class StopText:
+    """Text as it comes, up to the first of some texts; a beginning of one is held back until it is seen to be none."""
+
+    def __init__(self, texts: Sequence[str]):
+        self.found, self._texts, self._held_back = False, [text for text in texts if text], ""
+
+    def add(self, new: str) -> str:
+        """Return the text that is now known to come before any of them; :attr:`found` says that one follows it."""
+        text, self._held_back = self._held_back + new, ""
+        if ends := [place for stop in self._texts if (place := text.find(stop)) >= 0]:
+            self.found = True
+            return text[: min(ends)]
+        beginnings = (stop[:count] for stop in self._texts for count in range(len(stop) - 1, 0, -1))
+        self._held_back = max((each for each in beginnings if text.endswith(each)), key=len, default="")
+        return text.removesuffix(self._held_back)
+
+    def rest(self) -> str:
+        """Return what is held back, as nothing follows; none where one was found."""
+        return self._held_back
 
 
 class StreamDecoder:

@@ -1,4 +1,4 @@
-"""Loads an exported ensemble as someone who has transformers only, and prints what it does as JSON.
+"""Loads an exported ensemble, or a trail, as someone who has transformers only, and prints what it does as JSON.
 
     python tests/e2e/load_exported.py FOLDER [TOKENS ANSWER]
 
@@ -25,18 +25,21 @@ def main(folder: str, tokens: str | None = None, answer: str | None = None) -> N
     prompt = tokenizer("The old", return_tensors="pt")
     said = {"type": model.config.model_type}
     for beams in (1, 3):
-        made = [
-            model.generate(**prompt, max_new_tokens=9, do_sample=False, num_beams=beams, use_cache=use_cache)
-            for use_cache in (True, False)
-        ]
+        settings = {**prompt, "max_new_tokens": 9, "do_sample": False, "num_beams": beams}
+        made = [model.generate(**settings, use_cache=use_cache) for use_cache in (True, False)]
         assert torch.equal(*made), f"with and without a cache, {beams} beams: {made}"
+        if beams == 1:
+            static = model.generate(**settings, cache_implementation="static")
+            assert torch.equal(static, made[0]), f"with a static cache: {static}"
         said[f"beams {beams}"] = made[0][0].tolist()
     said["text"] = tokenizer.decode(said["beams 1"], skip_special_tokens=True)
     if tokens:
         batch = torch.tensor(json.loads(tokens))
         with torch.no_grad():
-            result = model(batch, output_trail_logits=True, labels=batch)
-        torch.save({"trails": result.trail_logits, "logits": result.logits, "loss": result.loss}, answer)
+            more = {"output_trail_logits": True} if model.config.model_type == "neurotrails" else {}
+            result = model(batch, labels=batch, **more)
+        found = {"logits": result.logits, "loss": result.loss}
+        torch.save(found | ({"trails": result.trail_logits} if more else {}), answer)
     print(json.dumps(said))
 
 

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Cache, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.versions import require_version
 
 from .sparse_neurotrails import load_sparse
 
+require_version("transformers>=4.57", "A NeuroTrails ensemble has been tried with no older one.")
 _DEFAULTS = {
     "vocab_size": 2048,
     "hidden_size": 128,
@@ -98,16 +100,19 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, keys, bias=False)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: torch.Tensor, tables, seen: torch.Tensor | None, cache) -> torch.Tensor:
-        """Attend from x [B, S, H] to the tokens that ``seen`` shows; see :func:`seen_tokens`."""
+    def forward(self, x: torch.Tensor, tables, seen: torch.Tensor | None, cache, places) -> torch.Tensor:
+        """Attend from x [B, S, H] to the tokens that ``seen`` shows; see :func:`seen_tokens`.
+
+        ``places`` [S] are those of x in the cache, which transformers up to 5.0 asks for.
+        """
         query, key, value = (
             project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = rotate(query, tables), rotate(key, tables)
         if cache is not None:
-            key, value = cache.update(key, value, self.number)
-        causal = seen is None and query.shape[2] == key.shape[2]
+            key, value = cache.update(key, value, self.number, {"cache_position": places})
+        causal = seen is None and bool(query.shape[2] == key.shape[2])  # symbols under torch.export
         grouped = query.shape[1] != key.shape[1]
         mixed = F.scaled_dot_product_attention(query, key, value, seen, is_causal=causal, enable_gqa=grouped)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
@@ -275,13 +280,13 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
         count, device = hidden[0].shape[1], hidden[0].device
         start = 0 if cache is None else int(cache.get_seq_length())
         length = cache.layers[0].max_cache_len if isinstance(cache, StaticCache) else start + count
-        if position_ids is None:
-            position_ids = torch.arange(start, start + count, device=device)[None]
+        new = torch.arange(start, start + count, device=device)
+        position_ids = new[None] if position_ids is None else position_ids
         if attention_mask is not None and attention_mask.dim() == 4:
             seen = whole_mask(attention_mask, hidden[0].dtype)
         else:
             seen = seen_tokens(start, count, attention_mask, device, length)
-        shared = (rotary_tables(self.config, position_ids), seen, cache)
+        shared = (rotary_tables(self.config, position_ids), seen, cache, new)
         for block in self.trunk:
             hidden = [block(each, *shared) for each in hidden]
         hidden = hidden if len(hidden) == len(self.trails) else hidden * len(self.trails)
@@ -356,8 +361,9 @@ def seen_tokens(
     None: all up to itself, and nothing else need be said. ``real`` [B, tokens so far] is 0 for padding. A static cache
     has places behind the new tokens.
     """
-    padded = real is not None and not bool(real.all())
-    if not padded and length == start + count and (count == 1 or start == 0):
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # for whatever is given later, padding or not
+    padded = real is not None and (traced or not bool(real.all()))
+    if not padded and length == start + count and (start == 0 or count == 1):
         return None
     at = torch.arange(length, device=device)
     new = at[start : start + count, None]

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
+from transformers.utils.versions import require_version
 
+require_version("transformers>=4.57", "A NeuroTrails ensemble has been tried with no older one.")
 _DEFAULTS = {
     "block": "bottleneck",  # or "basic", or "preactivation" as in a Wide ResNet
     "depths": [3, 4, 6, 3],  # blocks of each stage; each halves the picture's side but the first

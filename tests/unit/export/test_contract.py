@@ -1,10 +1,14 @@
 """What transformers' callers may ask of an exported ensemble is done, or refused: nothing is accepted and ignored."""
 
+import importlib.metadata
+import importlib.util
+
 import pytest
 import torch
 from torch.utils.data import Dataset
 from transformers import DynamicCache, StaticCache, Trainer, TrainingArguments
 
+from nt_dist.export.hf import modeling_neurotrails, modeling_neurotrails_resnet
 from nt_dist.export.hf.modeling_neurotrails import NeuroTrailsConfig, NeuroTrailsForCausalLM
 from nt_dist.export.hf.modeling_neurotrails_resnet import (
     NeuroTrailsForImageClassification,
@@ -99,6 +103,58 @@ def test_every_way_to_generate_writes_the_same():
     assert torch.equal(model.generate(TOKENS[:1], **one, assistant_model=ensemble(num_trails=1)), plain)
     embedded = model.get_input_embeddings()(TOKENS[:1])
     assert torch.equal(model.generate(inputs_embeds=embedded, **one), plain[:, 12:])
+
+
+@torch.no_grad()
+def test_a_static_cache_is_told_where_the_new_tokens_are(monkeypatch):
+    """As transformers needs it up to 5.0, where all else is put at the beginning."""
+    told, update = [], StaticCache.update
+
+    def look(self, key, value, number, *arguments):
+        told.append((number, arguments[0]["cache_position"].tolist()))
+        return update(self, key, value, number, *arguments)
+
+    monkeypatch.setattr(StaticCache, "update", look)
+    model = ensemble(num_trails=1)
+    cache = StaticCache(config=model.config, max_cache_len=20)
+    model(TOKENS[:, :2], cache=cache), model(TOKENS[:, 2:5], cache=cache)
+    assert told == [(0, [0, 1]), (1, [0, 1]), (0, [2, 3, 4]), (1, [2, 3, 4])]
+
+
+@torch.no_grad()
+def test_torch_exports_an_ensemble_for_any_length():
+    model, length = ensemble(num_trails=2, trunk_layers=0), torch.export.Dim("length", min=2, max=64)
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask=None):
+            return self.model(input_ids, attention_mask, use_cache=False).logits
+
+    shapes = {"input_ids": {1: length}, "attention_mask": {1: length}}
+    for mask in (None, torch.ones_like(TOKENS)):  # that nothing is padded is not taken for what always holds
+        given = {"input_ids": TOKENS} | ({} if mask is None else {"attention_mask": mask})
+        exported = torch.export.export(
+            Logits(), (), given, dynamic_shapes={each: shapes[each] for each in given}
+        ).module()
+        for count in (12, 7):
+            given = {"input_ids": TOKENS[:, -count:]} | ({} if mask is None else {"attention_mask": PADDING[:, :count]})
+            real = slice(None) if mask is None else given["attention_mask"].bool()
+            found, expected = exported(**given), Logits()(**given)
+            torch.testing.assert_close(found[real], expected[real], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("module", [modeling_neurotrails, modeling_neurotrails_resnet])
+def test_a_version_that_is_too_old_is_named_at_loading(monkeypatch, module):
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "4.56.2" if name == "transformers" else version(name)
+    )
+    spec = importlib.util.spec_from_file_location(f"{module.__package__}.tried", module.__file__)
+    with pytest.raises(ImportError, match=r"transformers>=4.57 is required .* found transformers==4.56.2"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 @torch.no_grad()

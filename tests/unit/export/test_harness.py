@@ -154,6 +154,17 @@ def test_sampling_draws_the_same_text_each_time(ensemble):
         model.generate_until(_requests("generate_until", [("the", {**settings, "num_beams": 3})]), True)
 
 
+def test_a_context_that_is_cut_is_said(ensemble, caplog):
+    model = EnsembleLM(ensemble)
+    caplog.clear()
+    model.loglikelihood(_requests("loglikelihood", [(LONG, " rain"), ("the", " rain")]), True)
+    assert ["exceeds model's maximum length" in message for message in caplog.messages] == [True]  # by the harness
+    caplog.clear()
+    settings = {"max_gen_toks": 3}
+    model.generate_until(_requests("generate_until", [(LONG, settings), ("the", settings)]), True)
+    assert caplog.messages == ["1 of 1 contexts are longer than 13 tokens: their left end is cut"]
+
+
 def test_shipped_tasks_run_without_a_network(run, ensemble, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
@@ -246,6 +257,16 @@ def test_evaluate_py_hands_tasks_to_the_harness(run, monkeypatch, tmp_path, caps
         evaluate("--tasks", TASKS[1], "--full")
     with pytest.raises(ConfigError, match="configs/tasks/nowhere.yaml: no such file"):
         evaluate("--tasks", "configs/tasks/nowhere.yaml")
+    with pytest.raises(ConfigError, match="--include_path configs/nowhere: no such folder"):
+        evaluate("--tasks", "lines", "--include_path", "configs/nowhere")
+    with pytest.raises(RunError, match="--include_path goes with --tasks alone"):
+        evaluate("--include_path", "configs/tasks")
+    asked = []
+    monkeypatch.setattr(harness, "evaluate_tasks", lambda *arguments: asked.append(arguments) or ("", {}))
+    assert evaluate("--tasks", "continue_line", "--include_path", "configs/tasks") == 0
+    assert asked == [(run, ["continue_line"], "prob", Path("configs/tasks"))]
+    (task,) = load_tasks(["continue_line"], Path("configs/tasks"))
+    assert task.config.task == "continue_line"
 
 
 @pytest.mark.parametrize(

@@ -117,13 +117,14 @@ def test_every_kind_of_ensemble_is_exported(tmp_path, trails):
     assert settings["final_norm_twice"] == trails.get("final_norm_twice", False)
 
 
-def test_a_trail_is_a_plain_llama(run, tmp_path):
-    ensemble = load_ensemble(run)
+def test_a_trail_is_a_plain_llama(tmp_path):
+    ensemble = load_ensemble(write_run(tmp_path, model={"rope_theta": 500000.0}))
     export(ensemble, tmp_path / "trail", trail=1)
     model = LlamaForCausalLM.from_pretrained(tmp_path / "trail", local_files_only=True)
     with torch.no_grad():
         torch.testing.assert_close(model(TOKENS).logits, ensemble.logits(TOKENS)[1], rtol=1e-4, atol=1e-4)
     settings = json.loads((tmp_path / "trail" / "config.json").read_text())
+    assert settings["rope_theta"] == settings["rope_parameters"]["rope_theta"] == 500000.0  # of transformers 4 and 5
     assert settings["model_type"] == "llama" and settings["vocab_size"] == 331 and settings["num_hidden_layers"] == 3
     assert [file.name for file in (tmp_path / "trail").glob("*.py")] == ["tokenization_tokenizers.py"]  # not needed
     card = (tmp_path / "trail" / "README.md").read_text()

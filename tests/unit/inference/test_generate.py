@@ -15,6 +15,7 @@ from nt_dist.inference import load_ensemble
 from nt_dist.inference.generate import (
     Piece,
     Sampling,
+    StopText,
     StreamDecoder,
     check_prompt,
     colour,
@@ -71,6 +72,39 @@ def test_a_prompt_longer_than_the_context_is_taken(ensemble):
     assert text(generate(ensemble, "rain fell and nobody came to open its door " * 9, 3, Sampling()))
 
 
+def test_a_text_that_outgrows_the_context_says_so_once(ensemble, caplog):
+    assert text(generate(ensemble, "The old", 40, Sampling(temperature=0)))
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the text is longer than the 16 tokens that the model was trained on")
+    caplog.clear()
+    assert text(generate(ensemble, "The old", 5, Sampling(temperature=0))) and not caplog.records
+
+
+def test_the_first_stop_text_ends_what_is_written(ensemble):
+    whole = text(generate(ensemble, "The old", 30, Sampling(temperature=0)))
+    for stop in (whole[7:9], whole[5:12], whole[-1:], whole[0]):
+        found = text(generate(ensemble, "The old", 30, Sampling(temperature=0), stop=["nowhere in it", stop, ""]))
+        assert found == whole[: whole.index(stop)]
+    assert text(generate(ensemble, "The old", 30, Sampling(temperature=0), stop=[whole[-2:] + "more"])) == whole
+
+
+def test_stop_texts_are_found_however_they_come_in():
+    for stops, given, expected in (
+        (["ab"], ["a", "b"], ""),
+        (["ab"], ["xa", "ac", "abx"], "xaac"),
+        (["aab", "ba"], ["aaa", "b"], "a"),
+        (["long", "on"], ["xl", "on", "g"], "xl"),
+        (["yz"], ["xy"], "xy"),
+    ):
+        held = StopText(stops)
+        texts = []
+        for new in given:
+            texts.append(held.add(new))
+            if held.found:
+                break
+        assert "".join(texts) + held.rest() == expected
+
+
 def test_the_end_of_a_document_ends_the_text(ensemble, monkeypatch):
     monkeypatch.setattr(Sampling, "choose", lambda self, log_probs, generator: ensemble.tokenizer.eos)
     assert list(generate(ensemble, "The", 9, Sampling())) == []
@@ -88,6 +122,8 @@ def test_draws_follow_temperature_and_top_p():
     hot = probs.sqrt() / probs.sqrt().sum()
     torch.testing.assert_close(shares(temperature=2.0), hot, atol=0.03, rtol=0)
     torch.testing.assert_close(shares(top_p=0.6), torch.tensor([0, 0.4, 0.3, 0, 0]) / 0.7, atol=0.03, rtol=0)
+    torch.testing.assert_close(shares(top_k=2), torch.tensor([0, 0.4, 0.3, 0, 0]) / 0.7, atol=0.03, rtol=0)
+    torch.testing.assert_close(shares(top_k=2, top_p=0.5), torch.tensor([0.0, 1, 0, 0, 0]), atol=0, rtol=0)
     assert shares(top_p=1e-6)[1] == 1 and shares(temperature=0)[1] == 1
 
 
@@ -99,11 +135,12 @@ def test_the_lowest_temperature_draws_the_most_likely():
 
 def test_what_is_out_of_range_is_refused_all_at_once():
     with pytest.raises(ConfigError) as caught:
-        Sampling(temperature=-1, top_p=0, seed=-3)
+        Sampling(temperature=-1, top_p=0, seed=-3, top_k=-1)
     assert str(caught.value).splitlines() == [
         "--temperature -1 must be at least 0",
         "--top_p 0 must be in (0, 1]",
         "--seed -3 must be in [0, 2^63)",
+        "--top_k -1 must be at least 0",
     ]
     with pytest.raises(ConfigError, match="--temperature nan"):
         Sampling(temperature=math.nan)
@@ -163,6 +200,18 @@ def test_the_command_writes_numbers_into_a_pipe(run, monkeypatch, capsys):
     assert module.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert 1 <= len(lines) <= 5 and all(0 <= float(line.split("\t")[0]) <= math.log(3) for line in lines)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The old"))
+    more = ["--prompt", "-", "--samples", 2, "--top_k", 3, "--stop", "\\n", "--uncertainty", "none", "--seed", 5]
+    monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, [*options, *more])])
+    assert module.main() == 0
+    *lines, last = capsys.readouterr().out.split("\n")
+    assert [lines[0], lines[2]] == ["--- sample 1 of 2, --seed 5", "--- sample 2 of 2, --seed 6"]
+    settings = [Sampling(0.8, 0.95, seed, 3) for seed in (5, 6)]
+    expected = [text(generate(load_ensemble(run), "The old", 5, each, stop=["\n"])) for each in settings]
+    assert [lines[1], lines[3]] == ["The old" + each for each in expected] and len(lines) == 4 and not last
+    monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, options), "--samples", "0", "--max_tokens", "-1"])
+    with pytest.raises(ConfigError, match=r"--max_tokens -1 must be at least 1\n--samples 0 must be at least 1"):
+        module.main()
     monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, options), "--combine", "4"])
     with pytest.raises(ConfigError, match="--combine = '4' must be"):
         module.main()
