@@ -1,6 +1,7 @@
 """A ResNet is the same model in every layout: trails and data dealt out, every ZeRO stage, SGD with momentum."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from nt_dist.engine.pipeline import build_mesh_model
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.families import make_config
 from nt_dist.model.trails import statistics_of, weights_of
+from nt_dist.model.weights import choose_storages
 from nt_dist.parallel.mesh import init_mesh
+from nt_dist.sparsity import storages
 from nt_dist.testing import run_distributed
 from nt_dist.training.topology_updates import TopologyUpdater
 
@@ -28,6 +31,7 @@ class Layout:
     stage: int = 0
     trunk: str = "auto"
     micro: int = MICRO
+    groups: str = ""  # the storage of groups, where there are any
 
     def __str__(self):
         return f"trail {self.trail}, data {self.data}, ZeRO {self.stage}, {self.trunk} trunk, micro-batch {self.micro}"
@@ -48,6 +52,7 @@ def config_of(layout):
         "average_from": 0.3,
     }
     sparsity = {"density": 0.4, "topology_shards": 2, "update_every": 2, "drop": "magnitude"}
+    sparsity |= {"structure": "groups", "group_size": 3, "storage": layout.groups} if layout.groups else {}
     sections = {"model": model, "trails": {"count": 6, "layers": 2}, "sparsity": sparsity, "train": train}
     sections["parallel"] = {"trail": layout.trail, "trunk": layout.trunk}
     zero = {"stage": layout.stage} | ({"stage3_param_persistence_threshold": 30} if layout.stage == 3 else {})
@@ -140,3 +145,19 @@ def test_a_layout_trains_as_one_rank_does(layout, alone):
             )
         seen |= held.keys()
     assert seen == tensors.keys()
+
+
+def _train_groups(rank, world_size, layout):
+    with patch.object(storages, "_convolution_pays", lambda spec: spec.group > 0):
+        assert ("grouped" in choose_storages(config_of(layout)).values()) == (layout.groups == "auto")
+        return train(rank, world_size, layout)
+
+
+def test_convolutions_of_groups_train_as_dense_ones():
+    layout = Layout(data=2, stage=3, groups="auto")
+    runs = [run_distributed(_train_groups, 2, each) for each in (layout, replace(layout, groups="masked"))]
+    for (found, tensors), (expected, others) in zip(*runs, strict=True):
+        assert found["checksums"] == expected["checksums"] and tensors.keys() == others.keys()
+        torch.testing.assert_close(torch.tensor(found["losses"]), torch.tensor(expected["losses"]))
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(tensor, others[key], rtol=2e-3, atol=2e-5)
