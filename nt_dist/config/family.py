@@ -3,6 +3,7 @@
 Its object imports no torch, so that configs are checked before anything slow is loaded; methods import what they need.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ class Headline:
     lower_is_better: bool = True
     form: str = ",.2f"  # how a value is written, for ``format``
     sample: str = "token"  # what the figure is a mean over, one of it
+    gain: float = math.nan  # nats a sample by which the mean of probabilities is better than a trail; below 0: worse
 
     @property
     def samples(self) -> str:
@@ -36,14 +38,15 @@ class Headline:
         """Mean over the trails: what one at random is worth."""
         return sum(self.trails) / len(self.trails)
 
-    @property
-    def gain(self) -> float:
-        """By how much the mean of probabilities is better than a trail; below 0: worse."""
-        return self.mean - self.prob if self.lower_is_better else self.prob - self.mean
-
     def text(self, value: float) -> str:
         """Write a value of this figure."""
         return format(value, self.form) if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def gain(trails: Sequence[float | None], together: float | None) -> float:
+    """What averaging is worth, from negative log-likelihoods; None stands for what is not finite."""
+    *values, of_all = (math.nan if each is None else each for each in (*trails, together))
+    return sum(values) / len(values) - of_all
 
 
 class Corruptions(NamedTuple):

@@ -74,10 +74,9 @@ def by_row(columns: Sequence[Mapping]) -> dict[str, list]:
 
 def gain_notes(headline: Headline, figures: Mapping) -> dict[str, str]:
     """What several trails gain, and how often they differ."""
-    parts = ["mean of the trails", "mean of probabilities"]
-    difference = " - ".join(parts if headline.lower_is_better else parts[::-1])
+    change = f"{headline.name} {headline.text(headline.mean)} of a trail, {headline.text(headline.prob)} of all"
     return {
-        "ensemble gain": f"{headline.text(headline.gain)} {headline.name} ({difference})",
+        "ensemble gain": f"{headline.gain:.4f} nats a {headline.sample} ({change})",
         "disagreement": f"{figures['disagreement']:.1%} of {headline.samples} (two trails' answers differ)",
     }
 

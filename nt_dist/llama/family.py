@@ -3,7 +3,7 @@
 import math
 from functools import partial
 
-from nt_dist.config.family import Family, Headline
+from nt_dist.config.family import Family, Headline, gain
 from nt_dist.data import settings as data
 from nt_dist.llama import settings
 from nt_dist.llama.names import trail_problems, twin
@@ -62,7 +62,8 @@ class Llama(Family):
         return layers(config, make, place)
 
     def figures(self, means):
-        """Perplexities of the trails and their means; ``ensemble_gain`` is what averaging is worth over one of them."""
+        """Perplexities of the trails and their means; ``ensemble_gain`` is what averaging is worth over one of them, in
+        nats a token."""
         nll = means["nll"]
         found = {
             "ppl_trails": [perplexity(each) for each in nll["trails"]],
@@ -74,7 +75,8 @@ class Llama(Family):
 
     def headline(self, figures):
         ensembles = figures["ppl_ensemble_prob"], figures["ppl_ensemble_logit"]
-        return Headline("perplexity", figures["ppl_trails"], *ensembles)
+        *trails, together = (math.log(each) if each else None for each in (*figures["ppl_trails"], ensembles[0]))
+        return Headline("perplexity", figures["ppl_trails"], *ensembles, gain=gain(trails, together))
 
     def foreign(self):
         from nt_dist.llama.foreign import Dense, Exported, Paper

@@ -1,6 +1,6 @@
 """The ResNets as the rest of the package sees them."""
 
-from nt_dist.config.family import Family, Headline
+from nt_dist.config.family import Family, Headline, gain
 from nt_dist.data.settings import without_folders
 from nt_dist.images import settings as images
 from nt_dist.images.published import PUBLISHED
@@ -63,7 +63,7 @@ class ResNet(Family):
             accuracy_ensemble_prob, accuracy_ensemble_logit: of the mean of probabilities and the mean of logits.
             nll_trails, nll_ensemble_prob, nll_ensemble_logit: mean negative log-likelihoods in nats.
             disagreement: as EnsembleSums.means has it.
-            ensemble_gain: accuracy_ensemble_prob minus the mean of accuracy_trails.
+            ensemble_gain: the mean of nll_trails minus nll_ensemble_prob.
             pictures: sum of the weights.
         """
         found = {}
@@ -76,7 +76,8 @@ class ResNet(Family):
     def headline(self, figures):
         """See :meth:`Family.headline`: accuracy."""
         ensembles = figures["accuracy_ensemble_prob"], figures["accuracy_ensemble_logit"]
-        return Headline("accuracy", figures["accuracy_trails"], *ensembles, False, ".2%", self.sample)
+        nats = gain(figures["nll_trails"], figures["nll_ensemble_prob"])
+        return Headline("accuracy", figures["accuracy_trails"], *ensembles, False, ".2%", self.sample, nats)
 
     def published(self, config):
         return PUBLISHED[config.data.benchmark]

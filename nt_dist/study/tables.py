@@ -24,7 +24,7 @@ from nt_dist.study.training import trained
 
 _COMPARISON = "comparison"
 _ALIKE = 0.1  # by which costs may differ that are called equal, as times do
-_OF_SEVERAL = ("ensemble, mean of probabilities", "ensemble, mean of logits", "gain", "disagreement")
+_OF_SEVERAL = ("ensemble, mean of probabilities", "ensemble, mean of logits", "gain (nats)", "disagreement")
 _OF_SEVERAL += ("JS divergence", "mutual information")  # columns that say nothing of one trail
 _DIVERSITY = {  # its measures, and their columns
     "disagreement": "disagreement",
@@ -46,7 +46,7 @@ class Row:
         """Its mean over the seeds."""
         each = [result.headline for result in self.results]
         trails = [fmean(trail) for trail in zip(*(one.trails for one in each), strict=True)]
-        means = {name: fmean(getattr(one, name) for one in each) for name in ("prob", "logit")}
+        means = {name: fmean(getattr(one, name) for one in each) for name in ("prob", "logit", "gain")}
         return replace(each[0], trails=trails, **means)
 
 
@@ -119,8 +119,8 @@ def compare(rows: Sequence[Row], equal: str = "") -> StudyTable:
     evaluated = {result.num_samples for result in results}
     notes = [
         f"FLOP of one {headline.sample}, sparse-effective (dense-equivalent); calibration and Brier score of the mean "
-        "of probabilities; divergence and mutual information in nats; gain: the ensemble's headline figure against the "
-        "mean of its trails'; time: of training steps alone, by the clock.",
+        "of probabilities; divergence and mutual information in nats; gain: mean of the trails' negative log-"
+        "likelihoods less that of the mean of probabilities; time: of training steps alone, by the clock.",
         f"Evaluated on {listed(evaluated)} {headline.samples}.",
         _trained_on(rows, equal),
     ]
@@ -217,7 +217,7 @@ def _cells(row: Row) -> dict[str, str]:
         f"{headline.name} of each trail": ", ".join(map(headline.text, headline.trails)),
         "ensemble, mean of probabilities": mean(headline.text, lambda each: each.headline.prob),
         "ensemble, mean of logits": mean(headline.text, lambda each: each.headline.logit),
-        "gain": mean("{:+.1%}".format, lambda each: each.headline.prob / each.headline.mean - 1),
+        "gain (nats)": mean("{:.4f}".format, lambda each: each.headline.gain),
         "ECE": mean("{:.2%}".format, lambda each: each.figures["calibration"]["ece"]["prob"]),
         "adaptive ECE": mean("{:.2%}".format, lambda each: each.figures["calibration"]["adaptive_ece"]["prob"]),
         "Brier": mean("{:.4f}".format, lambda each: each.figures["calibration"]["brier"]["prob"]),

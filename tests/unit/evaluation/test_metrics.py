@@ -51,7 +51,7 @@ def _by_hand(logits, targets, weights):
         "ppl_ensemble_prob": math.exp(nll_prob / tokens),
         "ppl_ensemble_logit": math.exp(nll_logit / tokens),
         "disagreement": float(np.mean(differ)),
-        "ensemble_gain": float(np.exp(nll_trails / tokens).mean() - math.exp(nll_prob / tokens)),
+        "ensemble_gain": float((nll_trails.mean() - nll_prob) / tokens),
         "tokens": tokens,
     }
 

@@ -54,6 +54,7 @@ def test_arrays_are_read_by_kind_and_severity_in_turns(tmp_path):
     assert found.foreign == "" and found.among == () and len(found.validation) == 10 * COUNT
     assert seeds(found, range(2000)) == [seed + each for each in range(COUNT) for seed in first]
     assert targets(found) == [label for label in LABELS[:COUNT] for _ in first]
+    assert found.validation.turns == len(first)  # fewer pictures than all are whole rounds of them
 
 
 def test_one_kind_of_arrays_is_its_file(tmp_path):

@@ -39,7 +39,7 @@ def test_the_table_says_what_each_run_costs_and_how_well_it_predicts():
     assert trails["ensemble, mean of probabilities"] == f"{figures['ppl_ensemble_prob']:.2f}"
     assert trails["ECE"] == f"{figures['calibration']['ece']['prob']:.2%}"
     assert trails["disagreement"] == f"{figures['disagreement']:.1%}"
-    assert single["gain"] == single["disagreement"] == single["ensemble, mean of logits"] == "–"
+    assert single["gain (nats)"] == single["disagreement"] == single["ensemble, mean of logits"] == "–"
 
 
 def test_the_csv_has_every_digit():
