@@ -45,8 +45,8 @@ def parity(tiny: bool) -> dict:
     """
     found = {}
     for precision, stage in PARITY[:: 3 if tiny else 1]:
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        overrides = [f"train.precision={'bf16' if precision == 'bf16' else 'fp32'}", "train.lr=3e-3"]
+        numbers = {"tf32": ["train.tf32=true"]}.get(precision, [f"train.precision={precision}"])
+        overrides = [*numbers, "train.lr=3e-3"]
         overrides += ["train.batch_size=8", "train.micro_batch_size=4", f"sparsity.update_every={UPDATES_EVERY}"]
         config = _config("llama_130m", [*SMALL, *overrides, "train.steps=100", "train.warmup_steps=0"], stage)
         bench = build_bench(config, _mesh(config))

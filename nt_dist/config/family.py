@@ -90,6 +90,7 @@ class Family(ABC):
     rules: ClassVar[tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], ...]]
     """Rules over several settings: the keys that one reads, and what yields a message for each thing that is wrong."""
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by train.recipe: values for what a config leaves out
+    compiles: ClassVar[bool] = True  # a pass through its layers can be one graph
     wants_accuracy: ClassVar[bool] = False  # its figures have shares of right answers: one more pass over the logits
 
     # -- what the config asks, without torch -------------------------------------------------------------------------

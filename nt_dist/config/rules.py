@@ -198,6 +198,25 @@ def _broken_by_mesh(config: Config) -> Iterator[str]:
         )
 
 
+@reads("train.compile", *_DEGREES, "sparsity.structure", "sparsity.density")
+def _one_graph_can_be(config: Config) -> Iterator[str]:
+    """What a rank computes between two collectives could be one; ZeRO 3 and a cut model have some in every layer."""
+    if not config.train.compile:
+        return
+    for axis in _AXES:
+        if getattr(config.parallel, axis) > 1:
+            yield f"train.compile = true needs parallel.{axis} = 1, not {getattr(config.parallel, axis)}"
+    if config.zero_stage == 3:
+        yield (
+            "train.compile = true allows ZeRO stages 0, 1 and 2, not zero_optimization.stage = 3 of the DeepSpeed JSON"
+        )
+    structure = config.sparsity.structure
+    if structure != "entries" and config.sparsity.density < 1:
+        yield f"train.compile = true needs sparsity.structure = 'entries', not {structure!r} with its own products"
+    if not config.family.compiles:
+        yield f"train.compile = true is not for model.family = {config.family.name!r}, whose batch norms count batches"
+
+
 _RULES = (
     _trails_fit,
     _exempt_weights_exist,
@@ -209,6 +228,7 @@ _RULES = (
     _length_is_said_once,
     _warmup_fits,
     _batch_divides,
+    _one_graph_can_be,
 )
 
 
@@ -260,6 +280,7 @@ def warnings(config: Config) -> Iterator[str]:
         (True, f"train.lr_schedule = {train.lr_schedule!r}", sorted(of_other_courses)),
         (train.weight_decay == 0, "train.weight_decay = 0.0", (*decays, "train.decay_vectors")),
         (train.average_decay == 0, "train.average_decay = 0.0", ("train.average_from",)),
+        (train.precision == "bf16", "train.precision = 'bf16'", ("train.tf32",)),
         (config.parallel.trail == 1, "parallel.trail = 1", ("parallel.trunk",)),
         (config.parallel.trail > 1 and full, "trails.fork = 'embedding' leaves no trunk", ("parallel.trunk",)),
         (train.epochs > 0, f"train.epochs = {train.epochs}", ("train.steps",)),

@@ -205,7 +205,11 @@ class Train:
     average_from: float = schedule(0.75, "Share of train.steps after which the average begins.", _BELOW_ONE)
     seed: int = schedule(0, "Seed of initial values, topologies and the order of samples.", _SEED)
     precision: Literal["fp32", "bf16"] = free("fp32", "fp32, or bf16 with fp32 masters and gradients.")
+    tf32: bool = free(False, "Let GPUs round the factors of fp32 products to TF32's 10 bits, which is faster.")
     activation_checkpointing: bool = free(False, "Compute each block again in backward to save memory.")
+    compile: bool = free(
+        False, "Compile model and loss into one graph (torch.compile), at the first step: fewer and larger kernels."
+    )
 
     @property
     def moments(self) -> tuple[str, ...]:

@@ -89,6 +89,8 @@ def learning_rate(config: Config, step: int) -> float:
 def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.DeepSpeedEngine:
     """Give ``model`` to DeepSpeed with its optimizer, at the ZeRO stage and precision of ``config``."""
     train, settings, place = config.train, copy.deepcopy(config.deepspeed), mesh.place
+    if train.compile:
+        model.compile_losses()
     place.mark_owned(model)
     place.keep_trunk_equal(model)
     optimizer = make_optimizer(config, model, mesh if config.zero_stage == 0 else None)
@@ -180,13 +182,11 @@ def train_step(
         engine.module.train_step(engine, micro_batches, scale, joint, before_backward)
     else:
         nll: list[torch.Tensor] = []  # of each micro-batch
-        how = config.trails.trained_mean, config.train.label_smoothing
         guard.expect(tokens, lambda: sum(nll))
         for number, batch in enumerate(micro_batches):
-            # nobody else may hold the logits: they are freed where their gradient is made
-            sums = mesh.place.trail_losses(engine(batch.inputs), batch.targets, batch.weights, *how)
-            nll.append(sums.detach())
             before_backward(number)
+            sums = engine(*batch)
+            nll.append(sums.detach())
             engine.backward(objective(sums, joint) * scale)
             engine.step()  # steps the optimizer after the last micro-batch only
     for weight in collecting:

@@ -34,14 +34,19 @@ class Rotary:
 
     def tables(self, length: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and sines [length or more, head_size] in the type and on the device of ``like``."""
+        if torch.compiler.is_compiling():  # a graph has them once for all blocks
+            return self._make_tables(length, like, like.device)
         key = (like.dtype, like.device)
         if key not in self._tables or len(self._tables[key][0]) < length:
-            length += length // 2  # a text that is being written asks for one position more each time
-            exponent = torch.arange(0, self.head_size, 2, dtype=torch.float32) / self.head_size
-            angles = torch.outer(torch.arange(length, dtype=torch.float32), 1.0 / self.theta**exponent)
-            angles = torch.cat([angles, angles], dim=-1)
-            self._tables[key] = (angles.cos().to(like), angles.sin().to(like))
+            # a text that is being written asks for one position more each time
+            self._tables[key] = self._make_tables(length + length // 2, like, torch.device("cpu"))
         return self._tables[key]
+
+    def _make_tables(self, length: int, like: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        exponent = torch.arange(0, self.head_size, 2, dtype=torch.float32, device=device) / self.head_size
+        angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), 1.0 / self.theta**exponent)
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos().to(like), angles.sin().to(like)
 
     def __call__(self, x: torch.Tensor, start: int = 0) -> torch.Tensor:
         """Rotate x [..., sequence, head_size], whose first position is ``start``."""

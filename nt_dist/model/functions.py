@@ -7,51 +7,48 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.functional import vjp
 
-# Elements worked on at once: on CPUs what stays in the caches, on GPUs what keeps one busy.
+# Elements worked on at once: on CPUs what stays in the caches; on GPUs, and in a graph, what keeps one busy.
 AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
+
+
+def is_eager_cpu(device: torch.device) -> bool:
+    """Whether operations run on a CPU one by one: what then goes by its caches would only break a graph apart."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def lots(count: int, width: int, device: torch.device) -> Iterator[slice]:
     """Yield slices of ``count`` rows of ``width`` elements that are worked on at once."""
-    rows = max(1, AT_ONCE.get(device.type, AT_ONCE["cuda"]) // width)
+    rows = max(1, AT_ONCE["cpu" if is_eager_cpu(device) else "cuda"] // width)
     return (slice(start, start + rows) for start in range(0, count, rows))
 
 
 def rms_norm(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
     """Return x / √(mean x² + eps) · scale (Zhang and Sennrich, arXiv 1910.07467, eq. 4), for scale [T, 1, ..., 1, H].
 
-    Beside x [T, ..., H] nothing of its size is kept for backward. On CPUs bf16 is rounded once, elsewhere twice.
+    Beside x [T, ..., H] nothing of its size is kept for backward.
     """
-    return _RMSNorm.apply(x, scale, eps)
+    return _RMSNorm.apply(x, scale, eps) if is_eager_cpu(x.device) else norm_by_torch(x, scale, eps)
 
 
 class _RMSNorm(torch.autograd.Function):
-    """On CPUs in lots that stay in the caches; elsewhere torch's own, which is one kernel there."""
+    """In lots that stay in a CPU's caches."""
 
     @staticmethod
     def forward(ctx, x, scale, eps):
         ctx.save_for_backward(x, scale)
         ctx.eps = eps
-        return (norm_in_lots if x.device.type == "cpu" else norm_by_torch)(x, scale, eps)
+        return norm_in_lots(x, scale, eps)
 
     @staticmethod
     def backward(ctx, gradient):
-        gradients = gradients_in_lots if gradient.device.type == "cpu" else gradients_by_torch
-        return *gradients(*ctx.saved_tensors, ctx.eps, gradient), None
+        return *gradients_in_lots(*ctx.saved_tensors, ctx.eps, gradient), None
 
 
 def norm_by_torch(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return :func:`rms_norm` by torch's."""
-    return F.rms_norm(x, x.shape[-1:], eps=eps) * scale
-
-
-def gradients_by_torch(
-    x: torch.Tensor, scale: torch.Tensor, eps: float, gradient: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """Return those of x and scale, the norm computed again."""
-    return vjp(lambda *inputs: norm_by_torch(*inputs, eps), (x, scale), gradient)[1]
+    """Return :func:`rms_norm` by torch's, which on GPUs is one kernel a trail and keeps its input."""
+    of_trails = [F.rms_norm(each, each.shape[-1:], own.flatten(), eps) for each, own in zip(x, scale, strict=True)]
+    return torch.stack(of_trails) if len(of_trails) > 1 else of_trails[0][None]
 
 
 def norm_in_lots(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:

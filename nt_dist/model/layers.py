@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nt_dist.model.functions import is_eager_cpu
 from nt_dist.sparsity.grouped import features_first
 from nt_dist.sparsity.weight import Weight
 
@@ -63,7 +64,7 @@ def _multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
     On CPUs one after the other: a batched product deals whole matrices out to the threads, three to two for instance.
     """
-    if left.device.type != "cpu":
+    if not is_eager_cpu(left.device):
         return torch.bmm(left, right)
     product = left.new_empty(len(left), left.shape[1], right.shape[2])
     for each in zip(left, right, product, strict=True):

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nt_dist.config.settings import Config
+from nt_dist.messages import LOGGER
 from nt_dist.model.place import Place
 from nt_dist.model.weights import choose_storages, statistic_specs, weight_specs
 from nt_dist.sparsity.statistic import Statistic
@@ -15,6 +16,8 @@ from nt_dist.sparsity.weight import Weight
 
 MakeWeight = Callable[[str], Weight | Statistic]  # from a full name
 FORK = "fork"
+BACKEND = "inductor"
+"""What torch.compile makes of the graph."""
 
 
 class ResidualBlock(nn.Module):
@@ -69,15 +72,41 @@ def run_layers(layers: Iterable[nn.Module], x: torch.Tensor, recompute: bool) ->
 
 
 class TrailsModel(nn.Sequential):
-    """The layers in order; with ``recompute`` blocks' activations are computed again in backward, and not kept."""
+    """The layers in order, and the losses."""
 
-    def __init__(self, layers: list[nn.Module], recompute: bool = False):
+    def __init__(self, config: Config, layers: list[nn.Module], place: Place):
         super().__init__(*layers)
-        self.recompute = recompute
+        self.place, self.recompute = place, config.train.activation_checkpointing
+        self.how = config.trails.trained_mean, config.train.label_smoothing
+        self._weights, self._compiled = list(weights_of(self).values()), None
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the trails' logits [T, B, S, V] for tokens [B, S]."""
-        return run_layers(self, tokens, self.recompute and self.training)
+    def forward(self, inputs: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
+        """Return the trails' logits [T, B, S, V] for inputs [B, S].
+
+        With labels, targets and their weights [B, S], the sums of token losses as :meth:`Place.trail_losses` has them.
+        """
+        if labels and self._compiled and not any(weight.collecting for weight in self._weights):
+            return self._compiled(inputs, *labels)
+        return self._pass(inputs, *labels)
+
+    def _pass(self, inputs: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
+        x = run_layers(self, inputs, self.recompute and self.training)
+        return self.place.trail_losses(x, *labels, *self.how) if labels else x
+
+    def compile_losses(self) -> None:
+        """From now on compute the losses, with their gradients, as one graph, compiled at the first pass.
+
+        Passes that collect dense gradients stay as they are: a graph hands out no more than its parameters'. So do
+        all, with a warning, where there is no C++ compiler.
+        """
+        from torch._inductor import cpp_builder, exc  # slow to import, so only where it is needed
+
+        try:
+            cpp_builder.get_cpp_compiler()
+        except exc.InvalidCxxCompiler:
+            LOGGER.warning("train.compile = true: there is no C++ compiler here, so nothing is compiled")
+            return
+        self._compiled = torch.compile(self._pass, backend=BACKEND, fullgraph=True, dynamic=False)
 
 
 def weights_of(module: nn.Module) -> dict[str, Weight]:
@@ -92,8 +121,8 @@ def statistics_of(module: nn.Module) -> dict[str, Statistic]:
 
 def build_model(config: Config, place: Place | None = None, device: torch.device | str = "cpu") -> TrailsModel:
     """Build the part of the model that ``place`` holds, by default all, and draw its initial state (not on meta)."""
-    layers = [make() for make in layer_makers(config, place or Place(), device)]
-    model = TrailsModel(layers, config.train.activation_checkpointing)
+    place = place or Place()
+    model = TrailsModel(config, [make() for make in layer_makers(config, place, device)], place)
     if torch.device(device).type != "meta":
         for weight in weights_of(model).values():
             weight.reset(config.train.seed)

@@ -150,6 +150,7 @@ def init_mesh(config: Config) -> Mesh:
             not the same config and code.
     """
     keep_freed_memory()
+    allow_tf32(config.train.tf32)
     local_rank = 0 if config.world_size == 1 else launcher.process().local_rank
     device = _device(local_rank)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -226,6 +227,11 @@ def without_compiled_ops() -> Iterator[None]:
         yield
     finally:
         backend.build_shm_op = original
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Say whether GPUs round the factors of fp32 products and convolutions; torch rounds the latter's by itself."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def keep_freed_memory() -> None:

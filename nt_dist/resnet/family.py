@@ -20,6 +20,7 @@ class ResNet(Family):
     rules = settings.RULES
     recipes = settings.RECIPES
     input_layer, output_layer = "stem", "classifier"
+    compiles = False
     wants_accuracy = True
     corruptions, samples_name = CORRUPTIONS, "pictures"
     alike = ("model.image_size", "model.num_classes", "data.mean", "data.std")

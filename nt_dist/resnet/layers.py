@@ -123,14 +123,17 @@ class Stem(TrailByTrail):
             parts["norm"] = BatchNorm(config, "stem.norm", make)
         super().__init__(parts)
         self.place, self.is_large = place, model.stem == "large"
-        self.mean, self.std = config.data.mean, config.data.std
+        self.colors = config.data.mean, config.data.std
+        self._scales: dict[torch.device, list[torch.Tensor]] = {}  # no buffers, which would be cast to bf16
 
     def forward(self, pictures: torch.Tensor) -> States:
         """Read pictures, bytes [B, H, W, 3]; of the trunk's share of them, where the stem is the trunk's."""
         weight = self.parts["convolution"].weight
         if not weight.spec.in_trail:
             pictures = self.place.into_trunk(pictures)
-        mean, std = (torch.tensor(each, device=pictures.device) * 255 for each in (self.mean, self.std))
+        if pictures.device not in self._scales:  # once: a GPU would wait for them in every pass
+            self._scales[pictures.device] = [torch.tensor(each, device=pictures.device) * 255 for each in self.colors]
+        mean, std = self._scales[pictures.device]
         x = ((pictures - mean) / std).to(weight.values.dtype).permute(0, 3, 1, 2)  # channels_last as it is
         return super().forward([x] * len(weight.trails))
 

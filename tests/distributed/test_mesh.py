@@ -102,3 +102,15 @@ def test_ranks_that_are_not_there_are_noticed():
     with pytest.raises(RankError) as caught:
         run_distributed(_wrong_size, 2)
     assert type(caught.value.error) is RunError and "2 ranks have met" in str(caught.value.error)
+
+
+def _asks_for_tf32(rank, world_size):
+    cuda, found = torch.backends.cuda.matmul, []
+    for allowed in (True, False):
+        init_mesh(make_config({"train": {"tf32": allowed}}, None, world_size))
+        found.append((cuda.allow_tf32, torch.backends.cudnn.allow_tf32))
+    return found
+
+
+def test_products_and_convolutions_round_to_tf32_where_that_is_asked_for():
+    assert run_distributed(_asks_for_tf32, 1) == [[(True, True), (False, False)]]

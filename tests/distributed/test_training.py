@@ -3,16 +3,19 @@
 import contextlib
 import io
 from dataclasses import dataclass
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from nt_dist.data.loader import Batch
 from nt_dist.engine.engine import build_engine, learning_rate, train_step
 from nt_dist.engine.optimizer_state import State, optimizer_state
 from nt_dist.errors import TopologyError
 from nt_dist.families import make_config
+from nt_dist.model import trails
 from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, weights_of
 from nt_dist.parallel.mesh import init_mesh
@@ -131,6 +134,19 @@ def test_every_stage_and_storage_trains_as_one_rank_does(stage, one_rank):
         compact, masked = records
         _assert_alike(compact, one_rank, relative=1e-5, absolute=1e-5)
         _assert_alike(masked, compact, relative=2e-6, absolute=1e-5)
+
+
+def _train_compiled(rank, world_size, stage, storage):
+    with mock.patch.object(trails, "BACKEND", "aot_eager"):
+        record = _train(_config(world_size, stage, optimizer={"compile": True}, storage=storage))
+    return record, counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize(("stage", "storage"), [(0, "compact"), (2, "masked")])
+def test_a_compiled_model_trains_as_one_rank_does(stage, storage, one_rank):
+    ((record, graphs),) = run_distributed(_train_compiled, 1, stage, storage)
+    _assert_alike(record, one_rank, relative=1e-5, absolute=1e-5)
+    assert graphs > 0
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,10 @@ def test_nothing_is_ignored_by_default():
         ({"trails": {"joint": 0.5, "joint_start": 0.1}}, "trails.joint_start = 0.1 is ignored: trails.joint_schedule"),
         ({"trails": {"layers": 6}, "train": {"lr_trunk": 2.0}}, "train.lr_trunk = 2.0 is ignored: the trails begin"),
         ({"train": {"average_from": 0.5}}, "train.average_from = 0.5 is ignored: train.average_decay = 0.0"),
+        (
+            {"train": {"precision": "bf16", "tf32": True}},
+            "train.tf32 = True is ignored: train.precision = 'bf16'",
+        ),
         ({"parallel": {"trunk": "split"}}, "parallel.trunk = 'split' is ignored: parallel.trail = 1"),
         ({"data": {"path": "x"}}, "data.path = 'x' is ignored: data.source = 'stdlib'"),
         ({"data": {"source": "jsonl", "path": "x", "subset": "en"}}, "data.subset = 'en' is ignored"),

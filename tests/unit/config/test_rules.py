@@ -190,3 +190,26 @@ def test_loggers_are_known_ones():
     assert make_config({"run": {"loggers": ["wandb", "mlflow"]}}).run.loggers == ("wandb", "mlflow")
     with pytest.raises(ConfigError, match=r"run.loggers = .*must be some of tensorboard, wandb, mlflow"):
         make_config({"run": {"loggers": ["tensorbord"]}})
+
+
+@pytest.mark.parametrize(
+    ("stage", "sections", "message"),
+    [
+        (3, {}, "train.compile = true allows ZeRO stages 0, 1 and 2, not zero_optimization.stage = 3"),
+        (0, {"parallel": {"tensor": 2}}, "train.compile = true needs parallel.tensor = 1, not 2"),
+        (0, {"parallel": {"pipe": 2}}, "train.compile = true needs parallel.pipe = 1, not 2"),
+        (0, {"parallel": {"trail": 2}, "trails": {"count": 4}}, "train.compile = true needs parallel.trail = 1, not 2"),
+        (0, {"sparsity": {"structure": "blocks"}}, "needs sparsity.structure = 'entries', not 'blocks'"),
+        (0, {"model": {"family": "resnet"}}, "train.compile = true is not for model.family = 'resnet'"),
+    ],
+)
+def test_what_cannot_be_one_graph_is_not_compiled(stage, sections, message):
+    def problems(compiles):
+        with pytest.raises(ConfigError) as caught:
+            make_config(
+                sections | {"train": {"compile": compiles, "steps": 0}}, {"zero_optimization": {"stage": stage}}, 2
+            )
+        return str(caught.value)
+
+    assert message in problems(True) and message not in problems(False)
+    make_config({"train": {"compile": True}}, {"zero_optimization": {"stage": 2}}, 2)

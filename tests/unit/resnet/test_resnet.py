@@ -1,6 +1,7 @@
 """A dense ResNet of one trail is transformers'; a Wide ResNet is the plain one of this file; sizes are the paper's."""
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -322,3 +323,10 @@ def _functions(node):
             names.add(node.name().removesuffix("Backward"))
             waiting += [each for each, _ in node.next_functions]
     return names
+
+
+def test_only_a_first_pass_brings_colors_to_the_device():
+    stem = build_model(small())[0]
+    stem(pictures(2, 8))
+    with mock.patch.object(torch, "tensor", side_effect=AssertionError("numbers were copied to the device")):
+        stem(pictures(2, 8))
