@@ -101,8 +101,9 @@ def _refused(error, match, ranks, sections, failing_saves=(), poisoned_at=0, fli
 
 
 def _contents(folder):
-    """Every file of a run but its lock, by name."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    """Every file of a run but its lock and what it has said, by name."""
+    own = ".lock", "train.log"
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in own)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -256,6 +257,7 @@ def test_a_finished_run_goes_on_with_other_texts_where_that_is_allowed(tmp_path,
     assert len({state.extra["tokenizer_sha256"] for state in states}) == 1
     assert states[0].data_digest != states[1].data_digest == states[2].data_digest
     lines = [line for line in read_metrics(tuned / "metrics.jsonl") if "other_data" in line]
+    assert all(line.pop("time") > 0 for line in lines)
     assert lines == [{"step": 3, "other_data": states[1].data_digest, "consumed_samples": 0}]
     logged = [line for each in (first, tuned) for line in read_metrics(each / "metrics.jsonl") if "loss" in line]
     assert len(logged) == 5 and len({line["topology_checksum"] for line in logged}) == 1
@@ -334,8 +336,9 @@ def test_a_run_that_goes_back_leaves_the_bad_batch_out_also_when_it_is_killed_an
         found["data"] |= {"num_workers": 0}
         return found
 
-    size, last = 8, 8 * (STEPS + 1)
-    ordered = [*range(0, SPIKED + size, size), *range(SAVED * size, SPIKED, size), *range(SPIKED + size, last, size)]
+    size, last = 8, 8 * (STEPS + 2)  # the next step's batches are fetched before a step is judged
+    again = [*range(SAVED * size, SPIKED, size), *range(SPIKED + size, last, size)]
+    ordered = [*range(0, SPIKED + 2 * size, size), *again]
     assert run_distributed(_train_over_bad_batches, 2, sections(whole)) == [(0, ordered)] * 2
     run_distributed(_train_over_bad_batches, 2, sections(broken, stop_after=KILLED + 1))
     shutil.rmtree(broken / "checkpoints" / f"step-{KILLED + 1:08d}")  # as if it had been killed after that step

@@ -14,6 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from nt_dist.data.loader import spread
 from nt_dist.inference import load_ensemble
 from nt_dist.study.plan import parse_points, plan_runs, plan_sweep, read_plan
 from nt_dist.testing import RankError, run_distributed
@@ -130,7 +131,7 @@ def test_models_trained_apart_predict_by_the_mean_of_their_probabilities(folder)
     members = [load_ensemble(folder / "compared" / name) for name in ("dense", "dense_seed1")]
     samples = open_data(read_plan(folder / "plan.toml").runs["dense"].config, is_writer=False).validation
     nll = torch.zeros(3, dtype=torch.float64)
-    for number in range(8):  # run.eval_batches × train.batch_size
+    for number in spread(samples, 8).tolist():  # run.eval_batches × train.batch_size
         tokens, targets, weights = (torch.as_tensor(each) for each in samples[number])
         assert bool((weights == 1).all())
         probs = torch.cat([member.logits(tokens.long()[None]) for member in members])[:, 0].double().softmax(-1)
