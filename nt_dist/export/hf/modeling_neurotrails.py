@@ -229,6 +229,12 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
         self.config.vocab_size = size
         return self.embed_tokens[0]
 
+    def prepare_inputs_for_generation(self, *args, inputs_embeds=None, **kwargs):
+        """Return what generate() gives a pass, without what versions up to 5.0 add and later ones warn of."""
+        inputs = super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
+        inputs.pop("cache_position", None)  # the cache's length says it
+        return inputs
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -244,7 +250,6 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         inputs_embeds: torch.Tensor | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
-        cache_position: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ):
@@ -258,7 +263,6 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
             labels: [B, S], as input_ids; -100 counts for nothing.
             inputs_embeds: [B, S, H] instead of ``input_ids``, where the trails share an embedding.
             num_items_in_batch: What the loss is the sum divided by; None: the labels that count.
-            cache_position: What earlier versions of transformers give; the cache's length says it.
             output_attentions, output_hidden_states: Must be false: each trail has its own.
             use_cache, combine: None: as the config says.
             logits_to_keep: See :func:`places`.

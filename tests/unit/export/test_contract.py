@@ -200,6 +200,7 @@ def test_tokens_are_added(settings, tmp_path):
         ({"cache": ((TOKENS, TOKENS),)}, "cache must be a Cache of transformers, not a tuple"),
         ({"attention_mask": torch.ones(2, 1, 12, 12).long()}, "attention_mask of four dimensions must be boolean"),
         ({"shift_labels": TOKENS}, "unexpected keyword argument 'shift_labels'"),
+        ({"cache_position": TOKENS[0]}, "unexpected keyword argument 'cache_position'"),  # which transformers warns of
     ],
     ids=lambda each: " ".join(each) if isinstance(each, dict) else "",
 )
