@@ -155,7 +155,7 @@ def test_pictures_of_models_trained_apart_are_told_by_all_trails(tmp_path):
         write_checkpoint(config, data.digest, {"tokens": 16, **data.identity})
     _run("compare", *paths, "--together", f"both={paths[0]},{paths[1]}", "--out", tmp_path / "out")
     row = _rows(tmp_path / "out" / "comparison.csv")["both"]
-    samples = [data.validation[number] for number in range(8)]  # run.eval_batches × train.batch_size
+    samples = [data.validation[number] for number in spread(data.validation, 8)]  # run.eval_batches × train.batch_size
     pictures, targets = (torch.stack([torch.as_tensor(each[part]) for each in samples]) for part in (0, 1))
     probs = torch.cat([load_ensemble(path).logits(pictures) for path in paths]).double().softmax(-1)
     nll = -probs.mean(0).log().gather(-1, targets[..., None]).mean()
@@ -205,7 +205,7 @@ def test_runs_of_other_data_cannot_predict_together(folder):
 
 def test_a_sweep_shows_the_points_that_are_trained(folder):
     out = folder / "sweep"
-    runs = plan_sweep(parse_points("0.5,1", "1,2", "0.5:1,0.5:2,1:2"), str(folder / "base.toml"), out, 4, [])
+    runs = plan_sweep(parse_points("0.5,1", "1,2", "", "0.5:1,0.5:2,1:2"), str(folder / "base.toml"), out, 4, [])
     _pretend_trained(runs.values())
     printed = _run("diversity", "--config", folder / "base.toml", "--out", out, *SWEEP, "--no_train")
     rows = list(csv.DictReader((out / "diversity.csv").read_text().splitlines()))

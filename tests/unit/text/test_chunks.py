@@ -184,7 +184,7 @@ def test_workers_that_stand_still_are_an_error_or_are_left_at_once(tmp_path, tok
         for number in range(2, 6):
             yield Chunk(f"train-{number}", ["three"], 2)
 
-    made = tokenize(given(), tmp_path / "chunks", tokenizer, 1, Patience(0.2, 60.0))
+    made = tokenize(given(), tmp_path / "chunks", tokenizer, 1, Patience(2.0, 60.0))
     if ends == "by itself":
         with pytest.raises(DataError, match=r"have stood still for \d+ s at part train-2; what is done is kept"):
             list(made)
