@@ -6,12 +6,12 @@
 
 The text appears as it is written, up to --max_tokens, the end of a document, or a text of --stop, in which \\n is a new
 line. Of several --samples each begins with a line of its number and seed. With --uncertainty it is coloured in a
-terminal, from green (sure) over yellow to red; into a file or a pipe each piece is a line, its uncertainty in nats
-before it. The same --seed gives the same text. The checkpoint may be a run's folder: then it is the newest one.
+terminal, from green (surer than most of what was written before) over yellow to red, with a legend in nats at the end;
+into a file or a pipe each piece is a line, its uncertainty in nats before it. The same --seed gives the same text. The
+checkpoint may be a run's folder: then it is the newest one.
 """
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
@@ -60,13 +60,11 @@ def main() -> int:
     ensemble.check_task("text-generation")
     how = parse_combination(arguments.combine, ensemble.num_trails, "--combine")
     kind = arguments.uncertainty
-    # the disagreement of T trails is at most ln T; an entropy of 4 nats is a choice among some 50 pieces
-    most = math.log(max(ensemble.num_trails, 2)) / 2 if kind == "mutual_information" else 4.0
     for number, sampling in enumerate(samplings, start=1):
         if len(samplings) > 1:
             print(f"--- sample {number} of {len(samplings)}, --seed {sampling.seed}")
         pieces = generate(ensemble, prompt, arguments.max_tokens, sampling, how, kind, stop)
-        write(pieces, prompt, sys.stdout, kind, most)
+        write(pieces, prompt, sys.stdout, kind)
     return 0
 
 

@@ -6,6 +6,7 @@ V pieces, T trails. Nucleus sampling: Holtzman et al., arXiv 1904.09751, §3.1. 
 
 import logging
 import math
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TextIO
@@ -174,18 +175,38 @@ class StreamDecoder:
         return self._decode(self._known + self._held_back)[len(self._decode(self._known)) :]
 
 
-def colour(uncertainty: float, most: float) -> str:
-    """Return the escape sequence for an uncertainty between 0 and ``most``."""
-    step = int(len(_SCALE) * uncertainty / most)
-    return f"\x1b[38;5;{_SCALE[min(max(step, 0), len(_SCALE) - 1)]}m"
+class Shares:
+    """Where a figure stands among those before it: uncertainties of most tokens are near 0, and a few are large."""
+
+    def __init__(self):
+        self.known: list[float] = []  # ascending
+
+    def add(self, figure: float) -> float:
+        """Return the share of the figures before that are lower, equal ones counting half; of none, a half."""
+        place = (bisect_left(self.known, figure) + bisect_right(self.known, figure)) / 2
+        share = place / len(self.known) if self.known else 0.5
+        insort(self.known, figure)
+        return share
+
+    def legend(self) -> str:
+        """Return the scale's colours, each before the highest figure that it stands for, in nats."""
+        steps = len(_SCALE)
+        ends = [math.ceil(number * len(self.known) / steps) for number in range(1, steps + 1)]
+        marks = (f"{colour(number / steps)}#{_RESET} {self.known[end - 1]:.3f}" for number, end in enumerate(ends))
+        return "up to (nats): " + " ".join(marks)
 
 
-def write(pieces: Iterable[Piece], prompt: str, out: TextIO, kind: str, most: float) -> None:
+def colour(share: float) -> str:
+    """Return the escape sequence for an uncertainty that is above this share of the others."""
+    return f"\x1b[38;5;{_SCALE[min(int(len(_SCALE) * share), len(_SCALE) - 1)]}m"
+
+
+def write(pieces: Iterable[Piece], prompt: str, out: TextIO, kind: str) -> None:
     """Write a prompt and the pieces that follow it, each as soon as it is there.
 
-    On a terminal they are coloured, wholly red at an uncertainty of ``most`` nats, and control characters in them are
-    shown, not obeyed; elsewhere each piece is a line: its uncertainty, a tabulator, and its text as a Python string.
-    Plain text everywhere if ``kind`` is "none".
+    On a terminal they are coloured, each by where its uncertainty stands among those before it, with a legend in the
+    end, and control characters in them are shown, not obeyed; elsewhere each piece is a line: its uncertainty, a
+    tabulator, and its text as a Python string. Plain text everywhere if ``kind`` is "none".
     """
     shown = printable if out.isatty() else str
     if kind != "none" and not out.isatty():
@@ -193,8 +214,9 @@ def write(pieces: Iterable[Piece], prompt: str, out: TextIO, kind: str, most: fl
             print(f"{piece.uncertainty:.4f}\t{piece.text!r}", file=out, flush=True)
         return
     print(shown(prompt), end="", file=out, flush=True)
+    shares = Shares()
     for piece in pieces:
         text = shown(piece.text)
-        text = text if kind == "none" else f"{colour(piece.uncertainty, most)}{text}{_RESET}"
+        text = text if kind == "none" else f"{colour(shares.add(piece.uncertainty))}{text}{_RESET}"
         print(text, end="", file=out, flush=True)
-    print(file=out, flush=True)
+    print(f"\n\n{shares.legend()}" if shares.known else "", file=out, flush=True)

@@ -15,6 +15,7 @@ from nt_dist.inference import load_ensemble
 from nt_dist.inference.generate import (
     Piece,
     Sampling,
+    Shares,
     StopText,
     StreamDecoder,
     check_prompt,
@@ -180,14 +181,17 @@ class Terminal(io.StringIO):
 
 def test_uncertainty_is_colour_in_a_terminal_and_numbers_elsewhere():
     pieces = [Piece(" sure", 0.0), Piece(" unsure\n", 1.0)]
-    assert colour(0.0, 1.0) != colour(0.5, 1.0) != colour(1.0, 1.0) == colour(7.0, 1.0)
     terminal, pipe, plain = Terminal(), io.StringIO(), io.StringIO()
-    write(pieces, "So", terminal, "entropy", 1.0)
-    green, red = colour(0.0, 1.0), colour(1.0, 1.0)
-    assert terminal.getvalue() == f"So{green} sure\x1b[0m{red} unsure\n\x1b[0m\n"
-    write(pieces, "So", pipe, "entropy", 1.0)
+    write(pieces, "So", terminal, "entropy")
+    middle, red = colour(0.5), colour(1.0)
+    assert terminal.getvalue().startswith(f"So{middle} sure\x1b[0m{red} unsure\n\x1b[0m\n\nup to (nats): {colour(0)}#")
+    assert terminal.getvalue().count("0.000") == 5 == terminal.getvalue().count("1.000")
+    shares = Shares()
+    assert [shares.add(each / 1000) for each in (5, 1, 9, 5, 6)] == [0.5, 0.0, 1.0, 0.5, 0.75]
+    assert len({colour(number / 10) for number in range(11)}) == 10  # tenths of what is written, however small
+    write(pieces, "So", pipe, "entropy")
     assert pipe.getvalue() == "0.0000\t' sure'\n1.0000\t' unsure\\n'\n"
-    write(pieces, "So", plain, "none", 1.0)
+    write(pieces, "So", plain, "none")
     assert plain.getvalue() == "So sure unsure\n\n"
 
 
@@ -221,9 +225,9 @@ def test_a_terminal_is_given_no_escape_sequences_and_a_pipe_the_text_as_it_is():
     text = "a\x1b]0;owned\x07b\x9b2J\r\tc\n"
     for kind in ("none", "entropy"):
         terminal = Terminal()
-        write([Piece(text, 0.1)], "\x1b[2J", terminal, kind, 1.0)
+        write([Piece(text, 0.1)], "\x1b[2J", terminal, kind)
         assert r"a\x1b]0;owned\x07b\x9b2J\r" + "\tc\n" in terminal.getvalue()
         assert terminal.getvalue().startswith(r"\x1b[2J") and "\x1b]" not in terminal.getvalue()
     pipe = io.StringIO()
-    write([Piece(text, 0.1)], "", pipe, "none", 1.0)
+    write([Piece(text, 0.1)], "", pipe, "none")
     assert pipe.getvalue() == text + "\n"
