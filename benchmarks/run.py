@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.communication import measure_traffic, traffic_table
+from benchmarks.control import control_table, limit_files, measure_control
 from benchmarks.inference import measure_inference
 from benchmarks.loading import measure_loading, measure_workers
 from benchmarks.memory import measure_memory, memory_table
@@ -55,6 +56,17 @@ def run_memory(config: Config, mesh: Mesh, densities: list[float], say: Say) -> 
     where = describe(config, mesh.device)
     head = f"{where}; bytes per stored parameter, measured / formula\n\n"
     return head + memory_table(reports), [{"where": where, **report.to_dict()} for report in reports]
+
+
+def run_control(sizes: list[int], say: Say) -> tuple[str, dict]:
+    """Counts what ranks tell each other besides gradients, at each number of them; see control.measure_control.
+
+    Returns:
+        Markdown, and all figures.
+    """
+    limit_files()
+    figures = measure_control(sizes, say)
+    return control_table(sizes, figures), {"ranks": sizes, **figures}
 
 
 def run_communication(config: Config, densities: list[float]) -> tuple[str, list[dict]]:

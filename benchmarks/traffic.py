@@ -3,12 +3,13 @@
 A call's *payload* is the bytes of the whole tensor that the collective makes equal, gathers or scatters: the tensor of
 an all-reduce or a broadcast, the whole output of an all-gather, the whole input of a reduce-scatter, what is sent. What
 then travels depends on the algorithm; planning's ``sent_bytes`` has the ring's. Python objects (a few hundred bytes,
-pickled) are no tensors and are left out, and so are barriers.
+pickled) are no tensors and are left out unless they are asked for, and so are barriers.
 """
 
 import contextlib
 import functools
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,6 +36,8 @@ class Traffic:
         self.payload: Counter[tuple[str, str]] = Counter()
         self.calls: Counter[tuple[str, str]] = Counter()
         self._mesh: Mesh | None = None
+        self._counts_all = False  # whatever the group
+        self.largest: float = math.inf  # payload that is counted, in bytes
         self._inside = False  # a collective that is made of others
 
     def start(self, mesh: Mesh) -> None:
@@ -42,6 +45,10 @@ class Traffic:
         self._mesh = mesh
         self.payload.clear()
         self.calls.clear()
+
+    def start_all(self) -> None:
+        """Count from now on, by operation alone: before there is a mesh."""
+        self._counts_all = True
 
     def stop(self) -> dict[tuple[str, str], int]:
         """Count no longer; return the payload."""
@@ -52,8 +59,8 @@ class Traffic:
     def call(self, operation: str | None, num_bytes: int, group: dist.ProcessGroup | None) -> Iterator[None]:
         """Count one call, unless it is part of another's; ``operation`` None: neither it nor what it is made of."""
         outermost, self._inside = not self._inside, True
-        if outermost and operation and self._mesh is not None:
-            key = (_axis_of(self._mesh, group), operation)
+        if outermost and operation and num_bytes <= self.largest and (self._mesh is not None or self._counts_all):
+            key = (OTHER if self._counts_all else _axis_of(self._mesh, group), operation)
             self.payload[key] += num_bytes
             self.calls[key] += 1
         try:
@@ -97,14 +104,16 @@ _OBJECTS = ("all_gather_object", "broadcast_object_list", "barrier")
 
 
 @contextlib.contextmanager
-def counted_traffic() -> Iterator[Traffic]:
-    """Wrap torch.distributed's collectives within; counts from :meth:`Traffic.start` on.
+def counted_traffic(objects: bool = False) -> Iterator[Traffic]:
+    """Wrap torch.distributed's collectives within; counts from :meth:`Traffic.start` on, with ``objects`` also the
+    tensors that Python objects travel in.
 
     To be entered before DeepSpeed joins the ranks: it keeps references to some of the functions.
     """
     traffic = Traffic()
     modules = (dist, distributed_c10d)  # the first has the second's functions; both are called
-    originals = {name: getattr(dist, name) for name in (*_COUNTED, *_OBJECTS) if hasattr(dist, name)}
+    names = (*_COUNTED, *(() if objects else _OBJECTS))
+    originals = {name: getattr(dist, name) for name in names if hasattr(dist, name)}
     try:
         for name, original in originals.items():
             for module in modules:

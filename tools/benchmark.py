@@ -4,6 +4,7 @@
     python tools/benchmark.py memory [--densities 0.1,0.2,0.5,0.9,1]
     torchrun --nproc-per-node 2 tools/benchmark.py communication [--densities 0.1,0.2,0.5,0.9,1]
     torchrun --nproc-per-node 2 tools/benchmark.py trunk [--rounds 7] [--steps 2] trails.count=4 parallel.trail=2
+    python tools/benchmark.py control [--ranks 2,4,8,16,32]
     python tools/benchmark.py inference [--densities 0.1,0.3,0.5,0.7,0.9] [--rounds 5] [--prompt 128] [--steps 32]
     python tools/benchmark.py loading --config configs/vision_mini.toml [--rounds 7] [--cpu_time] [--workers 2]
     python tools/benchmark.py saving [--rounds 7] [--steps 2] [--folder runs]
@@ -11,7 +12,8 @@
 speed: tokens or pictures per second of the trainer against the same model of plain dense layers in a plain PyTorch loop
 (a fused optimizer; with train.precision=bf16, a bf16 module with fp32 masters), in turns; and what a topology update
 adds to training, averaged over sparsity.update_every. memory: bytes per stored parameter, counted / by formula.
-communication: bytes that data-parallel ranks send in a step, counted at the collectives, on two or more ranks. trunk:
+communication: bytes that data-parallel ranks send in a step, counted at the collectives, on two or more ranks. control:
+what ranks tell each other besides gradients, in real runs of a tiny model here, and what thousands would. trunk:
 time, bytes and memory of a step where trail ranks split the trunk's micro-batch, and where each computes all of it, in
 turns. inference: tokens per second and memory of the exported ensemble, a single dense model and a full dense ensemble
 on the CPU, for a prompt read at once and for text written token by token. loading: pictures per second of the loader
@@ -41,6 +43,17 @@ def densities(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} must be numbers with commas between") from None
 
 
+def counts(text: str) -> list[int]:
+    """Parse a list of numbers of ranks such as "2,4"."""
+    try:
+        found = [int(each) for each in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or any(each < 2 or each % 2 for each in found):
+        raise argparse.ArgumentTypeError(f"{text!r} must be even numbers of ranks with commas between")
+    return found
+
+
 def positive(text: str) -> int:
     """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
@@ -58,6 +71,8 @@ def main() -> int:
     memory.add_argument("--densities", type=densities, default=[0.1, 0.2, 0.5, 0.9, 1.0])
     traffic = commands.add_parser("communication", help="bytes between data ranks")
     traffic.add_argument("--densities", type=densities, default=[0.1, 0.2, 0.5, 0.9, 1.0])
+    control = commands.add_parser("control", help="what ranks tell each other besides gradients")
+    control.add_argument("--ranks", type=counts, default=[2, 4, 8, 16, 32], help="numbers of ranks to run")
     saving = commands.add_parser("saving", help="how long a save stops the training")
     saving.add_argument("--folder", type=Path, default=Path("runs"), help="on the disk to be measured (default runs)")
     loading = commands.add_parser("loading", help="pictures per second of the loader")
@@ -92,9 +107,12 @@ def main() -> int:
         if launcher.process().rank == 0:
             print(line, file=sys.stderr, flush=True)
 
-    mesh = None if joins_later or arguments.what == "inference" else init_mesh(config)
+    needs_none = joins_later or arguments.what in ("inference", "control")  # the last makes ranks of its own
+    mesh = None if needs_none else init_mesh(config)
     if arguments.what == "communication":
         table, figures = run.run_communication(config, arguments.densities)
+    elif arguments.what == "control":
+        table, figures = run.run_control(arguments.ranks, say)
     elif arguments.what == "trunk":
         table, figures = run.run_trunk(config, say, num_rounds=arguments.rounds, num_steps=arguments.steps)
     elif arguments.what == "speed":

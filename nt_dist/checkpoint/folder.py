@@ -198,7 +198,7 @@ def verify(path: Path | str, mesh: Mesh | None = None) -> Manifest:
     else:
         with mesh.working("reading") as beat:
             own = file_problems(path, manifest, mesh.rank, mesh.world_size, beat=beat)
-        shares = mesh.gather_objects(own)
+        shares = mesh.gather_objects(own) if mesh.any(bool(own))[0] else []
     if any(shares):
         raise CheckpointError("\n".join(problem for share in shares for problem in share))
     return manifest

@@ -38,8 +38,10 @@ def agree(
     if only_main:
         result, failure = mesh.broadcast_object((result, failure))
         failures = [failure]
-    else:
+    elif mesh.any(failure is not None)[0]:
         failures = mesh.gather_objects(failure)
+    else:  # as always but once: nobody has anything to tell thousands of others
+        failures = []
     for rank, problem in enumerate(failures):
         if problem is None:
             continue

@@ -8,32 +8,33 @@ import hashlib
 import platform
 import socket
 from collections import Counter
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nt_dist.config.settings import Config, by_key
 from nt_dist.errors import RunError
 
+if TYPE_CHECKING:
+    from nt_dist.parallel.world import World  # imports torch, which nothing here needs
+
 PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "deepspeed", "megatron-core")
-Gather = Callable[[Any], list[Any]]
-"""Gives every rank's object, in rank order, on every rank."""
 
 
-def check_alike(gather: Gather, what: str, parts: dict[str, Any]) -> None:
+def check_alike(ranks: "World", what: str, parts: dict[str, Any]) -> None:
     """Make sure that all ranks hold the same ``parts`` (values by name, compared as their ``repr``) of ``what``.
 
-    The parts themselves travel only where digests differ. Then a RunError on every rank names the ranks (and hosts)
-    that differ from most, and what they differ in.
+    What any rank says travels to the others only where digests differ. Then a RunError on every rank names the ranks
+    (and hosts) that differ from most, and what they differ in.
     """
     said = {name: repr(value) for name, value in parts.items()}
-    digests = gather(hashlib.sha256(repr(sorted(said.items())).encode()).hexdigest())
-    if len(set(digests)) == 1:
+    digest = hashlib.sha256(repr(sorted(said.items())).encode()).digest()
+    if ranks.is_same(digest):
         return
+    digests = ranks.gather_objects(digest)
     usual, _ = Counter(digests).most_common(1)[0]  # the lowest rank's, where as many say one as the other
-    everybody = gather((socket.gethostname(), said))
+    everybody = ranks.gather_objects((socket.gethostname(), said))
     expected_by = digests.index(usual)
     expected = everybody[expected_by][1]
     lines = []
@@ -48,10 +49,10 @@ def check_alike(gather: Gather, what: str, parts: dict[str, Any]) -> None:
     raise RunError("\n".join(lines))
 
 
-def check_config_and_code(gather: Gather, config: Config) -> None:
+def check_config_and_code(ranks: "World", config: Config) -> None:
     """Make sure that all ranks have the same settings and run the same code; raises RunError on every rank."""
-    check_alike(gather, "config", by_key(config.to_dict()) | {"the DeepSpeed JSON": config.deepspeed})
-    check_alike(gather, "code version", code_version())
+    check_alike(ranks, "config", by_key(config.to_dict()) | {"the DeepSpeed JSON": config.deepspeed})
+    check_alike(ranks, "code version", code_version())
 
 
 def code_version() -> dict[str, str]:

@@ -16,7 +16,8 @@ from nt_dist.messages import LOGGER
 from nt_dist.parallel import launcher
 
 SILENT_SECONDS = 5.0  # of waiting, before it is said what for
-_LOOK_EVERY = 0.1  # seconds
+_LOOK_EVERY = 0.1  # seconds; of thousands of ranks each looks more rarely, for the store to have time for all:
+_LOOKS = 5000  # of all ranks in a second, at most
 _NAMED = 8  # ranks that a message names
 
 
@@ -25,27 +26,30 @@ def meet(timeout: timedelta) -> dist.Store:
     listen."""
     rank, world_size, _ = launcher.process()
     address, port = launcher.meeting_point()
-    wait = _Waiting(f"rank {rank} of {world_size} waits at {address}:{port} for ", time.monotonic() + timeout.seconds)
+    said = f"rank {rank} of {world_size} waits at {address}:{port} for "
+    wait = _Waiting(said, time.monotonic() + timeout.seconds, max(_LOOK_EVERY, world_size / _LOOKS))
     if rank == 0:
         store = _listen(address, port, world_size, timeout)
     else:
         wait.until(lambda: _reaches(address, port), lambda: [0])
         store = dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
-    store.set(f"rank {rank}", "here")
+    store.append("who", f"{rank} ")
     store.add("here", 1)
 
-    def missing() -> list[int]:
-        return [each for each in range(world_size) if not store.check([f"rank {each}"])]
+    def missing() -> list[int]:  # one request: all ranks may ask at the same time
+        here = set(map(int, store.get("who").split()))
+        return [each for each in range(world_size) if each not in here]
 
     wait.until(lambda: store.add("here", 0) >= world_size, missing)
     return store
 
 
 class _Waiting:
-    """Waits as a Python loop, and says once for whom; ``deadline`` as ``time.monotonic`` counts."""
+    """Waits as a Python loop, and says once for whom; ``deadline`` as ``time.monotonic`` counts, ``every`` is how many
+    seconds lie between two looks."""
 
-    def __init__(self, what: str, deadline: float):
-        self._what, self._deadline = what, deadline
+    def __init__(self, what: str, deadline: float, every: float):
+        self._what, self._deadline, self._every = what, deadline, every
         self._say_at: float = time.monotonic() + SILENT_SECONDS
 
     def until(self, holds: Callable[[], bool], missing: Callable[[], list[int]]) -> None:
@@ -60,7 +64,7 @@ class _Waiting:
                     raise RunError(f"{said}; nobody came in time")
                 LOGGER.warning("%s", said)
                 self._say_at = self._deadline
-            time.sleep(_LOOK_EVERY)
+            time.sleep(self._every)
 
 
 def _reaches(address: str, port: int) -> bool:

@@ -10,7 +10,6 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +21,7 @@ from nt_dist.parallel import launcher
 from nt_dist.parallel.handshake import check_config_and_code
 from nt_dist.parallel.meeting import meet
 from nt_dist.parallel.place import Axis, MeshPlace
+from nt_dist.parallel.world import World
 
 AXES = ("pipe", "data", "trail", "tensor")
 TIMEOUT = timedelta(minutes=10)  # for all ranks to come together, and for the peers of a collective
@@ -34,7 +34,7 @@ def unwatched(phase: str) -> Iterator[Callable[[], None]]:
     yield lambda: None
 
 
-class Mesh:
+class Mesh(World):
     """Where this rank stands, and the few collectives that the rest of the package uses.
 
     ``device`` is where it computes. With ``splits_trunk`` each rank of the trail axis does the trunk's work for some of
@@ -45,15 +45,14 @@ class Mesh:
     """
 
     def __init__(self, device_mesh: DeviceMesh, device: torch.device, splits_trunk: bool):
-        self.device, self.splits_trunk = device, splits_trunk
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        super().__init__(device)
+        self.splits_trunk = splits_trunk
         self.pipe, self.data, self.trail, self.tensor = (
             Axis(name, device_mesh.get_local_rank(name), device_mesh.size(dim), device_mesh.get_group(name))
             for dim, name in enumerate(AXES)
         )
         self.model = self._model_axis()
         self.place = MeshPlace(self)  # the part of the model that this rank holds
-        self._flags = 0
         self.working = unwatched
 
     def _model_axis(self) -> Axis:
@@ -69,11 +68,6 @@ class Mesh:
     def sample_axes(self, in_trail: bool) -> tuple[str, ...]:
         """Return the axes whose ranks see samples of their own, over which gradients and statistics add up."""
         return ("data",) if in_trail or not self.splits_trunk else ("data", "trail")
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this rank speaks for all: writes logs and shared files."""
-        return self.rank == 0
 
     def all_reduce(self, tensor: torch.Tensor, axes: tuple[str, ...] = AXES, op: str = "sum") -> torch.Tensor:
         """Reduce ``tensor`` in place over the ranks along ``axes``; return it. ``op``: "sum", "max" or "min"."""
@@ -107,38 +101,6 @@ class Mesh:
             found |= {number: part.view(2, *tensors[number].shape) for number, part in zip(numbers, parts, strict=True)}
         return [found[number] for number in range(len(tensors))]
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Return for each flag whether any rank has it set; the same on every rank."""
-        found = self.all_reduce(torch.tensor(flags, dtype=torch.int32, device=self.device), op="max")
-        return tuple(found.bool().tolist())
-
-    @staticmethod
-    def gather_objects(thing: Any) -> list[Any]:
-        """Return every rank's ``thing``, in rank order."""
-        things: list[Any] = [thing] * dist.get_world_size()
-        if len(things) > 1:
-            dist.all_gather_object(things, thing)
-        return things
-
-    def broadcast_object(self, thing: Any, source: int = 0) -> Any:
-        """Return rank ``source``'s ``thing``."""
-        things = [thing]
-        if self.world_size > 1:
-            dist.broadcast_object_list(things, src=source)
-        return things[0]
-
-    def new_flag(self) -> tuple[Callable[[], bool], Callable[[], None]]:
-        """Make a flag that all ranks share: what asks whether it is set, without waiting, and what sets it. Every rank
-        makes its flags in the same order."""
-        self._flags += 1
-        name, store = f"flag {self._flags}", dist.PrefixStore("nt_dist", dist.distributed_c10d._get_default_store())
-        return lambda: store.check([name]), lambda: store.set(name, "set")
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.world_size > 1:
-            dist.barrier()
-
 
 def init_mesh(config: Config) -> Mesh:
     """Join the other ranks and build the mesh of ``config.parallel``.
@@ -170,7 +132,7 @@ def init_mesh(config: Config) -> Mesh:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     if dist.get_world_size() != config.world_size:
         raise RunError(f"{dist.get_world_size()} ranks have met, but the launcher announced {config.world_size}")
-    check_config_and_code(Mesh.gather_objects, config)
+    check_config_and_code(World(device), config)
     shape = (config.parallel.pipe, config.data_degree, config.parallel.trail, config.parallel.tensor)
     return Mesh(init_device_mesh(device.type, shape, mesh_dim_names=AXES), device, config.splits_trunk)
 

@@ -29,7 +29,7 @@ def open_data(config: Config, mesh: Mesh, exit_request: ExitRequest) -> Any:
 
     exit_request.heartbeat.enter("preparing data")
     data = config.family.open_data(config, mesh.is_main, prepare)
-    check_alike(mesh.gather_objects, "data", {"its digest": data.digest})
+    check_alike(mesh, "data", {"its digest": data.digest})
     return data
 
 

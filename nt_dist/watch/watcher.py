@@ -27,6 +27,9 @@ from nt_dist.watch.diagnosis import Limits, View, describe, is_lost, report
 from nt_dist.watch.heartbeat import NANO, PHASES, map_shared, read_sign
 
 TICK = 0.5  # seconds between two looks
+MESSAGES = (
+    2000  # that rank 0's watcher gets in a second, at most, and sends: reports of thousands of ranks come more rarely
+)
 GAP = 5.0  # a look that comes so much later: this process was stopped as well, and nobody is to blame
 SEND_SECONDS = 1.0  # for one message, where the other end takes nothing any more
 DUMP_SECONDS = 3.0  # for all ranks to say where they stand
@@ -171,6 +174,8 @@ class Watcher:
         self.selector = selectors.DefaultSelector()
         self.listen_to(control, lambda message: None)
         self.heard = self.asked = self.last_tick = time.monotonic()
+        self.every = max(TICK, min(order["size"] / MESSAGES, self.limits.silence / 4))  # seconds between two messages
+        self.told, self.news = -self.every, None  # when the last was sent, and what it said that is urgent
         self.has_announced = False
         self.answered: set[int] = set()  # ranks that have said where they stand
         self.failed_at = self.left_at = None
@@ -284,6 +289,13 @@ class Watcher:
         for link in self.links.values() if self.rank == 0 else ():
             link.send(**message)
 
+    def is_time(self, now: float) -> bool:
+        """Whether the next of what is sent again and again is due; it counts as sent."""
+        if now - self.told < self.every - TICK / 4:  # a look may come a little early
+            return False
+        self.told = now
+        return True
+
     # -- diagnosis -------------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
@@ -306,7 +318,10 @@ class Watcher:
         """Another rank: report, and end the rank if rank 0's watcher is silent or, gone, can judge no more."""
         link = self.links.get(0)
         if link and not link.closed:
-            link.send(**{name: value for name, value in vars(self.view).items() if name in REPORTED - {"threads"}})
+            news = self.view.gone, self.view.late, self.view.stopped > 0
+            if news != self.news or self.is_time(now):
+                self.news = news
+                link.send(**{name: value for name, value in vars(self.view).items() if name in REPORTED - {"threads"}})
             if now - self.heard >= self.limits.silence:
                 first = View(0, self.order["main_host"], self.view.phase, self.view.step, silent=now - self.heard)
                 self.end([first, self.view])
@@ -324,7 +339,8 @@ class Watcher:
             view = self.views[rank]
             view.silent += since
             view.unwatched = link.closed and not view.gone
-        self.tell_others(heard=True)  # this host is there
+        if self.is_time(now):
+            self.tell_others(heard=True)  # this host is there
         views = list(self.views.values())
         if any(view.failed for view in views):
             self.failed_at = self.failed_at or now
@@ -346,7 +362,8 @@ class Watcher:
         asked = list(self.links) if self.rank == 0 else []
         while asked and time.monotonic() < until:
             self.attend(0.1)
-            self.tell_others(heard=True)
+            if self.is_time(time.monotonic()):
+                self.tell_others(heard=True)
             gone = {rank for rank in asked if self.views[rank].gone or self.links[rank].closed}
             asked = [rank for rank in asked if rank not in self.answered | gone]
         text = report(views, self.limits)

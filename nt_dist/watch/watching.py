@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _LOGGER = logging.getLogger(__name__)
 LOOK_SECONDS = 0.5
+LOOKS = 5000  # of all ranks in a second, at most
 LIMITS = Limits(stopped=15.0, silence=30.0, grace=10.0)  # at most; none is longer than run.stall_timeout
-BACKLOG = 1024  # watchers that come at the same time
+BACKLOG = 4096  # watchers that come at the same time
 RESTART_SECONDS = (0.5, 2.0, 10.0, 60.0)  # before a watcher that died is replaced, each time
 FAILED = 1  # stands for the exit code that a rank with an error is about to leave with
 
@@ -99,7 +100,7 @@ def agree_patiently(mesh: "Mesh", work: Callable[[], T], heartbeat: Heartbeat) -
         if heartbeat.is_exit_requested:
             set_asked()
         heartbeat.beat()
-        time.sleep(LOOK_SECONDS)
+        time.sleep(max(LOOK_SECONDS, mesh.world_size / LOOKS))
     return agree(mesh, do, only_main=True)
 
 

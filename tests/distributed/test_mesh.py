@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from benchmarks.traffic import OTHER, counted_traffic
 from nt_dist.errors import CheckpointError, ConfigError, DataError, RunError
 from nt_dist.families import make_config
 from nt_dist.parallel.agree import agree
+from nt_dist.parallel.handshake import check_alike
 from nt_dist.parallel.mesh import AXES, init_mesh
 from nt_dist.testing import RankError, run_distributed
 
@@ -74,8 +76,20 @@ def _agree(rank, world_size, error, failing, only_main):
     return agree(mesh, work, CheckpointError, only_main)
 
 
+def _agree_and_count(rank, world_size):
+    """What agreeing comes to, and what is said for it while all is well."""
+    with counted_traffic(objects=True) as traffic:
+        mesh = mesh_of(world_size)
+        traffic.start_all()
+        found = agree(mesh, lambda: rank * 10)
+        check_alike(mesh, "mind", {"thought": "the same"})
+        return found, dict(traffic.calls), dict(traffic.payload)
+
+
 def test_everybody_works_or_the_main_rank_does():
-    assert run_distributed(_agree, 2, None, [], False) == [0, 10]
+    flag, digest, reductions = 4, 2 * 32, (OTHER, "all_reduce")  # whatever the number of ranks
+    for rank, found in enumerate(run_distributed(_agree_and_count, 2)):
+        assert found == (10 * rank, {reductions: 2}, {reductions: flag + digest})
     assert run_distributed(_agree, 2, None, [], True) == [0, 0]
 
 

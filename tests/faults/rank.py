@@ -34,6 +34,9 @@ class FolderMesh:
             time.sleep(0.01)
         return [json.loads(file.read_text()) for file in files]
 
+    def any(self, *flags):
+        return tuple(map(any, zip(*self.gather_objects(flags), strict=True)))
+
     def broadcast_object(self, thing):
         return self.gather_objects(thing)[0]
 

@@ -54,6 +54,9 @@ class ThreadMesh:
         self._shared.barrier.wait()
         return things
 
+    def any(self, *flags):
+        return tuple(map(any, zip(*self.gather_objects(flags), strict=True)))
+
     def broadcast_object(self, thing):
         return self.gather_objects(thing)[0]
 

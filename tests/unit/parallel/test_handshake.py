@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from nt_dist.parallel.handshake import check_alike, check_config_and_code, code_
 
 
 def on_ranks(works):
-    """Calls each of ``works`` with a gather over all of them, a thread each; returns what each raised."""
+    """Calls each of ``works`` with what gathers over all of them, a thread each; returns what each raised."""
     barrier, said = threading.Barrier(len(works)), [None] * len(works)
 
     def run(rank):
@@ -23,8 +24,9 @@ def on_ranks(works):
             barrier.wait(10)
             return everything
 
+        world = SimpleNamespace(gather_objects=gather, is_same=lambda digest: len(set(gather(digest))) == 1)
         try:
-            works[rank](gather)
+            works[rank](world)
         except RunError as error:
             return str(error)
         return None
@@ -34,12 +36,12 @@ def on_ranks(works):
 
 
 def test_equal_ranks_pass():
-    assert on_ranks([lambda gather: check_config_and_code(gather, make_config({}))] * 3) == [None] * 3
+    assert on_ranks([lambda world: check_config_and_code(world, make_config({}))] * 3) == [None] * 3
 
 
 def test_a_rank_with_another_config_is_named_on_every_rank():
     configs = [make_config({}), make_config({}), make_config({"train": {"lr": 0.5}}), make_config({})]
-    errors = on_ranks([lambda gather, config=config: check_config_and_code(gather, config) for config in configs])
+    errors = on_ranks([lambda world, config=config: check_config_and_code(world, config) for config in configs])
     assert len(set(errors)) == 1
     assert errors[0].startswith("rank 2 on ") and errors[0].endswith(
         f"has another config: train.lr = 0.5 (rank 0: {make_config({}).train.lr})"
@@ -48,7 +50,7 @@ def test_a_rank_with_another_config_is_named_on_every_rank():
 
 def test_the_one_that_differs_is_named_although_it_is_rank_0():
     parts = [{"its digest": "a"}, {"its digest": "b"}, {"its digest": "b"}]
-    errors = on_ranks([lambda gather, part=part: check_alike(gather, "data", part) for part in parts])
+    errors = on_ranks([lambda world, part=part: check_alike(world, "data", part) for part in parts])
     assert errors[0].startswith("rank 0 on ") and "has another data: its digest = 'a' (rank 1: 'b')" in errors[0]
 
 
@@ -68,5 +70,5 @@ def test_code_version_sees_every_source_file(tmp_path, monkeypatch):
 def test_a_part_that_only_some_have_is_named(missing):
     parts = [{"a": 1}, {"a": 1}, {"a": 1}]
     parts[missing] = {"a": 1, "b": 2}
-    errors = on_ranks([lambda gather, part=part: check_alike(gather, "code version", part) for part in parts])
+    errors = on_ranks([lambda world, part=part: check_alike(world, "code version", part) for part in parts])
     assert f"rank {missing} on " in errors[2] and "b = 2" in errors[2] and "missing" in errors[2]

@@ -30,11 +30,22 @@ def environment(monkeypatch):
 def test_who_is_awaited_is_said_once_and_at_the_end(environment, monkeypatch, rank, missing):
     monkeypatch.setenv("RANK", rank)
     address, port = launcher.meeting_point()
+    requests = []
+
+    class Store(dist.TCPStore):
+        def get(self, key):
+            requests.append(key)
+            return super().get(key)
+
+        check = None  # once for each rank, by each rank, thousands of them: that takes minutes
+
+    monkeypatch.setattr(dist, "TCPStore", Store)
     variables = "RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT say; --single runs alone"
     expected = f"rank {rank} of 4 waits at {address}:{port} for {missing}, as {variables}"
     with pytest.raises(RunError) as caught:
         meet(timedelta(seconds=1))
     assert environment == [expected] and str(caught.value) == f"{expected}; nobody came in time"
+    assert len(requests) == (2 if rank == "0" else 0)  # one for each time that it is said
 
 
 def test_ctrl_c_ends_the_waiting_at_once(environment):

@@ -120,6 +120,49 @@ def test_who_sends_without_end_does_not_keep_the_watcher(ends):
     assert 0 < len(link.receive()) < 30_000
 
 
+class _Written:
+    """A link that keeps what is sent."""
+
+    closed = False
+
+    def __init__(self):
+        self.sent = []
+
+    def send(self, **message):
+        self.sent.append(message)
+
+
+@pytest.mark.parametrize(("size", "every"), [(2, 0.5), (512, 0.5), (4096, 2.048)])
+def test_rank_0s_watcher_gets_and_sends_as_many_messages_as_it_can_take(size, every):
+    """Formula against counted: what all others send in a second, and what it sends them, is bounded."""
+    control, other = socket.socketpair()
+    order = {"size": size, "host": "a", "limits": [15, 30, 10], "secret": "", "main_host": "a"}
+    with control, other:
+        main, one = (Watcher(None, Link(control), order | {"rank": rank}) for rank in (0, 1))
+        links = {rank: _Written() for rank in range(1, size)}
+        main.links, one.links = dict(links), {0: _Written()}
+        for view in main.views.values():
+            view.unwatched = False
+        seconds, start = 60, time.monotonic()
+        for number in range(int(seconds / module.TICK)):
+            now = start + number * module.TICK
+            one.heard = now
+            one.tell(now)
+            if number < 40:  # it looks at all ranks each time, which takes a while here
+                main.judge(now, 0.0)
+        looks = round(every / module.TICK) * module.TICK  # messages go out where it looks about anyway
+        assert len(one.links[0].sent) == pytest.approx(seconds / looks, abs=1)
+        assert (size - 1) * len(one.links[0].sent) / seconds <= max(
+            1.1 * module.MESSAGES, size / module.TICK if size < 1000 else 0
+        )
+        assert all(len(link.sent) == pytest.approx(20 / looks, abs=1) for link in links.values())
+        before = len(one.links[0].sent)
+        one.view.stopped = 0.5  # what is urgent does not wait
+        one.tell(start + seconds - module.TICK + 0.01)
+        one.tell(start + seconds - module.TICK + 0.02)
+        assert len(one.links[0].sent) == before + 1 and one.links[0].sent[-1]["stopped"] == 0.5
+
+
 def test_only_who_knows_the_secret_is_heard(watcher, ends):
     link, _ = ends
     watcher.take(link, {"secret": "another", "rank": 1, "host": "b"})
