@@ -16,6 +16,7 @@ from benchmarks.setup import unit
 from benchmarks.speed import measure_speed
 from benchmarks.trunk import measure_trunk
 from nt_dist.config import Config
+from nt_dist.model.counts import count_micro_batch
 from nt_dist.parallel.mesh import Mesh
 
 Say = Callable[[str], None]
@@ -165,6 +166,26 @@ def run_inference(
     head = f"{where}; {num_rounds} rounds of one sequence, {prompt} tokens read and {num_steps} written"
     head += f"{', by CPU time' if cpu_time else ''}\n\n"
     return head + report.table(), {"where": where, **report.to_dict()}
+
+
+def run_counts(config: Config) -> tuple[str, dict]:
+    """Counts kernels and bytes of a micro-batch on one GPU; see nt_dist.model.counts.
+
+    Returns:
+        Markdown, and the figures.
+    """
+    counts, tokens = count_micro_batch(config), config.train.micro_batch_size * config.family.positions(config)
+    lines = [
+        "| operation | kernels | GB |",
+        "|---|---|---|",
+        f"| all | {counts.kernels:,} | {counts.bytes / 1e9:.1f} |",
+    ]
+    lines += [
+        f"| {name} | {counts.calls[name]:,} | {moved / 1e9:.1f} |" for name, moved in counts.moved.most_common(12)
+    ]
+    head = f"{_sizes(config)}, {config.train.precision}; forward and backward of {tokens:,} {unit(config)}\n\n"
+    figures = {"kernels": counts.kernels, "bytes": counts.bytes, "calls": counts.calls, "moved": counts.moved}
+    return head + "\n".join(lines), figures
 
 
 def describe(config: Config, device: torch.device) -> str:

@@ -8,6 +8,7 @@
     python tools/benchmark.py inference [--densities 0.1,0.3,0.5,0.7,0.9] [--rounds 5] [--prompt 128] [--steps 32]
     python tools/benchmark.py loading --config configs/vision_mini.toml [--rounds 7] [--cpu_time] [--workers 2]
     python tools/benchmark.py saving [--rounds 7] [--steps 2] [--folder runs]
+    python tools/benchmark.py counts --config configs/llama_350m.toml
 
 speed: tokens or pictures per second of the trainer against the same model of plain dense layers in a plain PyTorch loop
 (a fused optimizer; with train.precision=bf16, a bf16 module with fp32 masters), in turns; and what a topology update
@@ -18,8 +19,9 @@ time, bytes and memory of a step where trail ranks split the trunk's micro-batch
 turns. inference: tokens per second and memory of the exported ensemble, a single dense model and a full dense ensemble
 on the CPU, for a prompt read at once and for text written token by token. loading: pictures per second of the loader
 beside those of a training step; with --workers also threads against as many processes. saving: how long the training
-stands still for a checkpoint written in its way and beside it, in --folder. All take --config (default
-configs/bench_speed.toml), --ds_config, --json FILE and section.key=value; --inference is inference, and so on.
+stands still for a checkpoint written in its way and beside it, in --folder. counts: kernels that a GPU has to launch
+for a micro-batch, forward and backward, and the bytes that they read and write; nothing is run. All take --config
+(default configs/bench_speed.toml), --ds_config, --json FILE and section.key=value; --inference is inference, and so on.
 """
 
 import argparse
@@ -78,6 +80,7 @@ def main() -> int:
     loading = commands.add_parser("loading", help="pictures per second of the loader")
     loading.add_argument("--workers", type=positive, default=0, help="threads and processes to compare (default: none)")
     trunk = commands.add_parser("trunk", help="a trunk that trail ranks split against a replicated one")
+    commands.add_parser("counts", help="kernels and bytes of a micro-batch on a GPU")
     for command in (speed, trunk, saving, loading):
         command.add_argument("--rounds", type=positive, default=7, help="each contender's turns (default 7)")
     for command in (speed, trunk, saving):
@@ -107,9 +110,11 @@ def main() -> int:
         if launcher.process().rank == 0:
             print(line, file=sys.stderr, flush=True)
 
-    needs_none = joins_later or arguments.what in ("inference", "control")  # the last makes ranks of its own
+    needs_none = joins_later or arguments.what in ("inference", "counts", "control")  # the last makes ranks of its own
     mesh = None if needs_none else init_mesh(config)
-    if arguments.what == "communication":
+    if arguments.what == "counts":
+        table, figures = run.run_counts(config)
+    elif arguments.what == "communication":
         table, figures = run.run_communication(config, arguments.densities)
     elif arguments.what == "control":
         table, figures = run.run_control(arguments.ranks, say)

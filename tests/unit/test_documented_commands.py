@@ -24,6 +24,7 @@ BEGINS = {  # where the work of each begins
     "report": ["nt_dist.study.results.result_of"],
     "plan": ["nt_dist.planning.layouts.plan_layouts", "nt_dist.planning.memory.plan_stages"],
     "prepare_data": ["nt_dist.text.prepare.prepare_data"],
+    "benchmark": ["benchmarks.run.run_counts"],
     "check_gpu": [],
 }
 SYNOPSIS = re.compile(r"\[[-\w]|…|\bFILE\b|\bFOLDER\b|\bRUN\b|\bCHECKPOINT\b|configs/X")  # what stands for something
