@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.setup import build_bench, check, synchronizer
 from benchmarks.timing import Clock, Spread
-from nt_dist.checkpoint.checkpoint import Saver
 from nt_dist.checkpoint.manifest import TrainingState
+from nt_dist.checkpoint.saving import Saver
 from nt_dist.config import Config
 from nt_dist.parallel.mesh import Mesh
 

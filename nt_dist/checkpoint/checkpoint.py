@@ -3,20 +3,16 @@
 Every rank writes the fragments that it owns into one file and reads the fragments that it needs from any: storage, ZeRO
 stage, precision, mesh and number of ranks may all be other ones.
 
-A save has three parts, so that the second can run beside the training (:class:`Saver`): :func:`collect` copies this
+A save has three parts, so that the second can run beside the training (``saving.py``): :func:`collect` copies this
 rank's fragments to host memory (collective), :func:`write_part` writes them (no communication), :func:`commit` makes a
 checkpoint of all parts by one rename (collective). Until that rename nothing is there, and after it everything is.
 
 Whatever one rank finds wrong is an error on all of them.
 """
 
-import contextlib
-import copy
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -37,14 +33,12 @@ from nt_dist.config.stages import stage_at
 from nt_dist.engine.optimizer_state import OptimizerState, State
 from nt_dist.errors import CheckpointError, DiskError
 from nt_dist.files import FileEntry
-from nt_dist.messages import LOGGER
 from nt_dist.model.trails import statistics_of, weights_of
 from nt_dist.parallel.agree import agree
 from nt_dist.parallel.mesh import AXES, Mesh
 from nt_dist.sparsity.weight import Weight
 
-RETRY_SECONDS = 5.0  # between two tries of a last save
-LOOK_SECONDS = 0.5  # between two looks how far one has come
+Part = tuple[dict[str, FileEntry], dict[str, WeightEntry]]  # a rank's file, if it has one, and its fragments in it
 
 
 @dataclass(frozen=True)
@@ -177,22 +171,27 @@ def commit(
     Returns and raises as :func:`save`.
     """
 
-    def finish() -> Path:
-        files = {name: entry for files, _ in parts for name, entry in files.items()}
-        files[CONFIG] = write_file(writing / CONFIG, [config.to_toml().encode()])
-        weights = _merge([weights for _, weights in parts])
-        path = checkpoint_folder.commit(writing, replace(snapshot.manifest, files=files, weights=weights))
-        checkpoint_folder.prune(path.parent, config.run.keep, config.run.keep_every)
-        return path
-
     try:
         file = agree(mesh, written, DiskError)
         parts = mesh.gather_objects((file, snapshot.manifest.weights))
-        return on_main(mesh, finish)
+        return on_main(mesh, lambda: put_in_place(writing, config, snapshot, parts))
     except CheckpointError:
         if mesh.is_main:
             shutil.rmtree(writing, ignore_errors=True)  # what stays, the next save clears away
         raise
+
+
+def put_in_place(writing: Path, config: Config, snapshot: Snapshot, parts: list[Part]) -> Path:
+    """Make a checkpoint of the parts of all ranks, whose files are on the disk, and delete old ones; returns it.
+
+    One rank does it, with its own snapshot. Raises as :func:`save`.
+    """
+    files = {name: entry for files, _ in parts for name, entry in files.items()}
+    files[CONFIG] = write_file(writing / CONFIG, [config.to_toml().encode()])
+    weights = _merge([weights for _, weights in parts])
+    path = checkpoint_folder.commit(writing, replace(snapshot.manifest, files=files, weights=weights))
+    checkpoint_folder.prune(path.parent, config.run.keep, config.run.keep_every)
+    return path
 
 
 def _merge(parts: list[dict[str, WeightEntry]]) -> dict[str, WeightEntry]:
@@ -207,136 +206,6 @@ def _merge(parts: list[dict[str, WeightEntry]]) -> dict[str, WeightEntry]:
     for name, entry in merged.items():
         assert sorted(entry.fragments) == sorted(entry.expected_fragments()), f"{name} is not written whole"
     return merged
-
-
-class Saver:
-    """Saves the run whenever it is told to, one save at a time; every rank has one, and all are told the same.
-
-    A save beside the training stops it only while the state is copied to host memory and, some steps later, while all
-    ranks agree that their files are on the disk. Until then the checkpoints before it are the newest that there are.
-
-    What the disk refuses is tried again: a last save for ``run.save_patience`` seconds, during which ``beat`` is
-    called; another one, with what the run is then, when so many have passed.
-
-    Attributes:
-        latest: The newest checkpoint of this process: saved, or (set by the caller) started from.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        config: Config,
-        mesh: Mesh,
-        model: nn.Module,
-        optimizer_state: OptimizerState,
-        beat: Callable[[], None] = lambda: None,
-    ):
-        self.folder, self.config, self.mesh, self.beat = folder, config, mesh, beat
-        self.model, self.optimizer_state = model, optimizer_state
-        self.latest: Path | None = None
-        self._again_at: float | None = None  # when a save that was refused is to be made up for
-        # the save under way: where to, what, and this rank's writing of it
-        self._flight: tuple[Path, Snapshot, Future[dict[str, FileEntry]]] | None = None
-        self._writer = ThreadPoolExecutor(1, "saving")  # hashing and writing leave the interpreter to others
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether a save has begun and is not yet a checkpoint; the same on every rank."""
-        return self._flight is not None
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether this rank is still writing its part of it."""
-        return self._flight is not None and not self._flight[2].done()
-
-    @property
-    def is_overdue(self) -> bool:
-        """Whether a save that the disk refused is to be made up for now, by this rank's clock."""
-        return self._again_at is not None and time.monotonic() >= self._again_at
-
-    def save(self, training_state: TrainingState, is_last: bool) -> None:
-        """Save the run as it stands, after any save under way; one that fails is a warning. Collective.
-
-        ``is_last``, with which this process ends, is waited for; if it fails, that is a CheckpointError on every rank.
-        """
-        self.settle()
-        try:
-            state = copy.deepcopy(training_state)  # it is written at the commit, steps later
-            snapshot = collect(self.config, self.mesh, self.model, self.optimizer_state, state)
-            if is_last:
-                self._write_patiently(snapshot)
-            else:
-                self._begin(snapshot)
-                if not self.config.run.async_save:
-                    self._finish()
-        except CheckpointError as problem:
-            if is_last:
-                raise
-            self._note(training_state.step, problem)
-
-    def settle(self) -> None:
-        """Make a checkpoint of the save under way, if there is one; one that fails is a warning. Collective.
-
-        Waits for the ranks that are still writing.
-        """
-        if self._flight is not None:
-            step = self._flight[1].manifest.training_state.step
-            try:
-                self._finish()
-            except CheckpointError as problem:
-                self._note(step, problem)
-
-    def _note(self, step: int, problem: CheckpointError) -> None:
-        LOGGER.warning("step %d was not saved: %s", step, problem)
-        if isinstance(problem, DiskError) and self.config.run.save_patience:
-            self._again_at = time.monotonic() + self.config.run.save_patience
-
-    def _write_patiently(self, snapshot: Snapshot) -> None:
-        until, is_said = time.monotonic() + self.config.run.save_patience, False
-        while True:
-            try:
-                self._begin(snapshot)
-                return self._finish()
-            except DiskError as problem:
-                if not self.mesh.broadcast_object(time.monotonic() < until):
-                    raise
-                if not is_said:
-                    LOGGER.warning("%s; tried again for %g s", problem, self.config.run.save_patience)
-                is_said = True
-            self.beat()
-            time.sleep(min(RETRY_SECONDS, self.config.run.save_patience))
-
-    def _begin(self, snapshot: Snapshot) -> None:
-        self._again_at = None
-        writing = begin(self.folder, self.mesh, snapshot)
-        self._flight = writing, snapshot, self._writer.submit(write_part, writing, snapshot)
-
-    def _finish(self) -> None:
-        (writing, snapshot, written), self._flight = self._flight, None
-        with self.mesh.working("writing") as beat:
-            before = None
-            while not written.done():
-                wait([written], LOOK_SECONDS)
-                if (done := snapshot.done(writing)) != before:
-                    beat()
-                before = done
-        self.latest = commit(writing, self.config, self.mesh, snapshot, written.result)
-        LOGGER.info("saved %s", self.latest)
-
-    @contextlib.contextmanager
-    def finishing(self) -> Iterator[None]:
-        """If an error ends the context, make a checkpoint of the save under way before it goes on, where one rank alone
-        can: of several, another may stand in a collective, and will not come to the commit."""
-        try:
-            yield
-        except Exception:
-            if self.mesh.world_size == 1:
-                self.settle()
-            raise
-
-    def close(self) -> None:
-        """Leave a save under way as it is; the next one clears it away."""
-        self._writer.shutdown(wait=False, cancel_futures=True)
 
 
 # -- loading ---------------------------------------------------------------------------------------------------

@@ -52,11 +52,17 @@ class World:
             dist.broadcast_object_list(things, src=source)
         return things[0]
 
+    @property
+    def store(self) -> dist.Store:
+        """Where ranks leave word for each other without waiting, from any thread; rank 0's process keeps it, or a
+        launcher's agent."""
+        return dist.PrefixStore("nt_dist", dist.distributed_c10d._get_default_store())
+
     def new_flag(self) -> tuple[Callable[[], bool], Callable[[], None]]:
         """Make a flag that all ranks share: what asks whether it is set, without waiting, and what sets it. Every rank
         makes its flags in the same order."""
         self._flags += 1
-        name, store = f"flag {self._flags}", dist.PrefixStore("nt_dist", dist.distributed_c10d._get_default_store())
+        name, store = f"flag {self._flags}", self.store
         return lambda: store.check([name]), lambda: store.set(name, "set")
 
     def barrier(self) -> None:

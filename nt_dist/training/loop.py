@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from nt_dist.checkpoint import checkpoint
-from nt_dist.checkpoint.checkpoint import Saver
 from nt_dist.checkpoint.folder import CHECKPOINTS, check_writable, find, verify
 from nt_dist.checkpoint.manifest import CONFIG, TrainingState, read_manifest
+from nt_dist.checkpoint.saving import Saver
 from nt_dist.checkpoint.weights import check_config
 from nt_dist.command_line import Telling
 from nt_dist.config import Config

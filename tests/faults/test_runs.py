@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 
+from nt_dist.checkpoint.folder import find
 from nt_dist.errors import DataError
 from nt_dist.families import load_config
 from nt_dist.testing import RankError, run_distributed
@@ -119,6 +120,36 @@ def test_data_that_cannot_be_read_in_mid_run_are_named(tiny, tmp_path, tally):
     saved = sorted(path.name for path in tmp_path.glob("checkpoints/step-*"))
     assert saved and saved[-1] >= "step-00000004"
     tally("a data file is cut short in mid-run", 1, lost="the steps since the last checkpoint")
+
+
+def train_until_an_error(rank, world_size, config, folder, failing, *overrides):
+    """Train; at step 5, while the save of step 4 is being written, some ranks have an error."""
+    from nt_dist.checkpoint import checkpoint
+    from nt_dist.training import loop
+
+    train_step, write = loop.train_step, checkpoint.write_part
+
+    def step_or_fail(engine, config, mesh, micro_batches, step, collect):
+        if step == 5 and rank in failing:
+            raise DataError("a disk has gone")
+        return train_step(engine, config, mesh, micro_batches, step, collect)
+
+    def write_slowly(writing, snapshot):
+        if snapshot.manifest.training_state.step == 4:
+            time.sleep(0.5)
+        return write(writing, snapshot)
+
+    with mock.patch.object(loop, "train_step", step_or_fail), mock.patch.object(checkpoint, "write_part", write_slowly):
+        return train(rank, world_size, config, folder, *overrides)
+
+
+@pytest.mark.parametrize("failing", [{0}, {1}, {0, 1}], ids=["main", "other", "both"])
+def test_a_save_under_way_is_finished_when_an_error_ends_the_run_on_two_ranks(tiny, tmp_path, tally, failing):
+    with pytest.raises(RankError, match="a disk has gone"):
+        run_distributed(train_until_an_error, 2, tiny, tmp_path, failing, "train.steps=8", "run.save_every=2")
+    found = find(tmp_path / "checkpoints")
+    assert found.name == "step-00000004" and not list(found.parent.glob(".*"))
+    tally("an error on one or both of two ranks while a save is written", 1, lost="the steps since that save")
 
 
 def soak(rank, world_size, config, folder, steps):

@@ -16,9 +16,9 @@ import torch
 from safetensors.numpy import load_file
 
 from nt_dist.checkpoint import checkpoint
-from nt_dist.checkpoint.checkpoint import Saver
 from nt_dist.checkpoint.folder import find, verify
 from nt_dist.checkpoint.manifest import TrainingState, read_manifest
+from nt_dist.checkpoint.saving import Saver
 from nt_dist.errors import CheckpointError
 from nt_dist.training.run_folder import claim
 from tests.unit.checkpoint.checkpoint_case import CONFIG, model_part, on_one_rank, with_run

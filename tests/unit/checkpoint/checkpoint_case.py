@@ -8,6 +8,7 @@ from zlib import crc32
 
 import torch
 from torch import nn
+from torch.distributed import HashStore
 
 from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.families import make_config
@@ -45,7 +46,7 @@ class ThreadMesh:
             setattr(self, name, SimpleNamespace(rank=rank % degree, degree=degree))
             rank //= degree
         self.place = MeshPlace(self)
-        self.working = unwatched
+        self.working, self.store = unwatched, shared.store
 
     def gather_objects(self, thing):
         self._shared.things[self.rank] = thing
@@ -64,7 +65,7 @@ class ThreadMesh:
 def on_ranks(shape, work):
     """Run ``work(mesh)`` on every rank of a mesh of ``shape``; return results or exceptions, in rank order."""
     size = torch.Size(shape).numel()
-    shared = SimpleNamespace(things=[None] * size, barrier=threading.Barrier(size, timeout=20))
+    shared = SimpleNamespace(things=[None] * size, barrier=threading.Barrier(size, timeout=20), store=HashStore())
 
     def run(rank):
         try:

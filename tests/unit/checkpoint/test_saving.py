@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from nt_dist.checkpoint import checkpoint, fragments
-from nt_dist.checkpoint.checkpoint import Saver
-from nt_dist.checkpoint.folder import find
+from nt_dist.checkpoint import checkpoint, fragments, saving
+from nt_dist.checkpoint.folder import find, verify
 from nt_dist.checkpoint.manifest import TrainingState, read_manifest
+from nt_dist.checkpoint.saving import Saver
 from nt_dist.errors import CheckpointError, DiskError
 from nt_dist.model.trails import weights_of
 from tests.unit.checkpoint.checkpoint_case import CONFIG, model_part, on_one_rank, on_ranks, with_run
@@ -132,21 +132,53 @@ def test_closing_leaves_what_is_under_way(tmp_path, gate):
     on_one_rank(work)
 
 
-def test_an_error_finishes_what_is_under_way_where_one_rank_can(tmp_path, gate):
-    """Of two, the other may never come to the commit: nothing is waited for."""
+def ending_with_an_error(folder, failing, together=None, config=CONFIG):
+    """A rank whose loop ends with an error while a save is under way; one that is not ``failing`` stands still."""
 
     def work(mesh):
-        saver = saver_of(mesh, tmp_path / str(mesh.world_size))
+        saver = saver_of(mesh, folder, config)
         saver.save(progress(1), is_last=False)
-        if mesh.world_size == 1:
-            threading.Timer(0.2, gate.set).start()
-        with pytest.raises(ValueError, match="an error"), saver.finishing():
-            raise ValueError("an error in the loop")
-        return saver.is_under_way
+        if mesh.rank not in failing:
+            assert together.wait(20)
+        else:
+            with pytest.raises(ValueError, match="an error"), saver.finishing():
+                raise ValueError("an error in the loop")
+            together.set()
+        return saver.is_under_way, saver.latest
 
-    assert on_ranks((1, 2, 1, 1), work) == [True, True]
-    assert on_ranks((1, 1, 1, 1), work) == [False]
-    assert find(tmp_path / "1") == tmp_path / "1" / "step-00000001" and find(tmp_path / "2") is None
+    return work
+
+
+@pytest.mark.parametrize(("ranks", "failing"), [(1, {0}), (2, {0}), (2, {1}), (3, {1, 2}), (2, {0, 1})])
+def test_an_error_finishes_what_is_under_way(tmp_path, gate, caplog, ranks, failing):
+    """Whoever has it first: others may stand in a collective, or have an error too."""
+    threading.Timer(0.2, gate.set).start()
+    results = on_ranks((1, ranks, 1, 1), ending_with_an_error(tmp_path, failing, threading.Event()))
+    path = tmp_path / "step-00000001"
+    assert verify(path).files.keys() == {"config.toml", *(f"state-{rank:05d}.safetensors" for rank in range(ranks))}
+    assert [path for _, path in results].count(path) == 1
+    assert [is_under_way for is_under_way, _ in results] == [rank not in failing for rank in range(ranks)]
+    assert "not saved" not in caplog.text and caplog.text.count("an error ends the run") == (ranks > 1)
+
+
+@pytest.mark.parametrize("problem", ["never comes", "no space left"])
+def test_a_save_that_cannot_be_finished_after_an_error_is_given_up_and_said(tmp_path, monkeypatch, caplog, problem):
+    write, together = checkpoint.write_part, threading.Event()
+
+    def write_or_not(writing, snapshot):
+        if snapshot.file == "state-00000.safetensors":
+            if problem != "never comes":
+                raise CheckpointError(problem)
+            assert together.wait(20)
+        return write(writing, snapshot)
+
+    monkeypatch.setattr(checkpoint, "write_part", write_or_not)
+    config = with_run(stall_timeout=0.6)
+    began = time.monotonic()
+    results = on_ranks((1, 2, 1, 1), ending_with_an_error(tmp_path, {1}, together, config))
+    assert time.monotonic() - began < 10 and results == [(True, None), (False, None)]
+    said = "waited 0.3 s in vain for save 1 of rank 0" if problem == "never comes" else problem
+    assert f"step 1 was not saved: {said}" in caplog.text and find(tmp_path) is None
 
 
 @pytest.fixture
@@ -160,7 +192,7 @@ def full_disk(monkeypatch):
         return write(writing, snapshot)
 
     monkeypatch.setattr(checkpoint, "write_part", write_or_fail)
-    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(saving, "RETRY_SECONDS", 0.01)
     return refusals
 
 
@@ -208,7 +240,7 @@ def test_another_save_is_made_up_for_before_the_next_is_due(tmp_path, full_disk,
 
 def test_a_save_that_gets_on_says_so_and_one_that_stands_still_does_not(tmp_path, monkeypatch):
     """A disk that takes a piece now and then, and one that takes nothing for as long."""
-    monkeypatch.setattr(checkpoint, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(saving, "LOOK_SECONDS", 0.01)
     beats, counted, write = [], [], checkpoint.write_part
 
     def write_slowly(writing, snapshot):
