@@ -21,7 +21,7 @@ from pydantic import Field, StrictStr
 from nt_dist.errors import DataError, NTDistError, RunError
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-SYNCED_BYTES = 1 << 28  # of a file that is written, at a time
+SYNCED_BYTES = 1 << 26  # of a file that is written, at a time
 WAITING_BYTES = 1 << 24  # of a journal on a disk that takes nothing
 _LOGGER = logging.getLogger(__name__)
 

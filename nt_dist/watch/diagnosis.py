@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 WAITS_IN = ("torch/distributed/", "deepspeed/comm/", "deepspeed/runtime/pipe/p2p")  # files of a rank that waits
+WAITS_FOR_RUNS = ("nt_dist/files.py", " in lock")
 MAX_CULPRITS, MAX_LINES = 8, 60  # named in full; lines of each one's threads
 
 
 class Limits(NamedTuple):
-    """Seconds after which a stopped process, a silent host, and a rank that outlives another one are given up."""
+    """Seconds after which a stopped process, a silent host, a rank that outlives another one, and one that neither
+    says that it gets on nor works are given up."""
 
     stopped: float
     silence: float
     grace: float
+    idle: float
 
 
 @dataclass
@@ -30,7 +33,8 @@ class View:
     step: int = 0
     beats: int = 0
     idle: float = 0.0  # since its last beat, when it reported
-    late: bool = False  # its beat was overdue
+    late: bool = False  # its beat was overdue, or it did not work
+    stuck: bool = False  # it has waited for others for as long
     stopped: float = 0.0  # for which its process has been stopped (SIGSTOP)
     gone: bool = False  # its process has ended
     code: int | None = None  # what it left with; None if it said nothing
@@ -67,10 +71,17 @@ class View:
         """Whether the main thread waits for other ranks."""
         return any(part in frame for frame in self.frames[:4] for part in WAITS_IN)
 
+    @property
+    def waits_for_another_run(self) -> bool:
+        """Whether the main thread waits for a lock that another run's process has."""
+        return any(WAITS_FOR_RUNS[0] in frame and frame.endswith(WAITS_FOR_RUNS[1]) for frame in self.frames[:2])
+
 
 def is_lost(views: list[View], limits: Limits) -> bool:
-    """Whether the job cannot go on and no rank will say so by itself: a rank stands still, or its host is silent."""
-    return any(
+    """Whether the job cannot go on and no rank will say so by itself: a rank stands still, or its host is silent, or
+    all wait for each other."""
+    here = [view for view in views if not view.gone]
+    return (len(views) > 1 and bool(here) and all(view.stuck for view in here)) or any(
         not view.gone
         and (view.late or view.stopped >= limits.stopped or (view.silent >= limits.silence and not view.unwatched))
         for view in views

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 PHASES = ("starting", "preparing data", "building", "loading", "compiling")  # and the rest of a first step
 PHASES += ("stepping", "updating topology", "evaluating", "saving", "ending", "reading", "writing")
-PATIENT = ("preparing data",)  # may take hours without a beat: only a rank's death and silence count
+PATIENT = ("preparing data",)  # may take hours without a beat, as long as it works
 STEADY = ("stepping", "updating topology", "evaluating", "reading", "writing")  # go on as they began
 SLACK = 5.0  # a phase may take so many times as long as the longest between two beats in it so far
 LEAVING = 20.0  # seconds for a beat once a signal has asked to leave: launchers kill 30 s after theirs
-_FIELDS = struct.Struct("<6q")
+_FIELDS = struct.Struct("<7q")
 _PAGE = mmap.PAGESIZE
 NANO = 1_000_000_000
 
@@ -33,6 +33,7 @@ class Sign(NamedTuple):
     phase: int  # its number in PHASES
     step: int
     left: int  # 1 + the exit code of a rank that has left on its own; 0: it has not
+    works: int  # 1: how long until the next beat is not known, so that it must be seen to work meanwhile
 
 
 def read_sign(memory: mmap.mmap) -> Sign:
@@ -77,7 +78,8 @@ class Heartbeat:
         self._phase, self._step = phase, self._step if step is None else step
         self._beats, self._at = self._beats + 1, now
         seconds = self.allowance()
-        self._write(deadline=0 if seconds is None else now + int(seconds * NANO))
+        is_known = self._phase in STEADY and self._phase in self._longest
+        self._write(deadline=0 if seconds is None else now + int(seconds * NANO), works=not is_known)
 
     def beat(self) -> None:
         """Say that the phase gets on."""
@@ -120,7 +122,7 @@ class Heartbeat:
         usual = SLACK * longest / NANO
         return max(usual, min(self._stall, LEAVING) if self.is_exit_requested else self._stall)
 
-    def _write(self, deadline: int = 0, left: int = 0) -> None:
+    def _write(self, deadline: int = 0, left: int = 0, works: bool = False) -> None:
         if self._memory:
             phase = PHASES.index(self._phase)
-            _FIELDS.pack_into(self._memory, 0, self._beats, self._at, deadline, phase, self._step, left)
+            _FIELDS.pack_into(self._memory, 0, self._beats, self._at, deadline, phase, self._step, left, works)

@@ -37,7 +37,9 @@ LINGER = 10.0  # how long rank 0's watcher outlives its rank to serve the others
 MAX_LINE, MAX_HELLO = 1 << 18, 1 << 10  # bytes; the second before the secret is known
 HELLO_SECONDS, MAX_STRANGERS = 5.0, 64  # for it, and connections that have not said it
 AGAIN_SECONDS = 2.0  # between two tries to reach rank 0's watcher
-REPORTED = {"phase", "step", "beats", "idle", "late", "stopped", "gone", "code", "threads"}  # of a View
+REPORTED = {"phase", "step", "beats", "idle", "late", "stuck", "stopped", "gone", "code", "threads"}  # of a View
+WORK_SHARE, WORK_BYTES = 0.02, 1 << 16  # of a processor, or read and written, within Limits.idle: less is no work
+TICKS = os.sysconf("SC_CLK_TCK")  # a second
 
 
 class Link:
@@ -52,12 +54,15 @@ class Link:
         self._received, self.closed = b"", False
 
     def send(self, **message: Any) -> None:
-        """Send a message; one that cannot be sent closes the link."""
+        """Send a message; one that the other end does not take closes the link. One that has gone may have left a last
+        word, and its end is read behind that."""
         if self.closed:
             return
         try:
             self.connection.settimeout(SEND_SECONDS)
             self.connection.sendall(json.dumps(message).encode() + b"\n")
+            self.connection.setblocking(False)
+        except (BrokenPipeError, ConnectionResetError):
             self.connection.setblocking(False)
         except OSError:
             self.close()
@@ -101,12 +106,15 @@ class RankProcess:
         self.pid, self._memory, self._dump = pid, map_shared(shared), dump
         self._excused = 0  # nanoseconds that this process was stopped since the last beat
         self._beats, self._late, self._stopped_since = -1, 0, None
+        self._worked: tuple[int, float, int] | None = None  # when it was last seen to work, and what it had done
+        self._asked_at, self._stands = 0, False  # when it was asked where it stands, and whether it should work there
 
-    def look(self, view: View, gap: float) -> None:
+    def look(self, view: View, gap: float, limits: Limits) -> None:
         """Bring ``view`` up to date; ``gap`` is what this process itself has slept too long, in seconds."""
         sign, now = read_sign(self._memory), time.monotonic_ns()
         if sign.beats != self._beats:
-            self._beats, self._excused = sign.beats, 0
+            self._beats, self._excused, self._worked = sign.beats, 0, None
+            view.stuck = self._stands = False
         self._excused += int(gap * NANO)
         is_late = bool(sign.deadline) and not sign.left and now > sign.deadline + self._excused
         self._late = self._late + 1 if is_late else 0
@@ -116,9 +124,24 @@ class RankProcess:
             self._stopped_since = now
         view.phase, view.step, view.beats = PHASES[sign.phase], sign.step, sign.beats
         view.idle = (now - sign.at - self._excused) / NANO
-        view.late = self._late > 1  # twice: a sign may be torn
+        if sign.works and not sign.left and view.idle >= limits.idle / 8 and not gap:
+            self._look_closer(view, now, limits.idle)
+        view.late = self._late > 1 or self._stands  # twice: a sign may be torn
         view.stopped = 0.0 if self._stopped_since is None else (now - self._stopped_since) / NANO
         view.gone, view.code = bool(sign.left) or self._is_dead(), sign.left - 1 if sign.left else None
+
+    def _look_closer(self, view: View, now: int, limit: float) -> None:
+        """See whether it works, where it may take as long as it does; if not, ask whether it waits for others."""
+        seconds, size = work_of(self.pid, os.getpid())
+        if self._worked is None or (
+            seconds - self._worked[1] >= WORK_SHARE * limit or size - self._worked[2] >= WORK_BYTES
+        ):
+            self._worked, view.stuck, self._stands = (now, seconds, size), False, False
+        elif now - max(self._worked[0], self._asked_at) >= limit * NANO:
+            self._asked_at = now
+            view.threads = self.threads()
+            view.stuck = view.waits
+            self._stands = not view.waits and not view.waits_for_another_run
 
     def _is_dead(self) -> bool:
         return os.getppid() != self.pid
@@ -145,6 +168,25 @@ class RankProcess:
         """End it, whatever it does."""
         if not self._is_dead():
             os.kill(self.pid, signal.SIGKILL)
+
+
+def work_of(pid: int, without: int) -> tuple[float, int]:
+    """What a process and its children, but for one, have done: seconds on a processor, and bytes read and written or
+    come from the disk into memory."""
+    seconds, size, waiting = 0.0, 0, [pid]
+    while waiting:
+        folder = f"/proc/{waiting.pop()}"
+        with contextlib.suppress(OSError, ValueError, IndexError):  # it has just ended
+            with open(f"{folder}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+            seconds += sum(map(int, fields[11:15])) / TICKS  # with that of children that have ended
+            size += int(fields[9]) * resource.getpagesize()
+            for task in os.listdir(f"{folder}/task"):
+                with open(f"{folder}/task/{task}/children", "rb") as file:
+                    waiting += [child for child in map(int, file.read().split()) if child != without]
+            with open(f"{folder}/io", "rb") as file:
+                size += sum(int(line.split()[1]) for line in file if line.startswith((b"rchar", b"wchar")))
+    return seconds, size
 
 
 def say(text: str) -> None:
@@ -302,7 +344,7 @@ class Watcher:
         """Look at the rank, tell rank 0's watcher or, there, judge all."""
         since, self.last_tick = now - self.last_tick, now
         gap = since if since > GAP else 0.0
-        self.process.look(self.view, gap)
+        self.process.look(self.view, gap, self.limits)
         if self.view.gone and self.view.code is None and not self.has_announced:
             self.has_announced = True  # at once: it is the first error of the job, and what others say follows from it
             say(f"error: {describe(self.view, self.limits)}")
@@ -318,7 +360,7 @@ class Watcher:
         """Another rank: report, and end the rank if rank 0's watcher is silent or, gone, can judge no more."""
         link = self.links.get(0)
         if link and not link.closed:
-            news = self.view.gone, self.view.late, self.view.stopped > 0
+            news = self.view.gone, self.view.late, self.view.stuck, self.view.stopped > 0
             if news != self.news or self.is_time(now):
                 self.news = news
                 link.send(**{name: value for name, value in vars(self.view).items() if name in REPORTED - {"threads"}})

@@ -8,6 +8,7 @@ import faulthandler
 import itertools
 import json
 import logging
+import math
 import os
 import secrets
 import signal
@@ -36,7 +37,7 @@ T = TypeVar("T")
 _LOGGER = logging.getLogger(__name__)
 LOOK_SECONDS = 0.5
 LOOKS = 5000  # of all ranks in a second, at most
-LIMITS = Limits(stopped=15.0, silence=30.0, grace=10.0)  # at most; none is longer than run.stall_timeout
+LIMITS = Limits(stopped=15.0, silence=30.0, grace=10.0, idle=math.inf)  # at most; none is longer than run.stall_timeout
 BACKLOG = 4096  # watchers that come at the same time
 RESTART_SECONDS = (0.5, 2.0, 10.0, 60.0)  # before a watcher that died is replaced, each time
 FAILED = 1  # stands for the exit code that a rank with an error is about to leave with
@@ -120,7 +121,7 @@ def _start(
     faulthandler.register(signal.SIGUSR2, file=dump, all_threads=True)
     stack.callback(faulthandler.unregister, signal.SIGUSR2)
     run = config.run
-    limits = [min(limit, run.stall_timeout) for limit in LIMITS]
+    limits = [min(limit, run.stall_timeout) for limit in LIMITS]  # the last is that
     order = {**job, "rank": mesh.rank, "size": mesh.world_size, "host": socket.gethostname(), "limits": limits}
     watcher = WatcherProcess(order, [shared, dump.fileno()], server)
     watcher.start()

@@ -73,6 +73,25 @@ def fall_silent():
         time.sleep(1)
 
 
+def work_for(seconds):
+    """Be in one piece of work, all of it without a beat: a tenth of a processor is work enough."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        busy = time.process_time() + 0.05  # also where others have the processor for longer
+        while time.process_time() < busy:
+            pass
+        time.sleep(0.45)
+
+
+def read_for(seconds):
+    """Read from a disk that is so slow that next to nothing is left to compute."""
+    until = time.monotonic() + seconds
+    with open("/dev/zero", "rb", buffering=0) as file:
+        while time.monotonic() < until:
+            file.read(1 << 17)
+            time.sleep(STALL / 3)
+
+
 def fail():
     raise ValueError("this rank is wrong")
 
@@ -105,8 +124,17 @@ def main(rank, size, folder, fault):
             heartbeat.enter("stepping")
             if fault == "take_long":
                 heartbeat.enter("saving")
-                time.sleep(3 * STALL)
+                work_for(3 * STALL)
                 continue
+            if fault == "read_long":
+                heartbeat.enter("building")
+                read_for(3 * STALL)
+                continue
+            if fault.startswith("stand_"):
+                heartbeat.enter(fault.removeprefix("stand_").replace("_", " "))
+                if rank == where:
+                    print("now", flush=True)
+                    deadlock()
             if fault == "group_stop":
                 print("stop us", flush=True)
                 time.sleep(1)

@@ -110,11 +110,22 @@ def test_a_rank_that_says_itself_what_is_wrong_is_not_drowned(tmp_path):
     assert re.search(r"error: rank 2 on \S+ ended with an error in step 5", text), text
 
 
-@pytest.mark.parametrize("size", [1, 3])
-def test_a_long_phase_is_no_standstill(tmp_path, size):
-    codes, text, seconds = run(tmp_path, "take_long", size)
+@pytest.mark.parametrize(("fault", "size"), [("take_long", 1), ("take_long", 3), ("read_long", 1)])
+def test_a_long_phase_is_no_standstill(tmp_path, fault, size):
+    codes, text, seconds = run(tmp_path, fault, size)
     assert codes == [0] * size and text == "", text
     assert seconds > 3 * STALL
+
+
+@pytest.mark.parametrize("phase", ["building", "loading", "compiling", "saving", "preparing_data", "ending"])
+def test_a_standstill_in_a_phase_without_a_limit_of_its_own_takes_a_minute(tmp_path, tally, long_form, phase):
+    if not long_form and phase not in ("building", "saving"):
+        return
+    codes, text, seconds = run(tmp_path, f"stand_{phase}", 1)  # phase_timeout is 60 s
+    assert codes == [-signal.SIGKILL] and seconds < 30, text
+    where = phase.replace("_", " ")
+    assert re.search(rf"^error: rank 0 on \S+ has stood still for \d+ s in step 5 \({where}\)$", text, re.M), text
+    tally("a rank stands still where nobody knows how long it may take: ended within a minute", 1, lost=SINCE)
 
 
 def test_one_rank_alone_is_watched_too(tmp_path):

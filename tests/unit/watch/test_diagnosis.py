@@ -4,7 +4,7 @@ import pytest
 
 from nt_dist.watch.diagnosis import Limits, View, culprits, is_lost, report
 
-LIMITS = Limits(stopped=15.0, silence=30.0, grace=10.0)
+LIMITS = Limits(stopped=15.0, silence=30.0, grace=10.0, idle=45.0)
 WAITING = """Thread 0x01 (most recent call first):
   File "/lib/python3.11/threading.py", line 3 in wait
 
@@ -53,10 +53,23 @@ def test_the_rank_that_others_wait_for_is_named(views, at_fault):
         ({"silent": 29.0}, False),
         ({"silent": 300.0, "unwatched": True}, False),  # its rank may be well: the others would notice if not
         ({"late": True, "gone": True, "code": 0}, False),
+        ({"stuck": True}, False),  # the other one works
     ],
 )
 def test_what_ends_a_job(change, lost):
     assert is_lost([view(0), view(1, **change)], LIMITS) == lost
+
+
+def test_ranks_that_all_wait_for_each_other_end_a_job():
+    stuck, gone = view(0, stuck=True), view(2, gone=True, code=0)
+    assert is_lost([stuck, view(1, stuck=True), gone], LIMITS)
+    assert not is_lost([stuck], LIMITS)  # what is known of others is not known here
+
+
+def test_a_rank_that_waits_for_another_run_is_told_from_one_that_stands():
+    lock = 'Current thread 0x02 (most recent call first):\n  File "/src/nt_dist/files.py", line 98 in lock\n'
+    assert view(0, threads=lock).waits_for_another_run and not view(0, threads=lock).waits
+    assert not view(0, threads=BUSY).waits_for_another_run and not view(0).waits_for_another_run
 
 
 def test_the_report_names_the_fault_first_and_groups_the_others():

@@ -40,10 +40,10 @@ def test_a_sign_is_read_as_it_was_written(memory, clock):
 def test_the_allowance_follows_what_the_phase_has_taken(memory, clock):
     heartbeat = Heartbeat(memory, 45.0, 1800.0)
     heartbeat.enter("stepping", 1)
-    assert heartbeat.allowance() == 1800.0  # a first time
+    assert heartbeat.allowance() == 1800.0 and read_sign(memory).works  # a first time
     clock[0] += 2
     heartbeat.enter("stepping", 2)
-    assert heartbeat.allowance() == 45.0
+    assert heartbeat.allowance() == 45.0 and not read_sign(memory).works
     clock[0] += 60
     heartbeat.enter("stepping", 3)
     assert heartbeat.allowance() == SLACK * 60

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from contextlib import ExitStack, suppress
 
@@ -11,7 +13,9 @@ import pytest
 from nt_dist.parallel.launcher import is_loopback
 from nt_dist.watch import watcher as module
 from nt_dist.watch import watching
-from nt_dist.watch.watcher import MAX_LINE, MAX_STRANGERS, Link, Watcher
+from nt_dist.watch.diagnosis import Limits, View
+from nt_dist.watch.heartbeat import NANO, Heartbeat, map_shared, shared_file
+from nt_dist.watch.watcher import MAX_LINE, MAX_STRANGERS, Link, RankProcess, Watcher, work_of
 
 
 @pytest.mark.parametrize(
@@ -49,7 +53,7 @@ def test_rank_0_listens_where_the_others_come(monkeypatch, address, means, liste
 @pytest.fixture
 def watcher():
     control, other = socket.socketpair()
-    order = {"rank": 0, "size": 2, "host": "a", "limits": [15, 30, 10], "secret": "of this job"}
+    order = {"rank": 0, "size": 2, "host": "a", "limits": [15, 30, 10, 45], "secret": "of this job"}
     yield Watcher(None, Link(control), order)
     control.close()
     other.close()
@@ -136,7 +140,7 @@ class _Written:
 def test_rank_0s_watcher_gets_and_sends_as_many_messages_as_it_can_take(size, every):
     """Formula against counted: what all others send in a second, and what it sends them, is bounded."""
     control, other = socket.socketpair()
-    order = {"size": size, "host": "a", "limits": [15, 30, 10], "secret": "", "main_host": "a"}
+    order = {"size": size, "host": "a", "limits": [15, 30, 10, 45], "secret": "", "main_host": "a"}
     with control, other:
         main, one = (Watcher(None, Link(control), order | {"rank": rank}) for rank in (0, 1))
         links = {rank: _Written() for rank in range(1, size)}
@@ -161,6 +165,15 @@ def test_rank_0s_watcher_gets_and_sends_as_many_messages_as_it_can_take(size, ev
         one.tell(start + seconds - module.TICK + 0.01)
         one.tell(start + seconds - module.TICK + 0.02)
         assert len(one.links[0].sent) == before + 1 and one.links[0].sent[-1]["stopped"] == 0.5
+
+
+def test_the_last_word_of_a_watcher_that_has_gone_is_heard_though_nothing_can_be_sent_to_it(ends):
+    link, other = ends
+    other.sendall(b'{"end": "it is over"}\n')
+    other.close()
+    link.send(step=5)
+    assert link.receive() == [{"end": "it is over"}] and not link.closed
+    assert link.receive() == [] and link.closed
 
 
 def test_only_who_knows_the_secret_is_heard(watcher, ends):
@@ -193,3 +206,70 @@ def test_a_link_with_anything_else_is_closed(ends, data):
             other.sendall(data[begin : begin + (1 << 14)])
             messages += link.receive()
     assert link.closed and messages == []
+
+
+@pytest.fixture
+def rank(monkeypatch):
+    """A rank whose work and place are set by hand; ``look(seconds)`` looks at it so much later."""
+    descriptor = shared_file()
+    heartbeat = Heartbeat(map_shared(descriptor), 45.0, 1800.0)
+    process = RankProcess(os.getppid(), descriptor, descriptor)
+    now, done, view = [time.monotonic_ns()], [0.0, 0], View(0)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now[0])
+    monkeypatch.setattr(module, "work_of", lambda pid, without: tuple(done))
+    limits = Limits(15.0, 30.0, 10.0, 45.0)
+
+    def look(seconds, works=0.0, stands=""):
+        for _ in range(int(seconds)):
+            now[0] += NANO
+            done[0] += works
+            monkeypatch.setattr(process, "threads", lambda: stands)
+            process.look(view, 0.0, limits)
+        return view.late, view.stuck
+
+    heartbeat.enter("building")
+    yield look, heartbeat
+    os.close(descriptor)
+
+
+READS = 'Current thread 0x02 (most recent call first):\n  File "/src/nt_dist/engine/engine.py", line 7 in build\n'
+WAITS = READS.replace("/src/nt_dist/engine/engine.py", "/lib/torch/distributed/distributed_c10d.py")
+LOCKED = READS.replace("/src/nt_dist/engine/engine.py", "/src/nt_dist/files.py").replace("build", "lock")
+
+
+def test_who_neither_beats_nor_works_for_as_long_as_a_stall_stands_still(rank):
+    look, heartbeat = rank
+    assert look(600, works=0.03) == (False, False)  # a processor's thirtieth is little, but work
+    assert look(2, works=1.0) == look(40, stands=READS) == (False, False)
+    assert look(12, stands=READS) == (True, False)
+    heartbeat.beat()
+    assert look(5, stands=READS) == (False, False)
+
+
+def test_who_waits_for_others_is_stuck_and_not_late_and_who_waits_for_another_run_is_neither(rank):
+    look, heartbeat = rank
+    assert look(60, stands=WAITS) == (False, True)
+    heartbeat.beat()
+    assert look(5) == (False, False)
+    assert look(300, stands=LOCKED) == (False, False)
+    assert look(60, stands=READS) == (True, False)
+    assert look(5, works=1.0) == (False, False)
+
+
+def test_work_with_a_limit_of_its_own_is_not_asked_for(rank):
+    look, heartbeat = rank
+    for _ in range(2):
+        heartbeat.enter("stepping")
+    assert look(40, stands=READS) == (False, False)
+
+
+def test_the_work_of_a_process_is_that_of_its_children_too_and_not_its_watchers(tmp_path):
+    code = "import sys, time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1) as child:
+        child.stdout.read(1)
+        with_child, without = (work_of(os.getpid(), each)[0] for each in (0, child.pid))
+        assert 0.2 < with_child - without < 5
+        before = work_of(os.getpid(), child.pid)[1]
+        (tmp_path / "file").write_bytes(bytes(1 << 20))
+        assert work_of(os.getpid(), child.pid)[1] - before >= 1 << 20
+        child.stdin.close()
