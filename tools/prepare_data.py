@@ -22,16 +22,16 @@ def main() -> None:
         print(__doc__)
         return
     from nt_dist.text.communicator import open_communicator
-    from nt_dist.text.prepare import open_data, prepare_data
+    from nt_dist.text.mixture import open_data, prepare_data
 
     with open_communicator() as communicator:
         logging.basicConfig(level=logging.INFO if communicator.rank == 0 else logging.WARNING, format="%(message)s")
         path, ds_config, overrides = parse_command_line(sys.argv[1:])
         config = load_config(path, overrides, ds_config)
-        folder = prepare_data(config, communicator)
-        communicator.on_first(lambda: open_data(config, exchange=lambda work: str(folder)))
+        folders = prepare_data(config, communicator)
+        communicator.on_first(lambda: open_data(config))
         if communicator.rank == 0:
-            print(folder)
+            print(*folders.values(), sep="\n")
 
 
 if __name__ == "__main__":

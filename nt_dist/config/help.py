@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import Field
 
 from nt_dist.config.family import Family
-from nt_dist.config.keys import keys_of, toml_value
+from nt_dist.config.keys import entries_of, keys_of, plain, toml_value
 from nt_dist.config.load import DEFAULT_CONFIG
 from nt_dist.config.settings import sections_of
 
@@ -27,8 +27,8 @@ def help_text(families: Iterable[Family]) -> str:
     text = _USAGE
     for name, owners, section in _sections(families):
         text += f"\n\n[{name}]{owners and f' of the family {owners}:'} {section.__doc__.splitlines()[0]}"
-        for entry, setting in keys_of(section).items():
-            text += f"\n  {entry} = {toml_value(setting.default)}  ({setting.metadata['mark']})\n"
+        for entry, setting in entries_of(section).items():
+            text += f"\n  {entry} = {_default(name, section, entry)}  ({setting.metadata['mark']})\n"
             text += textwrap.fill(_sentence(setting), 120, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return text
 
@@ -37,11 +37,19 @@ def markdown_table(families: Iterable[Family]) -> str:
     """The settings as one Markdown table, for the README; those of a family's own name it."""
     rows = ["| Setting | Default | Mark | What it says |", "|---|---|---|---|"]
     for name, owners, section in _sections(families):
-        for entry, setting in keys_of(section).items():
-            key, default = f"`{name}.{entry}`{owners and f' ({owners})'}", f"`{toml_value(setting.default)}`"
+        for entry, setting in entries_of(section).items():
+            key, default = f"`{name}.{entry}`{owners and f' ({owners})'}", f"`{_default(name, section, entry)}`"
             cells = (key, default, setting.metadata["mark"], _sentence(setting))
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
+
+
+def _default(name: str, section: type, entry: str) -> str:
+    """A setting's default; of a table's entry which the section has as well, that of the section."""
+    own, last = keys_of(section), entry.rpartition(".")[2]
+    if entry != last and last in own:
+        return f"{name}.{last}"
+    return toml_value(plain(entries_of(section)[entry].default))
 
 
 def _sentence(setting: Field) -> str:

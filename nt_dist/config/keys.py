@@ -10,7 +10,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import Field, field, fields
 from difflib import get_close_matches
@@ -20,7 +20,29 @@ from typing import Any, Literal, NamedTuple
 LARGEST = 2**63 - 1  # what counters, files and other libraries hold
 SEARCHED = 100_000  # a mistyped number can be of any size, and its message must not take for ever
 IDENTITY, SCHEDULE, FREE = "identity", "schedule", "free"
+_TABLE_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class Tables(tuple):
+    """Named tables of settings, ``[section.key.NAME]``: (name, ((entry, value), …)) each, in the order of their names.
+
+    Only what was given stands in a table. What a table may hold are the settings of a section that ``table`` of the
+    setting's metadata names.
+    """
+
+    @classmethod
+    def of(cls, tables: Mapping[str, Mapping[str, Any]]) -> "Tables":
+        """Tables from their values by name and entry."""
+        return cls((name, tuple(tables[name].items())) for name in sorted(tables))
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """The values by name and entry."""
+        return {name: dict(entries) for name, entries in self}
+
+
+NO_TABLES = Tables()
 _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+_NAMES[Tables] = "tables of names of letters, digits, - and _, as in [section.key.name], with settings under each"
 # Control characters, and undecodable bytes of a command line: a string with one could not be written again.
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -52,9 +74,10 @@ def _is_span(value: str) -> bool:
 SPAN = Rule("must be two steps, as in 10:12", lambda value: value == "" or _is_span(value))
 
 
-def _key(mark: str, default: Any, doc: str, rule: Rule | None = None) -> Any:
-    """Declare a setting of a section: ``doc`` is one sentence for ``--help`` and the README."""
-    return field(default=default, metadata={"doc": doc, "mark": mark, "rule": rule})
+def _key(mark: str, default: Any, doc: str, rule: Rule | None = None, table: type | None = None) -> Any:
+    """Declare a setting of a section: ``doc`` is one sentence for ``--help`` and the README; ``table`` are the settings
+    of each of its tables."""
+    return field(default=default, metadata={"doc": doc, "mark": mark, "rule": rule, "table": table})
 
 
 identity, schedule, free = (partial(_key, mark) for mark in (IDENTITY, SCHEDULE, FREE))
@@ -63,6 +86,30 @@ identity, schedule, free = (partial(_key, mark) for mark in (IDENTITY, SCHEDULE,
 def keys_of(section: Any) -> dict[str, Field]:
     """The settings of a section (its class or an instance), by name, in the order written."""
     return {entry.name: entry for entry in fields(section)}
+
+
+def entries_of(section: Any) -> dict[str, Field]:
+    """As :func:`keys_of`, with the settings of tables below the one that holds them, as ``key.NAME.entry``."""
+    found = {}
+    for name, setting in keys_of(section).items():
+        table = setting.metadata["table"]
+        inside = keys_of(table) if table else {}
+        found |= {name: setting} | {f"{name}.NAME.{entry}": each for entry, each in inside.items()}
+    return found
+
+
+def setting_at(settings: Mapping[str, Field], dotted: str) -> Field | None:
+    """The setting of a key, ``section.key`` or, of one of its tables, ``section.key.NAME.entry``; None if none."""
+    table, _, entry = table_entry(settings, dotted)
+    return settings.get(dotted) if table is None else keys_of(table.metadata["table"]).get(entry)
+
+
+def table_entry(settings: Mapping[str, Field], dotted: str) -> tuple[Field | None, str, str]:
+    """Of the key of an entry of a table the setting that holds this, the table's name and the entry's; else None."""
+    words = dotted.split(".")
+    holder = settings.get(".".join(words[:2]))
+    is_one = len(words) == 4 and holder is not None and holder.metadata["table"] and _TABLE_NAME.fullmatch(words[2])
+    return (holder, words[2], words[3]) if is_one else (None, "", "")
 
 
 def reads(*keys: str) -> Callable[[Callable], tuple[tuple[str, ...], Callable]]:
@@ -144,12 +191,16 @@ def parse_override(text: str, kind: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A setting's value as JSON and TOML have it: tuples become lists."""
+    """A setting's value as JSON and TOML have it: tuples become lists, tables of them objects."""
+    if isinstance(value, Tables):
+        return {name: {entry: plain(each) for entry, each in table.items()} for name, table in value.to_dict().items()}
     return list(value) if isinstance(value, tuple) else value
 
 
 def toml_value(value: Any) -> str:
     """A setting's value in TOML."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name} = {toml_value(each)}" for name, each in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml_value, value)) + "]"
     if isinstance(value, float):

@@ -14,7 +14,18 @@ from typing import Any
 
 from nt_dist.config import deepspeed_json, rules
 from nt_dist.config.family import Family
-from nt_dist.config.keys import checked, hint, keys_of, nearest, nearest_key, parse_override, shown
+from nt_dist.config.keys import (
+    Tables,
+    checked,
+    hint,
+    keys_of,
+    nearest,
+    nearest_key,
+    parse_override,
+    setting_at,
+    shown,
+    table_entry,
+)
 from nt_dist.config.settings import Config, sections_of, settings_of
 from nt_dist.errors import ConfigError
 
@@ -74,16 +85,20 @@ def load_config(
     settings = settings_of(family)
     typed: dict[str, dict[str, Any]] = {name: {} for name in sections_of(family)}
     for dotted, value in _entries(family, sections, words, problems):
-        setting = settings.get(dotted)
+        setting = setting_at(settings, dotted)
         if setting is None:
             problems.append(_no_setting(families, family, dotted))
             continue
         try:
             value = checked(dotted, value, setting.type, setting.metadata["rule"])
-            typed[dotted.partition(".")[0]][setting.name] = value
+            holder, name, _ = table_entry(settings, dotted)
+            into = typed[dotted.partition(".")[0]]
+            if holder:
+                into = into.setdefault(holder.name, {}).setdefault(name, {})
+            into[setting.name] = value
         except ValueError as problem:
             problems.append(str(problem))
-            wrong.add(dotted)
+            wrong |= {dotted, ".".join(dotted.split(".")[:2])}  # that of its table
     if isinstance(source, str | Path) and "run.dir" not in words and _is_of_run(Path(source)):
         typed["run"]["dir"] = str(Path(source).parent)  # wherever the run is now, and called from
     for key in ("dir", "resume_from"):
@@ -91,9 +106,12 @@ def load_config(
             said, typed["run"][key] = typed["run"][key], os.path.expanduser(typed["run"][key])
             if typed["run"][key].startswith("~"):
                 problems.append(f"run.{key} = {said!r}: there is no such user")
-    prepared = typed["data"].get("prepared", "")
-    if os.path.expanduser(prepared).startswith("~"):
-        problems.append(f"data.prepared = {prepared!r}: there is no such user")
+    for values in typed.values():
+        values |= {entry: Tables.of(each) for entry, each in values.items() if isinstance(each, dict)}
+    given = {"data": typed["data"], **{f"data.sources.{name}": dict(e) for name, e in typed["data"].get("sources", ())}}
+    for name, values in given.items():
+        if os.path.expanduser(prepared := values.get("prepared", "")).startswith("~"):
+            problems.append(f"{name}.prepared = {prepared!r}: there is no such user")
     made = {name: section(**typed[name]) for name, section in sections_of(family).items()}
     if isinstance(ds_config, str | Path):
         ds_config = _read(ds_config, "JSON", partial(json.loads, object_pairs_hook=_as_dict), problems)
@@ -117,11 +135,14 @@ def with_absolute_paths(config: Config) -> Config:
     """The same with the paths of its data made absolute, so that a run's own config can be used from anywhere."""
 
     def absolute(key: str, value: Any) -> Any:
+        if isinstance(value, Tables):
+            tables = value.to_dict().items()
+            return Tables.of({n: {k: absolute(f"{key}.{n}.{k}", v) for k, v in each.items()} for n, each in tables})
         if isinstance(value, tuple):
             return tuple(absolute(key, each) for each in value)
         places = [path for name, path in named if name == f"data.{key}" and isinstance(value, str)]
         is_path = any(path == value or path.startswith(f"{value}{os.sep}") for path in places)  # or a folder of splits
-        is_path = is_path or (key == "prepared" and value)
+        is_path = is_path or (key.rpartition(".")[2] == "prepared" and value)
         return os.path.abspath(os.path.expanduser(value)) if is_path else value
 
     named = config.family.paths(config)
@@ -180,8 +201,8 @@ def _entries(
     settings, known = settings_of(family), sections_of(family)
     for dotted, word in words.items():
         try:
-            yield dotted, parse_override(word, settings[dotted].type)
-        except (KeyError, TypeError):
+            yield dotted, parse_override(word, setting_at(settings, dotted).type)
+        except (AttributeError, TypeError):
             yield dotted, word  # which is then said to be unknown, or of the wrong type
     for name, entries in sections.items():
         if name not in known and isinstance(entries, Mapping):
@@ -192,15 +213,35 @@ def _entries(
             problems.append(f"{name} = {shown(entries)} must be a section, [{name}], with keys under it")
         else:
             keys = {f"{name}.{entry}": value for entry, value in entries.items()}
+            for dotted, value in list(keys.items()):
+                if dotted in settings and settings[dotted].metadata["table"] and isinstance(value, Mapping):
+                    del keys[dotted]
+                    keys |= _of_tables(dotted, value, problems)
             yield from ((dotted, value) for dotted, value in keys.items() if dotted not in words)
+
+
+def _of_tables(key: str, tables: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The values of the tables of a key, by section.key.NAME.entry."""
+    found = {}
+    for name, table in tables.items():
+        if isinstance(table, Mapping) and table:
+            found |= {f"{key}.{name}.{entry}": value for entry, value in table.items()}
+        else:
+            problems.append(f"{key}.{name} = {shown(table)} must be a table, [{key}.{name}], with settings under it")
+    return found
 
 
 def _no_setting(families: Mapping[str, Family], family: Family, dotted: str) -> str:
     """That a key is none of this family: which family has it, and which of this one's is nearest."""
     section, _, entry = dotted.partition(".")
     own = sections_of(family)
-    near = nearest(entry, keys_of(own[section])) if section in own else None
-    near = f"{section}.{near}" if near else nearest_key(dotted, settings_of(family))
+    holder, name, last = table_entry(settings_of(family), dotted)
+    if holder:
+        near = nearest(last, keys_of(holder.metadata["table"]))
+        near = near and f"{section}.{holder.name}.{name}.{near}"
+    else:
+        near = nearest(entry, keys_of(own[section])) if section in own else None
+        near = f"{section}.{near}" if near else nearest_key(dotted, settings_of(family))
     owners = " and ".join(repr(name) for name, other in families.items() if dotted in settings_of(other))
     which = f" of model.family = {family.name!r} but of {owners}" if owners else ""
     return f"{dotted} is no setting{which}{hint(near)}"

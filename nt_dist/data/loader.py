@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from nt_dist.data.order import first_of_step, samples_at
+from nt_dist.data.mixture import Mixture, numbered
+from nt_dist.data.order import first_of_step
 from nt_dist.data.samples import Sample, Samples, TrainingSamples
 
 _STEPS_AHEAD = 2
@@ -65,7 +66,7 @@ class StepLoader:
         """The micro-batches of the step whose first global sample number is ``first``."""
         share = self.batch_size // self.data_degree
         numbers = first + self.data_rank * share + np.arange(share)
-        indices = samples_at(self.seed, len(self.samples), numbers)
+        indices = numbered(self.samples, self.seed, numbers)
         rows = [self.samples.drawn(*each) for each in zip(indices.tolist(), numbers.tolist(), strict=True)]
         size = self.micro_batch_size
         batches = [collate(rows[start : start + size]) for start in range(0, share, size)]
@@ -99,13 +100,51 @@ def spread(samples: Samples, num_samples: int) -> np.ndarray:
     """The numbers of so many samples (0, or more than there are: all), evenly over all of them and in their order. [n]
 
     Samples in which several sets take turns say by an attribute ``turns`` how many: whole rounds are taken of these.
+    Of each set of a mixture equally many are taken.
     """
+    if isinstance(samples, Mixture):
+        of_each = -(-num_samples // len(samples.parts))
+        chosen = [spread(part, of_each) for part in samples.parts.values()]
+        return np.concatenate([first + each for first, each in zip(samples.firsts, chosen, strict=False)])
     count, turns = len(samples), getattr(samples, "turns", 1)
     if not 0 < num_samples < count:
         return np.arange(count)
     rounds = -(-num_samples // turns)
     first = np.arange(rounds) * (count // turns) // rounds * turns
     return (first[:, None] + np.arange(turns)).reshape(-1)[:num_samples]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some samples, spread over all, as samples to measure on; those of a mixture's sets weigh as their shares say."""
+
+    samples: Samples
+    num_samples: int  # see :func:`spread`
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """Those of the samples that are used."""
+        return spread(self.samples, self.num_samples).tolist()
+
+    @cached_property
+    def factors(self) -> dict[str, float]:
+        """What the weights of each set of a mixture are multiplied with, by its name."""
+        names = [self.samples.place(number)[0] for number in self.numbers]
+        return {name: share * len(names) / names.count(name) for name, share in self.samples.shares.items()}
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> Sample:
+        sample = self.samples[number := self.numbers[place]]
+        if not isinstance(self.samples, Mixture):
+            return sample
+        name, _ = self.samples.place(number)
+        return sample._replace(weights=sample.weights * np.float32(self.factors[name]))
+
+    def blank(self) -> Sample:
+        """As those of all samples are."""
+        return self.samples.blank()
 
 
 class StepsOnDevice:
@@ -152,16 +191,27 @@ class EvaluationBatches:
         assert 0 <= self.data_rank < self.data_degree
 
     @cached_property
-    def numbers(self) -> list[int]:
-        """Those of the samples that are used."""
-        return spread(self.samples, self.num_samples).tolist()
+    def chosen(self) -> Chosen:
+        """The samples that are used."""
+        return Chosen(self.samples, self.num_samples)
+
+    def by_source(self) -> dict[str, tuple["EvaluationBatches", float]]:
+        """Of a mixture the batches of each set alone, whose samples have weight 1, and the factor of its sums in those
+        of the mixture, by name; else empty."""
+        if not isinstance(self.samples, Mixture):
+            return {}
+        of_each = -(-self.num_samples // len(self.samples.parts))
+        return {
+            name: (replace(self, samples=part, num_samples=of_each), self.chosen.factors[name])
+            for name, part in self.samples.parts.items()
+        }
 
     def __len__(self) -> int:
-        return -(-len(self.numbers) // (self.micro_batch_size * self.data_degree))
+        return -(-len(self.chosen) // (self.micro_batch_size * self.data_degree))
 
     def __getitem__(self, number: int) -> Batch:
         if not 0 <= number < len(self):
             raise IndexError(number)
         first = (number * self.data_degree + self.data_rank) * self.micro_batch_size
-        rows = [self.samples[index] for index in self.numbers[first : first + self.micro_batch_size]]
+        rows = [self.chosen[place] for place in range(first, min(first + self.micro_batch_size, len(self.chosen)))]
         return collate(rows + [self.samples.blank()] * (self.micro_batch_size - len(rows)))

@@ -53,13 +53,20 @@ def paths(config: Config) -> list[tuple[str, str]]:
     return [*found, ("data.validation", data.validation)] if isinstance(data.validation, str) else found
 
 
+def name_of(config: Config) -> str:
+    """What to call the data of a config."""
+    names = [name for name, _ in getattr(config.data, "sources", ())]
+    return f"data.sources {', '.join(names)}" if names else f"data.source = {config.data.source!r}"
+
+
 def without_folders(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of values by section.key those that name data, with the last part of each path alone: what was moved is the same,
-    as far as a config can tell."""
+    """Values by key, of the paths of data the last part alone: what was moved is the same, as far as a config can
+    tell."""
 
     def last(value: Any) -> Any:
         return (
             Path(value).name if isinstance(value, str) else list(map(last, value)) if isinstance(value, list) else value
         )
 
-    return {key: last(settings[key]) for key in ("data.path", "data.validation")}
+    places = [key for key in settings if key.removeprefix("data.") in ("path", "validation")]
+    return settings | {key: last(settings[key]) for key in places}

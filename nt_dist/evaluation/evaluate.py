@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from nt_dist.data.loader import EvaluationBatches
 from nt_dist.errors import DataError
 from nt_dist.evaluation.predictions import Device, Sums, by_predictor, mean_of_probs, real_tokens
 from nt_dist.model.place import Place
 
 # Tokens whose logits are held in fp32 at once: bounds memory at [T, 1024, V] whatever the batch.
 CHUNK_TOKENS = 1024
+SOURCES = "sources"  # the key under which figures have those of each source of a mixture, by name
 
 
-def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
+def evaluate(
+    model: torch.nn.Module, batches: Iterable, mesh, config, passing: Callable[[Iterable], Iterable] = lambda each: each
+) -> dict:
     """Runs the model over batches and sums the figures over the data ranks.
 
     Collective: every rank has to call it with the same number of batches of the same shape (padding has weight 0),
@@ -27,13 +31,30 @@ def evaluate(model: torch.nn.Module, batches: Iterable, mesh, config) -> dict:
         batches: data.batch.Batch each.
         mesh: Its device is the model's, its `data` ranks hold different batches.
         config: The model's.
+        passing: What batches are given through, one source's after the other.
 
-    Returns what the family's `figures` documents, equal on all ranks; a DataError where there is no real token.
+    Returns what the family's `figures` documents, equal on all ranks; a DataError where there is no real token. Of a
+    mixture these are of samples that weigh as their shares say, and SOURCES has those of each source by name.
     """
-    sums = EnsembleSums(config.trails.count, mesh.device, mesh.place, config.family.wants_accuracy)
-    stream(model, batches, mesh, sums.add)
-    sums.reduce(mesh)
-    return from_data(config, lambda: config.family.figures(sums.means()))
+
+    def summed(some: Iterable) -> EnsembleSums:
+        sums = EnsembleSums(config.trails.count, mesh.device, mesh.place, config.family.wants_accuracy)
+        stream(model, passing(some), mesh, sums.add)
+        sums.reduce(mesh)
+        return sums
+
+    def figures(sums: EnsembleSums, **others: float) -> dict:
+        return from_data(config, lambda: config.family.figures(sums.means() | others))
+
+    parts = batches.by_source() if isinstance(batches, EvaluationBatches) else {}
+    if not parts:
+        return figures(summed(batches))
+    found = {name: (summed(part), factor) for name, (part, factor) in parts.items()}
+    whole = EnsembleSums(config.trails.count, mesh.device, has_accuracy=config.family.wants_accuracy)
+    whole.sums = sum(factor * sums.sums for sums, factor in found.values())
+    by_name = {name: figures(sums) for name, (sums, _) in found.items()}
+    tokens = round(sum(float(sums.sums[-1]) for sums, _ in found.values()))
+    return {**figures(whole, count=tokens), SOURCES: by_name}
 
 
 def stream(model: torch.nn.Module, batches: Iterable, mesh, add: Callable) -> None:

@@ -21,11 +21,12 @@ from nt_dist.checkpoint.folder import CHECKPOINTS, find_asked
 from nt_dist.checkpoint.manifest import CONFIG, read_manifest
 from nt_dist.config import Config
 from nt_dist.config.keys import toml_value
-from nt_dist.data.loader import EvaluationBatches, spread
+from nt_dist.data.loader import Chosen, EvaluationBatches
 from nt_dist.data.samples import OpenData, Samples
+from nt_dist.data.settings import name_of
 from nt_dist.errors import CheckpointError, DataError, RunError
 from nt_dist.evaluation.calibration import CalibrationSums
-from nt_dist.evaluation.evaluate import evaluate, stream
+from nt_dist.evaluation.evaluate import SOURCES, evaluate, stream
 from nt_dist.evaluation.full import evaluate_fully
 from nt_dist.evaluation.predictions import by_predictor, predictions
 from nt_dist.evaluation.report import evaluation_table, samples_used
@@ -141,16 +142,16 @@ def evaluate_checkpoint(
     progress = checkpoint.load(path, config, mesh, model, None, data_digest=digest, verified=True)
     if config.train.precision == "bf16":
         model.bfloat16()
+    batches = _batches(opened.validation, num_samples, mesh, config)
     if full or shift is not None:
         figures = all_figures(model, opened.validation, num_samples, mesh, config, against)
         figures["topology"] = topology_figures(path, mesh, weight_specs(config))
     else:
-        figures = evaluate(model, _batches(opened.validation, num_samples, mesh, config), mesh, config)
+        figures = evaluate(model, batches, mesh, config)
     if corruptions:
         figures["corruptions"] = corruption_figures(model, opened, num_samples, mesh, config)
-    described = data or f"validation of data.source = {config.data.source!r}"
-    there = len(opened.validation)
-    samples = min(num_samples or there, there), there
+    described = data or f"validation of {name_of(config)}"
+    samples = len(batches.chosen), len(opened.validation)
     return CheckpointEvaluation(str(path), progress.step, described, samples, config, figures)
 
 
@@ -190,6 +191,10 @@ def all_figures(
         raise DataError(f"--full and --shift need two {samples}, to fit temperatures on one and measure on the other")
     fit, measure = (_batches(part, 0, mesh, config) for part in parts)
     figures, scores = evaluate_fully(model, fit, mesh, config, measure)
+    whole = _batches(samples, num_samples, mesh, config)
+    if whole.by_source():
+        own = evaluate(model, whole, mesh, config)
+        figures |= {key: own[key] for key in (SOURCES, config.family.headline(own).samples)}
     if shift:
         against, other = shift
         batches = _batches(other.validation, num_samples, mesh, config)
@@ -267,7 +272,8 @@ class EverySecond(Subset):
     """The samples 0, 2, 4, … (``first`` 0) or 1, 3, 5, … (1) of ``num_samples`` spread over all (0: of all)."""
 
     def __init__(self, samples: Samples, num_samples: int, first: int):
-        super().__init__(samples, spread(samples, num_samples)[first::2].tolist())
+        chosen = Chosen(samples, num_samples)
+        super().__init__(chosen, range(first, len(chosen), 2))
 
     def blank(self):
         return self.dataset.blank()

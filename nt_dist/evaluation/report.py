@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean as mean
 
 from nt_dist.config.family import Family, Headline
+from nt_dist.evaluation.evaluate import SOURCES
 
 
 def evaluation_table(family: Family, figures: Mapping, facts: Mapping[str, str] | None = None) -> str:
@@ -26,6 +27,8 @@ def evaluation_table(family: Family, figures: Mapping, facts: Mapping[str, str] 
     if several:
         lines.insert(len(headline.trails), rule)
     parts = ["\n".join([title, rule, *lines, rule, *_aligned(notes | dict(facts or {}))])]
+    if SOURCES in figures:
+        parts.append("\n".join(_sources(family, figures[SOURCES])))
     if "calibration" in figures:
         parts.append(full_tables(family, figures))
     if corruptions := figures.get("corruptions"):
@@ -104,6 +107,19 @@ def topology_notes(topology: Mapping) -> dict[str, str]:
         lines["overlap"] = f"{topology['overlap']:.3f} of two trails' topologies (Jaccard; {chance:.3f} by chance)"
     churn = {f"churn {each['from']} to {each['to']}": each["share"] for each in topology["churn"]}
     return lines | {name: f"{share:.1%} of the slots moved" for name, share in churn.items()}
+
+
+def _sources(family: Family, sources: Mapping[str, Mapping]) -> list[str]:
+    """The headline on each source of a mixture."""
+    found = {name: family.headline(each) for name, each in sources.items()}
+    first = next(iter(found.values()))
+    columns = [f"trail {number}" for number in range(1, len(first.trails) + 1)]
+    columns += ["mean of logits", "mean of probabilities"] if len(first.trails) > 1 else []
+    rows = []
+    for name, own in found.items():
+        values = [*own.trails, own.logit, own.prob][: len(columns)]
+        rows.append([name, *map(own.text, values), f"{sources[name][own.samples]:,}"])
+    return _table(f"{first.name} by source", [*columns, first.samples], rows)
 
 
 def _temperature(scaling: Mapping, samples: str) -> list[str]:

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from nt_dist.config.family import Twin
 from nt_dist.config.settings import Config
+from nt_dist.data.settings import name_of
 from nt_dist.errors import ConfigError, RunError
 from nt_dist.evaluation.report import by_row
 from nt_dist.export import hf
@@ -45,7 +46,7 @@ Trained with nt_dist as NeuroTrails ([arXiv 2505.17909](https://arxiv.org/abs/25
 (density {config.sparsity.density:g})
 - {sizes}; weights in {dtype}
 - trained for {state.step:,} of {config.train.steps:,} steps on {state.consumed_samples:,} samples of \
-`data.source = {config.data.source!r}`, by nt_dist {manifest.written_by}
+`{data}`, by nt_dist {manifest.written_by}
 - written and read back with transformers {transformers.__version__}; 4.57 is the oldest that it has been tried with
 
 {figures}
@@ -227,6 +228,7 @@ def card(ensemble: Ensemble, task: Task, trail: int | None, dtype: str) -> str:
     text = _CARD.format(
         title="NeuroTrails ensemble" if trail is None else f"Trail {trail + 1} of a NeuroTrails ensemble",
         config=config,
+        data=name_of(config),
         behind=config.model.num_layers - config.trunk_layers,
         which="" if trail is None else f"; this is trail {trail + 1} with the trunk",
         parameters=count_parameters(config),

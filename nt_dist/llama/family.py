@@ -26,8 +26,11 @@ class Llama(Family):
     twin, trail_problems = staticmethod(twin), staticmethod(trail_problems)
 
     def needed_paths(self, config):
-        from nt_dist.text.origin import find
+        from nt_dist.text.origin import find, with_tokenizer
 
+        if sources := with_tokenizer(config):
+            missing = [name for name, one in sources.items() if not find(one)]
+            return text.paths(config, missing) if missing else []
         return [] if find(config) else self.paths(config)
 
     def hidden_size(self, config):
@@ -44,7 +47,8 @@ class Llama(Family):
     def unified(self, settings):
         """``num_kv_heads`` 0 is as many as attention heads; texts may lie in another folder."""
         heads = settings["model.num_kv_heads"] or settings["model.num_attention_heads"]
-        return settings | {"model.num_kv_heads": heads} | data.without_folders(settings)
+        same = {"model.num_kv_heads": heads, "data.sources": text.unified(settings["data.sources"])}
+        return data.without_folders(settings) | same
 
     def positions(self, config):
         return config.model.max_seq_len
@@ -84,17 +88,17 @@ class Llama(Family):
         return [Dense, Exported, Paper]
 
     def continued(self, config, state, run, resuming):
-        from nt_dist.text.prepare import continued
+        from nt_dist.text.mixture import continued
 
         return continued(config, state.data_digest, state.extra, run, resuming)
 
     def open_data(self, config, is_writer, exchange):
-        from nt_dist.text.prepare import open_data
+        from nt_dist.text.mixture import open_data
 
         return open_data(config, is_writer, exchange)
 
     def open_other_data(self, config, path, exchange, state):
-        from nt_dist.text.prepare import open_texts
+        from nt_dist.text.mixture import open_texts
 
         return open_texts(config, path, exchange)
 
@@ -106,12 +110,14 @@ class Llama(Family):
         return run_tokenizer(config, state.data_digest, state.extra, folders, given)
 
     def corrupted(self, data, kind, level):
+        from nt_dist.data.mixture import each_part
         from nt_dist.text.samples import Corrupted, misspell, shuffle
 
         corrupt = partial(shuffle, share=level)
         if kind == "misspell":
             corrupt = partial(misspell, share=level, tokenizer=data.tokenizer)
-        return f"the same text, {self.corruptions.kinds[kind].format(level)}", Corrupted(data.validation, corrupt)
+        name = f"the same text, {self.corruptions.kinds[kind].format(level)}"
+        return name, each_part(data.validation, lambda samples: Corrupted(samples, corrupt))
 
 
 def perplexity(nll: float) -> float:

@@ -42,7 +42,7 @@ class ResNet(Family):
 
     def unified(self, settings):
         """Pictures may lie in another folder."""
-        return settings | without_folders(settings)
+        return without_folders(settings)
 
     def positions(self, config):
         """One: a picture has one class."""

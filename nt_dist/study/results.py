@@ -22,6 +22,7 @@ from nt_dist.checkpoint.manifest import MANIFEST, read_manifest
 from nt_dist.config import Config
 from nt_dist.config.family import Headline
 from nt_dist.errors import CheckpointError, RunError
+from nt_dist.evaluation.evaluate import SOURCES
 from nt_dist.evaluation.evaluate_checkpoint import all_figures, evaluate_checkpoint, saved_config
 from nt_dist.families import DEFAULT, FAMILIES
 from nt_dist.files import write_whole
@@ -64,6 +65,11 @@ class Result:
         return FAMILIES[self.family].headline(self.figures)
 
     @property
+    def by_source(self) -> dict[str, Headline]:
+        """The same on each source of a mixture."""
+        return {name: FAMILIES[self.family].headline(each) for name, each in self.figures.get(SOURCES, {}).items()}
+
+    @property
     def training_flops(self) -> float:
         """Operations of the whole training, sparse-effective."""
         return self.training_flops_sparse * self.tokens_seen
@@ -83,6 +89,7 @@ class Result:
             **own,
             f"{samples}_evaluated": plain.pop(samples),
             **plain,
+            **{f"{self.headline.name} on {name}": own.prob for name, own in self.by_source.items()},
             "gain": sum(trails) / len(trails) - self.figures["nll"]["prob"],
             **{key: calibration[key]["prob"] for key in ("ece", "adaptive_ece", "brier")},
             "temperature": calibration["temperature"]["value"]["prob"],

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -147,7 +147,8 @@ def compare(rows: Sequence[Row], equal: str = "") -> StudyTable:
     for name, costs in panels.items():
         values = {label: [getattr(row.results[0], cost) for row in rows] for label, cost in costs.items()}
         figures[f"{headline.name.replace(' ', '_')}_against_{name}"] = headline_against(headlines, values)
-    cells = [_cells(row) for row in rows]
+    names = dict.fromkeys(name for result in results for name in result.by_source)
+    cells = [_cells(row, names) for row in rows]
     if degrees:
         cells = [each | behind for each, behind in zip(cells, _behind(rows, spread, degrees), strict=True)]
     if any(row.tried for row in rows):
@@ -194,7 +195,7 @@ def _behind(rows: Sequence[Row], spread: float, degrees: int) -> list[dict[str, 
     return cells
 
 
-def _cells(row: Row) -> dict[str, str]:
+def _cells(row: Row, sources: Iterable[str] = ()) -> dict[str, str]:
     first, headline = row.results[0], row.headline
 
     def mean(text: Callable[[float], str], value: Callable[[Result], float]) -> str:
@@ -225,6 +226,10 @@ def _cells(row: Row) -> dict[str, str]:
         "JS divergence": mean("{:.4f}".format, lambda each: each.figures["diversity"]["js_mean"]),
         "mutual information": mean("{:.4f}".format, lambda each: each.figures["diversity"]["mutual_information"]),
     }
+    for name in sources:  # of mixtures
+        has_it = all(name in result.by_source for result in row.results)
+        of_source = mean(headline.text, lambda each, name=name: each.by_source[name].prob) if has_it else "–"
+        cells[f"{headline.name} on {name}"] = of_source
     return cells if first.trails > 1 else cells | dict.fromkeys(_OF_SEVERAL, "–")
 
 

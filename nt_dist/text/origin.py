@@ -10,11 +10,13 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nt_dist.config import Config
 from nt_dist.errors import DataError
+from nt_dist.text.settings import by_source, shares
 from nt_dist.text.sources import FileSource, Source, open_source
 from nt_dist.text.tokenizer import read_tokenizer
 
@@ -35,13 +37,32 @@ def described(config: Config) -> dict[str, Any]:
     data, is_hub = config.data, config.data.source == "hf"
 
     def place(path: str) -> str:
-        return path if is_hub and not os.path.isdir(path) else os.path.abspath(os.path.expanduser(path))
+        is_place = path and not (is_hub and not os.path.isdir(path))  # the built-in source has none
+        return path if not is_place else os.path.abspath(os.path.expanduser(path))
 
     says = {key: getattr(data, key) for key in ("source", "subset", "text_key", "max_documents", "validation")}
     says["path"] = place(data.path) if isinstance(data.path, str) else list(map(place, data.path))
     if isinstance(data.validation, str) and not is_hub:
         says["validation"] = place(data.validation)
     return {**says, "tokenizer": "auto" if data.tokenizer == "auto" else "given", "vocab_size": config.model.vocab_size}
+
+
+def with_tokenizer(config: Config) -> dict[str, Config]:
+    """The config of each source of a mixture, as if it were the only one, with the tokenizer of all; else empty."""
+    tokenizer, folder = config.data.tokenizer, str(prepared_folder(config))
+    if tokenizer == "auto" and config.data.sources:
+        tokenizer = str(mixture_tokenizer(config))
+    found = {}
+    for name, one in by_source(config).items():
+        prepared = dict(dict(config.data.sources)[name]).get("prepared", folder)
+        found[name] = replace(one, data=replace(one.data, tokenizer=tokenizer, prepared=prepared))
+    return found
+
+
+def mixture_tokenizer(config: Config) -> Path:
+    """Where the tokenizer is that is trained on a mixture."""
+    says = {name: {**described(one), "validation": None} for name, one in by_source(config).items()}
+    return prepared_folder(config) / f"tokenizer-{short_hash(['mixture', says, shares(config)])}.model"
 
 
 def sources_of(config: Config) -> dict[str, Source]:

@@ -105,7 +105,7 @@ def find_tokenizer(config: Config, communicator: Communicator = _ALONE) -> Token
         if not path.exists():
             source = open_source(data)
             source.check()
-            with _locked(folder):
+            with locked(folder):
                 if not path.exists():  # another process may have made it while this one waited
                     _logger.info("training a tokenizer of %d pieces", vocab_size)
                     write_whole(path, train_tokenizer(source, vocab_size, data.max_documents), DataError)
@@ -131,7 +131,7 @@ def prepare_streams(
     on_first(lambda: [source.check() for source in streams.values()])
     parts = final.with_suffix(".partial")
     with ExitStack() as stack:
-        on_first(lambda: stack.enter_context(_locked(folder)))
+        on_first(lambda: stack.enter_context(locked(folder)))
         if on_first(final.exists):  # another process may have made it while this one waited
             return final
         try:
@@ -243,7 +243,7 @@ def _documents(paths: list[Path], kept: np.ndarray | None = None) -> Iterator[tu
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Be the only process that prepares in a folder; a second one waits."""
     with ExitStack() as stack:
         with writing(folder, DataError):

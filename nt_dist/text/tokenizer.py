@@ -8,10 +8,11 @@ with byte fallback, on whole lines.
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,15 @@ def load_tokenizer(path: str | Path, vocab_size: int, key: str = "data.tokenizer
 def train_tokenizer(source: Source, vocab_size: int, max_documents: int = 0) -> bytes:
     """Train a tokenizer on a source (of a large one, on beginnings of units spread over it); return its file. DataError
     if there is too little text for so many tokens, 256 bytes and 3 controls among them."""
-    lines = iter(list(_lines(source, max_documents)))  # an error in reading must not cross sentencepiece
+    return train_on_mixture([(source, 1.0, max_documents)], vocab_size)
+
+
+def train_on_mixture(sources: Sequence[tuple[Source, float, int]], vocab_size: int) -> bytes:
+    """As :func:`train_tokenizer` on several sources, each with its share of the characters and ``max_documents``; short
+    ones are gone over again."""
+    # lists, as an error in reading must not cross sentencepiece
+    texts = [list(_lines(source, count, round(share * _CHARACTERS))) for source, share, count in sources]
+    lines = iter(texts[0] if len(texts) == 1 else list(_in_proportion(texts, [share for _, share, _ in sources])))
     model, train = io.BytesIO(), sentencepiece.SentencePieceTrainer.train
     try:
         train(sentence_iterator=lines, model_writer=model, vocab_size=vocab_size, **_SETTINGS)
@@ -212,12 +221,23 @@ def train_tokenizer(source: Source, vocab_size: int, max_documents: int = 0) -> 
     return model.getvalue()
 
 
-def _lines(source: Source, max_documents: int) -> Iterator[str]:
+def _in_proportion(texts: Sequence[list[str]], shares: Sequence[float]) -> Iterator[str]:
+    sizes = [sum(map(len, lines)) for lines in texts]
+    for lines, size, share in zip(texts, sizes, shares, strict=True):
+        left = share * sum(sizes)
+        for line in itertools.cycle(lines if size else []):
+            if left <= 0:
+                break
+            yield line
+            left -= len(line)
+
+
+def _lines(source: Source, max_documents: int, characters: int) -> Iterator[str]:
     """Lines for training: of each unit an equal share of what is left, so that short ones leave more to the others."""
     units = range(len(source.sizes))
     if not max_documents:
         units = units[:: -(-len(units) // source.most_sampled)]
-    left, documents = _CHARACTERS, 0
+    left, documents = characters, 0
     for place, unit in enumerate(units):
         share = left // (len(units) - place)
         for document in source.documents(unit):

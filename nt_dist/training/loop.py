@@ -4,6 +4,7 @@ import gc
 import resource
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack, closing, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from nt_dist.training.integrity import Integrity
 from nt_dist.training.metrics_log import METRICS, check_continued, put_aside
 from nt_dist.training.profiling import StepProfile
 from nt_dist.training.reporter import Reporter, say_what_is_trained
-from nt_dist.training.run_data import on_other_data, open_data
+from nt_dist.training.run_data import on_other_data, open_data, passes, say_sources
 from nt_dist.training.run_folder import claim, console_log, lacks_evaluation, print_table, write_config
 from nt_dist.training.signals import LEFT_EARLY, ExitRequest, ExitRequested, listening
 from nt_dist.training.topology_updates import TopologyUpdater
@@ -162,7 +163,7 @@ class Trainer:
             self.heartbeat.enter("loading")
             self.load(found)
         self.checksum = self.topology.check("loading" if found else "the start")
-        say_what_is_trained(config, mesh, len(self.data.train))
+        say_what_is_trained(config, mesh, self.data.train)
         self.flops = token_flops(config)
         self.profile = StepProfile(config.run.profile, self.folder, mesh.device.type == "cuda")
         agree(mesh, lambda: self.keep_metrics(found), only_main=True)
@@ -215,7 +216,9 @@ class Trainer:
                 LOGGER.info("asked to leave: step %d of %d is saved, the same command goes on from it", step, steps)
                 return LEFT_EARLY
         self.heartbeat.enter("ending")
-        LOGGER.info("%.3g epochs of %s samples are done", self.epochs, f"{len(self.data.train):,}")
+        epochs, samples = self.consumed_samples / len(self.data.train), f"{len(self.data.train):,}"
+        LOGGER.info("%.3g epochs of %s samples are done", epochs, samples)
+        say_sources(self.data.train, self.consumed_samples)
         return 0
 
     def before_wait(self) -> tuple[bool, ...]:
@@ -277,11 +280,6 @@ class Trainer:
         for line in self.bad_steps.lines_cut_off(self.step) if self.reporter else ():
             self.reporter.noted(line)
 
-    @property
-    def epochs(self) -> float:
-        """Passes over the training samples so far."""
-        return self.consumed_samples / len(self.data.train)
-
     def count(self, result: StepResult, seconds: float) -> None:
         """Adds a step to the sums and moves the progress bar."""
         self.tokens += round(float(result.tokens))
@@ -297,7 +295,7 @@ class Trainer:
         record = {
             "step": self.step,
             "tokens": self.tokens,
-            "epochs": self.epochs,
+            **passes(self.data.train, self.consumed_samples),
             "loss": result.loss,
             "objective": result.objective,
             **({} if result.joint_loss is None else {"joint_loss": result.joint_loss}),
@@ -324,15 +322,17 @@ class Trainer:
         self.heartbeat.enter("evaluating")
         size, count = config.train.micro_batch_size, config.run.eval_batches * config.train.batch_size
         batches = EvaluationBatches(self.data.validation, size, count, data_rank=axis.rank, data_degree=axis.degree)
-        there = len(self.data.validation)
-        batches = self.exit_request.until_set(self.mesh, batches, lambda: stops.append(self.step))
+
+        def until_set(some: Iterable) -> Iterable:
+            return self.exit_request.until_set(self.mesh, some, lambda: stops.append(self.step))
+
         with averaged(self.model, self.optimizer_state):
-            figures = evaluate(self.model, batches, self.mesh, config)
+            figures = evaluate(self.model, batches, self.mesh, config, until_set)
         if stops:
             return False
         overlap = trail_overlap(self.weights.values(), self.mesh)
         if self.reporter:
-            samples = [min(count or there, there), there]
+            samples = [len(batches.chosen), len(self.data.validation)]
             self.reporter.evaluated({"step": self.step, "samples": samples, "eval": figures}, overlap)
         return True
 

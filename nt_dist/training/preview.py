@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from nt_dist.config import Config
-from nt_dist.data.order import samples_at
+from nt_dist.data.mixture import Mixture, numbered
 from nt_dist.data.samples import Sample
 from nt_dist.errors import printable
 from nt_dist.messages import start_logging
@@ -19,8 +19,9 @@ def preview(config: Config) -> None:
     start_logging(0)
     data = config.family.open_data(config, True, lambda work: work())
     numbers = np.arange(_COUNT)
-    for number, index in enumerate(samples_at(config.train.seed, len(data.train), numbers).tolist()):
-        print(f"== sample {number} of the training: {index:,} of {len(data.train):,} ==")
+    for number, index in enumerate(numbered(data.train, config.train.seed, numbers).tolist()):
+        of = f" ({data.train.place(index)[0]})" if isinstance(data.train, Mixture) else ""
+        print(f"== sample {number} of the training: {index:,} of {len(data.train):,}{of} ==")
         print(shown(data.train.drawn(index, number), data.tokenizer))
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 from nt_dist.config import Config
 from nt_dist.config.family import Family
+from nt_dist.evaluation.evaluate import SOURCES
 from nt_dist.evaluation.topology import Overlap
 from nt_dist.messages import LOGGER, BarHandler, ProgressBar
 from nt_dist.model.weights import count_parameters, stored_density
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.weight import Weight
 from nt_dist.training.metrics_log import METRICS, MetricsLog
+from nt_dist.training.run_data import say_sources
 from nt_dist.training.tensorboard import TensorBoard, of_evaluation, of_training, pictured_weight
 from nt_dist.training.trackers import Trackers
 
@@ -70,9 +72,11 @@ class Reporter:
         step, figures = record["step"], record["eval"]
         headline = self._family.headline(figures)
         self.noted(record)
-        self._trackers.log(step, of_evaluation(figures, headline, overlap))
+        sources = {name: self._family.headline(each) for name, each in figures.get(SOURCES, {}).items()}
+        curves = of_evaluation(figures, headline, overlap, sources)
+        self._trackers.log(step, curves)
         if self._board:
-            self._board.evaluation(step, figures, headline, overlap)
+            self._board.draw(step, curves)
             self._board.topology(self._pictured, step)
         LOGGER.info(
             "step %d: validation %s of the trails %s; of the ensemble %s; disagreement %.1f %%",
@@ -82,6 +86,9 @@ class Reporter:
             headline.text(headline.prob),
             100 * figures["disagreement"],
         )
+        for name, own in sources.items():
+            trails, together = ", ".join(map(own.text, own.trails)), own.text(own.prob)
+            LOGGER.info("  source %s: %s of the trails %s; of the ensemble %s", name, own.name, trails, together)
 
     def lines_on_disk(self) -> int:
         """Sees ``metrics.jsonl`` on the disk, and returns how many lines are there for sure."""
@@ -98,8 +105,8 @@ class Reporter:
         self._metrics.close()
 
 
-def say_what_is_trained(config: Config, mesh: Mesh, num_samples: int) -> None:
-    """Logs the size of the model, what it runs on, and how often it goes over so many training samples."""
+def say_what_is_trained(config: Config, mesh: Mesh, samples: Any) -> None:
+    """Logs the size of the model, what it runs on, and how often it goes over the training samples."""
     parameters, train = count_parameters(config), config.train
     model = f"{parameters['stored']:,} weights stored of {parameters['dense']:,}"
     trails = f"{config.trails.count} trails of {config.model.num_layers - config.trunk_layers} blocks"
@@ -108,5 +115,6 @@ def say_what_is_trained(config: Config, mesh: Mesh, num_samples: int) -> None:
         LOGGER.warning("sparsity.density = %g: %.3g is stored; each shard of a weight keeps an entry", asked, stored)
     ranks = f"{mesh.world_size} ranks on {mesh.device.type}"
     LOGGER.info("model: %s, %s; %s, ZeRO %d, %s", model, trails, ranks, config.zero_stage, train.precision)
-    epochs = train.steps * train.batch_size / num_samples
+    epochs = train.steps * train.batch_size / len(samples)
     LOGGER.info("%d steps of %d samples are %.3g epochs", train.steps, train.batch_size, epochs)
+    say_sources(samples, train.steps * train.batch_size)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.config import Config
+from nt_dist.data.mixture import Mixture
 from nt_dist.errors import CheckpointError
 from nt_dist.messages import LOGGER
 from nt_dist.parallel.handshake import check_alike
@@ -31,6 +32,24 @@ def open_data(config: Config, mesh: Mesh, exit_request: ExitRequest) -> Any:
     data = config.family.open_data(config, mesh.is_main, prepare)
     check_alike(mesh, "data", {"its digest": data.digest})
     return data
+
+
+def passes(samples: Any, consumed: int) -> dict[str, Any]:
+    """How often a training has gone over its samples; of a mixture also over each source's, and the share drawn."""
+    figures: dict[str, Any] = {"epochs": consumed / len(samples)}
+    if isinstance(samples, Mixture):
+        drawn = samples.drawn_before(consumed)
+        figures["epochs_of_source"] = {name: count / len(samples.parts[name]) for name, count in drawn.items()}
+        figures["share_of_source"] = {name: count / max(1, consumed) for name, count in drawn.items()}
+    return figures
+
+
+def say_sources(samples: Any, consumed: int) -> None:
+    """Log how often a training of so many samples goes over each source of a mixture."""
+    figures = passes(samples, consumed)
+    for name, epochs in figures.get("epochs_of_source", {}).items():
+        size, share = f"{len(samples.parts[name]):,}", figures["share_of_source"][name]
+        LOGGER.info("  source %s: %.4g of the samples drawn, %.3g epochs of its %s", name, share, epochs, size)
 
 
 def on_other_data(found: Path, state: TrainingState, data: Any) -> TrainingState:

@@ -26,6 +26,7 @@ from nt_dist.sparsity.weight import Weight
 
 _EVENTS = "events.out.tfevents."  # how names of its files begin; the time at which each begins comes next
 ENSEMBLE = "validation_of_ensemble/mean_of_probabilities"
+_OF_SOURCES = ("epochs_of_source", "share_of_source")  # keys of metrics.jsonl that have a number for each source
 PICTURE_SIDE = 256  # pixels at most, a side
 _SECTIONS = {
     **dict.fromkeys(("loss", "objective", "joint_loss", "lr", "grad_norm", "epochs"), "training"),
@@ -55,11 +56,7 @@ class TensorBoard:
 
     def training(self, record: Mapping[str, Any]) -> None:
         """Draws one logged step, given as its line of metrics.jsonl."""
-        self._draw(record["step"], of_training(record))
-
-    def evaluation(self, step: int, figures: Mapping[str, Any], headline: Headline, overlap: Overlap | None) -> None:
-        """Draws one evaluation: the family's figures, and how alike the topologies of the trails are."""
-        self._draw(step, of_evaluation(figures, headline, overlap))
+        self.draw(record["step"], of_training(record))
 
     def topology(self, weight: Weight | None, step: int) -> None:
         """Draws which positions of a weight, if there is one, are active: a slider in TensorBoard, a picture a call."""
@@ -71,7 +68,7 @@ class TensorBoard:
         """Closes the file, with everything on disk."""
         self._journal.close()
 
-    def _draw(self, step: int, numbers: Mapping[str, float]) -> None:
+    def draw(self, step: int, numbers: Mapping[str, float]) -> None:
         """A point in the curve of each figure."""
         self._write(*(Event(step=step, summary=scalar(name, value)) for name, value in numbers.items()))
 
@@ -86,15 +83,23 @@ class TensorBoard:
 def of_training(record: Mapping[str, Any]) -> dict[str, float]:
     """The curves of a logged step by name, given as its line of metrics.jsonl."""
     figures = {f"{_SECTIONS.get(key, 'speed')}/{key}": value for key, value in record.items() if key != "step"}
-    return _numbers(figures, "loss_of_trail", record["loss_per_trail"])
+    of_sources = {f"{key}/{name}": each for key in _OF_SOURCES for name, each in record.get(key, {}).items()}
+    return _numbers(figures, "loss_of_trail", record["loss_per_trail"]) | of_sources
 
 
-def of_evaluation(figures: Mapping[str, Any], headline: Headline, overlap: Overlap | None) -> dict[str, float]:
-    """The curves of an evaluation by name: the family's figures, and how alike the topologies of the trails are."""
+def of_evaluation(
+    figures: Mapping[str, Any],
+    headline: Headline,
+    overlap: Overlap | None,
+    sources: Mapping[str, Headline] | None = None,
+) -> dict[str, float]:
+    """The curves of an evaluation by name: the family's figures, how alike the topologies of the trails are, and what
+    the mean of probabilities reaches on each source of a mixture."""
     curves = {f"validation/{key}": value for key, value in figures.items() if key != headline.samples}
     if overlap:
         curves |= {"topology/overlap": overlap.jaccard, "topology/overlap_by_chance": overlap.chance}
-    return {**_numbers(curves, "validation_of_trail", headline.trails), ENSEMBLE: headline.prob}
+    of_sources = {f"validation_of_source/{name}": own.prob for name, own in (sources or {}).items()}
+    return {**_numbers(curves, "validation_of_trail", headline.trails), ENSEMBLE: headline.prob, **of_sources}
 
 
 def _numbers(figures: Mapping[str, Any], of_trail: str, trails: Sequence[float]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from nt_dist.checkpoint.checkpoint import load, save
 from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.config import Config
 from nt_dist.data.loader import Batch, StepLoader
+from nt_dist.data.mixture import Mixture
 from nt_dist.engine.averaging import average_weights, averaged
 from nt_dist.engine.engine import build_engine, train_step
 from nt_dist.engine.optimizer_state import optimizer_state
@@ -107,13 +108,16 @@ def batches_of(number: int, rank: int, degree: int, ragged: bool) -> list[Batch]
 
 
 def rows_from(step: int, rank: int, degree: int) -> Iterator[list[Batch]]:
-    """One data rank's steps after ``step``: prepared documents of 2 to 12 tokens, one a row, cut and padded."""
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(2, 13, (5 * BATCH,), generator=generator)
+    """One data rank's steps after ``step``: prepared documents of 2 to 12 tokens, one a row, cut and padded, of two
+    sources, one of which is gone over again."""
+    generator, parts = torch.Generator().manual_seed(0), {}
     with tempfile.TemporaryDirectory() as folder:
-        tokens = torch.randint(VOCABULARY, (int(lengths.sum()),), generator=generator)
-        write_indexed(Path(folder) / "train", VOCABULARY, [(tokens.numpy(), lengths.numpy())])
-        samples = TextSamples(IndexedTokens(Path(folder) / "train"), "rows", SEQUENCE, VOCABULARY)
+        for name, count in (("short", BATCH), ("long", 4 * BATCH)):
+            lengths = torch.randint(2, 13, (count,), generator=generator)
+            tokens = torch.randint(VOCABULARY, (int(lengths.sum()),), generator=generator)
+            write_indexed(Path(folder) / name, VOCABULARY, [(tokens.numpy(), lengths.numpy())])
+            parts[name] = TextSamples(IndexedTokens(Path(folder) / name), "rows", SEQUENCE, VOCABULARY)
+        samples = Mixture(parts, {"short": 0.3, "long": 0.7})
         yield from iter(StepLoader(samples, 0, BATCH, MICRO_BATCH, rank, degree, step * BATCH))
 
 

@@ -1,12 +1,17 @@
 """The evaluation loop: sums over data ranks, leaves the model as it was, and refuses to report on nothing."""
 
+import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from nt_dist.data.loader import EvaluationBatches
+from nt_dist.data.mixture import Mixture
+from nt_dist.data.samples import Sample
 from nt_dist.errors import DataError
-from nt_dist.evaluation.evaluate import EnsembleSums, evaluate
+from nt_dist.evaluation.evaluate import EnsembleSums, evaluate, stream
 from nt_dist.evaluation.evaluate_checkpoint import EverySecond
 from nt_dist.llama.family import Llama
 from nt_dist.parallel.place import MeshPlace
@@ -61,6 +66,44 @@ def test_the_figures_of_all_batches_and_data_ranks_in_evaluation_mode():
     assert result.pop("tokens") == 2 * expected.pop("tokens") == 48
     for key, value in expected.items():
         assert result[key] == pytest.approx(value), key
+
+
+def test_a_mixture_is_measured_by_source_and_weighed_by_shares():
+    """As if each source's samples had been evaluated as often as its share says."""
+    parts = {"a": Tokens(1, 6), "b": Tokens(2, 3)}
+    batches = EvaluationBatches(Mixture(parts, {"a": 0.25, "b": 0.75}), 2, 0)
+    passed = []
+    result = evaluate(Model(), batches, Mesh(), CONFIG, lambda some: passed.append(some) or some)
+    sources = result.pop("sources")
+    assert len(passed) == 2 and result.pop("tokens") == 2 * 4 * 9
+    for name, part in parts.items():
+        alone = evaluate(Model(), EvaluationBatches(part, 4, 0), Mesh(), CONFIG)
+        for key, value in alone.items():
+            assert sources[name][key] == pytest.approx(value), key
+    for key in ("ppl_ensemble_prob", "ppl_ensemble_logit"):
+        logs = [math.log(sources[name][key]) for name in "ab"]
+        assert math.log(result[key]) == pytest.approx(0.25 * logs[0] + 0.75 * logs[1])
+    sums = EnsembleSums(2)
+    stream(Model(), batches, Mesh(), sums.add)
+    full = Llama().figures(sums.means())  # of one pass over both, as of --full
+    for key, value in result.items():
+        assert full[key] == pytest.approx(value, rel=1e-6), key  # weights are fp32
+
+
+class Tokens:
+    """Samples of 4 tokens of 5 kinds."""
+
+    def __init__(self, seed, count):
+        self.rows = np.random.default_rng(seed).integers(5, size=(count, 5))
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return Sample(self.rows[index][:-1], self.rows[index][1:], np.ones(4, dtype=np.float32))
+
+    def blank(self):
+        return Sample(np.zeros(4, dtype=np.int64), np.zeros(4, dtype=np.int64), np.zeros(4, dtype=np.float32))
 
 
 def test_the_mode_is_restored_after_an_error():

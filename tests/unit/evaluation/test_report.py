@@ -37,6 +37,15 @@ def test_every_figure_is_shown():
     assert not any(line != line.rstrip() for line in text.splitlines())
 
 
+def test_each_source_of_a_mixture_has_a_row():
+    other = ENSEMBLE | {"ppl_trails": [5.0, 6.0, 7.0], "ppl_ensemble_prob": 4.5, "tokens": 1024}
+    lines = evaluation_table(Llama(), ENSEMBLE | {"sources": {"code": other, "prose": ENSEMBLE}}).splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("perplexity by source"))
+    assert lines[place].split()[3:5] == ["trail", "1"]
+    assert lines[place + 2].split() == ["code", "5.00", "6.00", "7.00", "68.20", "4.50", "1,024"]
+    assert lines[place + 3].split() == ["prose", "73.40", "74.10", "73.10", "68.20", "68.62", "204,800"]
+
+
 def test_one_trail_has_no_ensemble():
     text = evaluation_table(Llama(), ENSEMBLE | {"ppl_trails": [73.4]})
     assert "73.40" in text and "ensemble" not in text and "disagreement" not in text

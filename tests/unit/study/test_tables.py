@@ -42,6 +42,23 @@ def test_the_table_says_what_each_run_costs_and_how_well_it_predicts():
     assert single["gain (nats)"] == single["disagreement"] == single["ensemble, mean of logits"] == "–"
 
 
+def test_sources_of_mixtures_have_columns():
+    mixed = [
+        replace(RESULTS[1], name=name, figures={**RESULTS[1].figures, "sources": each})
+        for name, each in (
+            ("one", {"code": RESULTS[0].figures}),
+            ("two", {"code": RESULTS[1].figures, "prose": RESULTS[0].figures}),
+        )
+    ]
+    table = compare(rows([RESULTS[0], *mixed]))
+    single, one, two = _markdown_rows(table.markdown().replace("|  |", "| name |"))
+    first, second = (f"{each.figures['ppl_ensemble_prob']:.2f}" for each in RESULTS)
+    assert [each["perplexity on code"] for each in (single, one, two)] == ["–", first, second]
+    assert [each["perplexity on prose"] for each in (single, one, two)] == ["–", "–", first]
+    found = list(csv.DictReader(io.StringIO(table.csv())))
+    assert [each["perplexity on prose"] for each in found] == ["", "", str(RESULTS[0].figures["ppl_ensemble_prob"])]
+
+
 def test_the_csv_has_every_digit():
     found = list(csv.DictReader(io.StringIO(compare(rows(RESULTS)).csv())))
     for row, expected in zip(found, RESULTS, strict=True):

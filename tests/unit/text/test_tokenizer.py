@@ -10,7 +10,7 @@ import sentencepiece
 from nt_dist.errors import DataError
 from nt_dist.text.prepare import open_data, run_tokenizer
 from nt_dist.text.sources import open_files
-from nt_dist.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from nt_dist.text.tokenizer import Tokenizer, _in_proportion, load_tokenizer, train_on_mixture, train_tokenizer
 from tests.unit.text.data_case import byte_level, config_over, sentences, write_jsonl
 
 
@@ -190,3 +190,17 @@ def test_what_an_export_cannot_keep_is_said_before_training(tmp_path, caplog):
     caplog.clear()
     open_data(config_over(tmp_path / "own", path=str(corpus), validation=0.2))
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_mixture_is_learnt_in_proportion_and_one_source_as_it_is(source, tmp_path):
+    path = write_jsonl(tmp_path / "code.jsonl", ["zzqq xxyy\n" * 30])
+    other = open_files("data.path", str(path), None, "text")
+    assert train_on_mixture([(source, 1.0, 0)], 320) == train_tokenizer(source, 320)
+    lines = ["abcd", "", "ef"], ["0123456789" * 3]
+    given = list(_in_proportion(lines, [0.75, 0.25]))  # of 36 characters
+    assert given == ["abcd", "", "ef"] * 4 + ["abcd"] * (given.count("abcd") - 4) + ["0123456789" * 3]
+    assert sum(map(len, given[:-1])) in range(27, 31)
+    small, large = (
+        Tokenizer(train_on_mixture([(source, 1 - share, 0), (other, share, 0)], 320), "") for share in (0.01, 0.9)
+    )
+    assert len(large.encode("zzqq xxyy")) < len(small.encode("zzqq xxyy"))

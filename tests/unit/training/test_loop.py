@@ -74,7 +74,7 @@ def test_a_density_that_cannot_be_is_said_to_be_another(monkeypatch):
     mesh = SimpleNamespace(world_size=1, device=torch.device("cpu"))
     for density in (1.0, 0.3, 1e-6):
         config = tiny(sparsity={"density": density, "topology_shards": 2})
-        say_what_is_trained(config, mesh, 100)
+        say_what_is_trained(config, mesh, range(100))
     matrices = [spec for spec in weight_specs(config).values() if not spec.is_vector]
     least = sum(2 * spec.trails for spec in matrices) / sum(math.prod(spec.shape) * spec.trails for spec in matrices)
     assert len(said) == 1 and said[0].startswith(f"sparsity.density = 1e-06: {least:.3g} is stored")

@@ -14,7 +14,14 @@ from nt_dist.evaluation.topology import Overlap
 from nt_dist.families import DEFAULT
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storages import STORAGES, DenseWeight
-from nt_dist.training.tensorboard import PICTURE_SIDE, TensorBoard, draw_pictures, pictured_weight, topology_picture
+from nt_dist.training.tensorboard import (
+    PICTURE_SIDE,
+    TensorBoard,
+    draw_pictures,
+    of_evaluation,
+    pictured_weight,
+    topology_picture,
+)
 
 
 def _record(step, loss=4.0):
@@ -31,6 +38,7 @@ def _record(step, loss=4.0):
         "drop_fraction": 0.5,
         "topology_checksum": "0123",
         "rollbacks": step // 20,
+        "share_of_source": {"code": 0.25},
     }
 
 
@@ -60,7 +68,8 @@ def test_curves_are_drawn_for_each_trail_and_figure(tmp_path):
     board = TensorBoard(tmp_path, 0)
     board.training(_record(10))
     board.training(_record(20, loss=3.0))
-    board.evaluation(*_evaluation(20), Overlap(0.4, 1 / 3))
+    step, figures, headline = _evaluation(20)
+    board.draw(step, of_evaluation(figures, headline, Overlap(0.4, 1 / 3), {"code": headline}))
     board.close()
     events = _read(tmp_path)
     assert _curve(events, "loss_of_trail/1") == [(10, 3.5), (20, 2.5)]
@@ -73,6 +82,8 @@ def test_curves_are_drawn_for_each_trail_and_figure(tmp_path):
     assert _curve(events, "topology/overlap_by_chance") == [(20, 1 / 3)]
     assert _curve(events, "validation/disagreement") == [(20, 0.3)]
     assert _curve(events, "validation_of_trail/2") == [(20, 62.0)]
+    assert _curve(events, "validation_of_source/code") == [(20, 55.0)]
+    assert _curve(events, "share_of_source/code") == [(10, 0.25), (20, 0.25)]
     assert _curve(events, "validation_of_ensemble/mean_of_probabilities") == [(20, 55.0)]
     assert "validation/tokens" not in events.Tags()["scalars"]
 
