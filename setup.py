@@ -26,6 +26,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["nt_dist", "nt_dist.*"]),
+    package_data={"nt_dist.kernels": ["*.cpp", "*.inc"]},  # compiled where they are used
     python_requires=">=3.11,<3.13",
     install_requires=[
         "torch>=2.11",

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from nt_dist.command_line import run_main
 from nt_dist.config.keys import hint, nearest
 from nt_dist.errors import ConfigError, RunError
+from nt_dist.export.hf.sparse_neurotrails import hold_sparse
 from nt_dist.export.huggingface import to_transformers
 from nt_dist.inference import Ensemble, load_ensemble
 from nt_dist.inference.ensemble import parse_combination
@@ -90,6 +91,7 @@ class EnsembleLM(HFLM):
         self._source = {"checkpoint": str(ensemble.checkpoint), "combine": str(combine)}
         add_bos_token = has_bos if add_bos_token is None else add_bos_token
         super().__init__(exported, batch_size=batch_size, max_length=max_length, add_bos_token=add_bos_token)
+        self._is_held_sparse = False  # which only writing gains from
         decides = [ensemble.manifest.to_json(), str(how), dtype, self.max_length, add_bos_token]
         self._identity = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
@@ -149,6 +151,9 @@ class EnsembleLM(HFLM):
         Unlike the base class's it may outgrow the model's sequences, and draws are the same each time.
         """
         torch.manual_seed(0)
+        if not self._is_held_sparse:
+            hold_sparse(self.model, self.batch_size)
+            self._is_held_sparse = True
         ordered = Collator(
             [request.args for request in requests],
             sort_fn=lambda request: (-len(self.tok_encode(request[0])), request[0]),

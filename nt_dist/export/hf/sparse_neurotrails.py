@@ -1,15 +1,14 @@
-"""Sparse files of an ensemble, and products with sparse matrices where they are faster on the machine at hand.
+"""Sparse files of an ensemble, and a model that multiplies with its matrices as such a file has them.
 
 ``sparse.safetensors`` has, for a matrix called NAME: ``NAME.values``, its entries that are not 0, in row-major order,
 and where they are: ``NAME.bits``, a bit for every entry (the lowest of a byte first), or ``NAME.positions``, int32,
 whichever is smaller. A matrix for which neither saves anything, and every vector, is there as it is, as ``NAME``.
 """
 
+import logging
 import re
-import time
-import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,10 +16,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+try:  # C++ that is compiled on this machine comes from an installed package only, never with a model's files
+    from nt_dist.kernels.bitmap import FEW, KINDS, Bitmap, Chooser
+except ImportError:
+    FEW = KINDS = Bitmap = Chooser = None
+
 FILE = "sparse.safetensors"
-KERNELS = ("fastest", "dense", "csr")
+KERNELS = ("fastest", "dense", "sparse")
 _BITS = torch.arange(8, dtype=torch.uint8)
-_TURNS = 5
+_logger = logging.getLogger(__name__)
 
 
 def pack(weight: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -45,13 +49,15 @@ def unpack(parts: dict[str, torch.Tensor], shape: torch.Size) -> torch.Tensor:
             raise ValueError(f"has shape {list(parts[''].shape)}, must have {list(shape)}")
         return parts[""]
     size, values = shape.numel(), parts[".values"]
-    if ".positions" in parts:
-        positions = parts[".positions"].long()
-    else:
-        positions = (parts[".bits"][:, None] >> _BITS & 1).flatten().nonzero()[:, 0]
+    positions = parts[".positions"].long() if ".positions" in parts else _active(parts[".bits"]).nonzero()[:, 0]
     if len(positions) != len(values) or (len(positions) and not 0 <= positions.min() <= positions.max() < size):
         raise ValueError(f"has {len(values)} values for {len(positions)} places of a matrix of {list(shape)}")
     return values.new_zeros(size).index_copy_(0, positions, values).view(shape)
+
+
+def _active(bits: torch.Tensor) -> torch.Tensor:
+    """Return what bits say, a bool for each."""
+    return (bits[:, None] >> _BITS & 1).flatten().bool()
 
 
 def save_sparse(model: nn.Module, folder: Path) -> None:
@@ -61,82 +67,99 @@ def save_sparse(model: nn.Module, folder: Path) -> None:
 
 
 class SparseLinear(nn.Module):
-    """x · Wᵀ with W, given dense [out, in], in compressed rows: a step of one token reads less than the dense one."""
+    """x · Wᵀ with W [out, in] as nt_dist holds it, values and a bit for every entry, which are less to read."""
 
-    def __init__(self, weight: torch.Tensor):
+    def __init__(self, matrix: "Bitmap", weight: nn.Parameter | None = None):
+        """Where the dense ``weight`` is kept as well, passes of many tokens take that."""
         super().__init__()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that compressed rows are in beta state
-            rows = weight.to_sparse_csr()
-            parts = (rows.crow_indices().int(), rows.col_indices().int(), rows.values())  # int32: half of what is read
-            self.register_buffer("matrix", torch.sparse_csr_tensor(*parts, rows.shape), persistent=False)
+        self.matrix, self.weight = matrix, weight
 
     @property
     def num_bytes(self) -> int:
-        """Memory of values and indices."""
-        matrix = self.matrix
-        return sum(each.nbytes for each in (matrix.crow_indices(), matrix.col_indices(), matrix.values()))
+        """Memory of values and bits."""
+        return self.matrix.num_bytes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return [..., out] for x [..., in]."""
-        rows = x.reshape(-1, x.shape[-1])
-        product = torch.mv(self.matrix, rows[0])[None] if len(rows) == 1 else (self.matrix @ rows.T).T
-        return product.unflatten(0, x.shape[:-1])
+        """Return [..., out] for x [..., in], in the type of x."""
+        if self.weight is not None and x[..., 0].numel() > FEW:
+            return F.linear(x, self.weight)
+        return self.matrix.multiply(x.reshape(1, -1, x.shape[-1]))[0].unflatten(0, x.shape[:-1])
 
 
-def faster(one: Callable[[], object], other: Callable[[], object]) -> bool:
-    """Say whether ``one`` takes less time than ``other``, by the best of a few turns each."""
-    best = [float("inf")] * 2
-    for _ in range(_TURNS + 1):  # in turns: whatever else the machine does meets both; the first warms up
-        for place, work in enumerate((one, other)):
-            start = time.perf_counter()
-            work()
-            best[place] = min(best[place], time.perf_counter() - start)
-    return best[0] < best[1]
-
-
-def _rows_are_faster(weight: torch.Tensor, tokens: int, known: dict[tuple, bool]) -> bool:
-    """Measure a matrix in compressed rows against the dense one, once for each size and density."""
-    if weight.dtype != torch.float32:  # on CPUs there are no sparse products of bf16
-        return False
-    key = (weight.shape, round(10 * float(weight.count_nonzero()) / weight.numel()))
-    if key not in known:
-        x, sparse = torch.randn(tokens, weight.shape[1]), SparseLinear(weight)
-        known[key] = faster(lambda: sparse(x), lambda: F.linear(x, weight))
-    return known[key]
+def sparse_linear(parts: dict[str, torch.Tensor], shape: torch.Size) -> SparseLinear:
+    """Make one of what :func:`pack` gave for a weight of ``shape``; KeyError or ValueError as :func:`unpack`."""
+    if ".bits" not in parts:
+        return SparseLinear(Bitmap.of(unpack(parts, shape)[None]))
+    active = _active(parts[".bits"])[: shape.numel()]
+    if len(active) != shape.numel():
+        raise ValueError(f"has bits for {len(active)} places of a matrix of {list(shape)}")
+    return SparseLinear(Bitmap(parts[".values"], active.view(1, *shape)))
 
 
 @torch.no_grad()
 def load_sparse(model: nn.Module, folder: Path, kernel: str = "fastest", tokens: int = 1) -> None:
     """Fill a model, which may be on the meta device, from a sparse file; ValueError if the file is not of this model.
 
-    ``kernel`` is "dense"; "csr", compressed rows, for which linear layers are replaced; or "fastest", whichever a short
-    measurement finds for each matrix in passes of so many ``tokens``: 1 for writing text, more for reading it.
+    ``kernel`` is "dense"; "sparse", for which linear layers are replaced; or "fastest", whichever a short measurement
+    finds for each matrix in passes of so many ``tokens``: 1 for writing text, more for reading it. Sparse products are
+    those of the package nt_dist; where it is not installed "fastest" is dense, which is said once.
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel = {kernel!r} must be one of {', '.join(KERNELS)}")
+    if kernel != "dense" and Bitmap is None:
+        if kernel == "sparse":
+            raise ValueError(
+                "kernel = 'sparse' must be 'dense' or 'fastest' where the package nt_dist is not installed"
+            )
+        _say_once("sparse matrices stay dense: their products are those of the package nt_dist, which is not installed")
+        kernel = "dense"
     names, stored = dict(model.named_parameters()), defaultdict(dict)
     for key, tensor in load_file(Path(folder) / FILE).items():
         name = re.sub(r"\.(values|bits|positions)$", "", key)
         stored[name][key[len(name) :]] = tensor
     if differing := sorted(stored.keys() ^ names.keys()):
         raise ValueError(f"{FILE} is of another model: {', '.join(differing[:3])} is in one of them only")
-    known = {}
+    linear = {name for name in names if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)}
+    wins = Chooser(4 * sum(names[name].numel() for name in linear), tokens) if kernel == "fastest" else None
     for name, parameter in names.items():
+        path, parts = name.rpartition(".")[0], stored.pop(name)
         try:
-            weight = unpack(stored.pop(name), parameter.shape)
+            module = sparse_linear(parts, parameter.shape) if name in linear and kernel != "dense" else None
+            if module is None or (kernel == "fastest" and not wins(module.matrix)):
+                weight = nn.Parameter(unpack(parts, parameter.shape), requires_grad=False)
+                model.get_submodule(path).weight = weight
+            else:
+                model.set_submodule(path, module)
         except (KeyError, ValueError) as error:
             raise ValueError(f"{FILE}: {name}: {error}") from None
-        path = name.rpartition(".")[0]
-        is_sparse = isinstance(model.get_submodule(path), nn.Linear) and weight.count_nonzero() < weight.numel()
-        if is_sparse and (kernel == "csr" or (kernel == "fastest" and _rows_are_faster(weight, tokens, known))):
-            model.set_submodule(path, SparseLinear(weight))
-        else:
-            model.get_submodule(path).weight = nn.Parameter(weight, requires_grad=False)
     if any(isinstance(each, SparseLinear) for each in model.modules()):
         model.save_pretrained = _refuse_to_save
 
 
+def hold_sparse(model: nn.Module, tokens: int = 1) -> int:
+    """Let a dense model on the CPU write faster: return how many linear layers hold their matrix sparse as well.
+
+    That is where it is faster in passes of so many ``tokens``; passes of many take the dense one, as before.
+    """
+    linear = {path: each for path, each in model.named_modules() if type(each) is nn.Linear}
+    if tokens > FEW or any(
+        each.weight.device.type != "cpu" or each.weight.dtype not in KINDS for each in linear.values()
+    ):
+        return 0
+    wins, count = Chooser(sum(each.weight.nbytes for each in linear.values()), tokens), 0
+    for path, each in linear.items():
+        matrix = Bitmap.of(each.weight.detach()[None])
+        if wins(matrix):
+            model.set_submodule(path, SparseLinear(matrix, each.weight))
+            count += 1
+    return count
+
+
+@cache
+def _say_once(text: str) -> None:
+    _logger.warning(text)
+
+
 def _refuse_to_save(*arguments: object, **settings: object) -> None:
     """Stand for save_pretrained in a model whose state lacks its sparse matrices."""
-    raise ValueError("matrices in compressed rows are not saved: load with kernel = 'dense', or copy the folder")
+    raise ValueError("sparse matrices are not saved: load with kernel = 'dense', or copy the folder")

@@ -6,11 +6,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nt_dist.errors import ConfigError
-from nt_dist.export.hf import sparse_neurotrails as module
+from nt_dist.export.hf import sparse_neurotrails
 from nt_dist.export.hf.modeling_neurotrails import NeuroTrailsForCausalLM
-from nt_dist.export.hf.sparse_neurotrails import FILE, SparseLinear, faster, pack, unpack
+from nt_dist.export.hf.sparse_neurotrails import FILE, SparseLinear, pack, unpack
 from nt_dist.export.huggingface import export
 from nt_dist.inference import load_ensemble
+from nt_dist.kernels import bitmap as module
 from tests.unit.inference.trained_run import write_run
 
 TOKENS = torch.randint(0, 331, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -50,7 +51,7 @@ def test_the_file_follows_the_density(folder):
     assert (out / "sparse_neurotrails.py").exists()
 
 
-@pytest.mark.parametrize("kernel", ["dense", "csr", "fastest"])
+@pytest.mark.parametrize("kernel", ["dense", "sparse", "fastest"])
 def test_every_kernel_gives_the_checkpoints_logits(folder, kernel, tmp_path):
     out, ensemble = folder
     model = NeuroTrailsForCausalLM.from_sparse(out, kernel)
@@ -61,8 +62,8 @@ def test_every_kernel_gives_the_checkpoints_logits(folder, kernel, tmp_path):
         one = model(TOKENS[:1, :-1])
         step = model(TOKENS[:1, -1:], cache=one.cache, output_trail_logits=True)
         torch.testing.assert_close(step.trail_logits, logits[:, :1, -1:], rtol=1e-4, atol=1e-4)
-    if kernel == "csr":
-        with pytest.raises(ValueError, match="matrices in compressed rows are not saved: load with kernel = 'dense'"):
+    if kernel == "sparse":
+        with pytest.raises(ValueError, match="sparse matrices are not saved: load with kernel = 'dense'"):
             model.save_pretrained(tmp_path)
         assert not list(tmp_path.iterdir())
     elif kernel == "dense":
@@ -70,16 +71,17 @@ def test_every_kernel_gives_the_checkpoints_logits(folder, kernel, tmp_path):
         back = NeuroTrailsForCausalLM.from_pretrained(tmp_path, local_files_only=True)
         assert torch.equal(back(TOKENS).logits, model(TOKENS).logits)
     sparse = sum(isinstance(each, SparseLinear) for each in model.modules())
-    assert sparse == {"dense": 0, "csr": 7 * (1 + 3 * 2) + 3}.get(kernel, sparse)
+    assert sparse == {"dense": 0, "sparse": 7 * (1 + 3 * 2) + 3}.get(kernel, sparse)
 
 
 def test_the_fastest_is_what_was_measured(folder, monkeypatch):
     out, _ = folder
     asked = []
 
-    def rows_win(one, other):
-        asked.append((one().shape, other().shape))
-        return one().shape[-1] == 48
+    def rows_win(one, other, between):
+        product, (dense,) = one(), other()
+        asked.append((product[0].shape, dense.shape))
+        return product.shape[-1] == 48
 
     monkeypatch.setattr(module, "faster", rows_win)
     model = NeuroTrailsForCausalLM.from_sparse(out, tokens=5)
@@ -89,8 +91,17 @@ def test_the_fastest_is_what_was_measured(folder, monkeypatch):
     assert len(asked) < 12  # of 52 matrices: once for each size and density
 
 
-def test_the_quicker_of_two_is_found():
-    assert faster(lambda: None, lambda: sum(range(100_000))) and not faster(lambda: sum(range(100_000)), lambda: None)
+def test_without_the_package_matrices_stay_dense_and_that_is_said_once(folder, monkeypatch, caplog):
+    out, _ = folder
+    monkeypatch.setattr(sparse_neurotrails, "Bitmap", None)
+    for _ in range(2):
+        model = NeuroTrailsForCausalLM.from_sparse(out)
+        assert not any(isinstance(each, SparseLinear) for each in model.modules())
+    assert [each.getMessage() for each in caplog.records] == [
+        "sparse matrices stay dense: their products are those of the package nt_dist, which is not installed"
+    ]
+    with pytest.raises(ValueError, match="kernel = 'sparse' must be 'dense' or 'fastest' where .* is not installed"):
+        NeuroTrailsForCausalLM.from_sparse(out, "sparse")
 
 
 def test_a_file_of_another_model_is_refused(folder, tmp_path):
@@ -106,7 +117,8 @@ def test_a_file_of_another_model_is_refused(folder, tmp_path):
     refused({name: each for name, each in state.items() if "trails.2" not in name}, "is of another model: trails.2")
     name = "trunk.0.self_attn.q_proj.weight"
     refused({**state, f"{name}.values": state[f"{name}.values"][1:]}, f"{name}: has .* values for .* places")
-    with pytest.raises(ValueError, match="kernel = 'csc' must be one of fastest, dense, csr"):
-        NeuroTrailsForCausalLM.from_sparse(out, "csc")
+    refused({**state, f"{name}.bits": state[f"{name}.bits"][1:]}, f"{name}: has .* values for .* places")
+    with pytest.raises(ValueError, match="kernel = 'csr' must be one of fastest, dense, sparse"):
+        NeuroTrailsForCausalLM.from_sparse(out, "csr")
     with pytest.raises(ConfigError, match="--sparse is of the ensemble"):
         export(ensemble, tmp_path / "trail", trail=0, sparse=True)
