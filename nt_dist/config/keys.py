@@ -41,7 +41,14 @@ class Tables(tuple):
 
 
 NO_TABLES = Tables()
+
+
+class Lines(str):
+    """The type of a setting that is a string of one or more lines; its values are plain strings."""
+
+
 _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+_NAMES[Lines] = "a string"
 _NAMES[Tables] = "tables of names of letters, digits, - and _, as in [section.key.name], with settings under each"
 # Control characters, and undecodable bytes of a command line: a string with one could not be written again.
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -156,6 +163,9 @@ def convert(value: Any, kind: Any) -> Any:
             return float(value)
     elif kind is int and type(value) is int and not -LARGEST <= value <= LARGEST:
         asked = " below 2^63"
+    elif kind is Lines and isinstance(value, str):
+        if not _NO_TEXT.search(value.replace("\n", "").replace("\t", "")):
+            return value
     elif type(value) is kind and not (kind is str and _NO_TEXT.search(value)):
         return value
     raise TypeError(_describe(kind) + asked)
@@ -183,10 +193,11 @@ def shown(value: Any) -> str:
 
 def parse_override(text: str, kind: Any) -> Any:
     """The value that ``text`` on the command line stands for, TOML or else a string; TypeError as :func:`convert`'s."""
-    with suppress(TypeError, ValueError, RecursionError):
-        read = tomllib.loads(f"value = {text}")
-        if len(read) == 1:  # a line break in the text would begin a second key
-            return convert(read["value"], kind)
+    for word in (text, f'"{text}"') if kind is Lines else (text,):  # \n in a shell's word is a line break
+        with suppress(TypeError, ValueError, RecursionError):
+            read = tomllib.loads(f"value = {word}")
+            if len(read) == 1:  # a line break in the text would begin a second key
+                return convert(read["value"], kind)
     return convert(text, kind)
 
 

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from string import Formatter
 from typing import Any, Literal
 
 from nt_dist.config.family import Corruptions
@@ -12,6 +14,7 @@ from nt_dist.config.keys import (
     NOT_EMPTY,
     POSITIVE,
     SHARE,
+    Lines,
     Rule,
     Tables,
     at_least,
@@ -37,6 +40,26 @@ CORRUPTIONS = Corruptions(
 SMALLEST_SHARE = 1e-6  # of a source: the order of samples counts in 2^32 parts
 
 
+def template(text_key: str) -> list[tuple[str, str | None]]:
+    """The parts of ``data.text_key``: literal text and the field that follows it, or None at its end. Empty where the
+    whole is the name of a field; ValueError if it is neither."""
+    if not {"{", "}"} & set(text_key):
+        return []
+    parts = list(Formatter().parse(text_key))
+    if any(name == "" or shape or how for _, name, shape, how in parts) or not any(name for _, name, *_ in parts):
+        raise ValueError
+    return [(literal, name) for literal, name, *_ in parts]
+
+
+def _is_text_key(value: str) -> bool:
+    with suppress(ValueError):
+        return value != "" and template(value) is not None
+    return False
+
+
+_TEXT_KEY = Rule("must be a field, or a template of fields in braces ({{ and }} are braces themselves)", _is_text_key)
+
+
 @dataclass(frozen=True)
 class Texts:
     """Where texts come from: what one source has of its own, and what those of a mixture leave out."""
@@ -48,7 +71,11 @@ class Texts:
         "", "Files, folders or patterns, one or a list; for hf the name of the dataset."
     )
     subset: str = schedule("", "For hf: the configuration of the dataset.")
-    text_key: str = schedule("text", "For jsonl, parquet and hf: the field that holds the text.", NOT_EMPTY)
+    text_key: Lines = schedule(  # noqa: RUF009 (its values are plain strings)
+        "text",
+        'For jsonl, parquet and hf: the field of the text, or a template, as "{question}\\n{answer}".',
+        _TEXT_KEY,
+    )
     validation: str | float = schedule(
         0.02,
         "Path of the validation texts (for hf: name of a split), or a share of the documents.",

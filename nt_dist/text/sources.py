@@ -7,7 +7,6 @@ random and nothing is kept between documents, so that preparing can stop and go 
 import codecs
 import contextlib
 import itertools
-import json
 import logging
 import os
 import sysconfig
@@ -19,7 +18,8 @@ from typing import Any, NamedTuple
 from nt_dist.errors import DataError
 from nt_dist.files import expand, files_under, plain_suffix, reading
 from nt_dist.text.files import read_lines, read_text
-from nt_dist.text.settings import Data
+from nt_dist.text.rows import columns_of, fields_of, parse, read_field
+from nt_dist.text.settings import Data, template
 
 # A lone text file, read as one document, would leave nothing to validate on. No document is longer than the second:
 # a tokenizer takes many times a text's size.
@@ -209,42 +209,9 @@ class JsonLinesSource(FileSource):
             if line.strip():
                 where = f"{file}, line {number}"
                 try:
-                    yield Document(_field(_parse(line, where), self.text_key, where), read)
+                    yield Document(read_field(parse(line, where), self.text_key, where), read)
                 except DataError as error:
                     yield error
-
-
-def _parse(line: bytes, where: str) -> Any:
-    try:
-        return json.loads(line, parse_int=lambda digits: int(digits[:18]))  # numbers are no texts, however long
-    except UnicodeDecodeError as error:
-        problem = f"is not UTF-8 text: {error.reason}"
-    except json.JSONDecodeError as error:
-        problem = f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
-    except RecursionError:
-        problem = "is not JSON that can be read: nested too deeply"
-    raise DataError(f"{where}: {problem}")
-
-
-def _field(record: Any, key: str, where: str) -> str:
-    setting = f"data.text_key = {key!r}"
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: must be an object with the field {setting}")
-    if key not in record:
-        raise DataError(f"{where}: has no field {setting}, only {', '.join(map(repr, record)) or 'none'}")
-    text = _text(record[key], f"{where}: the field {setting}")
-    return text.encode("utf-8", "replace").decode()  # JSON can hold halves of surrogate pairs, UTF-8 cannot
-
-
-def _text(value: Any, where: str) -> str:
-    if isinstance(value, bytes):  # Spark writes texts as such
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where} is not UTF-8 text: {error.reason}") from error
-    if not isinstance(value, str):
-        raise DataError(f"{where} must be text, not {type(value).__name__}")
-    return value
 
 
 class ParquetSource(FileSource):
@@ -258,29 +225,28 @@ class ParquetSource(FileSource):
         try:
             # No threads of pyarrow's: they outlive the reading and can abort an interpreter on its way out.
             with pyarrow.parquet.ParquetFile(file, pre_buffer=False) as table:
-                columns = table.schema_arrow.names
-                if key not in columns:
-                    only = ", ".join(map(repr, columns))
-                    raise DataError(f"{file}: has no column data.text_key = {key!r}, only {only}")
-                kind = table.schema_arrow.field(key).type
-                if not any(is_kind(kind) for is_kind in _texts_of_parquet(pyarrow.types)):
-                    raise DataError(f"{file}: the column data.text_key = {key!r} must be text, not {kind}")
-                for batch in table.iter_batches(1024, columns=[key], use_threads=False):
+                columns, is_template = table.schema_arrow.names, bool(template(key))
+                for name in fields_of(key):
+                    which = f"{name!r} of data.text_key = {key!r}" if is_template else f"data.text_key = {key!r}"
+                    if name not in columns:
+                        only = ", ".join(map(repr, columns))
+                        raise DataError(f"{file}: has no column {which}, only {only}")
+                    kind = table.schema_arrow.field(name).type
+                    if not any(is_kind(kind) for is_kind in columns_of(pyarrow.types, is_template)):
+                        raise DataError(f"{file}: the column {which} must be text, not {kind}")
+                for batch in table.iter_batches(1024, columns=fields_of(key), use_threads=False):
                     done += len(batch)
                     first = done - len(batch)
-                    for row, text in enumerate(batch.column(0).to_pylist(), start=first):
+                    for row, record in enumerate(batch.to_pylist(), start=first):
+                        if not is_template:
+                            record[key] = record[key] or ""
                         try:
-                            text = _text(text or "", f"{file}, row {row}: data.text_key = {key!r}")
+                            text = read_field(record, key, f"{file}, row {row}")
                             yield Document(text, size * done // table.metadata.num_rows)
                         except DataError as error:
                             yield error
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: is no Parquet file, or is damaged: {error}") from error
-
-
-def _texts_of_parquet(types: Any) -> tuple[Any, ...]:
-    """What tells a type of columns that may hold texts; Spark writes them as bytes."""
-    return types.is_string, types.is_large_string, types.is_binary, types.is_large_binary, types.is_null
 
 
 class HubSource(Source):
@@ -324,7 +290,7 @@ class HubSource(Source):
             except Exception as error:  # as above
                 raise DataError(f"{where}: {_one_line(error)}") from error
             try:
-                yield Document(_field(row, self.text_key, where), 0)
+                yield Document(read_field(row, self.text_key, where), 0)
             except DataError as error:
                 yield error
 

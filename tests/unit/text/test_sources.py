@@ -1,5 +1,6 @@
 """Sources: documents in order, and bad input named with its file and line."""
 
+import json
 import sysconfig
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from nt_dist.errors import DataError
+from nt_dist.errors import ConfigError, DataError
+from nt_dist.families import load_config
 from nt_dist.text.settings import Data
-from nt_dist.text.sources import HubSource, open_files, open_source
+from nt_dist.text.sources import BadDocuments, HubSource, open_files, open_source
 from tests.unit.text.data_case import sentences, write_jsonl
 
 
@@ -262,3 +264,52 @@ def test_hf_errors_name_the_data_set(hub_folder):
 def test_hf_is_known_without_a_network(hub_folder):
     assert HubSource("allenai/c4", "en", "train", "text").seen == {}
     assert len(HubSource(hub_folder, "", "train", "text").seen) == 3
+
+
+def test_a_template_makes_a_text_of_several_fields(tmp_path):
+    rows = [{"q": "one?", "a": 1}, {"q": "two?"}, {"q": None, "a": "x"}, {"q": "{a}", "a": 2.5, "c": []}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    key = "{{Q}}: {q}\nA: {a}."
+    source = source_of(path, text_key=key)
+    source.bad = BadDocuments(0.5)
+    assert texts(source) == ["{Q}: one?\nA: 1.", "{Q}: {a}\nA: 2.5."]
+    assert (source.bad.count, source.bad.read) == (2, 4)
+    with pytest.raises(DataError, match=r"line 2: has no field 'a' of data.text_key = '{{Q}}.*, only 'q'"):
+        texts(source_of(path, text_key=key))
+    table = pyarrow.table({"q": ["one?", None, "two?"], "a": [1, 2, 3], "c": [[1], [2], [3]]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    source = source_of(tmp_path / "a.parquet", text_key=key)
+    source.bad = BadDocuments(0.5)
+    assert texts(source) == ["{Q}: one?\nA: 1.", "{Q}: two?\nA: 3."] and source.bad.count == 1
+    with pytest.raises(DataError, match="the column 'c' of data.text_key = '{c}' must be text, not list"):
+        texts(source_of(tmp_path / "a.parquet", text_key="{c}"))
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("{q}\\n{a}", "{q}\n{a}"),
+        ('"{q}\\n\\t{a}"', "{q}\n\t{a}"),
+        ("a b", "a b"),
+        ("{q", None),
+        ("q}", None),
+        ("{}", None),
+        ("{q:3}", None),
+        ("{q!r}", None),
+        ("{{q}}", None),
+        ("", None),
+    ],
+)
+def test_a_template_is_checked_and_written_as_it_was_read(word, key, tmp_path):
+    overrides = ["data.source=jsonl", f"data.path={tmp_path}", f"data.text_key={word}"]
+    if key is None:
+        with pytest.raises(ConfigError, match=r"data\.text_key = .* must be"):
+            load_config({}, overrides)
+        return
+    config = load_config({}, overrides)
+    assert config.data.text_key == key
+    (tmp_path / "a.toml").write_text(config.to_toml())
+    assert load_config(tmp_path / "a.toml").data.text_key == key
+    with pytest.raises(ConfigError, match=r"data\.text_key = 'a\\x07' must be a string"):
+        load_config({"data": {"text_key": "a\x07"}}, overrides[:2])

@@ -1,0 +1,66 @@
+"""What a row of jsonl, Parquet or a data set says: a field, or a template over several."""
+
+import json
+from typing import Any
+
+from nt_dist.errors import DataError
+from nt_dist.text.settings import template
+
+
+def parse(line: bytes, where: str) -> Any:
+    """The row of a line of jsonl; DataError, which names ``where`` it is, if it is none."""
+    try:
+        return json.loads(line, parse_int=lambda digits: int(digits[:18]))  # numbers are no texts, however long
+    except UnicodeDecodeError as error:
+        problem = f"is not UTF-8 text: {error.reason}"
+    except json.JSONDecodeError as error:
+        problem = f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+    except RecursionError:
+        problem = "is not JSON that can be read: nested too deeply"
+    raise DataError(f"{where}: {problem}")
+
+
+def read_field(record: Any, key: str, where: str) -> str:
+    """The text of a row by ``data.text_key``; DataError if it has none."""
+    setting, parts = f"data.text_key = {key!r}", template(key)
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: must be an object with the field {setting}")
+    for name in fields_of(key):
+        if name not in record:
+            which = f"{name!r} of {setting}" if parts else setting
+            raise DataError(f"{where}: has no field {which}, only {', '.join(map(repr, record)) or 'none'}")
+    if parts:
+        text = "".join(
+            literal + (_filled(record[name], f"{where}: the field {name!r} of {setting}") if name else "")
+            for literal, name in parts
+        )
+    else:
+        text = _text(record[key], f"{where}: the field {setting}")
+    return text.encode("utf-8", "replace").decode()  # JSON can hold halves of surrogate pairs, UTF-8 cannot
+
+
+def fields_of(key: str) -> list[str]:
+    """The fields that ``data.text_key`` reads, each once."""
+    return list(dict.fromkeys(name for _, name in template(key) if name)) or [key]
+
+
+def _filled(value: Any, where: str) -> str:
+    """What a template has of a field: a text, or a number as Python writes it."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else _text(value, where)
+
+
+def _text(value: Any, where: str) -> str:
+    if isinstance(value, bytes):  # Spark writes texts as such
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where} is not UTF-8 text: {error.reason}") from error
+    if not isinstance(value, str):
+        raise DataError(f"{where} must be text, not {type(value).__name__}")
+    return value
+
+
+def columns_of(types: Any, with_numbers: bool) -> tuple[Any, ...]:
+    """What tells a type of columns that may hold texts; Spark writes them as bytes."""
+    numbers = (types.is_integer, types.is_floating) if with_numbers else ()
+    return *numbers, types.is_string, types.is_large_string, types.is_binary, types.is_large_binary, types.is_null
