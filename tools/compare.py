@@ -78,7 +78,9 @@ def main() -> int:
         raise RunError(f"{plans[0]}: none of its runs has been trained")
     comparison = compare(rows, arguments.equal or "")
     pixels = {name: picture.png for name, picture in comparison.write(out).items()}
-    draw_pictures(out / TENSORBOARD, pixels, max(each.steps for row in rows for each in row.results))
+    draw_pictures(
+        out / TENSORBOARD / out.resolve().name, pixels, max(each.steps for row in rows for each in row.results)
+    )
     print(comparison.markdown())
     print(f"written: {out / comparison.name}.md and .csv, pictures beside them")
     return 0

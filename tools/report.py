@@ -34,7 +34,7 @@ def main() -> int:
     from nt_dist.study.results import result_of
     from nt_dist.study.tables import read_comparison
     from nt_dist.training.reporter import TENSORBOARD
-    from nt_dist.training.tensorboard import draw_pictures
+    from nt_dist.training.tensorboard import curves_folder, draw_pictures
 
     start_logging(0)
     comparison = read_comparison(arguments.comparison) if arguments.comparison else None
@@ -43,7 +43,9 @@ def main() -> int:
     out = arguments.out or run / "report.html"
     write_whole(out, page)
     save_pictures(pictures, run / "report")
-    draw_pictures(run / TENSORBOARD, {name: picture.png for name, picture in pictures.items()}, result.steps)
+    draw_pictures(
+        curves_folder(run, run / TENSORBOARD), {name: picture.png for name, picture in pictures.items()}, result.steps
+    )
     print(f"written: {out}; {len(pictures)} pictures in {run / 'report'}")
     return 0
 

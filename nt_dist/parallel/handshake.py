@@ -4,9 +4,12 @@ A rank that was started with another config, from another checkout or over other
 collective, or, worse, train.
 """
 
+import contextlib
+import functools
 import hashlib
 import platform
 import socket
+import subprocess
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
@@ -62,3 +65,15 @@ def code_version() -> dict[str, str]:
     for path in sorted(PACKAGE.rglob("*.py")):
         versions[f"nt_dist/{path.relative_to(PACKAGE).as_posix()}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return versions
+
+
+@functools.cache
+def commit() -> str:
+    """The commit of the checkout that this package is run from, with + behind it where files differ from it; empty
+    where it is in none, or git cannot say."""
+    root = PACKAGE.parent
+    if (root / ".git").exists():
+        command = ["git", "-C", root, "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return ""

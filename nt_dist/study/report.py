@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from nt_dist import __version__
 from nt_dist.checkpoint.fragments import FragmentReader
 from nt_dist.checkpoint.manifest import CONFIG, read_manifest
 from nt_dist.config import Config
+from nt_dist.errors import NTDistError, printable
 from nt_dist.evaluation.evaluate_checkpoint import saved_config
 from nt_dist.evaluation.report import by_row, diversity_notes, gain_notes, scores, topology_notes
+from nt_dist.inference import load_ensemble
+from nt_dist.inference.generate import Sampling, generate
 from nt_dist.model.weights import weight_specs
 from nt_dist.pictures import (
     Drawn,
@@ -36,6 +38,7 @@ from nt_dist.training.metrics_log import METRICS, read_metrics
 from nt_dist.training.tensorboard import shrunk
 
 MAP_SIDE = 48  # fields a side, at most
+SAMPLE_TOKENS, SAMPLING = 100, Sampling(temperature=0.8, top_p=0.95)
 # What a page of this policy can load is what stands in it: no script, nothing from another place.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
@@ -54,6 +57,7 @@ th { font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 tr.strong td { font-weight: 600; background: #f2f6fa; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.5rem; margin: 1rem 0; }
 dt { color: #5a5a5a; } dd { margin: 0; overflow-wrap: anywhere; }
+.sample { white-space: pre-wrap; }
 pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .85rem; }
 """
 
@@ -76,7 +80,7 @@ def make_report(run: Path, result: Result, comparison: StudyTable | None = None)
     parts = [
         f"<h1>{name}</h1>",
         '<p class="quiet">A NeuroTrails run, as nt_dist found it.</p>',
-        _list(_facts(result, config)),
+        _list(_facts(result, config, checkpoint)),
         "<h2>Predictions</h2>",
         _predictions(result),
         _list(_ensemble(result)),
@@ -84,6 +88,7 @@ def make_report(run: Path, result: Result, comparison: StudyTable | None = None)
     for section in dict.fromkeys(picture.section for picture in pictures):
         parts.append(f"<h2>{section}</h2>")
         parts += [_figure(picture, files[picture.name].svg) for picture in pictures if picture.section == section]
+    parts += _sample(checkpoint, config)
     if comparison:
         parts += ["<h2>All runs of the comparison</h2>", _table(comparison.cells)]
         parts += [f'<p class="quiet">{escape(note)}</p>' for note in comparison.notes]
@@ -91,9 +96,10 @@ def make_report(run: Path, result: Result, comparison: StudyTable | None = None)
     return _page(name, parts), files
 
 
-def _facts(result: Result, config: Config) -> Mapping[str, str]:
+def _facts(result: Result, config: Config, checkpoint: Path) -> Mapping[str, str]:
     blocks, shared = config.model.num_layers, config.trunk_layers
     sample, samples = result.headline.sample, result.headline.samples
+    manifest = read_manifest(checkpoint)
     pace = result.tokens_seen / result.training_seconds if result.training_seconds else 0
     return {
         "trails": f"{result.trails}; of {blocks} blocks {shared} shared, then {blocks - shared} in each",
@@ -105,8 +111,22 @@ def _facts(result: Result, config: Config) -> Mapping[str, str]:
         f"inference FLOP a {sample}": _flops(result.inference_flops_sparse, result.inference_flops_dense),
         "evaluated on": f"{result.num_samples:,} {samples} of the validation data",
         "checkpoint": result.checkpoints[0],
-        "nt_dist": __version__,
+        "nt_dist": f"{manifest.written_by}, commit {manifest.training_state.extra.get('commit') or 'not known'}",
     }
+
+
+def _sample(checkpoint: Path, config: Config) -> list[str]:
+    """What the model writes, where it writes texts and its tokenizer is still there."""
+    if config.family.task != "text-generation":
+        return []
+    try:
+        pieces = generate(load_ensemble(checkpoint), "", SAMPLE_TOKENS, SAMPLING)
+        text = printable("".join(piece.text for piece in pieces))
+    except NTDistError as problem:
+        return ["<h2>Sample</h2>", f"<p>None can be made: {escape(str(problem))}</p>"]
+    how = f"temperature {SAMPLING.temperature:g}, top_p {SAMPLING.top_p:g}, seed {SAMPLING.seed}"
+    said = f"What the ensemble writes from nothing, up to {SAMPLE_TOKENS} tokens: {how}."
+    return ["<h2>Sample</h2>", f'<p class="quiet">{said}</p>', f'<pre class="sample">{escape(text)}</pre>']
 
 
 def _flops(sparse: float, dense: float) -> str:

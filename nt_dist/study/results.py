@@ -75,6 +75,12 @@ class Result:
         return self.training_flops_sparse * self.tokens_seen
 
     @property
+    def gain_over_best(self) -> float:
+        """Nats by which the mean of probabilities is better than the best trail: the best member of an ensemble of runs
+        of one trail each."""
+        return min(self.figures["nll"]["trails"]) - self.figures["nll"]["prob"]
+
+    @property
     def num_samples(self) -> int:
         """What it was evaluated on, in the headline's samples."""
         return self.figures[self.headline.samples]
@@ -91,6 +97,7 @@ class Result:
             **plain,
             **{f"{self.headline.name} on {name}": own.prob for name, own in self.by_source.items()},
             "gain": sum(trails) / len(trails) - self.figures["nll"]["prob"],
+            "gain_over_best_trail": self.gain_over_best,
             **{key: calibration[key]["prob"] for key in ("ece", "adaptive_ece", "brier")},
             "temperature": calibration["temperature"]["value"]["prob"],
             "ece_after_temperature": calibration["temperature"]["after"]["ece"]["prob"],

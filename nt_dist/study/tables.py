@@ -25,7 +25,11 @@ from nt_dist.study.training import trained
 _COMPARISON = "comparison"
 _ALIKE = 0.1  # by which costs may differ that are called equal, as times do
 _OF_SEVERAL = ("ensemble, mean of probabilities", "ensemble, mean of logits", "gain (nats)", "disagreement")
-_OF_SEVERAL += ("JS divergence", "mutual information")  # columns that say nothing of one trail
+_OF_SEVERAL += (
+    "over the best trail (nats)",
+    "JS divergence",
+    "mutual information",
+)  # columns that say nothing of one trail
 _DIVERSITY = {  # its measures, and their columns
     "disagreement": "disagreement",
     "JS divergence (nats)": "js_mean",
@@ -120,7 +124,8 @@ def compare(rows: Sequence[Row], equal: str = "") -> StudyTable:
     notes = [
         f"FLOP of one {headline.sample}, sparse-effective (dense-equivalent); calibration and Brier score of the mean "
         "of probabilities; divergence and mutual information in nats; gain: mean of the trails' negative log-"
-        "likelihoods less that of the mean of probabilities; time: of training steps alone, by the clock.",
+        "likelihoods less that of the mean of probabilities, and that of the best trail (of runs taken together: of "
+        "the best member) less it; time: of training steps alone, by the clock.",
         f"Evaluated on {listed(evaluated)} {headline.samples}.",
         _trained_on(rows, equal),
     ]
@@ -219,6 +224,7 @@ def _cells(row: Row, sources: Iterable[str] = ()) -> dict[str, str]:
         "ensemble, mean of probabilities": mean(headline.text, lambda each: each.headline.prob),
         "ensemble, mean of logits": mean(headline.text, lambda each: each.headline.logit),
         "gain (nats)": mean("{:.4f}".format, lambda each: each.headline.gain),
+        "over the best trail (nats)": mean("{:.4f}".format, lambda each: each.gain_over_best),
         "ECE": mean("{:.2%}".format, lambda each: each.figures["calibration"]["ece"]["prob"]),
         "adaptive ECE": mean("{:.2%}".format, lambda each: each.figures["calibration"]["adaptive_ece"]["prob"]),
         "Brier": mean("{:.4f}".format, lambda each: each.figures["calibration"]["brier"]["prob"]),

@@ -37,6 +37,7 @@ from nt_dist.model.flops import token_flops
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel import launcher
 from nt_dist.parallel.agree import agree, naming_lost_ranks
+from nt_dist.parallel.handshake import commit
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
 from nt_dist.training.integrity import Integrity
 from nt_dist.training.metrics_log import METRICS, check_continued, put_aside
@@ -342,6 +343,7 @@ class Trainer:
         self.metrics_lines = self.reporter.lines_on_disk() if self.reporter else 0
         extra = {name: getattr(self, name) for name in _KEPT} | self.data.identity
         extra |= {"bad_steps": self.bad_steps.state(), "guard": self.guard.state()}
+        extra |= {"commit": commit()} if self.reporter else {}
         progress = TrainingState(self.step, self.consumed_samples, self.optimizer_state.step, self.data.digest, extra)
         self.saver.save(progress, is_last)
 
@@ -396,5 +398,4 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes that this rank has held so far: on its GPU, or, without one, of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # KiB

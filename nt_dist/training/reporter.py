@@ -15,7 +15,7 @@ from nt_dist.parallel.mesh import Mesh
 from nt_dist.sparsity.weight import Weight
 from nt_dist.training.metrics_log import METRICS, MetricsLog
 from nt_dist.training.run_data import say_sources
-from nt_dist.training.tensorboard import TensorBoard, of_evaluation, of_training, pictured_weight
+from nt_dist.training.tensorboard import TensorBoard, curves_folder, of_evaluation, of_training, pictured_weight
 from nt_dist.training.trackers import Trackers
 
 TENSORBOARD = "tensorboard"
@@ -42,7 +42,9 @@ class Reporter:
     ):
         self._family, self._handlers = family, [each for each in handlers if isinstance(each, BarHandler)]
         self._metrics = MetricsLog(folder / METRICS, first_step)
-        self._board = TensorBoard(folder / TENSORBOARD, first_step) if TENSORBOARD in loggers else None
+        self._board = (
+            TensorBoard(curves_folder(folder, folder / TENSORBOARD), first_step) if TENSORBOARD in loggers else None
+        )
         self._trackers = Trackers(loggers, folder, settings or {}, first_step)
         self._pictured = pictured_weight(weights)
         for handler in self._handlers:

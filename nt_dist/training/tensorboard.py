@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import socket
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
@@ -25,9 +26,11 @@ from nt_dist.files import Journal
 from nt_dist.sparsity.weight import Weight
 
 _EVENTS = "events.out.tfevents."  # how names of its files begin; the time at which each begins comes next
+_PICTURES = "pictures"  # folder of the events that show those of finished runs
 ENSEMBLE = "validation_of_ensemble/mean_of_probabilities"
 _OF_SOURCES = ("epochs_of_source", "share_of_source")  # keys of metrics.jsonl that have a number for each source
-PICTURE_SIDE = 256  # pixels at most, a side
+PICTURE_SIDE = 256  # pixels at most, a side; smaller pictures are enlarged by whole pixels
+_LETTERS = 42  # in a line below a picture
 _SECTIONS = {
     **dict.fromkeys(("loss", "objective", "joint_loss", "lr", "grad_norm", "epochs"), "training"),
     **dict.fromkeys(("density", "drop_fraction", "regrown"), "topology"),
@@ -50,7 +53,8 @@ class TensorBoard:
         start = Event(step=purged, session_log=SessionLog(status=SessionLog.START))
         self._write(Event(file_version="brain.Event:2"), start)
         # the losses of all trails and of the ensemble in one chart, a line each (Custom Scalars)
-        tags = {"training": ["loss_of_trail/.*"], "validation": ["validation_of_trail/.*", ENSEMBLE]}
+        tags = {"training": ["loss_of_trail/.*", "training/joint_loss"]}
+        tags["validation"] = ["validation_of_trail/.*", ENSEMBLE]
         charts = custom_scalars({"trails": {name: ["Multiline", each] for name, each in tags.items()}})
         self._write(Event(summary=charts))
 
@@ -61,7 +65,9 @@ class TensorBoard:
     def topology(self, weight: Weight | None, step: int) -> None:
         """Draws which positions of a weight, if there is one, are active: a slider in TensorBoard, a picture a call."""
         if weight is not None:
-            picture = image(f"topology/{weight.spec.name}", topology_picture(weight), dataformats="HWC")
+            said = f"{weight.spec.name} at step {step}: where its active entries are. {_colours(len(weight.trails))}"
+            shown = labelled(topology_picture(weight), said)
+            picture = image(f"topology/{weight.spec.name}", shown, dataformats="HWC")
             self._write(Event(step=step, summary=picture))
 
     def close(self) -> None:
@@ -108,6 +114,13 @@ def _numbers(figures: Mapping[str, Any], of_trail: str, trails: Sequence[float])
     return numbers | {f"{of_trail}/{trail}": value for trail, value in enumerate(trails, 1)}
 
 
+def curves_folder(run: Path, top: Path) -> Path:
+    """Return the folder of a run's curves in ``top``: one by its name, as TensorBoard calls a run by its folder, and
+    ``top`` itself "."; or where the run has curves already."""
+    begun = (file.parent for file in sorted(top.rglob(f"{_EVENTS}*")) if file.parent.name != _PICTURES)
+    return next(begun, top / run.resolve().name)
+
+
 def _begin(folder: Path) -> float:
     """The time to call a new file by: now, but behind all files that are there.
 
@@ -120,7 +133,7 @@ def _begin(folder: Path) -> float:
 
 def draw_pictures(folder: Path, pictures: Mapping[str, bytes], step: int) -> None:
     """Show pictures (PNG files by name) of finished runs in TensorBoard, in place of those shown before."""
-    own = folder / "pictures"  # a folder of events of their own
+    own = folder / _PICTURES
     shutil.rmtree(own, ignore_errors=True)
     with SummaryWriter(str(own)) as writer:
         for name, png in pictures.items():
@@ -140,6 +153,27 @@ def topology_picture(weight: Weight) -> np.ndarray:
     channels = shrunk(active.view(len(index), weight.local_shape[0], -1), PICTURE_SIDE)
     channels = channels.expand(3, -1, -1) if len(index) == 1 else F.pad(channels, (0, 0, 0, 0, 0, 3 - len(index)))
     return (255 * channels).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def _colours(trails: int) -> str:
+    """What the colours of :func:`topology_picture` say."""
+    if trails == 1:
+        return "White: active; black: not."
+    names = ", ".join(f"{colour}: trail {number}" for number, colour in enumerate(("red", "green", "blue")[:trails], 1))
+    return f"{names.capitalize()}; {'white' if trails > 2 else 'yellow'}: active in all; black: in none."
+
+
+def labelled(picture: np.ndarray, text: str) -> np.ndarray:
+    """A picture [height, width, 3], enlarged where it is small, above what it shows, in words."""
+    height, width = picture.shape[:2]
+    scale = max(1, PICTURE_SIDE // max(height, width))
+    large = Image.fromarray(picture).resize((scale * width, scale * height), Image.Resampling.NEAREST)
+    lines = "\n".join(textwrap.wrap(text, _LETTERS))
+    right, bottom = ImageDraw.Draw(large).multiline_textbbox((4, 4), lines)[2:]
+    whole = Image.new("RGB", (max(large.width, int(right) + 5), large.height + int(bottom) + 5), "white")
+    whole.paste(large)
+    ImageDraw.Draw(whole).multiline_text((4, large.height + 4), lines, fill="black")
+    return np.asarray(whole)
 
 
 def shrunk(pictures: torch.Tensor, side: int) -> torch.Tensor:

@@ -153,7 +153,7 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(tmp_path, corpus, sta
     assert progress[0] == progress[1]
     assert (progress[0].step, progress[0].adam_step, progress[0].consumed_samples) == (STEPS, STEPS, STEPS * 8)
 
-    events = EventAccumulator(str(broken / "tensorboard"))
+    events = EventAccumulator(str(broken / "tensorboard" / broken.name))
     events.Reload()
     assert [event.step for event in events.Scalars("training/loss")] == list(range(1, STEPS + 1))
 

@@ -15,8 +15,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nt_dist.data.loader import spread
+from nt_dist.errors import printable
 from nt_dist.inference import load_ensemble
+from nt_dist.inference.generate import generate
 from nt_dist.study.plan import parse_points, plan_runs, plan_sweep, read_plan
+from nt_dist.study.report import SAMPLE_TOKENS, SAMPLING
 from nt_dist.testing import RankError, run_distributed
 from nt_dist.text.prepare import open_data
 from tests.unit.inference.trained_run import write_checkpoint
@@ -92,7 +95,7 @@ def _run(tool, *arguments):
 def _pretend_trained(runs):
     for run in runs:
         data = open_data(run.config, is_writer=False)
-        extra = {"tokens": 128, "tokenizer_sha256": data.tokenizer.sha256}
+        extra = {"tokens": 128, "tokenizer_sha256": data.tokenizer.sha256, "commit": "0123abcd"}
         write_checkpoint(run.config, data.digest, extra, step=run.config.train.steps)
 
 
@@ -257,10 +260,16 @@ def test_a_report_is_one_file_that_needs_nothing_else(folder):
     names += ["perplexity_against_parameters", "perplexity_against_flops"]
     assert re.findall(r'<figure id="(\w+)"', text) == names and page.images == {"figure": len(names)}
     figures = json.loads((run / "report" / "trails.json").read_text())["figures"]
-    for shown in (f"{figures['ppl_ensemble_prob']:.2f}", "step 4 of 4, 128 tokens", "deep", "hidden_size = 16"):
+    shown_there = ("step 4 of 4, 128 tokens", "deep", "hidden_size = 16", "0.1.0, commit 0123abcd", "learning rate")
+    for shown in (f"{figures['ppl_ensemble_prob']:.2f}", *shown_there):
         assert shown in page.text
+    pieces = generate(load_ensemble(run), "", SAMPLE_TOKENS, SAMPLING)
+    assert (
+        printable("".join(piece.text for piece in pieces))
+        in page.text.split("What the ensemble writes from nothing")[1]
+    )
     assert {file.stem for file in (run / "report").glob("*.svg")} == set(names)
-    events = EventAccumulator(str(run / "tensorboard" / "pictures"))
+    events = EventAccumulator(str(run / "tensorboard" / "trails" / "pictures"))
     events.Reload()
     assert set(events.Tags()["images"]) == set(names)
 

@@ -1,5 +1,6 @@
 """Ranks that do not run the same are found and named; the ranks here are threads that meet at a barrier."""
 
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -72,3 +73,19 @@ def test_a_part_that_only_some_have_is_named(missing):
     parts[missing] = {"a": 1, "b": 2}
     errors = on_ranks([lambda world, part=part: check_alike(world, "code version", part) for part in parts])
     assert f"rank {missing} on " in errors[2] and "b = 2" in errors[2] and "missing" in errors[2]
+
+
+def test_the_commit_of_a_checkout_and_whether_it_was_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(handshake, "PACKAGE", tmp_path / "nt_dist")
+    ask = handshake.commit.__wrapped__
+    assert ask() == ""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "file").write_text("one")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"], ["tag", "-a", "v1", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert ask() == head[:12]
+    (tmp_path / "file").write_text("two")
+    assert ask() == head[:12] + "+"
+    monkeypatch.setenv("PATH", "")
+    assert ask() == ""

@@ -37,6 +37,8 @@ def test_the_table_says_what_each_run_costs_and_how_well_it_predicts():
     assert trails["weights stored"] == "4.42 M of 8.84 M" and trails["training FLOP"] == "26.5 M (53 M)"
     assert trails["perplexity of each trail"] == ", ".join(f"{each:.2f}" for each in figures["ppl_trails"])
     assert trails["ensemble, mean of probabilities"] == f"{figures['ppl_ensemble_prob']:.2f}"
+    best = min(figures["nll"]["trails"]) - figures["nll"]["prob"]
+    assert trails["over the best trail (nats)"] == f"{best:.4f}" and single["over the best trail (nats)"] == "–"
     assert trails["ECE"] == f"{figures['calibration']['ece']['prob']:.2%}"
     assert trails["disagreement"] == f"{figures['disagreement']:.1%}"
     assert single["gain (nats)"] == single["disagreement"] == single["ensemble, mean of logits"] == "–"

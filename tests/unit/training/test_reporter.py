@@ -43,7 +43,7 @@ def test_a_full_disk_ends_nothing_and_what_was_refused_follows(tmp_path, monkeyp
     assert reporter.lines_on_disk() == 3
     reporter.close()
     assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 3, 7]
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events = EventAccumulator(str(tmp_path / "tensorboard" / tmp_path.name))
     events.Reload()
     assert [each.value for each in events.Scalars("training/loss") + events.Scalars("validation/disagreement")] == [
         2,
@@ -71,7 +71,7 @@ def _evaluated(folder, family, record, capsys, caplog, monkeypatch):
     (line,) = read_metrics(folder / "metrics.jsonl")
     assert handler.bar is None and {key: line[key] for key in record} == record
     assert abs(line["time"] - time.time()) < 600
-    events = EventAccumulator(str(folder / "tensorboard"))
+    events = EventAccumulator(str(folder / "tensorboard" / folder.name))
     events.Reload()
     curves = {name: events.Scalars(name)[0].value for name in events.Tags()["scalars"]}
     return capsys.readouterr().err.strip(), {name: pytest.approx(value) for name, value in curves.items()}

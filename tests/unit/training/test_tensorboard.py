@@ -14,6 +14,7 @@ from nt_dist.evaluation.topology import Overlap
 from nt_dist.families import DEFAULT
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storages import STORAGES, DenseWeight
+from nt_dist.training import tensorboard
 from nt_dist.training.tensorboard import (
     PICTURE_SIDE,
     TensorBoard,
@@ -94,7 +95,10 @@ def test_the_trails_of_a_run_share_a_chart_with_a_line_each(tmp_path):
     (category,) = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
     charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
     ensemble = "validation_of_ensemble/mean_of_probabilities"
-    assert charts == {"training": ["loss_of_trail/.*"], "validation": ["validation_of_trail/.*", ensemble]}
+    assert charts == {
+        "training": ["loss_of_trail/.*", "training/joint_loss"],
+        "validation": ["validation_of_trail/.*", ensemble],
+    }
 
 
 def test_pictures_of_a_finished_run_take_the_place_of_older_ones(tmp_path):
@@ -147,9 +151,34 @@ def test_pictures_follow_the_topology(tmp_path):
     images = _read(tmp_path).Images("topology/blocks.2.mlp.gate")
     assert [image.step for image in images] == [0, 50]
     first, second = (np.asarray(Image.open(io.BytesIO(image.encoded_image_string))) for image in images)
-    assert first.shape == (8, 6, 3)
+    first, second = (shown[: 8 * 32 : 32, : 6 * 32 : 32] for shown in (first, second))
     assert np.array_equal(first[..., 0], second[..., 1]) and np.array_equal(first[..., 1], second[..., 0])
     assert not np.array_equal(first, second)
+
+
+def test_a_picture_says_below_what_it_shows(monkeypatch):
+    written = []
+    monkeypatch.setattr(tensorboard.ImageDraw.ImageDraw, "multiline_text", lambda *a, **k: written.append(a[2]))
+    said = []
+    for trails in (1, 2, 3, 4):
+        said.append(tensorboard._colours(trails))
+    assert said[0] == "White: active; black: not."
+    assert said[1] == "Red: trail 1, green: trail 2; yellow: active in all; black: in none."
+    assert said[2] == said[3] and "blue: trail 3; white: active in all" in said[2]
+    picture = np.zeros((100, 4, 3), np.uint8)
+    shown = tensorboard.labelled(picture, said[2])
+    assert " ".join(written[0].splitlines()) == said[2]
+    assert not shown[:200, :8].any() and shown[205:].all() and shown.shape[1] > 100
+
+
+def test_a_run_is_called_by_its_name_where_it_has_no_curves_yet(tmp_path):
+    run, top = tmp_path / "mine", tmp_path / "mine" / "tensorboard"
+    assert tensorboard.curves_folder(run, top) == top / "mine"
+    TensorBoard(tensorboard.curves_folder(run, top), 0).close()
+    draw_pictures(tensorboard.curves_folder(run, top), {}, 0)
+    assert tensorboard.curves_folder(tmp_path / "renamed", top) == top / "mine"
+    TensorBoard(tmp_path / "old" / "tensorboard", 0).close()  # as earlier versions did
+    assert tensorboard.curves_folder(tmp_path / "old", tmp_path / "old" / "tensorboard") == tmp_path / "old/tensorboard"
 
 
 @pytest.mark.parametrize("storage", ["compact", "masked"])
