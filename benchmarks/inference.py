@@ -32,7 +32,7 @@ class Contender:
     Attributes:
         model: The exported model.
         file_bytes: Of its weights on a disk.
-        sparse_matrices: How many of its matrices are held in compressed rows, of how many.
+        sparse_matrices: How many of its matrices are held as bitmaps, of how many.
     """
 
     model: NeuroTrailsForCausalLM
@@ -56,7 +56,7 @@ class Measured:
         weight_bytes: Memory of the weights.
         cache_bytes: Memory of the keys and values after the last step.
         file_bytes: Of the weights on a disk.
-        sparse_matrices: Held in compressed rows, of how many.
+        sparse_matrices: Held as bitmaps, of how many.
     """
 
     prompt: Spread
@@ -181,7 +181,8 @@ class _Turn:
         return sum(each.keys.nbytes + each.values.nbytes for each in self.cache.layers)
 
 
-def _changed(config: Config, density: float, **sections: dict) -> Config:
+def changed(config: Config, density: float, **sections: dict) -> Config:
+    """A config of another density, in fp32, of dense tensors; ``sections`` change more of it."""
     merged = config.to_dict()
     merged["sparsity"] |= {"density": density, "storage": "masked"}
     for name, values in sections.items():
@@ -195,13 +196,13 @@ def _model(config: Config) -> NeuroTrailsForCausalLM:
 
 
 def _dense(config: Config, **sections: dict) -> Contender:
-    model = _model(_changed(config, 1.0, **sections))
+    model = _model(changed(config, 1.0, **sections))
     return Contender(model, sum(each.nbytes for each in model.parameters()), (0, _num_matrices(model)))
 
 
 def _sparse(config: Config, density: float) -> Contender:
     with TemporaryDirectory() as folder:
-        model = _model(_changed(config, density))
+        model = _model(changed(config, density))
         model.config.save_pretrained(folder)
         save_sparse(model, Path(folder))
         size = (Path(folder) / FILE).stat().st_size

@@ -1,6 +1,7 @@
 """The benchmarks from their settings to a text and to plain figures."""
 
 import platform
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,12 +9,14 @@ import torch
 
 from benchmarks.communication import measure_traffic, traffic_table
 from benchmarks.control import control_table, limit_files, measure_control
+from benchmarks.decoding import SHAPE, measure_decoding
 from benchmarks.inference import measure_inference
 from benchmarks.loading import measure_loading, measure_workers
 from benchmarks.memory import measure_memory, memory_table
 from benchmarks.saving import measure_saving
 from benchmarks.setup import unit
 from benchmarks.speed import measure_speed
+from benchmarks.timing import Clock
 from benchmarks.trunk import measure_trunk
 from nt_dist.config import Config
 from nt_dist.model.counts import count_micro_batch
@@ -164,6 +167,29 @@ def run_inference(
     report = measure_inference(config, densities, **sizes, cpu_time=cpu_time, progress=say)
     where = f"{_sizes(config)}, fp32, {_machine(torch.device('cpu'))}"
     head = f"{where}; {num_rounds} rounds of one sequence, {prompt} tokens read and {num_steps} written"
+    head += f"{', by CPU time' if cpu_time else ''}\n\n"
+    return head + report.table(), {"where": where, **report.to_dict()}
+
+
+def run_decoding(
+    config: Config, densities: list[float], say: Say, *, num_rounds: int, num_steps: int, cpu_time: bool
+) -> tuple[str, dict]:
+    """Measures products with bitmaps and writing with them; see decoding.measure_decoding.
+
+    Args:
+        say: Told how far it is.
+        cpu_time: Also makes torch compute on one thread.
+
+    Returns:
+        Markdown, and every round's figures.
+    """
+    if cpu_time:
+        torch.set_num_threads(1)
+    clock = Clock(lambda: None, time.process_time if cpu_time else time.perf_counter)
+    turns = {"num_rounds": num_rounds, "num_steps": num_steps}
+    report = measure_decoding(config, densities, clock, **turns, progress=say)
+    where = f"{_sizes(config)}, {_machine(torch.device('cpu'))}"
+    head = f"{where}; {num_rounds} rounds of {num_steps} tokens, products of {SHAPE[0]} × {SHAPE[1]}"
     head += f"{', by CPU time' if cpu_time else ''}\n\n"
     return head + report.table(), {"where": where, **report.to_dict()}
 

@@ -8,6 +8,7 @@
     python tools/benchmark.py inference [--densities 0.1,0.3,0.5,0.7,0.9] [--rounds 5] [--prompt 128] [--steps 32]
     python tools/benchmark.py loading --config configs/vision_mini.toml [--rounds 7] [--cpu_time] [--workers 2]
     python tools/benchmark.py saving [--rounds 7] [--steps 2] [--folder runs]
+    python tools/benchmark.py decoding [--densities 0.1,0.2,0.3,0.5,0.7,0.9] [--rounds 7] [--steps 16]
     python tools/benchmark.py counts --config configs/llama_350m.toml
 
 speed: tokens or pictures per second of the trainer against the same model of plain dense layers in a plain PyTorch loop
@@ -19,9 +20,11 @@ time, bytes and memory of a step where trail ranks split the trunk's micro-batch
 turns. inference: tokens per second and memory of the exported ensemble, a single dense model and a full dense ensemble
 on the CPU, for a prompt read at once and for text written token by token. loading: pictures per second of the loader
 beside those of a training step; with --workers also threads against as many processes. saving: how long the training
-stands still for a checkpoint written in its way and beside it, in --folder. counts: kernels that a GPU has to launch
-for a micro-batch, forward and backward, and the bytes that they read and write; nothing is run. All take --config
-(default configs/bench_speed.toml), --ds_config, --json FILE and section.key=value; --inference is inference, and so on.
+stands still for a checkpoint written in its way and beside it, in --folder. decoding: products of one vector with
+matrices that are held as bitmaps, read one after the other, and tokens per second of models that hold them so, as
+tools/generate.py does. counts: kernels that a GPU has to launch for a micro-batch, forward and backward, and the bytes
+that they read and write; nothing is run. All take --config (default configs/bench_speed.toml), --ds_config, --json FILE
+and section.key=value; --inference is inference, and so on.
 """
 
 import argparse
@@ -90,7 +93,11 @@ def main() -> int:
     inference.add_argument("--rounds", type=positive, default=5, help="each contender's turns (default 5)")
     inference.add_argument("--prompt", type=positive, default=128, help="tokens read at once (default 128)")
     inference.add_argument("--steps", type=positive, default=32, help="tokens written (default 32)")
-    for command in (speed, loading, inference):
+    decoding = commands.add_parser("decoding", help="products with bitmaps, and writing with them")
+    decoding.add_argument("--densities", type=densities, default=[0.1, 0.2, 0.3, 0.5, 0.7, 0.9])
+    decoding.add_argument("--rounds", type=positive, default=7, help="each contender's turns (default 7)")
+    decoding.add_argument("--steps", type=positive, default=16, help="tokens written in a turn (default 16)")
+    for command in (speed, loading, inference, decoding):
         command.add_argument("--cpu_time", action="store_true", help="time computed, on one thread, not time passed")
     for command in commands.choices.values():
         command.add_argument("--json", type=Path, help="file for all figures")
@@ -110,7 +117,8 @@ def main() -> int:
         if launcher.process().rank == 0:
             print(line, file=sys.stderr, flush=True)
 
-    needs_none = joins_later or arguments.what in ("inference", "counts", "control")  # the last makes ranks of its own
+    without = ("inference", "decoding", "counts", "control")  # the last makes ranks of its own
+    needs_none = joins_later or arguments.what in without
     mesh = None if needs_none else init_mesh(config)
     if arguments.what == "counts":
         table, figures = run.run_counts(config)
@@ -127,6 +135,9 @@ def main() -> int:
         turns = {"num_rounds": arguments.rounds, "prompt": arguments.prompt, "num_steps": arguments.steps}
         turns["cpu_time"] = arguments.cpu_time
         table, figures = run.run_inference(config, arguments.densities, say, **turns)
+    elif arguments.what == "decoding":
+        turns = {"num_rounds": arguments.rounds, "num_steps": arguments.steps, "cpu_time": arguments.cpu_time}
+        table, figures = run.run_decoding(config, arguments.densities, say, **turns)
     elif arguments.what == "loading":
         turns = {"num_rounds": arguments.rounds, "cpu_time": arguments.cpu_time, "num_workers": arguments.workers}
         table, figures = run.run_loading(config, mesh, **turns)

@@ -242,6 +242,23 @@ def check(config: Config, wrong: set[str]) -> list[str]:
     return [message for keys, rule in rules if not wrong.intersection(keys) for message in rule(config)]
 
 
+def _thin_blocks(config: Config) -> Iterator[str]:
+    """Name the weight whose blocks are one input wide, as groups are, for want of a divisor, and a size with one."""
+    sparsity, least = config.sparsity, {}
+    if sparsity.structure != "blocks" or sparsity.density == 1:
+        return
+    for spec in config.family.weights(config):
+        if spec.role in ("linear", "convolution") and not any(fnmatchcase(spec.name, each) for each in sparsity.exempt):
+            inputs = {spec.real_columns(shard) for shard in range(spec.shards)} - {0, 1}
+            least[spec.name] = max((next(n for n in range(2, i + 1) if i % n == 0) for i in inputs), default=0)
+    name = max(least, key=least.get, default=None)
+    if name and least[name] > sparsity.group_size:
+        yield (
+            f"sparsity.group_size = {sparsity.group_size}: blocks of {name} are one input wide, as groups are, for no "
+            f"number from 2 to it divides the inputs of a shard; nearest: {least[name]}"
+        )
+
+
 _CHOICE = ("sparsity.drop", "sparsity.temperature", "sparsity.grow", "sparsity.regrow_from", "sparsity.new_moments")
 _UPDATE = (*_CHOICE, "sparsity.drop_fraction", "sparsity.drop_schedule", "sparsity.stop_fraction")
 _SPARSE = (
@@ -290,6 +307,7 @@ def warnings(config: Config) -> Iterator[str]:
         if holds:
             yield from ignored(config, because, *keys)
     yield from config.family.ignored(config)
+    yield from _thin_blocks(config)
     never = sparsity.update_every > int(sparsity.stop_fraction * train.steps) or sparsity.update_every >= train.steps
     if sparsity.density != 1 and never and not train.epochs:
         yield (

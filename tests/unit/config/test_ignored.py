@@ -89,3 +89,16 @@ def test_settings_that_count_are_not_named():
     assert not list(warnings(make_config(sections)))
     beside_stdlib = {"text_key": "t", "validation": "x.jsonl"}
     assert not list(warnings(make_config({"data": beside_stdlib})))
+
+
+def test_blocks_that_nothing_divides_are_said():
+    model = {"hidden_size": 64, "ffn_size": 8 * 35, "num_attention_heads": 4}
+
+    def said(size, **sparsity):
+        sections = {"model": model, "sparsity": {"structure": "blocks", "group_size": size, "density": 0.2, **sparsity}}
+        return [each for each in warnings(make_config(sections)) if "one input wide" in each]
+
+    (message,) = said(4)  # 35 inputs a shard of down
+    assert message.startswith("sparsity.group_size = 4: blocks of blocks.") and ".mlp.down are one" in message
+    assert message.endswith("nearest: 5")
+    assert not said(5) and not said(4, structure="groups") and not said(4, exempt=["*.mlp.down"])
