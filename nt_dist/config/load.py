@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ from nt_dist.config.keys import (
 from nt_dist.config.settings import Config, sections_of, settings_of
 from nt_dist.errors import ConfigError
 
+_LONGEST = 1 << 20  # characters of a file of settings
+_DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){100}""")
 DEFAULT_CONFIG = "configs/quickstart.toml"
 RUN_CONFIG, RUN_LOCK = "config.toml", ".lock"  # in a run's folder
 _FLAGS = ("--config", "--ds_config", "--local_rank")
@@ -79,7 +82,7 @@ def load_config(
     """
     problems: list[str] = []
     wrong: set[str] = set()  # keys whose values cannot be used: rules over them would only confuse
-    sections = source if isinstance(source, Mapping) else _read(source, "TOML", tomllib.loads, problems) or {}
+    sections = source if isinstance(source, Mapping) else _read(source, "TOML", parse_toml, problems) or {}
     words = dict(override.partition("=")[::2] for override in overrides)
     family = _family_of(families, _said(sections, words, "model.family"), problems)
     settings = settings_of(family)
@@ -150,10 +153,24 @@ def with_absolute_paths(config: Config) -> Config:
     return replace(config, data=replace(config.data, **data))
 
 
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML; a ValueError where it is none, or, with a key of a hundred parts, would take tomllib long."""
+    if _DEEP_KEY.search(text):
+        raise ValueError("it has a key of a hundred parts or more")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def _read(path: str | Path, form: str, parse: Callable[[str], Any], problems: list[str]) -> Any:
     """What a file holds, or None where it cannot be read."""
     try:
-        return parse(Path(path).read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise ValueError(f"it has more than {_LONGEST:,} characters")
+        return parse(text)
     except UnicodeDecodeError:
         problems.append(f"{path}: is not a text file")
     except OSError as error:

@@ -33,6 +33,9 @@ def meet(timeout: timedelta) -> dist.Store:
     else:
         wait.until(lambda: _reaches(address, port), lambda: [0])
         store = dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
+    if store.add(f"rank {rank}", 1) > 1:
+        rule = f"rank {rank} of a job is there already: another job's? Each job needs a port of its own, MASTER_PORT"
+        raise RunError(f"MASTER_ADDR:MASTER_PORT = {address}:{port}: {rule}")
     store.append("who", f"{rank} ")
     store.add("here", 1)
 

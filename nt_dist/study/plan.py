@@ -28,7 +28,6 @@ Nothing is trained here.
 """
 
 import re
-import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from typing import Any, NamedTuple
 
 from nt_dist.config import Config
 from nt_dist.config.keys import hint, nearest, toml_value
+from nt_dist.config.load import parse_toml
 from nt_dist.config.settings import Train, by_key
 from nt_dist.errors import ConfigError, RunError
 from nt_dist.families import load_config
@@ -125,7 +125,7 @@ def read_plan(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (
     Where ``only`` names runs and ensembles, the plan is of what these need, whatever the others are like.
     """
     try:
-        content = _OPTIONAL | tomllib.loads(path.read_text(encoding="utf-8"))
+        content = _OPTIONAL | parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror}"]) from None
     except ValueError as error:

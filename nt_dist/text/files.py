@@ -14,6 +14,7 @@ from nt_dist.files import reading
 
 _ZST_WINDOW = 1 << 31  # bytes: what ``zstd --ultra --long=31`` may ask for
 _BLOCK = 1 << 18  # bytes of a file
+_LONGEST_LINE = 1 << 27  # bytes, many times the longest document: a few kilobytes may stand for a line of gigabytes
 _FED = 1 << 12  # of a compressed one at a time: zstandard makes up to thirty thousand times as many of them
 
 
@@ -68,14 +69,18 @@ def _decompress(path: Path, blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[bytes, int]]:
-    """The lines of a file, each with its line end and the file's bytes read so far; fails as ``read_blocks`` does."""
-    line, position = [], 0  # joined at its end only: a line of many blocks is not copied with each of them
+    """The lines of a file, each with its line end and the file's bytes read so far; fails as ``read_blocks`` does, and
+    where a line is longer than any text."""
+    line, length, position = [], 0, 0  # joined at its end only: a line of many blocks is not copied with each of them
     for block, position in read_blocks(path):
         for part in io.BytesIO(block):
             line.append(part)
+            length += len(part)
+            if length > _LONGEST_LINE:
+                raise DataError(f"{path}: a line is longer than {_LONGEST_LINE >> 20} MiB: it is no file of JSON lines")
             if part.endswith(b"\n"):
                 yield b"".join(line), position
-                line = []
+                line, length = [], 0
     yield b"".join(line), position
 
 

@@ -166,8 +166,10 @@ def short_hash(value: Any) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     """The content of an origin; empty where there is none, or it is damaged: texts are then found by other ways."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_bytes())
-        if isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("config", "files")):
+        tables = [content[key] for key in ("config", "files") if isinstance(content, dict) and key in content]
+        are_tables = len(tables) == 2 and all(isinstance(each, dict) for each in tables)
+        if are_tables and all(isinstance(each, dict) for each in tables[1].values()):
             return content
     return {}

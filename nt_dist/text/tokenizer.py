@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import sentencepiece
 
@@ -117,8 +117,8 @@ class JsonTokenizer(Tokenizer):
             kept = json.loads(data)
             self._model = tokenizers.Tokenizer.from_str(json.dumps(kept["tokenizer"]))
             self.bos, self.eos = (None if each is None else self._model.token_to_id(each) for each in kept["ends"])
-        except Exception as error:  # of the library, of no other class
-            raise DataError(f"{name}: is no file of the tokenizers library: {error}") from None
+        except BaseException as error:  # of the library, of no other class
+            self._refuse(error)
         self._model.no_truncation()
         self._model.no_padding()
         self._model.encode_special_tokens = True  # "</s>" in a text is four characters or so
@@ -133,8 +133,17 @@ class JsonTokenizer(Tokenizer):
     def pieces(self) -> dict[str, int]:
         return self._model.get_vocab()
 
+    def _refuse(self, error: BaseException) -> NoReturn:
+        """Raise a DataError for what the library has raised; its panics are no Exceptions."""
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise error
+        raise DataError(f"{self.name}: is no file of the tokenizers library, or is damaged: {error}") from None
+
     def encode(self, text: str) -> list[int]:
-        return self._model.encode(text, add_special_tokens=False).ids
+        try:
+            return self._model.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            self._refuse(error)
 
     def decode(self, tokens: list[int]) -> str:
         return self._model.decode([int(token) for token in tokens])

@@ -18,6 +18,7 @@ from nt_dist.messages import LOGGER
 
 METRICS = "metrics.jsonl"
 _FLOPS = ("flops_per_second_dense_equivalent", "flops_per_second_sparse_effective")
+_MOST = 1e30  # tokens, or tokens a second
 MEASURED = ("tokens_per_second", *_FLOPS, "memory", "time")
 """Keys of a line that a clock or a meter gives: all others are the same whenever a step is done again."""
 
@@ -88,6 +89,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             if not isinstance(record["step"], int):
                 raise TypeError(f"step is {record['step']!r}")
+            for name in ("tokens", "tokens_per_second"):
+                value = record.get(name)  # null stands for what is no number
+                if value is not None and not (isinstance(value, int | float) and 0 <= value < _MOST):
+                    raise TypeError(f"{name} must be a number of at least 0")
         except (ValueError, TypeError, KeyError, RecursionError) as problem:
             raise RunError(f"{path}, line {number}: not a JSON object with a step ({problem})") from problem
         records.append(record)
@@ -101,7 +106,7 @@ def training_seconds(records: Iterable[Mapping[str, Any]], last: int) -> float:
     """
     seconds = tokens = 0.0
     for record in records:
-        if record["step"] <= last and "tokens_per_second" in record:
+        if record["step"] <= last and record.get("tokens") and record.get("tokens_per_second"):
             seconds += (record["tokens"] - tokens) / record["tokens_per_second"]
             tokens = record["tokens"]
     return seconds

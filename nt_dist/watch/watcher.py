@@ -134,7 +134,7 @@ class RankProcess:
         """See whether it works, where it may take as long as it does; if not, ask whether it waits for others."""
         seconds, size = work_of(self.pid, os.getpid())
         if self._worked is None or (
-            seconds - self._worked[1] >= WORK_SHARE * limit or size - self._worked[2] >= WORK_BYTES
+            abs(seconds - self._worked[1]) >= WORK_SHARE * limit or abs(size - self._worked[2]) >= WORK_BYTES
         ):
             self._worked, view.stuck, self._stands = (now, seconds, size), False, False
         elif now - max(self._worked[0], self._asked_at) >= limit * NANO:
@@ -171,8 +171,8 @@ class RankProcess:
 
 
 def work_of(pid: int, without: int) -> tuple[float, int]:
-    """What a process and its children, but for one, have done: seconds on a processor, and bytes read and written or
-    come from the disk into memory."""
+    """What a process and its children, but for one, have done: seconds on a processor or in wait for one, which others
+    have, and bytes read and written or come from the disk into memory."""
     seconds, size, waiting = 0.0, 0, [pid]
     while waiting:
         folder = f"/proc/{waiting.pop()}"
@@ -184,6 +184,8 @@ def work_of(pid: int, without: int) -> tuple[float, int]:
             for task in os.listdir(f"{folder}/task"):
                 with open(f"{folder}/task/{task}/children", "rb") as file:
                     waiting += [child for child in map(int, file.read().split()) if child != without]
+                with contextlib.suppress(OSError), open(f"{folder}/task/{task}/schedstat", "rb") as file:
+                    seconds += int(file.read().split()[1]) / NANO
             with open(f"{folder}/io", "rb") as file:
                 size += sum(int(line.split()[1]) for line in file if line.startswith((b"rchar", b"wchar")))
     return seconds, size

@@ -89,6 +89,9 @@ batch_size = 30
     [
         ("[model\n", "is not TOML"),
         ("x = " + "[" * 3000, "is not TOML"),
+        ("a." * 100_000 + "a = 1", "a key of a hundred parts or more"),  # which took tomllib seconds
+        ("x = {" + '"a b" . ' * 200 + "a = 1}", "a key of a hundred parts or more"),
+        ("#" * (1 << 20) + "\n", "has more than 1,048,576 characters"),
         ("[model]\nvocab_size = 2\nvocab_size = 3", "is not TOML"),
         ("model = 3", "model = 3 must be a section"),
         ("[run]\ndir = 3", "run.dir = 3 must be a string"),

@@ -85,6 +85,29 @@ def test_a_port_that_is_taken_is_named(environment):
         meet(timedelta(seconds=5))
 
 
+def test_a_rank_of_another_job_at_the_same_port_is_refused_and_the_job_meets(environment, monkeypatch):
+    ranks, found = threading.local(), {}
+    monkeypatch.setattr(launcher, "process", lambda: launcher.Process(ranks.own, 2))
+
+    def come(name, rank, after):
+        ranks.own = rank
+        time.sleep(after)
+        try:
+            found[name] = meet(timedelta(seconds=20))
+        except RunError as error:
+            found[name] = str(error)
+
+    jobs = [("rank 0", 0, 0), ("rank 1", 1, 0.2), ("another rank 1", 1, 0.5), ("another rank 0", 0, 0.5)]
+    threads = [threading.Thread(target=come, args=each) for each in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert isinstance(found["rank 0"], dist.Store) and isinstance(found["rank 1"], dist.Store)
+    assert "rank 1 of a job is there already: another job's?" in found["another rank 1"]
+    assert "cannot be listened on: Address already in use" in found["another rank 0"]
+
+
 def test_one_rank_reads_no_launchers_variables(environment, monkeypatch):
     """Tools of one process, and commands with --single."""
     made = []

@@ -10,6 +10,7 @@ import zstandard
 
 from nt_dist.errors import DataError
 from nt_dist.files import expand
+from nt_dist.text import files
 from nt_dist.text.files import read_blocks, read_lines, read_text
 from tests.unit.text.data_case import sentences
 
@@ -109,6 +110,17 @@ def test_what_follows_a_whole_frame_is_read_or_named_and_zeros_are_padding(tmp_p
     path.write_bytes(frame + b"something else")
     with pytest.raises(DataError, match=rf"a.txt{suffix}: is no {suffix} file, or is damaged"):
         text_of(path)
+
+
+def test_a_line_that_is_longer_than_any_text_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_LONGEST_LINE", 1 << 20)
+    for length, is_read in ((1 << 20) - 1, True), (1 << 20, False):
+        (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(b"x" * length + b"\n" + b"y" * length))
+        if is_read:
+            assert [len(line) for line, _ in read_lines(tmp_path / "a.jsonl.zst")] == [length + 1, length]
+        else:
+            with pytest.raises(DataError, match=r"a\.jsonl\.zst: a line is longer than 1 MiB"):
+                next(read_lines(tmp_path / "a.jsonl.zst"))
 
 
 def test_expand_takes_files_folders_and_patterns(tmp_path):

@@ -13,6 +13,7 @@ from nt_dist.config.load import with_absolute_paths
 from nt_dist.errors import DataError
 from nt_dist.families import load_config, make_config
 from nt_dist.text import prepare
+from nt_dist.text.origin import described
 from nt_dist.text.prepare import continued, open_data, open_texts, prepare_data
 from nt_dist.training.run_folder import claim, write_config
 from tests.unit.text.data_case import config_over, sentences, write_jsonl
@@ -130,7 +131,8 @@ def test_a_corpus_that_was_moved_is_known_again_and_another_is_not(config, tmp_p
 def test_a_damaged_origin_is_as_none(config, tmp_path):
     data, folder = open_data(config), prepare_data(config)
     other = config_over(tmp_path, path=str(write_jsonl(tmp_path / "b.jsonl", TEXTS[:5])), validation=0.1)
-    for content in ("", "[]", json.dumps({"config": 3}), json.dumps({"config": {}, "files": {}})):
+    files = json.dumps({"config": described(config), "files": {"train": None}})
+    for content in ("", "[]", json.dumps({"config": 3}), json.dumps({"config": {}, "files": {}}), files, "[" * 10_000):
         (folder / "origin.json").write_text(content)
         assert prepare_data(config) == folder
         with contextlib.suppress(DataError):  # other data, where it says so

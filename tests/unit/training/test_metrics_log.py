@@ -15,6 +15,8 @@ from nt_dist.training.metrics_log import (
     training_seconds,
 )
 
+PACE = '{{"step": 2, "tokens": 9, "tokens_per_second": {}}}'
+
 
 def _write(path, steps, last_step=0):
     log = MetricsLog(path, last_step)
@@ -109,7 +111,10 @@ def test_truncation_is_one_rename_of_a_finished_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("line", ["nonsense", '{"loss": 1}', "[1, 2]", '{"step": "ten"}', "[" * 200_000])
+@pytest.mark.parametrize(
+    "line",
+    ["nonsense", '{"loss": 1}', "[1, 2]", '{"step": "ten"}', "[" * 200_000, PACE.format("[]"), PACE.format(10**40)],
+)
 def test_a_foreign_line_is_named_and_nothing_is_cut(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
@@ -117,6 +122,11 @@ def test_a_foreign_line_is_named_and_nothing_is_cut(tmp_path, line):
     with pytest.raises(RunError, match="line 2"):
         MetricsLog(path, 1)
     assert path.read_bytes() == before
+
+
+def test_a_line_without_a_pace_takes_no_time():
+    records = [{"step": step, "tokens": 6, "tokens_per_second": pace} for step, pace in enumerate((2.0, None, 0.0))]
+    assert training_seconds([*records, {"step": 3, "tokens_per_second": 1.0}], 9) == 3.0
 
 
 def test_numbers_that_json_has_not_become_null(tmp_path):

@@ -263,6 +263,24 @@ def test_work_with_a_limit_of_its_own_is_not_asked_for(rank):
     assert look(40, stands=READS) == (False, False)
 
 
+def test_a_process_that_others_keep_from_the_processor_works():
+    """At nice 19 on a busy machine it may get less than a hundredth of one."""
+    code = "import os, sys\nos.nice(int(sys.argv[1])); os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    program = [sys.executable, "-c", code + "print(flush=True)\nwhile True: pass"]
+    with (
+        subprocess.Popen([*program, "19"], stdout=-1) as poor,
+        subprocess.Popen([*program, "0"], stdout=-1) as other,
+    ):
+        poor.stdout.read(1)
+        other.stdout.read(1)
+        before = work_of(poor.pid, 0)[0]
+        time.sleep(0.6)
+        worked = work_of(poor.pid, 0)[0] - before
+        poor.kill()
+        other.kill()
+    assert worked > 0.3
+
+
 def test_the_work_of_a_process_is_that_of_its_children_too_and_not_its_watchers(tmp_path):
     code = "import sys, time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1) as child:
