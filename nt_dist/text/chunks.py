@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import itertools
+import json
 import math
 import multiprocessing
 import operator
@@ -51,6 +52,13 @@ class TokenizedChunk(NamedTuple):
     tokens: np.ndarray
     lengths: np.ndarray  # int64 [documents]
     hashes: np.ndarray  # of each text, uint64 [documents]
+    masks: np.ndarray | None = None  # of conversations: which tokens count in the loss, bool, as many as tokens
+
+    def some(self, kept: np.ndarray) -> "TokenizedChunk":
+        """Those documents that are kept, which are True. [documents]"""
+        tokens = np.repeat(kept, self.lengths)
+        masks = None if self.masks is None else self.masks[tokens]
+        return TokenizedChunk(self.tokens[tokens], self.lengths[kept], self.hashes[kept], masks)
 
 
 def chunk_size(source: Source) -> int:
@@ -109,7 +117,8 @@ def read_chunk(path: Path) -> TokenizedChunk:
             chunk = TokenizedChunk(**arrays)
     except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read, or is damaged: {error}") from error
-    if chunk.lengths.sum() != len(chunk.tokens) or len(chunk.lengths) != len(chunk.hashes):
+    masked = len(chunk.tokens) if chunk.masks is None else len(chunk.masks)
+    if not chunk.lengths.sum() == len(chunk.tokens) == masked or len(chunk.lengths) != len(chunk.hashes):
         raise DataError(f"{path}: is damaged: its lengths do not add up")
     return chunk
 
@@ -120,14 +129,20 @@ def _is_done(path: Path, texts: list[str]) -> bool:
     return False
 
 
-def write_chunk(path: Path, texts: list[str], tokenizer: Tokenizer) -> None:
-    """Tokenize texts into the file of a chunk, which appears under its name when whole; DataError if it cannot."""
-    kind = token_type(tokenizer.vocab_size)
-    documents = [np.array(tokenizer.document(text), dtype=kind) for text in texts]
+def write_chunk(path: Path, texts: list[str], tokenizer: Tokenizer, is_chat: bool = False) -> None:
+    """Tokenize texts, or conversations, into the file of a chunk, which appears under its name when whole; DataError if
+    it cannot."""
+    kind, masks = token_type(tokenizer.vocab_size), {}
+    if is_chat:
+        pairs = [tokenizer.conversation(json.loads(text)) for text in texts]
+        documents = [np.array(tokens, dtype=kind) for tokens, _ in pairs]
+        masks["masks"] = np.concatenate([np.array(mask, dtype=bool) for _, mask in pairs])
+    else:
+        documents = [np.array(tokenizer.document(text), dtype=kind) for text in texts]
     lengths = np.array([len(tokens) for tokens in documents], dtype=np.int64)
     # A folder that is gone was removed by whoever joined the chunks or gave up: it must not come back.
     with replacing(path, DataError, make_folder=False) as file:
-        np.savez(file, tokens=np.concatenate(documents), lengths=lengths, hashes=hash_texts(texts))
+        np.savez(file, tokens=np.concatenate(documents), lengths=lengths, hashes=hash_texts(texts), **masks)
 
 
 class Patience:
@@ -156,7 +171,12 @@ class Patience:
 
 
 def tokenize(
-    chunks: Iterator[Chunk], folder: Path, tokenizer: Tokenizer, processes: int, patience: Patience | None = None
+    chunks: Iterator[Chunk],
+    folder: Path,
+    tokenizer: Tokenizer,
+    processes: int,
+    patience: Patience | None = None,
+    is_chat: bool = False,
 ) -> Iterator[Chunk]:
     """Make the files of chunks, but for those that ``folder`` has already, and give each chunk that is done.
 
@@ -174,10 +194,10 @@ def tokenize(
             if _is_done(path, chunk.texts):
                 yield chunk
             elif pool is None:
-                write_chunk(path, chunk.texts, tokenizer)
+                write_chunk(path, chunk.texts, tokenizer, is_chat)
                 yield chunk
             else:
-                waiting.append((chunk, pool.submit(write_chunk, path, chunk.texts, tokenizer)))
+                waiting.append((chunk, pool.submit(write_chunk, path, chunk.texts, tokenizer, is_chat)))
             if len(waiting) > _WAITING_PER_PROCESS * processes:
                 chunk, done = waiting.popleft()
                 patience.wait(chunk, done)

@@ -25,11 +25,29 @@ _HEADER = np.dtype("S9, <u8, u1, <u8, <u8")
 _CODES = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
 _LENGTH, _OFFSET = np.dtype("<i4"), np.dtype("<i8")
 _BLOCK = 1 << 20
+MASK = ".mask"  # beside a .bin of which only some tokens count in the loss: a bit for each, its own format
 
 
 def token_type(vocab_size: int) -> np.dtype:
     """The type that tokens are stored in, by megatron-core's rule."""
     return _CODES[8] if vocab_size < 65500 else _CODES[4]
+
+
+def write_mask(path: Path, masks: Iterable[np.ndarray]) -> dict[str, FileEntry]:
+    """Write which tokens count, given some at a time, a bit each; and the sums of its blocks."""
+
+    def packed() -> Iterator[np.ndarray]:
+        rest = np.zeros(0, dtype=bool)
+        for mask in masks:
+            bits = np.concatenate([rest, mask])
+            whole = len(bits) // 8 * 8
+            rest = bits[whole:]
+            yield np.packbits(bits[:whole], bitorder="little")
+        yield np.packbits(rest, bitorder="little")
+
+    sums, name = BlockSums(), path.name + BLOCKS
+    written = write_new(path, sums.passing(packed()))
+    return {path.name: written, name: write_new(path.with_name(name), [sums.result()])}
 
 
 def write_indexed(
@@ -92,6 +110,21 @@ class IndexedTokens:
             size = self._bin.size
             raise DataError(f"{self.bin_path}: {size} bytes, must be {end} by {idx_path.name}: is it cut short?")
         self.num_tokens = end // self._type.itemsize
+        mask = self.bin_path.with_suffix(MASK)
+        self._mask = _File(mask) if mask.exists() else None
+        if self._mask and self._mask.size != -(-self.num_tokens // 8):
+            raise DataError(f"{mask}: {self._mask.size} bytes, must be a bit for each of {self.num_tokens} tokens")
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether only some of the tokens count in the loss."""
+        return self._mask is not None
+
+    def counts(self, start: int, count: int) -> np.ndarray:
+        """Which of ``count`` tokens from ``start`` on count in the loss, bool. [count]"""
+        first, last = start // 8, -(-(start + count) // 8)
+        bits = np.unpackbits(self._mask.read(0, np.dtype(np.uint8), first, last - first), bitorder="little")
+        return bits[start - 8 * first :][:count].astype(bool)
 
     def _index(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Lengths (tokens) and offsets (bytes) of documents. [count], [count]"""
@@ -106,9 +139,13 @@ class IndexedTokens:
 
     def document(self, number: int, limit: int | None = None) -> np.ndarray:
         """The tokens of one document, the first ``limit`` at most, int64."""
+        return self.tokens(*self.place(number, limit))
+
+    def place(self, number: int, limit: int | None = None) -> tuple[int, int]:
+        """Where the tokens of a document begin, and how many it has, ``limit`` at most."""
         assert 0 <= number < self.num_documents
         (length,), (offset,) = (array.tolist() for array in self._index(number, 1))
-        return self.tokens(offset // self._type.itemsize, length if limit is None else min(length, limit))
+        return offset // self._type.itemsize, length if limit is None else min(length, limit)
 
 
 class _File:

@@ -44,6 +44,8 @@ def described(config: Config) -> dict[str, Any]:
     says["path"] = place(data.path) if isinstance(data.path, str) else list(map(place, data.path))
     if isinstance(data.validation, str) and not is_hub:
         says["validation"] = place(data.validation)
+    if data.messages_key:  # what was prepared before there were any has another name else
+        says["messages_key"] = data.messages_key
     return {**says, "tokenizer": "auto" if data.tokenizer == "auto" else "given", "vocab_size": config.model.vocab_size}
 
 

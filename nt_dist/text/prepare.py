@@ -2,7 +2,7 @@
 
     <folder>/tokenizer-<key>.model     of data.tokenizer = "auto"
     <folder>/<key>/                    prepared data, renamed to this name when whole:
-        train.bin train.idx validation.bin validation.idx tokenizer.model origin.json prepared.json
+        train.bin train.idx validation.bin validation.idx tokenizer.model origin.json prepared.json (and train.mask …)
     <folder>/<key>.partial/            chunks on the way there
 
 A key is a hash of what the config says of the contents and of the tokenizer, so data of other texts or another
@@ -32,9 +32,9 @@ from nt_dist.errors import DataError
 from nt_dist.files import FileEntry, check_plain, lock, sync_folder, write_whole, writing
 from nt_dist.messages import ProgressBar
 from nt_dist.text.blocks import BLOCKS, check_blocks
-from nt_dist.text.chunks import Patience, chunk_size, cut_into_chunks, read_chunk, tokenize
+from nt_dist.text.chunks import Patience, TokenizedChunk, chunk_size, cut_into_chunks, read_chunk, tokenize
 from nt_dist.text.communicator import Communicator
-from nt_dist.text.indexed import IndexedTokens, write_indexed
+from nt_dist.text.indexed import MASK, IndexedTokens, write_indexed, write_mask
 from nt_dist.text.origin import (
     ORIGIN,
     RECORD,
@@ -48,6 +48,7 @@ from nt_dist.text.origin import (
     sources_of,
 )
 from nt_dist.text.samples import TextSamples
+from nt_dist.text.settings import row_key
 from nt_dist.text.sources import BadDocuments, Source, open_files, open_source
 from nt_dist.text.tokenizer import Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
 
@@ -72,7 +73,8 @@ class Record(BaseModel):
     @property
     def digest(self) -> str:
         """One hash for what training reads."""
-        read = [self.files[name].sha256 for name in ("train.bin", "train.idx") if name in self.files]
+        names = ("train.bin", "train.idx", f"train{MASK}")
+        read = [self.files[name].sha256 for name in names if name in self.files]
         return hashlib.sha256("\n".join([*read, self.tokenizer_sha256]).encode()).hexdigest()
 
 
@@ -165,7 +167,7 @@ def _tokenize_stream(
     names, documents, characters = [], 0, 0
     title = f"preparing {name} texts" + (f" (rank {communicator.rank})" if communicator.size > 1 else "")
     patience = Patience(config.run.stall_timeout, config.run.phase_timeout)
-    made = tokenize(chunks, folder, tokenizer, processes, patience)
+    made = tokenize(chunks, folder, tokenizer, processes, patience, source.is_chat)
     with ProgressBar(total, title=title, counts=False) as progress, closing(made):  # whatever ends it, no process stays
         for chunk in made:
             names.append(chunk.name)
@@ -202,17 +204,20 @@ def _join(
 ) -> None:
     """Join the chunks of each stream into the prepared files and give their folder its name."""
     whole, vocab_size = parts / _WHOLE, tokenizer.vocab_size
-    streams = {name: _documents(paths) for name, paths in chunks.items()}
+    streams = {name: partial(_documents, paths) for name, paths in chunks.items()}
     if fraction is not None:
         paths = chunks["train"]
         held_out = choose_validation(np.concatenate([read_chunk(path).hashes for path in paths] or [[]]), fraction)
-        streams = {"train": _documents(paths, ~held_out), "validation": _documents(paths, held_out)}
+        parts_of = {"train": ~held_out, "validation": held_out}
+        streams = {name: partial(_documents, paths, kept) for name, kept in parts_of.items()}
     with writing(final, DataError):
         shutil.rmtree(whole, ignore_errors=True)
         whole.mkdir()
         files: dict[str, FileEntry] = {}
         for name, documents in streams.items():
-            files |= write_indexed(whole / name, vocab_size, documents)
+            files |= write_indexed(whole / name, vocab_size, ((each.tokens, each.lengths) for each in documents()))
+            if (first := next(documents(), None)) and first.masks is not None:
+                files |= write_mask(whole / f"{name}{MASK}", (each.masks for each in documents()))
         written = {name: IndexedTokens(whole / name) for name in streams}
         record = Record(
             format=_FORMAT,
@@ -230,16 +235,13 @@ def _join(
         shutil.rmtree(parts, ignore_errors=True)
 
 
-def _documents(paths: list[Path], kept: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Tokens and lengths of the documents of chunks, all or those that are kept, a chunk at a time. [documents]"""
+def _documents(paths: list[Path], kept: np.ndarray | None = None) -> Iterator[TokenizedChunk]:
+    """The documents of chunks, all or those that are kept [documents], a chunk at a time."""
     first = 0
-    for path in paths:
-        tokens, lengths, _ = read_chunk(path)
-        if kept is not None:
-            here = kept[first : first + len(lengths)]
-            first += len(lengths)
-            tokens, lengths = tokens[np.repeat(here, lengths)], lengths[here]
-        yield tokens, lengths
+    for chunk in map(read_chunk, paths):
+        count = len(chunk.lengths)
+        yield chunk if kept is None else chunk.some(kept[first : first + count])
+        first += count
 
 
 @contextmanager
@@ -274,10 +276,11 @@ def open_texts(config: Config, path: str, exchange: Exchange = lambda work: work
     """As ``open_data`` other texts, a file, folder or pattern, read as ``data.source`` says or else by their suffix."""
 
     def prepare() -> str:
-        texts, own = open_files("data", path, config.data.source, config.data.text_key), find(config)
+        key, own = row_key(config.data), find(config)
+        texts = open_files("data", path, config.data.source, key)
         texts.bad = BadDocuments(config.data.max_bad_share)
         tokenizer = find_tokenizer(config) if own is None else load_tokenizer(own / _TOKENIZER, config.model.vocab_size)
-        says = [type(texts).__name__, config.data.text_key, texts.seen]  # a changed file is other data
+        says = [type(texts).__name__, key, texts.seen, *["messages"] * texts.is_chat]  # a changed file is other data
         return str(prepare_streams(config, says, {"validation": texts}, tokenizer).resolve())
 
     _, tokenizer, (samples,) = _open_folder(config, Path(exchange(prepare)), "validation")

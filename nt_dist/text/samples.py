@@ -45,16 +45,19 @@ class TextSamples:
         """The real tokens of one sample, the caller's own, int64 [<= S + 1]; DataError for one past the vocabulary."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        if self.layout == "rows":
-            tokens = self.indexed.document(index, self.sequence_length + 1)
-        else:
-            tokens = self.indexed.tokens(index * self.sequence_length, self.sequence_length + 1)
+        tokens = self.indexed.tokens(*self._place(index))
         if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
             raise DataError(
                 f"{self.indexed.bin_path}: holds token {tokens.max()}, model.vocab_size is {self.vocab_size}; "
                 "the file is damaged: remove its folder and prepare again"
             )
         return tokens
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Where a sample's tokens begin in all documents one after the other, and how many it has."""
+        if self.layout == "rows":
+            return self.indexed.place(index, self.sequence_length + 1)
+        return index * self.sequence_length, self.sequence_length + 1
 
     def sample(self, tokens: np.ndarray) -> Sample:
         """Shift tokens [<= S + 1] against themselves, padded with tokens 0 of weight 0."""
@@ -64,7 +67,11 @@ class TextSamples:
         return Sample(padded[:-1], padded[1:], weights)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.sample(self.tokens(index))
+        sample = self.sample(self.tokens(index))
+        if self.indexed.is_masked:
+            start, count = self._place(index)
+            sample.weights[: count - 1] *= self.indexed.counts(start + 1, count - 1)
+        return sample
 
     def drawn(self, index: int, number: int) -> Sample:
         """The sample itself: nothing about it is random."""
@@ -85,6 +92,10 @@ class Corrupted:
 
     samples: TextSamples
     corrupt: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+    def __post_init__(self) -> None:
+        if self.samples.indexed.is_masked:
+            raise DataError("data.messages_key: corruptions are of whole texts, not of answers in conversations")
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -40,10 +40,19 @@ CORRUPTIONS = Corruptions(
 SMALLEST_SHARE = 1e-6  # of a source: the order of samples counts in 2^32 parts
 
 
+class Messages(str):
+    """The name of a field that holds a conversation, where that of a text would stand."""
+
+
+def row_key(data: "Texts") -> str:
+    """What to read of a row: ``data.text_key``, or the Messages of ``data.messages_key``."""
+    return Messages(data.messages_key) if data.messages_key else data.text_key
+
+
 def template(text_key: str) -> list[tuple[str, str | None]]:
     """The parts of ``data.text_key``: literal text and the field that follows it, or None at its end. Empty where the
     whole is the name of a field; ValueError if it is neither."""
-    if not {"{", "}"} & set(text_key):
+    if isinstance(text_key, Messages) or not {"{", "}"} & set(text_key):
         return []
     parts = list(Formatter().parse(text_key))
     if any(name == "" or shape or how for _, name, shape, how in parts) or not any(name for _, name, *_ in parts):
@@ -75,6 +84,11 @@ class Texts:
         "text",
         'For jsonl, parquet and hf: the field of the text, or a template, as "{question}\\n{answer}".',
         _TEXT_KEY,
+    )
+    messages_key: str = schedule(
+        "",
+        "For jsonl, parquet and hf, in place of text_key: the field of conversations, lists of {role, content}, of "
+        "which only the assistant's answers count in the loss.",
     )
     validation: str | float = schedule(
         0.02,
@@ -182,7 +196,9 @@ def _ignored_settings(config: Config) -> Iterator[str]:
     source = config.data.source
     yield from data.ignored_settings(config)
     if source == "text" or (source == "stdlib" and not isinstance(config.data.validation, str)):
-        yield from ignored(config, f"data.source = {source!r}", "data.text_key")
+        yield from ignored(config, f"data.source = {source!r}", "data.text_key", "data.messages_key")
+    elif config.data.messages_key:
+        yield from ignored(config, f"data.messages_key = {config.data.messages_key!r}", "data.text_key")
 
 
 def paths(config: Config, names: Collection[str] = ()) -> list[tuple[str, str]]:

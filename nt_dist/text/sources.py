@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from nt_dist.errors import DataError
 from nt_dist.files import expand, files_under, plain_suffix, reading
 from nt_dist.text.files import read_lines, read_text
-from nt_dist.text.rows import columns_of, fields_of, parse, read_field
-from nt_dist.text.settings import Data, template
+from nt_dist.text.rows import columns_of, fields_of, parse, read_field, setting_of
+from nt_dist.text.settings import Data, Messages, row_key
 
 # A lone text file, read as one document, would leave nothing to validate on. No document is longer than the second:
 # a tokenizer takes many times a text's size.
@@ -73,11 +73,17 @@ class Source:
 
     most_sampled = 4096  # units that are opened, at most, where a sample of the texts will do
     sizes: list[int]  # bytes of each unit, in order; 0 where that is not known
+    text_key: str = ""  # what is read of a row
     seen: dict[str, list[int]]  # size and time of each file by its absolute path, in order; empty for what is remote
 
     @cached_property
     def bad(self) -> BadDocuments:
         return BadDocuments()
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether its documents are conversations."""
+        return isinstance(self.text_key, Messages)
 
     @cached_property
     def _total(self) -> int:
@@ -155,6 +161,8 @@ def _size_and_time(file: Path) -> tuple[int, int]:
 class TextSource(FileSource):
     """Plain text, UTF-8. A file is a document; a lone file is cut into several at line ends."""
 
+    is_chat = False
+
     def check(self) -> None:
         for unit, file in enumerate(self.files):
             with contextlib.suppress(DataError):  # which documents() counts
@@ -222,23 +230,24 @@ class ParquetSource(FileSource):
         import pyarrow.parquet
 
         (size, _), key, done = _size_and_time(file), self.text_key, 0
+        what = "conversations" if self.is_chat else "text"
         try:
             # No threads of pyarrow's: they outlive the reading and can abort an interpreter on its way out.
             with pyarrow.parquet.ParquetFile(file, pre_buffer=False) as table:
-                columns, is_template = table.schema_arrow.names, bool(template(key))
+                columns = table.schema_arrow.names
                 for name in fields_of(key):
-                    which = f"{name!r} of data.text_key = {key!r}" if is_template else f"data.text_key = {key!r}"
+                    which = f"{name!r} of {setting_of(key)}" if name != key else setting_of(key)
                     if name not in columns:
                         only = ", ".join(map(repr, columns))
                         raise DataError(f"{file}: has no column {which}, only {only}")
                     kind = table.schema_arrow.field(name).type
-                    if not any(is_kind(kind) for is_kind in columns_of(pyarrow.types, is_template)):
-                        raise DataError(f"{file}: the column {which} must be text, not {kind}")
+                    if not any(is_kind(kind) for is_kind in columns_of(pyarrow.types, key)):
+                        raise DataError(f"{file}: the column {which} must be {what}, not {kind}")
                 for batch in table.iter_batches(1024, columns=fields_of(key), use_threads=False):
                     done += len(batch)
                     first = done - len(batch)
                     for row, record in enumerate(batch.to_pylist(), start=first):
-                        if not is_template:
+                        if not self.is_chat and key in record:
                             record[key] = record[key] or ""
                         try:
                             text = read_field(record, key, f"{file}, row {row}")
@@ -321,11 +330,11 @@ def open_source(data: Data, split: str = "train") -> Source:
 def _open(data: Data, split: str) -> Source:
     is_train = split == "train"
     if data.source == "hf":
-        return HubSource(data.path, data.subset, "train" if is_train else data.validation, data.text_key)
+        return HubSource(data.path, data.subset, "train" if is_train else data.validation, row_key(data))
     if data.source == "stdlib" and is_train:
         return StdlibSource()
     key, path = ("data.path", data.path) if is_train else ("data.validation", data.validation)
-    return open_files(key, path, data.source, data.text_key)
+    return open_files(key, path, data.source, row_key(data))
 
 
 def open_files(key: str, path: str | tuple[str, ...], source: str | None, text_key: str) -> FileSource:

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ import sentencepiece
 
 from nt_dist.errors import DataError
 from nt_dist.files import check_plain, reading
+from nt_dist.text.rows import ANSWERS, plain_text
 from nt_dist.text.sources import Source
 
 _CHARACTERS = 16_000_000  # to train on, at most: seconds of work, and enough for tens of thousands of tokens
@@ -97,6 +98,29 @@ class Tokenizer:
         """The tokens of a text between BOS (where the model has one) and EOS."""
         return [*([] if self.bos is None else [self.bos]), *self.encode(text), self.eos]
 
+    def piece(self, name: str) -> int | None:
+        """The token of a piece, if there is one."""
+        token = self._model.piece_to_id(name)
+        return token if self._model.id_to_piece(token) == name else None
+
+    def conversation(self, messages: Iterable[tuple[str, str]]) -> tuple[list[int], list[bool]]:
+        """The tokens of messages (role, content), and which of them count in the loss: those of answers.
+
+        After BOS each message is ``<|role|>``, a line break and its content; an answer ends with EOS, which counts too,
+        what others say with a line break. The role is a piece of its own where the tokenizer has it, or else text. A
+        conversation that does not end with an answer has an EOS behind it that does not count.
+        """
+        parts: list[tuple[list[int], bool]] = [([] if self.bos is None else [self.bos], False)]
+        for role, content in messages:
+            name, is_answer = f"<|{role}|>", role == ANSWERS
+            own, behind = self.piece(name), "\n" if is_answer else f"\n{content}\n"
+            parts.append((self.encode(name + behind) if own is None else [own, *self.encode(behind)], False))
+            if is_answer:
+                parts.append(([*self.encode(content), self.eos], True))
+        if not parts[-1][1]:
+            parts.append(([self.eos], False))
+        return [token for tokens, _ in parts for token in tokens], [is_answer for own, is_answer in parts for _ in own]
+
     def decode(self, tokens: list[int]) -> str:
         """The text of tokens; BOS and EOS give nothing."""
         return self._model.decode([int(token) for token in tokens])
@@ -138,6 +162,9 @@ class JsonTokenizer(Tokenizer):
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise error
         raise DataError(f"{self.name}: is no file of the tokenizers library, or is damaged: {error}") from None
+
+    def piece(self, name: str) -> int | None:
+        return self._model.token_to_id(name)
 
     def encode(self, text: str) -> list[int]:
         try:
@@ -250,7 +277,7 @@ def _lines(source: Source, max_documents: int, characters: int) -> Iterator[str]
     for place, unit in enumerate(units):
         share = left // (len(units) - place)
         for document in source.documents(unit):
-            text = document.text[:share]
+            text = plain_text(document.text, source.is_chat)[:share]
             for line in text.split("\n"):
                 yield from (line[start : start + _LONGEST_LINE] for start in range(0, len(line), _LONGEST_LINE))
             share -= len(text)

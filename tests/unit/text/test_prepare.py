@@ -118,10 +118,10 @@ def test_it_goes_on_where_it_stopped(config, monkeypatch):
     monkeypatch.setattr(chunks, "_SMALLEST", 3000)
     write, written = chunks.write_chunk, []
 
-    def until_full(path, texts, tokenizer):
+    def until_full(path, texts, tokenizer, is_chat):
         if len(written) == 2:
             raise DataError(f"{path}: cannot be written: No space left on device")
-        write(path, texts, tokenizer)
+        write(path, texts, tokenizer, is_chat)
         written.append(path.name)
 
     monkeypatch.setattr(chunks, "write_chunk", until_full)
