@@ -93,7 +93,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: NeuroTrailsConfig, number: int):
         super().__init__()
-        self.number, self.head_dim = number, config.head_dim
+        self.number, self.head_dim, self.config = number, config.head_dim, config
         width, keys = config.hidden_size, config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(width, width, bias=False)
         self.k_proj = nn.Linear(width, keys, bias=False)
@@ -113,9 +113,24 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.update(key, value, self.number, {"cache_position": places})
         causal = seen is None and bool(query.shape[2] == key.shape[2])  # symbols under torch.export
-        grouped = query.shape[1] != key.shape[1]
-        mixed = F.scaled_dot_product_attention(query, key, value, seen, is_causal=causal, enable_gqa=grouped)
+        if self.config._attn_implementation == "eager":
+            mixed = attend(query, key, value, seen, causal)
+        else:
+            grouped = query.shape[1] != key.shape[1]
+            mixed = F.scaled_dot_product_attention(query, key, value, seen, is_causal=causal, enable_gqa=grouped)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor | None, causal: bool):
+    """Attention [B, heads, S, size] step by step, for attn_implementation = "eager"; see :func:`seen_tokens`."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
+    scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    if causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf) if seen.dtype == torch.bool else scores + seen
+    return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
 
 
 class MLP(nn.Module):
@@ -295,7 +310,7 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
             hidden = [block(each, *shared) for each in hidden]
         hidden = hidden if len(hidden) == len(self.trails) else hidden * len(self.trails)
         logits = [trail(each, logits_to_keep, *shared) for trail, each in zip(self.trails, hidden, strict=True)]
-        logits = torch.stack(logits)
+        logits = torch.stack([each.to(logits[0].device) for each in logits])  # a device map may part the trails
         combined = combine_trails(logits, self.config.combine if combine is None else combine)
         loss = None
         if labels is not None:
@@ -321,6 +336,7 @@ def places(x: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
     """
     if isinstance(kept, int):
         return x[:, -kept:]
+    kept = kept.to(x.device)
     if kept.dim() == 1:
         return x[:, kept]
     return x[kept] if kept.dtype == torch.bool else x.take_along_dim(kept[..., None], 1)
@@ -373,6 +389,6 @@ def seen_tokens(
     new = at[start : start + count, None]
     seen = (at <= new)[None]  # [1, S, L]
     if padded:  # a padded token sees itself: a softmax over nothing would be no number
-        real = F.pad(real.bool(), (0, length - real.shape[1]))
+        real = F.pad(real.to(device).bool(), (0, length - real.shape[1]))
         seen = (seen & real[:, None]) | (at == new)
     return seen[:, None]

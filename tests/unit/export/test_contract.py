@@ -1,8 +1,10 @@
 """What transformers' callers may ask of an exported ensemble is done, or refused: nothing is accepted and ignored."""
 
+import copy
 import importlib.metadata
 import importlib.util
 
+import accelerate
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -155,6 +157,37 @@ def test_a_version_that_is_too_old_is_named_at_loading(monkeypatch, module):
     spec = importlib.util.spec_from_file_location(f"{module.__package__}.tried", module.__file__)
     with pytest.raises(ImportError, match=r"transformers>=4.57 is required .* found transformers==4.56.2"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_attention_is_computed_as_it_was_asked_for(monkeypatch):
+    model, asked = ensemble(), []
+    eager = NeuroTrailsForCausalLM._from_config(copy.deepcopy(model.config), attn_implementation="eager").eval()
+    eager.load_state_dict(model.state_dict())
+    attend = modeling_neurotrails.attend
+    monkeypatch.setattr(modeling_neurotrails, "attend", lambda *a: asked.append(1) or attend(*a))
+    causal = torch.ones(12, 12).tril().bool().expand(2, 1, 12, 12)
+    added = torch.zeros(2, 1, 12, 12).masked_fill(~causal, -1e9)
+    with torch.no_grad():
+        for mask in (None, PADDING, causal, added):
+            real = slice(None) if mask is not PADDING else PADDING.bool()
+            found, expected = (each(TOKENS, mask).logits[real] for each in (eager, model))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert len(asked) == 4 * model.config.num_hidden_layers  # by the eager one alone
+    settings = {"attention_mask": PADDING, "max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(eager.generate(TOKENS, **settings), model.generate(TOKENS, **settings))
+    with pytest.raises(ValueError, match="does not support Flash Attention"):
+        NeuroTrailsForCausalLM._from_config(model.config, attn_implementation="flash_attention_2")
+
+
+def test_trails_may_be_on_different_devices():
+    """The first trail's is one without numbers here; accelerate moves what each module is given."""
+    model = ensemble(num_trails=2)
+    parts = {"embed_tokens": "cpu", "trunk": "cpu", "trails.0": "meta", "trails.1": "cpu"}
+    accelerate.dispatch_model(model, parts, main_device="cpu", force_hooks=True)
+    accelerate.hooks.remove_hook_from_module(model)  # which would bring the answer back: nothing comes from there
+    for kept, count in ((0, 12), (torch.tensor([2, 5]), 2)):
+        output = model(TOKENS, PADDING, logits_to_keep=kept)
+        assert output.logits.is_meta and output.logits.shape == (2, count, 61)
 
 
 @torch.no_grad()
