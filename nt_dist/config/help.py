@@ -24,21 +24,25 @@ checkpoint's, those marked "schedule" too unless run.allow_schedule_change=true,
 
 def help_text(families: Iterable[Family]) -> str:
     """The text of ``--help``: usage, then every setting by section with its default, mark, sentence and rule."""
-    text = _USAGE
+    text, families = _USAGE, list(families)
     for name, owners, section in _sections(families):
         text += f"\n\n[{name}]{owners and f' of the family {owners}:'} {section.__doc__.splitlines()[0]}"
         for entry, setting in entries_of(section).items():
-            text += f"\n  {entry} = {_default(name, section, entry)}  ({setting.metadata['mark']})\n"
+            default = "; ".join([_default(name, section, entry), *_of_recipes(families, f"{name}.{entry}")])
+            text += f"\n  {entry} = {default}  ({setting.metadata['mark']})\n"
             text += textwrap.fill(_sentence(setting), 120, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return text
 
 
 def markdown_table(families: Iterable[Family]) -> str:
     """The settings as one Markdown table, for the README; those of a family's own name it."""
+    families = list(families)
     rows = ["| Setting | Default | Mark | What it says |", "|---|---|---|---|"]
     for name, owners, section in _sections(families):
         for entry, setting in entries_of(section).items():
-            key, default = f"`{name}.{entry}`{owners and f' ({owners})'}", f"`{_default(name, section, entry)}`"
+            key = f"`{name}.{entry}`{owners and f' ({owners})'}"
+            default = f"`{_default(name, section, entry)}`"
+            default = "; ".join([default, *_of_recipes(families, f"{name}.{entry}")])
             cells = (key, default, setting.metadata["mark"], _sentence(setting))
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
@@ -52,14 +56,21 @@ def _default(name: str, section: type, entry: str) -> str:
     return toml_value(plain(entries_of(section)[entry].default))
 
 
+def _of_recipes(families: Iterable[Family], key: str) -> Iterator[str]:
+    """What families' default recipes have for a setting instead of its default."""
+    for family in families:
+        recipe = family.recipes.get("default", {})
+        if key in recipe:
+            yield f"{family.name}: {toml_value(recipe[key])}"
+
+
 def _sentence(setting: Field) -> str:
     rule = setting.metadata["rule"]
     return setting.metadata["doc"] + (f" {rule.text.capitalize()}." if rule else "")
 
 
-def _sections(families: Iterable[Family]) -> Iterator[tuple[str, str, type]]:
+def _sections(families: list[Family]) -> Iterator[tuple[str, str, type]]:
     """Every section's name, the names of the families that have it (empty for those of all), and its class."""
-    families = list(families)
     for name in sections_of(families[0]):
         owners: dict[type, list[str]] = {}
         for family in families:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import product
 
-from nt_dist.config.keys import hint, keys_of, nearest, nearest_numbers, reads
+from nt_dist.config.keys import hint, keys_of, nearest, nearest_numbers, plain, reads
 from nt_dist.config.settings import GROUPS, Config
 from nt_dist.errors import ConfigError
 
@@ -290,6 +290,7 @@ def warnings(config: Config) -> Iterator[str]:
         (sparsity.drop != "soft_magnitude", f"sparsity.drop = {sparsity.drop!r}", ("sparsity.temperature",)),
         (sparsity.grow == "random", "sparsity.grow = 'random'", ("sparsity.regrow_from",)),
         (full and trails.layers != config.model.num_layers, "trails.fork = 'embedding'", ("trails.layers",)),
+        (trails.count == 1, "trails.count = 1", ("trails.joint", "trails.joint_start")),
         (not trails.trained_mean, "trails.joint = 0.0", ("trails.joint_mean", "trails.joint_schedule")),
         (trails.joint_schedule == "constant", "trails.joint_schedule = 'constant'", ("trails.joint_start",)),
         (config.trunk_layers == 0, "the trails begin before the first block", of_trunk),
@@ -342,9 +343,11 @@ def with_epochs(config: Config, num_samples: int) -> Config:
 
 
 def ignored(config: Config, because: str, *keys: str) -> Iterator[str]:
-    """Name those of the ``keys`` that differ from their defaults, and why they change nothing."""
+    """Name those of the ``keys`` that differ from their defaults and the recipe's, and why they change nothing."""
+    recipe = config.family.recipes.get(config.train.recipe, {})
     for key in keys:
         name, entry = key.split(".")
         section = getattr(config, name)
-        if getattr(section, entry) != getattr(type(section), entry):
-            yield f"{key} = {getattr(section, entry)!r} is ignored: {because}"
+        value = getattr(section, entry)
+        if value != getattr(type(section), entry) and plain(value) != recipe.get(key):
+            yield f"{key} = {value!r} is ignored: {because}"

@@ -69,8 +69,9 @@ class Trails:
 
     @property
     def trained_mean(self) -> str:
-        """``joint_mean``, or "" where the ensemble has no loss of its own."""
-        return self.joint_mean if self.joint or (self.joint_schedule == "linear" and self.joint_start) else ""
+        """``joint_mean``, or "" where the ensemble has no loss of its own; one trail has none but its loss."""
+        weighs = self.joint or (self.joint_schedule == "linear" and self.joint_start)
+        return self.joint_mean if weighs and self.count > 1 else ""
 
 
 @dataclass(frozen=True)

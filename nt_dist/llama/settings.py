@@ -76,7 +76,18 @@ def _sequence_has_targets(config: Config) -> Iterator[str]:
 
 
 RECIPES = {
+    "default": {  # measured: docs/results.md, "Levers of the recipe"
+        "trails.joint": 12.0,
+        "trails.joint_schedule": "linear",
+        "train.lr_embedding": 20.0,
+        "train.weight_decay_embedding": 0.05,  # of its rate: as much a step as of the others
+        "sparsity.exempt": ["embedding", "output"],
+        "sparsity.drop_fraction": 0.1,
+        "sparsity.stop_fraction": 0.75,
+    },
     "paper": {  # the code of arXiv 2505.17909 for language
+        "trails.joint": 0.0,
+        "trails.joint_schedule": "constant",
         "train.optimizer": "adamw",
         "train.objective": "sum",
         "train.lr_embedding": 1.0,
@@ -100,6 +111,6 @@ RECIPES = {
         "sparsity.drop_schedule": "cosine",
         "sparsity.stop_fraction": 1.0,
         "sparsity.new_moments": "zero",
-    }
+    },
 }
 RULES = (*text.RULES, _heads_divide_hidden, _kv_heads_divide_heads, _shards_divide_axes, _sequence_has_targets)

@@ -68,7 +68,14 @@ def joint_settings(mean: str) -> dict:
 def config_of(layout: Layout) -> Config:
     """Two layers, one of them in six trails, clipped, updated after steps 2, 4 and 6."""
     model = {"hidden_size": 16, "ffn_size": 24, "num_layers": 2, "num_attention_heads": 4, "num_kv_heads": 2}
-    train = {"steps": STEPS, "batch_size": BATCH, "micro_batch_size": MICRO_BATCH, "lr": 3e-3, "warmup_steps": 2}
+    train = {
+        "recipe": "paper",
+        "steps": STEPS,
+        "batch_size": BATCH,
+        "micro_batch_size": MICRO_BATCH,
+        "lr": 3e-3,
+        "warmup_steps": 2,
+    }
     train |= {"adam_eps": 1e-4, "weight_decay": 0.1, "grad_clip": 0.5, "precision": layout.precision}
     train |= {"weight_decay_output": 2.0, "betas_embedding": [0.8, 0.99], "betas_trunk": [0.85, 0.999]}
     train |= {"lr_embedding": 2.0, "lr_output": 0.5, "lr_trunk": 1.5, "average_decay": 0.7, "average_from": 0.3}

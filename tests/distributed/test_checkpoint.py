@@ -15,7 +15,15 @@ SECTIONS = {
     "model": {"hidden_size": 16, "ffn_size": 32, "num_layers": 2, "num_attention_heads": 2, "vocab_size": 45},
     "trails": {"count": 2, "layers": 1},
     "sparsity": {"density": 0.4, "topology_shards": 4, "update_every": 2},
-    "train": {"steps": 20, "batch_size": 4, "micro_batch_size": 2, "lr": 1e-2, "warmup_steps": 2, "weight_decay": 0.1}
+    "train": {
+        "recipe": "paper",
+        "steps": 20,
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "lr": 1e-2,
+        "warmup_steps": 2,
+        "weight_decay": 0.1,
+    }
     | {"average_decay": 0.7, "average_from": 0.05},
 }
 SAVED, LAST = 3, 6  # a topology update before the checkpoint, two after it

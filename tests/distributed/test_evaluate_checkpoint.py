@@ -34,7 +34,7 @@ def _sections(folder, precision):
         "sparsity": {"density": 0.4, "topology_shards": 4, "update_every": 2},
         "data": {"source": "text", "path": str(folder / "train"), "validation": str(folder / "validation")}
         | {"num_workers": 0},
-        "train": {"steps": 10, "batch_size": 6, "micro_batch_size": 3, "lr": 0.05, "warmup_steps": 0}
+        "train": {"recipe": "paper", "steps": 10, "batch_size": 6, "micro_batch_size": 3, "lr": 0.05, "warmup_steps": 0}
         | {"precision": precision, "average_decay": 0.6, "average_from": 0.0},
         "run": {"dir": str(folder / "run"), "eval_batches": 2},
     }

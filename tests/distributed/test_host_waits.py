@@ -48,6 +48,7 @@ def _events_of_steps(rank, world_size, folder):
         "sparsity": {"density": 0.5, "topology_shards": 2, "update_every": UPDATE_EVERY},
         "data": {"source": "jsonl", "path": f"{folder}/text.jsonl", "validation": 0.2, "num_workers": 0},
         "train": {
+            "recipe": "paper",
             "steps": STEPS,
             "batch_size": 4,
             "micro_batch_size": 2,

@@ -28,7 +28,13 @@ class _Run:
             "model": TINY_MODEL,
             "trails": {"count": 2, "layers": 1},
             "sparsity": {"density": 0.4, "topology_shards": 2, "storage": "compact"},
-            "train": {"batch_size": BATCH, "micro_batch_size": 1, "warmup_steps": 0, "precision": precision}
+            "train": {
+                "recipe": "paper",
+                "batch_size": BATCH,
+                "micro_batch_size": 1,
+                "warmup_steps": 0,
+                "precision": precision,
+            }
             | {"optimizer": optimizer},
             "parallel": layout,
         }

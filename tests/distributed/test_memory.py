@@ -33,6 +33,7 @@ def _config(world_size=2, stage=0, precision="fp32", checkpointing=False, **para
         "trails": {"count": 2, "layers": 2},
         "sparsity": {"density": 0.5, "topology_shards": 4, "update_every": UPDATE_STEP},
         "train": {
+            "recipe": "paper",
             "steps": 1000,
             "micro_batch_size": 4,
             "precision": precision,

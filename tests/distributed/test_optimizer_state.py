@@ -58,7 +58,13 @@ def _scaled(weight, x):
 
 
 def _toy_config(precision, stage, world_size, optimizer="adamw"):
-    train = {"batch_size": world_size, "micro_batch_size": 1, "precision": precision, "betas": list(BETAS)}
+    train = {
+        "recipe": "paper",
+        "batch_size": world_size,
+        "micro_batch_size": 1,
+        "precision": precision,
+        "betas": list(BETAS),
+    }
     train |= {"adam_eps": EPS, "lr": LR, "weight_decay": DECAY, "grad_clip": CLIP, "warmup_steps": 0}
     train |= SGD.get(optimizer, {})
     zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 30} if stage == 3 else {})

@@ -77,6 +77,7 @@ def config_of(world_size, layout):
             "regrow_from": layout.regrow_from,
         },
         "train": {
+            "recipe": "paper",
             "steps": STEPS,
             "batch_size": BATCH,
             "micro_batch_size": MICRO_BATCH,

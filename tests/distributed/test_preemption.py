@@ -30,7 +30,7 @@ def sections(tmp_path):
         "trails": {"count": 2, "layers": 1},
         "sparsity": {"density": 0.5, "topology_shards": 4, "update_every": 2},
         "data": {"source": "jsonl", "path": str(path), "prepared": str(tmp_path / "data")},
-        "train": {"steps": STEPS, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 2},
+        "train": {"recipe": "paper", "steps": STEPS, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 2},
         "run": {"dir": str(tmp_path / "run"), "log_every": 1, "eval_batches": 1, "save_every": 0},
     }
 

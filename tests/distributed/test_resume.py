@@ -51,6 +51,7 @@ def _sections(corpus, folder, **run):
             "prepared": str(corpus.parent / "prepared"),
         },
         "train": {
+            "recipe": "paper",
             "steps": STEPS,
             "batch_size": 8,
             "micro_batch_size": 2,

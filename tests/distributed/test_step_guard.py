@@ -35,6 +35,7 @@ def _config(world_size, precision, stage, on_spike, pipe=1, trail=1, tensor=1):
         "trails": {"count": 2, "layers": 1},
         "sparsity": {"density": 0.4, "topology_shards": 2},
         "train": {
+            "recipe": "paper",
             "batch_size": BATCH,
             "micro_batch_size": MICRO_BATCH,
             "lr": 1e-3,

@@ -47,6 +47,7 @@ path = "{folder}/corpus.jsonl"
 validation = 0.2
 num_workers = 0
 [train]
+recipe = "paper"
 steps = 4
 warmup_steps = 1
 batch_size = 4

@@ -35,6 +35,7 @@ def _config(precision="fp32", stage=0, zero=(), trails=None, sparsity=None, para
             "sparsity": {"density": 0.3, "topology_shards": 4, "update_every": 10, **(sparsity or {})},
             "parallel": parallel or {},
             "train": {
+                "recipe": "paper",
                 "steps": 100,
                 "batch_size": 2 * RANKS * 2,
                 "micro_batch_size": 2,

@@ -41,7 +41,14 @@ class Record:
 def _config(world_size, stage=0, precision="fp32", optimizer=None, **sparsity):
     """A tiny model with clipping on, which is updated after steps 2, 4 and 6; ``optimizer`` are settings of it."""
     model = {"hidden_size": 16, "ffn_size": 24, "num_layers": 2, "num_attention_heads": 2}
-    train = {"steps": STEPS, "batch_size": BATCH, "micro_batch_size": MICRO_BATCH, "lr": 3e-3, "warmup_steps": 2}
+    train = {
+        "recipe": "paper",
+        "steps": STEPS,
+        "batch_size": BATCH,
+        "micro_batch_size": MICRO_BATCH,
+        "lr": 3e-3,
+        "warmup_steps": 2,
+    }
     train |= {"adam_eps": 1e-4, "weight_decay": 0.1, "grad_clip": 0.5, "precision": precision}
     train |= optimizer or {}
     sections = {

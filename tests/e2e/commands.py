@@ -33,6 +33,7 @@ prepared = "{folder}/prepared"
 num_workers = 0
 
 [train]
+recipe = "paper"
 steps = 4
 batch_size = 4
 micro_batch_size = 2

@@ -23,6 +23,7 @@ CONFIG = make_config(
         | {"max_seq_len": 8},
         "trails": {"count": 2, "layers": 1},
         "sparsity": {"density": 0.4, "topology_shards": 4, "exempt": ["blocks.0.mlp.up"]},
+        "train": {"recipe": "paper"},
         "run": {"keep": 2, "keep_every": 0},
     }
 )

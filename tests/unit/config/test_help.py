@@ -14,6 +14,7 @@ def test_help_lists_every_setting_with_default_and_mark():
         for entry in keys_of(section):
             assert f"\n  {entry} = " in text
     assert "density = 0.9  (identity)\n      Share of the weights that is stored; 1: dense. Must be in (0, 1]." in text
+    assert "drop_fraction = 0.5; llama: 0.1  (schedule)" in text
     assert max(map(len, text.splitlines())) <= 120
 
 

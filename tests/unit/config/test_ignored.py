@@ -8,7 +8,8 @@ from nt_dist.families import make_config
 
 def test_nothing_is_ignored_by_default():
     assert not list(warnings(make_config({})))
-    assert not list(warnings(make_config({"sparsity": {"density": 1.0}})))
+    assert not list(warnings(make_config({"sparsity": {"density": 1.0}, "trails": {"count": 1}})))
+    assert not list(warnings(make_config({"train": {"recipe": "paper"}})))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_nothing_is_ignored_by_default():
         ({"train": {"steps": 50, "warmup_steps": 5}}, "the topology is never updated"),
         ({"trails": {"fork": "embedding", "layers": 3}}, "trails.layers = 3 is ignored: trails.fork = 'embedding'"),
         (
-            {"trails": {"joint_mean": "probabilities"}},
+            {"trails": {"joint": 0.0, "joint_mean": "probabilities"}},
             "trails.joint_mean = 'probabilities' is ignored: trails.joint = 0.0",
         ),
         (
@@ -50,8 +51,15 @@ def test_nothing_is_ignored_by_default():
             "train.weight_decay_output = 0.0 is ignored: train.weight_decay = 0.0",
         ),
         ({"train": {"optimizer": "sgd", "betas_output": [0.9, 0.9]}}, "train.betas_output = (0.9, 0.9) is ignored"),
-        ({"trails": {"joint_schedule": "linear"}}, "trails.joint_schedule = 'linear' is ignored: trails.joint = 0.0"),
-        ({"trails": {"joint": 0.5, "joint_start": 0.1}}, "trails.joint_start = 0.1 is ignored: trails.joint_schedule"),
+        ({"trails": {"count": 1, "joint": 0.5}}, "trails.joint = 0.5 is ignored: trails.count = 1"),
+        (
+            {"trails": {"joint_schedule": "linear"}, "train": {"recipe": "paper"}},
+            "trails.joint_schedule = 'linear' is ignored: trails.joint = 0.0",
+        ),
+        (
+            {"trails": {"joint_schedule": "constant", "joint_start": 0.1}},
+            "trails.joint_start = 0.1 is ignored: trails.joint_schedule",
+        ),
         ({"trails": {"layers": 6}, "train": {"lr_trunk": 2.0}}, "train.lr_trunk = 2.0 is ignored: the trails begin"),
         ({"train": {"average_from": 0.5}}, "train.average_from = 0.5 is ignored: train.average_decay = 0.0"),
         (

@@ -77,7 +77,7 @@ ONE = [
         "train.nesterov = true needs train.momentum above 0",
     ),
     (
-        {"sparsity": {"structure": "groups", "group_size": 257}},
+        {"sparsity": {"structure": "groups", "group_size": 257, "exempt": []}},
         "sparsity.group_size = 257 must be at most 256, the outputs of a shard of output, which has the most; "
         "nearest: 256",
     ),
@@ -120,10 +120,10 @@ def test_each_rule(sections, message):
         {"train": {"optimizer": "sgd"}, "sparsity": {"new_moments": "gradient", "update_every": 0}},
         {"train": {"steps": 5, "warmup_steps": 5}},
         {"model": {"vocab_size": 4099}},
-        {"sparsity": {"structure": "groups", "group_size": 256}},
-        {"sparsity": {"structure": "groups", "group_size": 257, "topology_shards": 4}},
+        {"sparsity": {"structure": "groups", "group_size": 256, "exempt": []}},
+        {"sparsity": {"structure": "groups", "group_size": 257, "topology_shards": 4, "exempt": []}},
         {"sparsity": {"group_size": 257}},
-        {"sparsity": {"structure": "blocks", "group_size": 256}},
+        {"sparsity": {"structure": "blocks", "group_size": 256, "exempt": []}},
     ],
 )
 def test_what_is_allowed(sections):

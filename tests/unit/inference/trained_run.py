@@ -30,7 +30,7 @@ SECTIONS = {
     "trails": {"count": 3, "layers": 2},
     "sparsity": {"density": 0.5, "topology_shards": 4},
     "data": {"source": "jsonl", "num_workers": 0, "validation": 0.2},
-    "train": {"seed": 3},
+    "train": {"recipe": "paper", "seed": 3},
 }
 
 

@@ -22,7 +22,7 @@ SIZES = {
     },
     "trails": {"count": 3, "layers": 2},
     "sparsity": {"density": 0.5, "distribution": "uniform", "topology_shards": 2, "update_every": 10},
-    "train": {"steps": 100, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 10},
+    "train": {"recipe": "paper", "steps": 100, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 10},
 }
 BLOCK = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24  # query, output; key, value at 2 of 4 heads; SwiGLU
 MATRICES = BLOCK * (1 + 3 * 2) + 3 * 32 * 16  # the trunk's block once, each trail's blocks and output

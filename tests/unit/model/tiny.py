@@ -15,7 +15,7 @@ SECTIONS = {
     },
     "trails": {"count": 3, "layers": 2},
     "sparsity": {"density": 0.5, "storage": "compact"},
-    "train": {"seed": 3},
+    "train": {"recipe": "paper", "seed": 3},
 }
 
 

@@ -33,6 +33,7 @@ def _config(precision="fp32", world_size=1, model=None, trails=None, sparsity=No
             "trails": {"count": 2, "layers": 2, **(trails or {})},
             "sparsity": {"density": 0.5, "topology_shards": 4, **(sparsity or {})},
             "train": {
+                "recipe": "paper",
                 "batch_size": BATCH * world_size,
                 "micro_batch_size": BATCH,
                 "precision": precision,
