@@ -9,7 +9,7 @@
     python tools/benchmark.py loading --config configs/vision_mini.toml [--rounds 7] [--cpu_time] [--workers 2]
     python tools/benchmark.py saving [--rounds 7] [--steps 2] [--folder runs]
     python tools/benchmark.py decoding [--densities 0.1,0.2,0.3,0.5,0.7,0.9] [--rounds 7] [--steps 16]
-    python tools/benchmark.py counts --config configs/llama_350m.toml
+    python tools/benchmark.py counts --config configs/paper/llama_350m.toml
 
 speed: tokens or pictures per second of the trainer against the same model of plain dense layers in a plain PyTorch loop
 (a fused optimizer; with train.precision=bf16, a bf16 module with fp32 masters), in turns; and what a topology update

@@ -7,7 +7,7 @@ import torch
 from nt_dist.families import load_config
 from nt_dist.model.counts import Counting, count_micro_batch
 
-LLAMA = Path(__file__).parents[3] / "configs" / "llama_350m.toml"
+LLAMA = Path(__file__).parents[3] / "configs" / "paper" / "llama_350m.toml"
 BLOCKS = {"1 + 1": (2, 1), "2 + 1": (3, 1), "1 + 2": (3, 2)}
 
 
