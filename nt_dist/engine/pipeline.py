@@ -31,6 +31,7 @@ from nt_dist.model.trails import (
     layer_names,
     num_local_trails,
     run_layers,
+    sums_of_losses,
     weights_of,
 )
 from nt_dist.parallel.mesh import Mesh
@@ -84,14 +85,17 @@ class PipelineModel(PipelineModule):
         """Run this stage (training), or all stages up to this one (evaluation, a collective of the pipe axis).
 
         In training x is what this stage reads, tokens [B, S] on the first and else a hidden state, and the result a
-        hidden state, on the last stage logits [T, B, S, V]. In evaluation x are the tokens on every stage, and the
-        result is None but on the last.
+        hidden state, on the last stage what the last layer reads. In evaluation x are the tokens on every stage, and
+        the result is None but on the last, where it is logits [T, B, S, V].
         """
         if not self.training:
             return self._through_all_stages(x)
-        x = run_layers(self.forward_funcs, x, self.recompute).contiguous()
-        number = next(self._passes)
-        x.register_hook(lambda gradient: self._before_backward(number))  # fires before any of this pass's gradients
+        number, is_last = next(self._passes), self.mesh.pipe.rank == self.mesh.pipe.degree - 1
+        x = run_layers(self.forward_funcs[: -1 if is_last else None], x, self.recompute).contiguous()
+        if is_last:  # the loss comes next and may make gradients already, and then this pass's way back
+            self._before_backward(number)
+        else:
+            x.register_hook(lambda gradient: self._before_backward(number))  # fires before any of this pass's gradients
         return x
 
     @torch.no_grad()
@@ -108,8 +112,8 @@ class PipelineModel(PipelineModule):
         dist.send(x.contiguous(), group=axis.group, group_dst=axis.rank + 1)
         return None
 
-    def _loss(self, logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        sums = self.place.trail_losses(logits, *labels, *self.how)
+    def _loss(self, x: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        sums = sums_of_losses(self.forward_funcs[-1], x, self.place, labels, *self.how)
         self.nll += sums.detach()
         return objective(sums, self._joint) * self._scale
 
@@ -130,7 +134,7 @@ class PipelineModel(PipelineModule):
         self._passes, self._before_backward = itertools.count(), before_backward
         self.nll = torch.zeros_like(self.nll)
         engine.train_batch((tokens, (targets, weights)) for tokens, targets, weights in micro_batches)
-        for kept in engine.pipe_buffers.values():  # the last logits among them
+        for kept in engine.pipe_buffers.values():  # the last micro-batch's state among them
             kept[:] = [None] * len(kept)
 
 

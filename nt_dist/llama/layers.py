@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nt_dist.config.settings import Config
+from nt_dist.model.chunks import ChunkedOutput
 from nt_dist.model.functions import rms_norm, rotate
 from nt_dist.model.layers import Linear, Lookup
 from nt_dist.model.place import Place
@@ -175,8 +176,8 @@ class Embedding(nn.Module):
         return self.place.out_of_rows(self.table(tokens))
 
 
-class Output(nn.Module):
-    """Each trail's final norm and output matrix."""
+class Output(ChunkedOutput):
+    """Each trail's final norm and output matrix; V are the padded pieces held here, and padding's logits are -inf."""
 
     def __init__(self, config: Config, make: MakeWeight, place: Place):
         super().__init__()
@@ -184,11 +185,14 @@ class Output(nn.Module):
         self.matrix, self.place = Linear(make("output")), place
         self.times = 2 if config.trails.final_norm_twice else 1
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return logits [T, B, S, V] of x [T, B, S, H], V the padded pieces held here; padding's are -inf."""
+    def state(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalize x [T, B, S, H]."""
         for _ in range(self.times):
             x = self.norm(x)
-        logits = self.matrix(self.place.into_columns(x))
+        return self.place.into_columns(x)
+
+    def finish(self, logits: torch.Tensor) -> torch.Tensor:
+        """Mask padding."""
         weight = self.matrix.weight
         real = weight.spec.valid - weight.shards.start * weight.spec.shard_length
         if real >= logits.shape[-1]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 # Elements worked on at once: on CPUs what stays in the caches; on GPUs, and in a graph, what keeps one busy.
-AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
+AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
 def is_eager_cpu(device: torch.device) -> bool:

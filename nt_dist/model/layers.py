@@ -46,20 +46,20 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, values, weight):
         ctx.save_for_backward(x)
         ctx.values, ctx.weight = values, weight
-        return _multiply(x, weight.build(values).mT)
+        return multiply(x, weight.build(values).mT)
 
     @staticmethod
     def backward(ctx, gradient):
         (x,) = ctx.saved_tensors
         grad_x = grad_values = None
         if ctx.needs_input_grad[0]:
-            grad_x = _multiply(gradient, ctx.weight.build(ctx.values))
+            grad_x = multiply(gradient, ctx.weight.build(ctx.values))
         if ctx.needs_input_grad[1]:
-            grad_values = ctx.weight.take_gradient(_multiply(gradient.mT, x), may_overwrite=True)
+            grad_values = ctx.weight.take_gradient(multiply(gradient.mT, x), may_overwrite=True)
         return grad_x, grad_values, None
 
 
-def _multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Return the products [T, a, c] of matrices [T, a, b] and [T, b, c], without a gradient of their own.
 
     On CPUs one after the other: a batched product deals whole matrices out to the threads, three to two for instance.
@@ -70,6 +70,15 @@ def _multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     for each in zip(left, right, product, strict=True):
         torch.mm(each[0], each[1], out=each[2])
     return product
+
+
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add to ``total`` what :func:`multiply` returns."""
+    if not is_eager_cpu(left.device):
+        total.baddbmm_(left, right)
+        return
+    for each in zip(total, left, right, strict=True):
+        each[0].addmm_(*each[1:])
 
 
 class Lookup(nn.Module):

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nt_dist.config.settings import Config
 from nt_dist.messages import LOGGER
+from nt_dist.model.chunks import ChunkedOutput, Labels
 from nt_dist.model.place import Place
 from nt_dist.model.weights import choose_storages, statistic_specs, weight_specs
 from nt_dist.sparsity.statistic import Statistic
@@ -71,6 +72,15 @@ def run_layers(layers: Iterable[nn.Module], x: torch.Tensor, recompute: bool) ->
     return x
 
 
+def sums_of_losses(
+    last: nn.Module, x: torch.Tensor, place: Place, labels: Labels, joint_mean: str, smoothing: float
+) -> torch.Tensor:
+    """Return what :meth:`Place.trail_losses` gives for the logits of the last layer, of which ``x`` is the input."""
+    if isinstance(last, ChunkedOutput):
+        return last.losses(x, labels, joint_mean, smoothing)
+    return place.trail_losses(last(x), *labels, joint_mean, smoothing)
+
+
 class TrailsModel(nn.Sequential):
     """The layers in order, and the losses."""
 
@@ -90,8 +100,9 @@ class TrailsModel(nn.Sequential):
         return self._pass(inputs, *labels)
 
     def _pass(self, inputs: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
-        x = run_layers(self, inputs, self.recompute and self.training)
-        return self.place.trail_losses(x, *labels, *self.how) if labels else x
+        *layers, last = self
+        x = run_layers(layers, inputs, self.recompute and self.training)
+        return sums_of_losses(last, x, self.place, labels, *self.how) if labels else last(x)
 
     def compile_losses(self) -> None:
         """From now on compute the losses, with their gradients, as one graph, compiled at the first pass.

@@ -17,7 +17,8 @@ data    stage 0        all-reduce 4 n
                        verdict, DeepSpeed's norm and overflow
 
 tensor  hidden states are all-reduced as the family says. The loss: 12 bytes a trail and position (highest logit; sum
-        and the target's), a mean of logits that has a loss of its own (trails.joint) counting as a trail.
+        and the target's), a mean of logits that has a loss of its own (trails.joint) counting as a trail; with such a
+        loss twice, as the joint loss below, where logits are many enough to be computed in chunks (model/chunks.py).
 trail   in each micro-batch:
         joint loss         4 bytes a logit of one trail are all-reduced for a mean of logits, 8 a position for a mean of
                            probabilities (the least loss of a trail; the mean)

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from nt_dist.config import Config
 from nt_dist.config.family import LayerActivations
 from nt_dist.engine.stages import stage_bounds
+from nt_dist.model.chunks import num_chunks
 from nt_dist.model.trails import FORK, layer_names
 from nt_dist.model.weights import choose_storages, weight_specs
 from nt_dist.sparsity.spec import WeightSpec
@@ -116,19 +117,30 @@ class LayerPart:
         return self._bytes(self.activations.output) if self.is_last else 0
 
     @property
+    def chunks(self) -> int:
+        """In how many the losses of a micro-batch are computed; 0 before the last layer."""
+        return num_chunks(self.logits_bytes // self.config.element_bytes, "cuda")
+
+    @property
+    def loss_passes(self) -> int:
+        """How often the losses are computed: once more in backward where chunks have the trails' mean among them."""
+        return 2 if self.chunks > 1 and self.config.trails.trained_mean else 1
+
+    @property
     def all_reduced_bytes(self) -> int:
         """Bytes that the tensor ranks add up for a micro-batch."""
         mean, is_smoothed = self.config.trails.trained_mean, self.config.train.label_smoothing > 0
         passes = self.trails * (2 if is_smoothed and mean == "probabilities" else 1) + (mean == "logits")
         losses = _LOSS_BYTES * passes + is_smoothed * _SMOOTHING_BYTES * self.trails
-        return self._bytes(self.activations.all_reduced) + self.is_last * losses * self.positions
+        losses *= self.is_last * self.loss_passes
+        return self._bytes(self.activations.all_reduced) + losses * self.positions
 
     @property
     def joined_bytes(self) -> int:
         """Bytes that the trail ranks reduce of a micro-batch for their mean's loss: fp32 logits, or two figures."""
         logits = 4 * self.activations.output // self.config.element_bytes
         each = {"logits": logits, "probabilities": 8, "": 0}[self.config.trails.trained_mean]
-        return each * self.positions if self.is_last else 0
+        return each * self.positions * self.loss_passes if self.is_last else 0
 
 
 @lru_cache(maxsize=64)

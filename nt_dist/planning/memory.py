@@ -26,12 +26,12 @@ What is alive at once in a step:
 where A micro-batches are in flight in a stage: min(stages - stage, micro-batches of a step) with DeepSpeed's
 one-forward-one-backward schedule (Narayanan et al., arXiv 2104.04473, section 2.2), 1 without a pipeline. Its engine
 (DeepSpeed 0.19.8) holds besides, as exchange: of what a stage receives a buffer and A copies, of what it sends A
-results and a buffer for their gradient; on the last stage the logits of the micro-batch before. Those of its own stay
-there all through the backward pass, beside its products.
+results and a buffer for their gradient; on the last stage what its last layer read of the micro-batch before.
 
 The loss takes of logits of n bytes 2 n, with their gradient, and fp32 of some rows at a time; where their mean
-over trails has a loss of its own, n more, as the gradients of both are added up. What a product takes in
-backward is its storage's to say (``copies`` in sparsity/storages.py).
+over trails has a loss of its own, n more, as the gradients of both are added up. Of logits that are computed in chunks
+(model/chunks.py) n are those of one, and beside them stand the output matrix, where it is built, its gradient and that
+of what it reads. What a product takes in backward is its storage's to say (``copies`` in sparsity/storages.py).
 """
 
 import math
@@ -190,7 +190,7 @@ class RankMemory:
     state: MemoryPlan
     activations: int  # kept for backward, over the micro-batches in flight
     logits: int  # the most that the loss takes
-    work: int  # the most that products and blocks computed again take, and logits held meanwhile
+    work: int  # the most that products and blocks computed again take
     exchange: int
     hidden_gradients: int  # two of the widest hidden state
     dense_gradients: int  # collected for a topology update
@@ -219,14 +219,14 @@ def rank_memory(config: Config, pipe_stage: int = 0) -> RankMemory:
     parts, settings = local_parts(layers), config.sparsity
     in_flight = min(config.parallel.pipe - pipe_stage, config.accumulation_steps)
     travelling = [stage[0].received_bytes for stage in stages[max(pipe_stage, 1) : pipe_stage + 2]]
-    held_logits = layers[-1].logits_bytes if len(stages) > 1 else 0
+    is_held = len(stages) > 1 and layers[-1].is_last and config.accumulation_steps > 1
     gathered = 2 * sum(layer.input_bytes for layer in layers if layer.forks and config.splits_trunk)
     return RankMemory(
         state=plan_memory(config, pipe_stage),
         activations=in_flight * sum(layer.kept_bytes for layer in layers),
         logits=_loss(layers[-1]),
-        work=max(max(each.recomputed_bytes, _products(each)) for each in layers) + held_logits,
-        exchange=(in_flight + 1) * sum(travelling) + (held_logits if config.accumulation_steps > 1 else 0) + gathered,
+        work=max(max(each.recomputed_bytes, _products(each)) for each in layers),
+        exchange=(in_flight + 1) * sum(travelling) + is_held * layers[-1].input_bytes + gathered,
         hidden_gradients=2 * max(layer.state_bytes for layer in layers),
         dense_gradients=4 * sum(part.entries for part in parts if part.spec.is_sparse) * settings.uses_gradients,
         collects_over=config.accumulation_steps if settings.regrow_from == "all" else 1,
@@ -235,16 +235,20 @@ def rank_memory(config: Config, pipe_stage: int = 0) -> RankMemory:
 
 def _loss(layer: LayerPart) -> int:
     """Bytes of the logits, their gradient, and what is computed of it at once: bf16 is made fp32 beside its result."""
-    logits, element = layer.logits_bytes, layer.config.element_bytes
+    logits, element = layer.logits_bytes // max(layer.chunks, 1), layer.config.element_bytes
     copies = 3 if layer.config.trails.trained_mean == "logits" else 2
-    return copies * logits + (4 if element == 4 else 8) * min(logits // element, AT_ONCE["cuda"])
+    loss = copies * logits + (4 if element == 4 else 8) * min(logits // element, AT_ONCE["cuda"])
+    return loss if layer.chunks <= 1 else loss + element * _elements(layer) + layer.input_bytes
 
 
 def _products(layer: LayerPart) -> int:
     """The most that a layer's backward product takes, and the logits' gradient in the last."""
+    return 0 if layer.chunks > 1 else layer.logits_bytes + layer.config.element_bytes * _elements(layer)
+
+
+def _elements(layer: LayerPart) -> int:
     copies = [(part, *STORAGES[part.storage].copies) for part in layer.parts if part.spec.uses]
-    elements = max((entry * part.entries + slot * part.slots for part, entry, slot in copies), default=0)
-    return layer.logits_bytes + layer.config.element_bytes * elements
+    return max((entry * part.entries + slot * part.slots for part, entry, slot in copies), default=0)
 
 
 def fullest_stage(config: Config) -> RankMemory:

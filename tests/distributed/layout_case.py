@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -19,6 +20,7 @@ from nt_dist.engine.pipeline import build_mesh_model
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.topology import trail_overlap
 from nt_dist.families import make_config
+from nt_dist.model.chunks import LOGITS_AT_ONCE
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.text.indexed import IndexedTokens, write_indexed
@@ -210,5 +212,7 @@ class Run:
 
 
 def train_whole(rank: int, world_size: int, layout: Layout) -> Record:
-    """A whole run of one rank, for run_distributed."""
-    return Run(layout).train(STEPS).finish()
+    """A whole run of one rank, for run_distributed; where there are several in fp32, their losses come in chunks."""
+    at_once = {"cpu": 2000 if world_size > 1 and layout.precision == "fp32" else LOGITS_AT_ONCE["cpu"]}
+    with mock.patch.dict(LOGITS_AT_ONCE, at_once):
+        return Run(layout).train(STEPS).finish()

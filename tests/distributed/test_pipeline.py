@@ -1,6 +1,7 @@
 """A pipeline trains as one rank does: losses, gradient norms, topologies, weights, moments and evaluation."""
 
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from nt_dist.engine.stages import stage_bounds
 from nt_dist.evaluation.evaluate import evaluate
 from nt_dist.evaluation.topology import trail_overlap
 from nt_dist.families import make_config
+from nt_dist.model.chunks import LOGITS_AT_ONCE
 from nt_dist.model.trails import layer_names, weights_of
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.testing import run_distributed
@@ -139,7 +141,14 @@ def _states(mesh, model, door):
 
 
 def train(config, steps, parts):
-    """Train through ``steps`` and record it."""
+    """Train through ``steps`` and record it; the losses of a pipeline without the ensemble's own come in chunks."""
+    if config.parallel.pipe > 1 and not config.trails.joint:
+        with mock.patch.dict(LOGITS_AT_ONCE, {"cpu": 1000}):
+            return _train(config, steps, parts)
+    return _train(config, steps, parts)
+
+
+def _train(config, steps, parts):
     mesh, model, engine, door, updater = parts
     record = Record([], [], [updater.check("the start")], [], {}, {})
     for step in steps:

@@ -1,6 +1,7 @@
 """Bytes counted at torch.distributed's collectives on two ranks are those of the planner's formulas, to the byte."""
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from nt_dist.config.settings import Parallel
 from nt_dist.engine.engine import build_engine, train_step
 from nt_dist.engine.pipeline import build_mesh_model
 from nt_dist.families import make_config
+from nt_dist.model.chunks import LOGITS_AT_ONCE
 from nt_dist.model.trails import build_model
 from nt_dist.parallel.mesh import init_mesh
 from nt_dist.planning.communication import sent_bytes, step_payload, update_payload
@@ -100,7 +102,7 @@ def test_data_parallel_bytes_are_the_formulas(name):
     assert all(axis == "data" for axis, _ in step) and update
 
 
-def _count_passes(rank, world_size, config):
+def _count_passes(rank, world_size, config, at_once):
     """One micro-batch, forward and backward, of the part of the model that this rank holds."""
     mesh = init_mesh(config)
     with counted_traffic() as traffic:
@@ -110,8 +112,8 @@ def _count_passes(rank, world_size, config):
         tokens, targets = torch.randint(61, (2, 2, 8), generator=torch.Generator().manual_seed(0))
         traffic.start(mesh)
         weights = torch.ones(targets.shape)
-        how = config.trails.trained_mean, config.train.label_smoothing
-        place.trail_losses(model(tokens), targets, weights, *how).sum().backward()
+        with mock.patch.dict(LOGITS_AT_ONCE, {"cpu": at_once}):
+            model(tokens, targets, weights).sum().backward()
         return traffic.stop(), sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -129,21 +131,24 @@ MODEL_AXES = {
     "trail, split trunk": _cut("trail", trunk="split"),
     "trail, split trunk, computed again": _cut("trail", checkpointing=True, trunk="split"),
     "trail, replicated trunk": _cut("trail", trunk="replicated"),
+    "tensor, chunks": _cut("tensor"),
     "tensor, joint logits": _cut("tensor", joint="logits"),
     "tensor, joint probabilities": _cut("tensor", joint="probabilities"),
     "tensor, smoothed labels": _cut("tensor", smoothing=0.1),
     "tensor, joint probabilities, smoothed labels": _cut("tensor", joint="probabilities", smoothing=0.1),
     "trail, joint logits": _cut("trail", joint="logits"),
+    "trail, joint logits, chunks": _cut("trail", joint="logits"),
     "trail, joint probabilities": _cut("trail", joint="probabilities"),
 }
 
 
 @pytest.mark.parametrize("name", MODEL_AXES)
-def test_tensor_and_trail_bytes_are_the_formulas(name):
-    config = MODEL_AXES[name]
+def test_tensor_and_trail_bytes_are_the_formulas(name, monkeypatch):
+    config, at_once = MODEL_AXES[name], 500 if "chunks" in name else 1 << 20
+    monkeypatch.setitem(LOGITS_AT_ONCE, "cuda", at_once)
     assert config.data_degree == 1 and config.accumulation_steps == 1
     stored = sum(part.stored for part in local_parts(stage_layers(config)[0]))
-    counts = run_distributed(_count_passes, RANKS, config)
+    counts = run_distributed(_count_passes, RANKS, config, at_once)
     for counted, _ in counts:
         assert counted == step_payload(config) != {}
     assert max(values for _, values in counts) == stored

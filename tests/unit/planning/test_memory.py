@@ -9,8 +9,8 @@ from benchmarks.allocations import Allocations
 from nt_dist.config.settings import Parallel
 from nt_dist.families import make_config
 from nt_dist.model import functions
+from nt_dist.model.chunks import LOGITS_AT_ONCE
 from nt_dist.model.functions import AT_ONCE
-from nt_dist.model.place import Place
 from nt_dist.model.trails import build_model, weights_of
 from nt_dist.planning.local_layers import layer_parts, local_parts, stage_layers
 from nt_dist.planning.memory import fullest_stage, rank_memory
@@ -114,11 +114,10 @@ def test_the_peak_of_a_pass_is_the_formula(name):
     weights = torch.ones(targets.shape)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    arguments = targets, weights, config.trails.trained_mean
-    Place().trail_losses(model(tokens), *arguments).sum().backward()  # makes the rotary tables
+    model(tokens, targets, weights).sum().backward()  # makes the rotary tables
     with Allocations(torch.device("cpu")) as allocations:
         allocations.mark("start")
-        Place().trail_losses(model(tokens), *arguments).sum().backward()
+        model(tokens, targets, weights).sum().backward()
         allocations.mark("stop")
     memory = rank_memory(config)
     found = allocations.peak("start", "stop")
@@ -132,6 +131,16 @@ def test_the_loss_takes_no_more_than_some_rows_at_once(name, monkeypatch):
     monkeypatch.setattr(functions, "AT_ONCE", at_once)
     monkeypatch.setattr("nt_dist.planning.memory.AT_ONCE", at_once)
     test_the_peak_of_a_pass_is_the_formula(name)
+
+
+@pytest.mark.parametrize("name", [name for name in PASSES if "large vocabulary" in name])
+def test_the_loss_takes_no_more_than_a_chunks_logits(name, monkeypatch):
+    whole = rank_memory(PASSES[name]).logits
+    for at_once in (AT_ONCE, LOGITS_AT_ONCE):
+        for kind in at_once:
+            monkeypatch.setitem(at_once, kind, 1 << 14)
+    test_the_peak_of_a_pass_is_the_formula(name)
+    assert rank_memory(PASSES[name]).logits < 0.4 * whole
 
 
 def test_parts_of_all_ranks_are_the_whole_model():
