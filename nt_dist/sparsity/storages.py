@@ -21,7 +21,7 @@ from nt_dist.sparsity.grouped import Piece, product_on
 from nt_dist.sparsity.grouped_convolution import GroupedConvolution
 from nt_dist.sparsity.groups import Groups
 from nt_dist.sparsity.spec import WeightSpec
-from nt_dist.sparsity.weight import ALL, Weight, block_positions, flat_index
+from nt_dist.sparsity.weight import ALL, Fragments, Weight, block_positions, flat_index
 
 if TYPE_CHECKING:
     from nt_dist.kernels.groups import Tiles
@@ -43,9 +43,9 @@ class _DenseShaped(Weight):
         return self.blocks(tensor, fragments).gather(1, positions)
 
     def write(self, tensor, fragments, positions, slots):
-        for fragment, places, entries in zip(fragments, positions, slots, strict=True):
-            part = self.block(tensor, *fragment)
-            part.copy_(entries.new_zeros(self.spec.shard_elements).scatter_(0, places, entries).view(part.shape))
+        cells = self.cells(tensor, fragments)
+        whole = slots.new_zeros(len(fragments), self.spec.shard_elements).scatter_(1, positions, slots)
+        cells.copy_(whole.view(cells.shape))
 
 
 class DenseWeight(_DenseShaped):
@@ -134,15 +134,16 @@ class CompactWeight(Weight):
         return block_positions(self.spec, self.shards, self.read(self.index, fragments, None).long())
 
     def set_active(self, fragments, positions):
-        for (trail, shard), places in zip(fragments, positions, strict=True):
-            self.fragment(self.index, trail, shard).copy_(flat_index(self.spec, self.shards, shard, places))
+        run = self.runs(self.index, fragments)
+        shards = torch.arange(run.shape[1], device=run.device).repeat(run.shape[0])[:, None] + fragments[0][1]
+        run.copy_(flat_index(self.spec, self.shards, shards, positions).view(run.shape))
 
     def read(self, tensor, fragments, positions):
-        return torch.stack([self.fragment(tensor, *fragment) for fragment in fragments])
+        return self.runs(tensor, fragments).flatten(0, 1)
 
     def write(self, tensor, fragments, positions, slots):
-        for fragment, entries in zip(fragments, slots, strict=True):
-            self.fragment(tensor, *fragment).copy_(entries)
+        run = self.runs(tensor, fragments)
+        run.copy_(slots.view(run.shape))
 
 
 def _convolution_pays(spec: WeightSpec) -> bool:
@@ -197,17 +198,19 @@ class GroupedWeight(CompactWeight):
 
     def active(self, fragments):
         groups = self._groups[fragments[0][1] - self.shards.start]
-        units = torch.stack([self._fragment_units(*each) for each in fragments])
+        units = self._units_of(fragments).flatten(0, 1)
         return groups.positions(units.long().view(len(fragments), groups.count, groups.active))
 
     def set_active(self, fragments, positions):
         groups = self._groups[fragments[0][1] - self.shards.start]
-        units = groups.inputs(positions).view(len(fragments), -1)
-        for fragment, each in zip(fragments, units, strict=True):
-            self._fragment_units(*fragment).copy_(each)
+        units = self._units_of(fragments)
+        units.copy_(groups.inputs(positions).view(units.shape))
 
-    def _fragment_units(self, trail: int, shard: int) -> torch.Tensor:
-        return self.index[trail - self.trails.start, self._units[shard - self.shards.start]]
+    def _units_of(self, fragments: Fragments) -> torch.Tensor:
+        """A view [trails, shards, units]."""
+        rows, columns = self.region(fragments)
+        units = self._units[columns]
+        return self.index[rows, units[0].start : units[-1].stop].unflatten(1, (len(units), -1))
 
     def pieces(self, row: int) -> Iterator[Piece]:
         """Yield the row-th trail's groups: of shards that are cut along their inputs all together."""

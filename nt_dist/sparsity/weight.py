@@ -12,7 +12,6 @@ of equally many slots are worked on together. A *position* counts inside one sha
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
@@ -24,7 +23,8 @@ from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.statistic import LocalState
 from nt_dist.sparsity.streams import hash_positions, normal, stream_keys, uniform
 
-Fragments = list[tuple[int, int]]  # (trail, shard), both global numbers
+# (trail, shard), both global numbers: some adjacent shards of each of some adjacent trails, trail after trail
+Fragments = list[tuple[int, int]]
 ALL = slice(None)  # the trails held here
 # Entries whose topology is worked on at once: on CPUs what stays in the caches, on GPUs what keeps one busy.
 _ENTRIES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}
@@ -35,8 +35,11 @@ def fragments_at_once(spec: WeightSpec, device_type: str) -> int:
     return max(1, _ENTRIES_AT_ONCE.get(device_type, _ENTRIES_AT_ONCE["cuda"]) // spec.shard_elements)
 
 
-def flat_index(spec: WeightSpec, shards: range, shard: int, positions: torch.Tensor) -> torch.Tensor:
-    """Return where ``positions`` of ``shard`` lie in one trail's dense tensor on a rank that holds ``shards``."""
+def flat_index(spec: WeightSpec, shards: range, shard: int | torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return where ``positions`` of ``shard`` lie in one trail's dense tensor on a rank that holds ``shards``.
+
+    ``shard`` may be a tensor that is broadcast to them.
+    """
     inner = math.prod(spec.shape[spec.cut_axis + 1 :])
     block = spec.shard_length * inner
     if spec.cut_axis == 0:
@@ -279,18 +282,41 @@ class Weight(LocalState, ABC):
         start = self.spec.total_slots(range(self.shards.start, shard))
         return slots[trail - self.trails.start, start : start + self.spec.slots(shard)]
 
+    def region(self, fragments: Fragments) -> tuple[slice, slice]:
+        """Return which of the trails and of the shards held here ``fragments`` are."""
+        (trail, shard), (last_trail, last_shard) = fragments[0], fragments[-1]
+        rows = slice(trail - self.trails.start, last_trail + 1 - self.trails.start)
+        columns = slice(shard - self.shards.start, last_shard + 1 - self.shards.start)
+        assert len(fragments) == (rows.stop - rows.start) * (columns.stop - columns.start), fragments
+        return rows, columns
+
+    def cells(self, dense: torch.Tensor, fragments: Fragments) -> torch.Tensor:
+        """Return fragments of a dense tensor [T, *local_shape] as a view [trails, shards, *shape of a shard]."""
+        axis = 1 + self.spec.cut_axis
+        return dense.unflatten(axis, (len(self.shards), -1)).movedim(axis, 1)[self.region(fragments)]
+
     def blocks(self, dense: torch.Tensor, fragments: Fragments) -> torch.Tensor:
-        """Return fragments of a dense tensor [T, *local_shape], flattened: [R, shard_elements]."""
-        return torch.stack([self.block(dense, *fragment).reshape(-1) for fragment in fragments])
+        """Return fragments of a dense tensor [T, *local_shape], flattened: [R, shard_elements], a view if need be."""
+        return self.cells(dense, fragments).flatten(2).flatten(0, 1)
+
+    def runs(self, slots: torch.Tensor, fragments: Fragments) -> torch.Tensor:
+        """Return fragments of ``slots`` [T, slots], which have equally many, as a view [trails, shards, slots]."""
+        rows, columns = self.region(fragments)
+        first, count = fragments[0][1], columns.stop - columns.start
+        start, each = self.spec.total_slots(range(self.shards.start, first)), self.spec.slots(first)
+        return slots[rows, start : start + count * each].unflatten(1, (count, each))
 
     def groups(self) -> Iterator[Fragments]:
         """Yield all fragments held here: those of equal slots and padding together, some at a time."""
-        alike: dict[tuple[int, int], Fragments] = defaultdict(list)
-        for shard in self.shards:
-            alike[self.spec.slots(shard), self.spec.real_length(shard)] += [(trail, shard) for trail in self.trails]
-        count = fragments_at_once(self.spec, self.values.device.type)
-        for fragments in alike.values():
-            yield from (fragments[start : start + count] for start in range(0, len(fragments), count))
+        at_once, trails = fragments_at_once(self.spec, self.values.device.type), len(self.trails)
+        width, height = max(1, at_once // trails), min(trails, at_once)
+        for _, alike in itertools.groupby(
+            self.shards, lambda shard: (self.spec.slots(shard), self.spec.real_length(shard))
+        ):
+            shards = list(alike)
+            for column, row in itertools.product(range(0, len(shards), width), range(0, trails, height)):
+                some = self.trails[row : row + height], shards[column : column + width]
+                yield list(itertools.product(*some))
 
     @torch.no_grad()
     def checksum(self) -> torch.Tensor:
@@ -299,9 +325,8 @@ class Weight(LocalState, ABC):
         if self.spec.is_sparse:
             key = torch.zeros(1, dtype=torch.int64, device=self.values.device)
             for fragments in self.groups():
-                hashes = hash_positions(key, self.active(fragments)).sum(1)
-                for (trail, shard), each in zip(fragments, hashes, strict=True):
-                    sums[trail - self.trails.start, shard - self.shards.start] = each
+                part = sums[self.region(fragments)]
+                part.copy_(hash_positions(key, self.active(fragments)).sum(1).view(part.shape))
         return sums
 
 

@@ -141,8 +141,8 @@ def _states(mesh, model, door):
 
 
 def train(config, steps, parts):
-    """Train through ``steps`` and record it; the losses of a pipeline without the ensemble's own come in chunks."""
-    if config.parallel.pipe > 1 and not config.trails.joint:
+    """Train through ``steps`` and record it; in fp32 a pipeline's losses come in chunks but where trails are joined."""
+    if config.parallel.pipe > 1 and not config.trails.joint and config.train.precision == "fp32":
         with mock.patch.dict(LOGITS_AT_ONCE, {"cpu": 1000}):
             return _train(config, steps, parts)
     return _train(config, steps, parts)

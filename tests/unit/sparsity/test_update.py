@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nt_dist.config.settings import Sparsity
+from nt_dist.model.counts import Counting
 from nt_dist.sparsity import weight as weights
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storages import STORAGES
@@ -100,6 +101,21 @@ def test_how_many_shards_are_worked_on_at_once_does_not_matter(spec, monkeypatch
         results.append((weight.index.clone(), weight.checksum(), len(list(weight.groups()))))
     assert results[0][2] == spec.trails * spec.shards > results[1][2] > results[2][2]
     assert all(torch.equal(each[0], results[0][0]) and torch.equal(each[1], results[0][1]) for each in results)
+
+
+@pytest.mark.parametrize("kind", ["compact", "masked"])
+def test_all_shards_and_trails_take_no_more_kernels_than_one(kind):
+    """On GPUs an update is bound by how many it launches: once several for each shard of each trail."""
+    kernels = []
+    for trails, shards in ((1, 1), (3, 4)):
+        spec = WeightSpec("columns", (16, 12), 0, trails=trails, shards=shards, density=0.4)
+        weight, m, v, gradient = case(spec, kind)
+        state = {"value": weight.values.data, "exp_avg": m, "exp_avg_sq": v}
+        with Counting() as counting:
+            TopologyUpdate(weight, state, gradient, RULES, 1, 50, 0.3).apply()
+            weight.checksum()
+        kernels.append(counting.counts.kernels)
+    assert kernels[1] <= kernels[0] + 6 <= 110  # where parts do not lie side by side they are copied
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
