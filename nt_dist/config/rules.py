@@ -217,6 +217,15 @@ def _one_graph_can_be(config: Config) -> Iterator[str]:
         yield f"train.compile = true is not for model.family = {config.family.name!r}, whose batch norms count batches"
 
 
+@reads("train.keep_dense")
+def _dense_copies_may_stay(config: Config) -> Iterator[str]:
+    if config.train.keep_dense and config.zero_stage == 3:
+        yield (
+            "train.keep_dense = true allows ZeRO stages 0, 1 and 2, not zero_optimization.stage = 3 of the DeepSpeed "
+            "JSON, which keeps no weight whole"
+        )
+
+
 _RULES = (
     _trails_fit,
     _exempt_weights_exist,
@@ -229,6 +238,7 @@ _RULES = (
     _warmup_fits,
     _batch_divides,
     _one_graph_can_be,
+    _dense_copies_may_stay,
 )
 
 
@@ -299,6 +309,7 @@ def warnings(config: Config) -> Iterator[str]:
         (train.weight_decay == 0, "train.weight_decay = 0.0", (*decays, "train.decay_vectors")),
         (train.average_decay == 0, "train.average_decay = 0.0", ("train.average_from",)),
         (train.precision == "bf16", "train.precision = 'bf16'", ("train.tf32",)),
+        (train.compile, "train.compile = true", ("train.keep_dense",)),
         (config.parallel.trail == 1, "parallel.trail = 1", ("parallel.trunk",)),
         (config.parallel.trail > 1 and full, "trails.fork = 'embedding' leaves no trunk", ("parallel.trunk",)),
         (train.epochs > 0, f"train.epochs = {train.epochs}", ("train.steps",)),

@@ -208,6 +208,7 @@ class Train:
     precision: Literal["fp32", "bf16"] = free("fp32", "fp32, or bf16 with fp32 masters and gradients.")
     tf32: bool = free(False, "Let GPUs round the factors of fp32 products to TF32's 10 bits, which is faster.")
     activation_checkpointing: bool = free(False, "Compute each block again in backward to save memory.")
+    keep_dense: bool = free(False, "Build dense copies of compact weights once a step: more memory, fewer kernels.")
     compile: bool = free(
         False, "Compile model and loss into one graph (torch.compile), at the first step: fewer and larger kernels."
     )

@@ -177,6 +177,8 @@ def train_step(
             weight.collecting = is_last or config.sparsity.regrow_from == "all"
 
     guard: StepGuard = engine.step_guard
+    for weight in engine.sparse_weights:
+        weight.keep_built(config.train.keep_dense)
     if mesh.pipe.degree > 1:
         guard.expect(tokens, lambda: engine.module.nll)
         engine.module.train_step(engine, micro_batches, scale, joint, before_backward)
@@ -189,8 +191,9 @@ def train_step(
             nll.append(sums.detach())
             engine.backward(objective(sums, joint) * scale)
             engine.step()  # steps the optimizer after the last micro-batch only
-    for weight in collecting:
+    for weight in engine.sparse_weights:
         weight.collecting = False
+        weight.keep_built(False)
     applied = engine.was_step_applied()
     update_statistics(engine.statistics, mesh, applied)
     judged = guard.nll, guard.tokens, guard.norm, applied, guard.verdict

@@ -21,6 +21,7 @@ from torch import nn
 from nt_dist.config.settings import Config
 from nt_dist.data.loader import Batch
 from nt_dist.engine.stages import stage_bounds
+from nt_dist.model.chunks import Labels
 from nt_dist.model.losses import objective
 from nt_dist.model.place import Place
 from nt_dist.model.trails import (
@@ -62,7 +63,7 @@ class PipelineModel(PipelineModule):
         topology = PipeModelDataParallelTopology(num_dp=mesh.data.degree, **degrees)
         bounds = stage_bounds(config)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its seeds and its topology
-            super().__init__(makers, topology=topology, loss_fn=self._loss, partition_method=bounds)
+            super().__init__(makers, topology=topology, loss_fn=lambda loss, labels: loss, partition_method=bounds)
         self.mesh, self.place = mesh, place
         self.recompute = config.train.activation_checkpointing
         self.hidden_size = config.family.hidden_size(config)
@@ -74,6 +75,7 @@ class PipelineModel(PipelineModule):
         # this step's sums so far, as Place.trail_losses has them, on the last stage; else 0
         self.nll = torch.zeros(self.num_trails + bool(config.trails.trained_mean), device=mesh.device)
         self._passes = itertools.count()
+        self._labels: list[Labels] = []  # of this step's micro-batches
         self._before_backward: BeforeBackward = lambda number: None
 
     def _partition_layers(self, method: list[int]) -> None:
@@ -85,17 +87,17 @@ class PipelineModel(PipelineModule):
         """Run this stage (training), or all stages up to this one (evaluation, a collective of the pipe axis).
 
         In training x is what this stage reads, tokens [B, S] on the first and else a hidden state, and the result a
-        hidden state, on the last stage what the last layer reads. In evaluation x are the tokens on every stage, and
-        the result is None but on the last, where it is logits [T, B, S, V].
+        hidden state, on the last stage the loss. In evaluation x are the tokens on every stage, and the result is None
+        but on the last, where it is logits [T, B, S, V].
         """
         if not self.training:
             return self._through_all_stages(x)
-        number, is_last = next(self._passes), self.mesh.pipe.rank == self.mesh.pipe.degree - 1
-        x = run_layers(self.forward_funcs[: -1 if is_last else None], x, self.recompute).contiguous()
-        if is_last:  # the loss comes next and may make gradients already, and then this pass's way back
-            self._before_backward(number)
-        else:
-            x.register_hook(lambda gradient: self._before_backward(number))  # fires before any of this pass's gradients
+        number = next(self._passes)
+        if self.mesh.pipe.rank == self.mesh.pipe.degree - 1:
+            self._before_backward(number)  # gradients may be made with the loss, and this pass's way back is next
+            return self._loss(x, self._labels[number])
+        x = run_layers(self.forward_funcs, x, self.recompute).contiguous()
+        x.register_hook(lambda gradient: self._before_backward(number))  # fires before any of this pass's gradients
         return x
 
     @torch.no_grad()
@@ -112,8 +114,11 @@ class PipelineModel(PipelineModule):
         dist.send(x.contiguous(), group=axis.group, group_dst=axis.rank + 1)
         return None
 
-    def _loss(self, x: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        sums = sums_of_losses(self.forward_funcs[-1], x, self.place, labels, *self.how)
+    def _loss(self, x: torch.Tensor, labels: Labels) -> torch.Tensor:
+        """Within :meth:`forward`: DeepSpeed clears bf16 gradients when it comes, on its way back, to what that gave."""
+        *layers, last = self.forward_funcs
+        x = run_layers(layers, x, self.recompute)
+        sums = sums_of_losses(last, x, self.place, labels, *self.how)
         self.nll += sums.detach()
         return objective(sums, self._joint) * self._scale
 
@@ -132,9 +137,10 @@ class PipelineModel(PipelineModule):
         """
         self._scale, self._joint = scale, joint
         self._passes, self._before_backward = itertools.count(), before_backward
+        self._labels = [(targets, weights) for _, targets, weights in micro_batches]
         self.nll = torch.zeros_like(self.nll)
         engine.train_batch((tokens, (targets, weights)) for tokens, targets, weights in micro_batches)
-        for kept in engine.pipe_buffers.values():  # the last micro-batch's state among them
+        for kept in engine.pipe_buffers.values():  # hidden states of the last micro-batches among them
             kept[:] = [None] * len(kept)
 
 

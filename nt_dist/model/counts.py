@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from nt_dist.config.settings import Config
 from nt_dist.model.losses import objective
-from nt_dist.model.trails import build_model
+from nt_dist.model.trails import build_model, weights_of
 
 _WITHOUT_KERNEL = {
     "empty",
@@ -135,12 +135,15 @@ def _stored(tensor: torch.Tensor) -> int:
 
 
 def count_micro_batch(config: Config) -> Counts:
-    """Count forward and backward of one micro-batch of the whole model on one GPU, in the precision of ``config``."""
+    """Count forward and backward of one micro-batch of the whole model on one GPU, in the precision of ``config``; not
+    of a step's first, where dense copies are kept."""
     model = build_model(config, device="meta").to(torch.bfloat16 if config.train.precision == "bf16" else torch.float32)
     shape = config.train.micro_batch_size, config.family.positions(config)
     samples = torch.empty(shape, dtype=torch.long, device="meta")
     inputs = samples, samples, torch.empty(shape, device="meta")
-    model(*inputs)  # makes tables that are kept
+    for weight in weights_of(model).values():
+        weight.keep_built(config.train.keep_dense)
+    model(*inputs)  # makes what is kept
     with Counting() as counting:
         objective(model(*inputs), config.joint_weight(1)).backward()
     return counting.counts

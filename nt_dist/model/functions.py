@@ -100,12 +100,12 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         cosines, sines = ctx.saved_tensors
-        return _rotated(gradient, cosines, -sines), None, None
+        return _rotated(gradient, cosines, sines, back=True), None, None
 
 
-def _rotated(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    half = x.shape[-1] // 2
+def _rotated(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, back: bool = False) -> torch.Tensor:
+    half, sign = x.shape[-1] // 2, -1 if back else 1
     result = x * cosines
-    result[..., :half].addcmul_(x[..., half:], sines[..., :half], value=-1)
-    result[..., half:].addcmul_(x[..., :half], sines[..., half:])
+    result[..., :half].addcmul_(x[..., half:], sines[..., :half], value=-sign)
+    result[..., half:].addcmul_(x[..., :half], sines[..., half:], value=sign)
     return result

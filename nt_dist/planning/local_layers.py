@@ -47,6 +47,16 @@ class Part:
         return self.trails * math.prod(STORAGES[self.storage].value_shape(self.spec, range(self.shards)))
 
     @property
+    def multiplied(self) -> int:
+        """Entries that products multiply by."""
+        return self.slots if self.storage == "grouped" else self.entries
+
+    @property
+    def built(self) -> int:
+        """Entries of a dense copy that is no parameter."""
+        return self.entries if self.storage == "compact" else 0
+
+    @property
     def index_bytes(self) -> int:
         """Bytes that say where the active entries are."""
         return self.stored * STORAGES[self.storage].index_bytes
@@ -76,9 +86,10 @@ class LayerPart:
 
     @property
     def work(self) -> float:
-        """Operations of one position's forward pass: 2 an entry of a matrix, and what the family adds."""
+        """Operations of one position's forward pass: 2 an entry of a matrix, or an active one of a matrix with products
+        of its own, and what the family adds."""
         extra = self.config.family.extra_flops(self.config, self.name) / self.config.parallel.tensor
-        return sum(2 * part.spec.uses * part.entries for part in self.parts) + self.trails * extra
+        return sum(2 * part.spec.uses * part.multiplied for part in self.parts) + self.trails * extra
 
     def _bytes(self, each: int) -> int:
         return self.trails * self.positions * each

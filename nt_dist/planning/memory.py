@@ -19,6 +19,7 @@ rest as found in DeepSpeed 0.19.8 by tools/benchmark.py memory):
 What is alive at once in a step:
 
     forward, backward   state + A · activations + max(logits, a product's matrices, block computed again) + exchange
+                        + dense copies of compact weights, with train.keep_dense
                         + two gradients of a hidden state (of the residual stream and of the branch that joins it)
     an update step      state + dense gradients + the same, if they add up over several micro-batches; and
     the update itself   state + update (dense gradients, and the work on one weight)
@@ -26,7 +27,7 @@ What is alive at once in a step:
 where A micro-batches are in flight in a stage: min(stages - stage, micro-batches of a step) with DeepSpeed's
 one-forward-one-backward schedule (Narayanan et al., arXiv 2104.04473, section 2.2), 1 without a pipeline. Its engine
 (DeepSpeed 0.19.8) holds besides, as exchange: of what a stage receives a buffer and A copies, of what it sends A
-results and a buffer for their gradient; on the last stage what its last layer read of the micro-batch before.
+results and a buffer for their gradient.
 
 The loss takes of logits of n bytes 2 n, with their gradient, and fp32 of some rows at a time; where their mean
 over trails has a loss of its own, n more, as the gradients of both are added up. Of logits that are computed in chunks
@@ -183,11 +184,12 @@ def _buffers(config: Config, stored: int) -> int:
 class RankMemory:
     """Bytes of the first rank of one pipeline stage, the fullest of the stage.
 
-    ``exchange`` is what the pipeline's engine holds of what travels between stages, and of earlier logits, and what the
+    ``exchange`` is what the pipeline's engine holds of what travels between stages, and what the
     collectives at the fork of a split trunk hold, taken as two states so that the whole agrees with counts.
     """
 
     state: MemoryPlan
+    built: int  # dense copies of compact weights that are kept over a step
     activations: int  # kept for backward, over the micro-batches in flight
     logits: int  # the most that the loss takes
     work: int  # the most that products and blocks computed again take
@@ -203,7 +205,7 @@ class RankMemory:
 
     @property
     def _passes(self) -> int:
-        return self.activations + max(self.logits, self.work) + self.exchange + self.hidden_gradients
+        return self.built + self.activations + max(self.logits, self.work) + self.exchange + self.hidden_gradients
 
     @property
     def peak(self) -> int:
@@ -219,14 +221,14 @@ def rank_memory(config: Config, pipe_stage: int = 0) -> RankMemory:
     parts, settings = local_parts(layers), config.sparsity
     in_flight = min(config.parallel.pipe - pipe_stage, config.accumulation_steps)
     travelling = [stage[0].received_bytes for stage in stages[max(pipe_stage, 1) : pipe_stage + 2]]
-    is_held = len(stages) > 1 and layers[-1].is_last and config.accumulation_steps > 1
     gathered = 2 * sum(layer.input_bytes for layer in layers if layer.forks and config.splits_trunk)
     return RankMemory(
         state=plan_memory(config, pipe_stage),
+        built=config.element_bytes * config.train.keep_dense * sum(part.built for part in parts),
         activations=in_flight * sum(layer.kept_bytes for layer in layers),
         logits=_loss(layers[-1]),
         work=max(max(each.recomputed_bytes, _products(each)) for each in layers),
-        exchange=(in_flight + 1) * sum(travelling) + is_held * layers[-1].input_bytes + gathered,
+        exchange=(in_flight + 1) * sum(travelling) + gathered,
         hidden_gradients=2 * max(layer.state_bytes for layer in layers),
         dense_gradients=4 * sum(part.entries for part in parts if part.spec.is_sparse) * settings.uses_gradients,
         collects_over=config.accumulation_steps if settings.regrow_from == "all" else 1,

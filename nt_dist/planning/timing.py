@@ -6,7 +6,7 @@
     products  = 3 F / (rate · COMPUTE_SHARE), 4 F with activation checkpointing, F the forward operations of the stage
     matrices  = bytes / (bandwidth · MEMORY_SHARE): a compact weight is zeroed and scattered into twice, by an index
                 made int64 (2 · (c e + (20 + 2 c) k) for e entries and k slots), its gradient gathered ((4 + 2 c) k); a
-                masked one's is multiplied (2 c e + e)
+                masked one's is multiplied (2 c e + e); with train.keep_dense a step builds once
     optimizer = bytes / (bandwidth · MEMORY_SHARE): master and moments are read and written and the gradient is read
                 (AdamW: 28 bytes a value that the rank steps), and the compute copy is written
     exchange, data, update: for each axis and operation, what a ring sends / (bandwidth · LINK_SHARE) + LATENCY ·
@@ -64,9 +64,9 @@ def _stage_time(config: Config, gpu: Gpu, stage: int) -> StepTime:
     forward = sum(layer.work * layer.positions for layer in layers)
     products = steps * (3 + recomputed) * forward / (gpu.rate[config.train.precision] * COMPUTE_SHARE)
     memory_rate = gpu.bandwidth * MEMORY_SHARE
+    builds = 1 / steps if config.train.keep_dense else 2 + recomputed
     moved = sum(
-        STORAGES[part.storage].moved_bytes(part.entries, part.slots, config.element_bytes, 2 + recomputed)
-        for part in parts
+        STORAGES[part.storage].moved_bytes(part.entries, part.slots, config.element_bytes, builds) for part in parts
     )
     matrices = steps * moved / memory_rate
     data = {key: payload.pop(key) for key in list(payload) if key[0] == "data"}

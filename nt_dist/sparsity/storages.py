@@ -107,6 +107,10 @@ class CompactWeight(Weight):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.register_buffer("index", torch.empty(self.values.shape, dtype=torch.int32, device=self.values.device))
+        self._built: dict[tuple, torch.Tensor] | None = None  # what is kept, by rows
+
+    def keep_built(self, keeps):
+        self._built = {} if keeps else None
 
     @staticmethod
     def value_shape(spec, shards):
@@ -118,6 +122,14 @@ class CompactWeight(Weight):
         return builds * (element * entries + (20 + 2 * element) * slots) + (4 + 2 * element) * slots
 
     def build(self, values, rows=ALL):
+        if self._built is None or torch.compiler.is_compiling():
+            return self._build(values, rows)
+        key = rows.start, rows.stop
+        if key not in self._built:
+            self._built[key] = self._build(values, rows)
+        return self._built[key].detach()  # a tensor of its own, to which autograd may tie a graph
+
+    def _build(self, values, rows):
         dense = values.new_zeros(len(values), math.prod(self.local_shape))
         for row, index, entries in zip(dense, self.index[rows], values.detach(), strict=True):
             row.scatter_(0, index.long(), entries)  # by int32 it is several times slower on CPUs
@@ -170,6 +182,11 @@ class GroupedWeight(CompactWeight):
         self._units = [slice(*ends) for ends in pairwise(starts)]
         self.index = self.index.new_empty(len(self.trails), starts[-1])
 
+    @staticmethod
+    def moved_bytes(entries, slots, element, builds):
+        """Products by groups read the values where they are."""
+        return 0
+
     @classmethod
     def fits(cls, spec):
         if spec.role == "convolution":
@@ -182,7 +199,7 @@ class GroupedWeight(CompactWeight):
     def convolution(self, device):
         return GroupedConvolution if device.type == "cpu" else None
 
-    def build(self, values, rows=ALL):
+    def _build(self, values, rows):
         dense = values.new_zeros(len(values), *self.local_shape)
         for row, matrix, entries in zip(range(len(self.trails))[rows], dense, values.detach(), strict=True):
             for piece in self.pieces(row):

@@ -102,7 +102,7 @@ class Weight(LocalState, ABC):
         return True
 
     @staticmethod
-    def moved_bytes(entries: int, slots: int, element: int, builds: int) -> int:
+    def moved_bytes(entries: int, slots: int, element: int, builds: float) -> float:
         """Return the bytes read and written to build the dense tensor so often and to take its gradient once."""
         return 0
 
@@ -156,6 +156,9 @@ class Weight(LocalState, ABC):
         """Return what convolves there, of (a trail's values, weight, its row, stride, x [B, in, H, W]), where the
         storage has a faster way than to build W."""
         return None
+
+    def keep_built(self, keeps: bool) -> None:
+        """From now on build the dense tensor only once; or forget it, which has to come before values change."""
 
     def dense(self) -> torch.Tensor:
         """Return the dense tensor [T, *local_shape], differentiable in ``values``; for any operation."""

@@ -83,6 +83,7 @@ def config_of(layout: Layout) -> Config:
     train |= {"lr_embedding": 2.0, "lr_output": 0.5, "lr_trunk": 1.5, "average_decay": 0.7, "average_from": 0.3}
     train |= {"mup_base_hidden": 8} if layout.precision == "fp32" else {}  # with it norms jump, by rounding
     train |= {"label_smoothing": 0.1} if layout.joint else {}
+    train |= {"keep_dense": layout.stage in (1, 2) and layout.precision == "fp32"}  # one rank's has stage 0
     sections = {
         "model": model | {"vocab_size": VOCABULARY, "max_seq_len": SEQUENCE},
         "trails": {"count": 6, "layers": 1, **(joint_settings(layout.joint) if layout.joint else {})},

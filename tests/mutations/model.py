@@ -19,7 +19,7 @@ MODEL = [
     ),
     Mutation(
         "rotation: its gradient is turned the same way",
-        "return _rotated(gradient, cosines, -sines), None, None",
+        "return _rotated(gradient, cosines, sines, back=True), None, None",
         "return _rotated(gradient, cosines, sines), None, None",
         "tests/unit/model/test_functions.py::test_rotation_is_that_of_complex_numbers",
     ),

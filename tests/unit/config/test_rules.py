@@ -213,3 +213,8 @@ def test_what_cannot_be_one_graph_is_not_compiled(stage, sections, message):
 
     assert message in problems(True) and message not in problems(False)
     make_config({"train": {"compile": True}}, {"zero_optimization": {"stage": 2}}, 2)
+
+
+def test_no_dense_copies_stay_where_no_weight_is_whole():
+    with pytest.raises(ConfigError, match="train.keep_dense = true allows ZeRO stages 0, 1 and 2, not zero_optim"):
+        make_config({"train": {"keep_dense": True}}, {"zero_optimization": {"stage": 3}}, 2)

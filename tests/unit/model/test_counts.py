@@ -37,4 +37,14 @@ def test_a_micro_batch_of_llama_350m_with_all_matrices_sparse_launches_no_more_t
         + 15 * (getattr(trail, what) - getattr(base, what))
         for what in ("kernels", "bytes")
     }
-    assert (whole["kernels"], round(whole["bytes"] / 1e9)) == (2051, 108)
+    assert (whole["kernels"], round(whole["bytes"] / 1e9)) == (2005, 113)
+
+
+def test_dense_copies_that_are_kept_are_not_built_again():
+    def count(*overrides):
+        overrides = ["model.num_layers=2", "trails.layers=1", "sparsity.density=0.4", *overrides]
+        return count_micro_batch(load_config(LLAMA, overrides, None, world_size=1, check_paths=False)).calls
+
+    often, once = count(), count("train.keep_dense=true")
+    assert often["scatter_"] > 50 and once["scatter_"] < 10 and often["bmm"] == once["bmm"]
+    assert once.total() < 0.75 * often.total()

@@ -244,3 +244,18 @@ def test_a_changed_index_changes_its_own_checksum_only():
     weight.index[1, start] = min(free)
     changed = weight.checksum() != before
     assert changed.nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("kind", ["compact", "grouped"])
+def test_a_dense_tensor_that_is_kept_is_built_once_until_it_is_forgotten(kind):
+    weight = STORAGES[kind](WeightSpec("kept", (16, 12), 0, trails=2, shards=4, density=0.4, group=4))
+    weight.reset(1)
+    before = weight.build(weight.values)
+    weight.keep_built(True)
+    kept = [weight.dense(), weight.build(weight.values), weight.build(weight.values[:1], slice(0, 1))]
+    weight.values.data.mul_(2)
+    assert all(torch.equal(each, before[: len(each)]) for each in [*kept, weight.dense()])
+    weight.dense().sum().backward()
+    assert (weight.values.grad == 1).all()
+    weight.keep_built(False)
+    assert torch.equal(weight.build(weight.values), 2 * before)
