@@ -87,7 +87,8 @@ def load_config(
     family = _family_of(families, _said(sections, words, "model.family"), problems)
     settings = settings_of(family)
     typed: dict[str, dict[str, Any]] = {name: {} for name in sections_of(family)}
-    for dotted, value in _entries(family, sections, words, problems):
+    is_kept = isinstance(source, str | Path) and _is_kept(Path(source))
+    for dotted, value in _entries(family, sections, words, problems, is_kept):
         setting = setting_at(settings, dotted)
         if setting is None:
             problems.append(_no_setting(families, family, dotted))
@@ -132,6 +133,11 @@ def load_config(
 def _is_of_run(path: Path) -> bool:
     """Whether a file is the config that a run has written into its folder."""
     return path.name == RUN_CONFIG and (path.parent / RUN_LOCK).is_file()
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a file is the config of a run or of a checkpoint: every setting that there was when it was written."""
+    return _is_of_run(path) or (path.name == RUN_CONFIG and (path.parent / "manifest.json").is_file())
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -210,10 +216,13 @@ def _family_of(families: Mapping[str, Family], name: str | None, problems: list[
 
 
 def _entries(
-    family: Family, sections: Mapping[str, Any], words: Mapping[str, str], problems: list[str]
+    family: Family, sections: Mapping[str, Any], words: Mapping[str, str], problems: list[str], is_kept: bool
 ) -> Iterator[tuple[str, Any]]:
-    """What the recipe, the command line and the file give for each section.key; what is no section is a problem."""
-    recipe = family.recipes.get(_said(sections, words, "train.recipe") or "default", {})
+    """What the recipe, the command line and the file give for each section.key; what is no section is a problem.
+
+    What a file that was kept (``_is_kept``) lacks was no setting then: no recipe says it.
+    """
+    recipe = {} if is_kept else family.recipes.get(_said(sections, words, "train.recipe") or "default", {})
     yield from ((dotted, value) for dotted, value in recipe.items() if dotted not in words)
     settings, known = settings_of(family), sections_of(family)
     for dotted, word in words.items():

@@ -61,7 +61,6 @@ class Trails:
     joint_mean: Literal["logits", "probabilities"] = schedule(
         "logits", "Mean over the trails whose loss trails.joint weighs: logits or probabilities."
     )
-
     joint_schedule: Literal["constant", "linear"] = schedule(
         "constant", "Course of that weight: constant, or linear (from trails.joint_start to trails.joint at the end)."
     )
@@ -134,7 +133,7 @@ class Sparsity:
 class Train:
     """The optimization."""
 
-    recipe: Literal["default", "paper"] = schedule(
+    recipe: Literal["default", "paper"] = free(
         "default", "Defaults of other settings: default (measured best) or paper (the NeuroTrails paper's code)."
     )
     steps: int = schedule(1000, "Optimizer steps.", at_least(1))

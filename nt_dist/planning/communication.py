@@ -41,6 +41,7 @@ Payload = dict[tuple[str, str], int]
 
 # DeepSpeed's defaults, in elements.
 _PERSISTENCE, _REUSE = 100_000, 1_000_000_000
+_FLAG = 4  # of all ranks: whether one has found topologies that differ
 
 
 def step_payload(config: Config, pipe_stage: int = 0) -> Payload:
@@ -66,7 +67,7 @@ def update_payload(config: Config, pipe_stage: int = 0) -> Payload:
     grows = config.sparsity.uses_gradients
     payload: Counter = Counter()
     if config.data_degree > 1:
-        payload["data", "all_reduce"] += _checksums(sparse)
+        payload["data", "all_reduce"] += _checksums(sparse) + _FLAG * (config.data_degree == config.world_size)
         payload["data", "all_reduce"] += 4 * sum(part.entries for part in sparse) * grows
         payload["data", "all_reduce"] += 12 * sum(part.stored for part in sparse) * (config.zero_stage > 0)
     if config.parallel.trail > 1:

@@ -52,8 +52,8 @@ from nt_dist.sparsity.weight import fragments_at_once
 # What sparsity/update.py works with at once: bytes for each dense entry and each active slot of the shards at hand, at
 # its three hungriest moments (the last, only in the embedding, is drawing lots among entries of gradient 0: rows of
 # tokens that did not occur). Fitted to measurements of the default rules, within 6 %; a test repeats them.
-_UPDATE_BYTES = ((4, 55), (14, 29), (38, 20))
-_ROW_PARALLEL_BYTES = 12  # a slot, for the first moment: places in matrices cut along their columns are reckoned with
+_UPDATE_BYTES = ((6, 41), (9, 28), (28, 15))
+_ROW_PARALLEL_BYTES = ((4, 65), (12, 40))  # of matrices cut along their columns, which are copied, and places reckoned
 # DeepSpeed's defaults, in elements, where the JSON does not say.
 _BUCKET, _LIVE = 500_000_000, 1_000_000_000
 
@@ -158,11 +158,11 @@ def _update(config: Config, sparse: list[Part], device_type: str) -> int:
 def _working(part: Part, device_type: str) -> int:
     share = min(1.0, fragments_at_once(part.spec, device_type) / (part.trails * part.shards))
     entries, slots = share * part.entries, share * part.slots
-    (entry, slot), *others = _UPDATE_BYTES
-    moments = [(entry, slot + (_ROW_PARALLEL_BYTES if part.spec.cut_axis else 0)), *others]
-    if part.spec.role != "lookup":
-        moments.pop()
-    search = STORAGES[part.storage].search_bytes
+    moments, search = _UPDATE_BYTES, STORAGES[part.storage].search_bytes
+    if part.spec.cut_axis:
+        moments, search = _ROW_PARALLEL_BYTES, 0
+    elif part.spec.role != "lookup":
+        moments = moments[:2]
     return round(max(each * entries + (other + search) * slots for each, other in moments))
 
 

@@ -77,7 +77,7 @@ class DenseWeight(_DenseShaped):
 class MaskedWeight(_DenseShaped):
     """Zeros where a bool ``mask`` [T, *local_shape] is False."""
 
-    name, index_bytes, search_bytes, copies = "masked", 1, 8, (2, 0)
+    name, index_bytes, search_bytes, copies = "masked", 1, 12, (2, 0)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -23,7 +23,7 @@ TOPOLOGIES = {4: "7777caca72a5ed9c", 5: "7777caca72a5ed9c", 6: "7777caca72a5ed9c
 def _continue(rank, world_size, folder):
     from nt_dist.training.loop import train
 
-    overrides = [f"run.dir={folder / 'run'}", f"data.path={folder / 'text.jsonl'}"]
+    overrides = [f"run.dir={folder / 'run'}", f"data.path={folder / 'text.jsonl'}", "train.recipe=paper"]
     return train(load_config(folder / "config.toml", overrides, world_size=world_size))
 
 

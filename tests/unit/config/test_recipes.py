@@ -36,3 +36,13 @@ def test_one_that_there_is_not_is_refused_by_name(recipe):
 def test_what_a_config_becomes_reads_back_as_the_same(family):
     config = load_config({"model": {"family": family.name}, "train": {"recipe": "paper", "micro_batch_size": 32}})
     assert load_config(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("beside", [".lock", "manifest.json"])
+def test_what_a_kept_config_lacks_was_no_setting_when_it_was_written(tmp_path, beside):
+    file = tmp_path / "config.toml"
+    file.write_text("[sparsity]\ndensity = 0.5\n")
+    assert load_config(file).trails.joint == load_config(file).family.recipes["default"]["trails.joint"] > 0
+    (tmp_path / beside).touch()
+    kept = load_config(file)
+    assert (kept.trails.joint, kept.sparsity.exempt, kept.train.lr_embedding) == (0.0, (), 1.0)
