@@ -4,6 +4,7 @@ Damage of bytes (test_readers.py) rarely gets past a parser or a digest; here th
 """
 
 import bz2
+import copy
 import gzip
 import json
 import lzma
@@ -80,11 +81,11 @@ def changed(content, chance):
     for _ in range(chance.randrange(1, 3)):
         path = chance.choice(list(places_in(content))[1:] or [()])
         if not path:
-            return chance.choice(VALUES), [*done, "all"]
+            return copy.deepcopy(chance.choice(VALUES)), [*done, "all"]
         inside = content
         for key in path[:-1]:
             inside = inside[key]
-        kind, value = chance.randrange(5), chance.choice(VALUES)
+        kind, value = chance.randrange(5), copy.deepcopy(chance.choice(VALUES))
         if kind == 0:
             del inside[path[-1]]
         elif kind == 1 and isinstance(inside, dict):
