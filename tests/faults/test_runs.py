@@ -145,7 +145,7 @@ def train_until_an_error(rank, world_size, config, folder, failing, *overrides):
 
 @pytest.mark.parametrize("failing", [{0}, {1}, {0, 1}], ids=["main", "other", "both"])
 def test_a_save_under_way_is_finished_when_an_error_ends_the_run_on_two_ranks(tiny, tmp_path, tally, failing):
-    with pytest.raises(RankError, match="a disk has gone"):
+    with pytest.raises(RankError, match="a disk has gone|lost another rank"):  # whichever rank speaks first
         run_distributed(train_until_an_error, 2, tiny, tmp_path, failing, "train.steps=8", "run.save_every=2")
     found = find(tmp_path / "checkpoints")
     assert found.name == "step-00000004" and not list(found.parent.glob(".*"))
