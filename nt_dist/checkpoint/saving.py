@@ -2,12 +2,12 @@
 
 import contextlib
 import copy
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.distributed import DistError
 
@@ -24,6 +24,7 @@ from nt_dist.parallel.mesh import Mesh
 RETRY_SECONDS = 5.0  # between two tries of a last save
 LOOK_SECONDS = 0.5  # between two looks how far one has come
 FINISH_SECONDS = 30.0  # for a save under way when an error has ended the run on one of several ranks
+_WORD = TypeAdapter(Part | str)  # what a rank leaves word of, as JSON: whoever reaches the store can write there
 
 
 class Saver:
@@ -132,17 +133,17 @@ class Saver:
 
     def _write(self, number: int, writing: Path, snapshot: Snapshot) -> dict[str, FileEntry]:
         """Write this rank's part of a save, and leave word of it for a rank that may have to finish the save alone."""
-        word: Part | CheckpointError = CheckpointError(f"rank {self.mesh.rank} has not written its part")
+        word: Part | str = f"rank {self.mesh.rank} has not written its part"
         try:
             files = checkpoint.write_part(writing, snapshot)
             word = files, snapshot.manifest.weights
             return files
         except CheckpointError as problem:
-            word = problem
+            word = str(problem)
             raise
         finally:
             with contextlib.suppress(DistError):  # rank 0, which keeps it, is gone
-                self.mesh.store.set(self._key(number, self.mesh.rank), pickle.dumps(word))
+                self.mesh.store.set(self._key(number, self.mesh.rank), _WORD.dump_json(word))
 
     @staticmethod
     def _key(number: int, rank: int) -> str:
@@ -194,15 +195,14 @@ class Saver:
             try:
                 keys = [self._key(number, rank) for rank in range(self.mesh.world_size)]
                 self._await(keys, patience)
-                parts = [pickle.loads(store.get(key)) for key in keys]
-                for problem in parts:
-                    if isinstance(problem, CheckpointError):
-                        raise problem
+                parts = [_WORD.validate_json(store.get(key)) for key in keys]
+                if problem := next((each for each in parts if isinstance(each, str)), None):
+                    raise CheckpointError(problem)
                 self.latest = checkpoint.put_in_place(writing, self.config, snapshot, parts)
                 LOGGER.warning("saved %s", self.latest)
             finally:
                 store.set(f"save {number} is over", "")
-        except (CheckpointError, DistError) as problem:
+        except (CheckpointError, DistError, ValidationError) as problem:
             LOGGER.warning("step %d was not saved: %s", step, problem)
 
     def _await(self, keys: list[str], seconds: float) -> None:

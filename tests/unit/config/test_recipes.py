@@ -46,3 +46,8 @@ def test_what_a_kept_config_lacks_was_no_setting_when_it_was_written(tmp_path, b
     (tmp_path / beside).touch()
     kept = load_config(file)
     assert (kept.trails.joint, kept.sparsity.exempt, kept.train.lr_embedding) == (0.0, (), 1.0)
+
+
+def test_one_trail_has_no_loss_of_an_ensemble():
+    assert load_config({}).trails.trained_mean == "logits"
+    assert load_config({"trails": {"count": 1}}).trails.trained_mean == ""

@@ -15,7 +15,9 @@ from nt_dist.watch import watcher as module
 from nt_dist.watch import watching
 from nt_dist.watch.diagnosis import Limits, View
 from nt_dist.watch.heartbeat import NANO, Heartbeat, map_shared, shared_file
-from nt_dist.watch.watcher import MAX_LINE, MAX_STRANGERS, Link, RankProcess, Watcher, work_of
+from nt_dist.watch.link import MAX_LINE, Link
+from nt_dist.watch.rank_process import RankProcess, work_of
+from nt_dist.watch.watcher import MAX_STRANGERS, Watcher
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def rank(monkeypatch):
     process = RankProcess(os.getppid(), descriptor, descriptor)
     now, done, view = [time.monotonic_ns()], [0.0, 0], View(0)
     monkeypatch.setattr(time, "monotonic_ns", lambda: now[0])
-    monkeypatch.setattr(module, "work_of", lambda pid, without: tuple(done))
+    monkeypatch.setattr("nt_dist.watch.rank_process.work_of", lambda pid, without: tuple(done))
     limits = Limits(15.0, 30.0, 10.0, 45.0)
 
     def look(seconds, works=0.0, stands=""):
