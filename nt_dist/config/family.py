@@ -66,7 +66,10 @@ class LayerActivations:
     input: int  # what it reads; backward needs it too
     output: int  # what it gives; of the last layer the logits that are held here
     inner: int  # what backward needs besides
-    all_reduced: int  # hidden states that the tensor ranks add up in it, forward and backward together
+    all_reduced: int = 0  # hidden states that the tensor ranks add up in it, forward and backward together
+    all_gathered: int = 0  # whole ones, where each holds its share of the positions
+    reduce_scattered: int = 0
+    gathered: int = 0  # of a whole one that stands beside what is kept
     recomputed: int = 0  # gradients alive at once where it is computed again in backward, beside what that needs
 
 

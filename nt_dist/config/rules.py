@@ -180,6 +180,11 @@ def _broken_by_mesh(config: Config) -> Iterator[str]:
     for name, size in (config.family.divided_by_tensor(config) | shards).items():
         if size % degrees.tensor:
             yield f"parallel.tensor = {degrees.tensor} must divide {name} = {size}"
+    if config.cuts_sequence and (length := config.family.positions(config)) % degrees.tensor:
+        yield (
+            f"parallel.sequence_parallel = true deals positions out to the tensor ranks: parallel.tensor = "
+            f"{degrees.tensor} must divide the {length} of a text"
+        )
     if config.trails.count % degrees.trail:
         yield f"parallel.trail = {degrees.trail} must divide trails.count = {config.trails.count}"
     if config.splits_trunk and config.train.micro_batch_size % degrees.trail:
@@ -310,6 +315,7 @@ def warnings(config: Config) -> Iterator[str]:
         (train.average_decay == 0, "train.average_decay = 0.0", ("train.average_from",)),
         (train.precision == "bf16", "train.precision = 'bf16'", ("train.tf32",)),
         (train.compile, "train.compile = true", ("train.keep_dense",)),
+        (config.parallel.tensor == 1, "parallel.tensor = 1", ("parallel.sequence_parallel",)),
         (config.parallel.trail == 1, "parallel.trail = 1", ("parallel.trunk",)),
         (config.parallel.trail > 1 and full, "trails.fork = 'embedding' leaves no trunk", ("parallel.trunk",)),
         (train.epochs > 0, f"train.epochs = {train.epochs}", ("train.steps",)),

@@ -232,6 +232,11 @@ class Parallel:
         "How trail ranks compute the trunk: split (each for its share of the micro-batch), replicated (each for all of "
         "it) or auto (split where parallel.trail divides train.micro_batch_size).",
     )
+    sequence_parallel: bool = free(
+        False,
+        "Whether tensor ranks part the positions of each text between matrices, instead of all holding all: this takes "
+        "less memory, and sends a quarter more.",
+    )
 
 
 @dataclass(frozen=True)
@@ -328,6 +333,11 @@ class Config:
     def accumulation_steps(self) -> int:
         """Micro-batches of one rank in a global step."""
         return self.train.batch_size // (self.train.micro_batch_size * self.data_degree)
+
+    @property
+    def cuts_sequence(self) -> bool:
+        """Whether each tensor rank holds its share of the positions of hidden states between matrices."""
+        return self.parallel.sequence_parallel and self.parallel.tensor > 1
 
     @property
     def splits_trunk(self) -> bool:

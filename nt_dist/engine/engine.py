@@ -92,7 +92,7 @@ def build_engine(config: Config, model: nn.Module, mesh: Mesh) -> deepspeed.Deep
     if train.compile:
         model.compile_losses()
     place.mark_owned(model)
-    place.keep_trunk_equal(model)
+    place.join_gradients(model)
     optimizer = make_optimizer(config, model, mesh if config.zero_stage == 0 else None)
     if config.zero_stage == 0:
         assert train.precision == "fp32", "DeepSpeed accumulates no fp32 gradients in bf16 at ZeRO 0"

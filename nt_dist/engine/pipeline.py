@@ -106,7 +106,9 @@ class PipelineModel(PipelineModule):
         if axis.rank > 0:
             # before the fork all trails are one
             trails, like = (1, self.place.into_trunk(tokens)) if self.receives_trunk else (self.num_trails, tokens)
-            x = torch.empty(trails, *like.shape, self.hidden_size, dtype=self.dtype, device=self.mesh.device)
+            length = like.shape[1] // (self.mesh.tensor.degree if self.mesh.cuts_sequence else 1)
+            shape = trails, len(like), length, self.hidden_size
+            x = torch.empty(shape, dtype=self.dtype, device=self.mesh.device)
             dist.recv(x, group=axis.group, group_src=axis.rank - 1)
         x = run_layers(self.forward_funcs, x, recompute=False)
         if axis.rank == axis.degree - 1:

@@ -119,9 +119,7 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, past: KeyValues | None = None) -> torch.Tensor:
         """Attend within x [T, B, S, H] and, where there is a past, to it; x is added to it."""
-        trails, batch = x.shape[:2]
-        x = self.query.lay_out(self.place.into_columns(self.norm(x)))
-        query, key, value = (self._heads(matrix(x)) for matrix in (self.query, self.key, self.value))
+        query, key, value = map(self._heads, self.place.columns(self.norm(x), self.query, self.key, self.value))
         start = 0 if past is None else past.length
         query, key, seen = self.rotary(query, start), self.rotary(key, start), None
         if past is not None:
@@ -129,7 +127,7 @@ class Attention(nn.Module):
         grouped = key.shape[1] != query.shape[1]
         causal = seen is None and query.shape[2] == key.shape[2]
         mixed = F.scaled_dot_product_attention(query, key, value, seen, is_causal=causal, enable_gqa=grouped)
-        mixed = mixed.transpose(1, 2).flatten(2).unflatten(0, (trails, batch))
+        mixed = mixed.transpose(1, 2).flatten(2).unflatten(0, x.shape[:2])
         return self.place.out_of_rows(self.output(mixed))
 
 
@@ -144,8 +142,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform x [T, B, S, H]."""
-        x = self.gate.lay_out(self.place.into_columns(self.norm(x)))
-        return self.place.out_of_rows(self.down(F.silu(self.gate(x)) * self.up(x)))
+        gate, up = self.place.columns(self.norm(x), self.gate, self.up)
+        return self.place.out_of_rows(self.down(F.silu(gate) * up))
 
 
 class Block(ResidualBlock):

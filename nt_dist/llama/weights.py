@@ -4,6 +4,7 @@ Column-parallel matrices are cut along their rows (axis 0), row-parallel ones al
 """
 
 import math
+from functools import partial
 from typing import Any
 
 from nt_dist.config.family import LayerActivations
@@ -68,23 +69,34 @@ def activations(config: Config, layer: str) -> LayerActivations:
 
     The output keeps a norm's tensors (twice with final_norm_twice) and its matrix' input, the embedding row numbers. A
     block that is computed again has gradients of c (F / t + H) beside these. Rotary tables are left out. To the byte
-    what torch.autograd.graph.saved_tensors_hooks counts on a CPU.
+    what torch.autograd.graph.saved_tensors_hooks counts on a CPU. With parallel.sequence_parallel all that is H wide is
+    cut by t too, but for the output matrix' input.
 
     The tensor ranks add up a state after the embedding, twice forward and twice backward in each block (once more where
-    it is computed again) and backward before the output.
+    it is computed again) and backward before the output. With parallel.sequence_parallel each time shares are gathered,
+    or sums scattered, and gathered once the other way round; what a block's matrices read is gathered twice more.
     """
     model, element, tensor = config.model, config.element_bytes, config.parallel.tensor
-    state = element * model.hidden_size
+    whole = element * model.hidden_size
+    state = whole // tensor if config.cuts_sequence else whole
+    exchange = partial(_exchanged, config, whole)
     if layer == "embedding":
-        return LayerActivations(8, state, inner=0, all_reduced=state)  # int64
+        return LayerActivations(8, state, inner=0, **exchange(1))  # int64
     if layer == "output":
         logits = element * padded_vocab_size(config) // tensor
-        inner = state * (2 if config.trails.final_norm_twice else 1)
-        return LayerActivations(state, logits, inner, all_reduced=state)
+        inner = whole + (state if config.trails.final_norm_twice else 0)
+        return LayerActivations(state, logits, inner, **exchange(1))
     keys = model.key_value_heads * model.head_size
     attention = element * (2 * model.hidden_size + 2 * keys) + 4 * model.num_attention_heads
     inner = 3 * state + (attention + 4 * element * model.ffn_size) // tensor
     if not config.train.activation_checkpointing:
-        return LayerActivations(state, state, inner, all_reduced=4 * state)
+        return LayerActivations(state, state, inner, **exchange(4, 2))
     recomputed = state + element * model.ffn_size // tensor
-    return LayerActivations(state, state, inner, all_reduced=5 * state, recomputed=recomputed)
+    return LayerActivations(state, state, inner, **exchange(5, 1), recomputed=recomputed)
+
+
+def _exchanged(config: Config, state: int, times: int, again: int = 0) -> dict[str, int]:
+    """Bytes for a position of a state that is added up so often, and gathered ``again``."""
+    if not config.cuts_sequence:
+        return {"all_reduced": times * state}
+    return {"all_gathered": (times + again) * state, "reduce_scattered": times * state, "gathered": state}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nt_dist.model.layers import Linear
 from nt_dist.model.losses import token_losses
 from nt_dist.sparsity.spec import WeightSpec
 
@@ -27,6 +28,11 @@ class Place:
     def into_columns(self, x: torch.Tensor) -> torch.Tensor:
         """Pass a whole hidden state to matrices that are cut by rows of W (column-parallel)."""
         return x
+
+    def columns(self, x: torch.Tensor, *matrices: Linear) -> list[torch.Tensor]:
+        """Return the products of a whole hidden state with such matrices, all of one kind."""
+        x = matrices[0].lay_out(self.into_columns(x))
+        return [matrix(x) for matrix in matrices]
 
     def out_of_rows(self, x: torch.Tensor) -> torch.Tensor:
         """Join the partial results of matrices that are cut by columns of W (row-parallel): their sum."""

@@ -38,15 +38,17 @@ class Mesh(World):
     """Where this rank stands, and the few collectives that the rest of the package uses.
 
     ``device`` is where it computes. With ``splits_trunk`` each rank of the trail axis does the trunk's work for some of
-    the sequences.
+    the sequences. With ``cuts_sequence`` each rank of the tensor axis holds some positions of hidden states between
+    matrices, and where it ``gathers_again`` no more of them for backward.
 
     Attributes:
         working: What is told of this rank's own work, "reading" say, and that it gets on: that of its heartbeat.
     """
 
-    def __init__(self, device_mesh: DeviceMesh, device: torch.device, splits_trunk: bool):
+    def __init__(self, device_mesh: DeviceMesh, device: torch.device, config: Config):
         super().__init__(device)
-        self.splits_trunk = splits_trunk
+        self.splits_trunk, self.cuts_sequence = config.splits_trunk, config.cuts_sequence
+        self.gathers_again = config.cuts_sequence and not config.train.activation_checkpointing
         self.pipe, self.data, self.trail, self.tensor = (
             Axis(name, device_mesh.get_local_rank(name), device_mesh.size(dim), device_mesh.get_group(name))
             for dim, name in enumerate(AXES)
@@ -134,7 +136,7 @@ def init_mesh(config: Config) -> Mesh:
         raise RunError(f"{dist.get_world_size()} ranks have met, but the launcher announced {config.world_size}")
     check_config_and_code(World(device), config)
     shape = (config.parallel.pipe, config.data_degree, config.parallel.trail, config.parallel.tensor)
-    return Mesh(init_device_mesh(device.type, shape, mesh_dim_names=AXES), device, config.splits_trunk)
+    return Mesh(init_device_mesh(device.type, shape, mesh_dim_names=AXES), device, config)
 
 
 def close() -> None:

@@ -8,6 +8,7 @@ way round.
 
 import functools
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -16,10 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from nt_dist.model.layers import Linear
 from nt_dist.model.place import Place
 from nt_dist.model.trails import weights_of
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.statistic import LocalState
+
+_POSITIONS = 2  # their dimension in a hidden state [T, B, S, H]
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,24 @@ class MeshPlace(Place):
         return part_of(spec.shards, self.mesh.tensor) if spec.shards > 1 else range(1)
 
     def into_columns(self, x: torch.Tensor) -> torch.Tensor:
-        """Identity; the gradient is summed over the tensor axis."""
+        """Identity, or the shares gathered; the gradient is summed over the tensor axis."""
+        if self.mesh.cuts_sequence:
+            return _Gathered.apply(x, self.mesh.tensor, _POSITIONS)
         return _copied_to(x, self.mesh.tensor)
 
+    def columns(self, x: torch.Tensor, *matrices: Linear) -> list[torch.Tensor]:
+        """Of gathered shares: what the products keep of them for backward is gathered again there."""
+        if not self.mesh.gathers_again:
+            return super().columns(x, *matrices)
+        whole = matrices[0].lay_out(self.into_columns(x))
+        again = _GatheredAgain(whole, x, self.mesh.tensor, matrices[0])
+        with torch.autograd.graph.saved_tensors_hooks(again.pack, again.unpack):
+            return [matrix(whole) for matrix in matrices]
+
     def out_of_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """Sum over the tensor axis; the gradient passes."""
+        """Sum over the tensor axis, of which each rank has all or its share of the positions; the gradient passes."""
+        if self.mesh.cuts_sequence:
+            return _Scattered.apply(x, self.mesh.tensor, _POSITIONS)
         return _summed(x.contiguous(), self.mesh.tensor) if self.mesh.tensor.degree > 1 else x
 
     def into_trunk(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -76,7 +93,7 @@ class MeshPlace(Place):
         """Identity, or the shares gathered; the gradients of all trails are summed over the trail axis."""
         if not self.mesh.splits_trunk:
             return _copied_to(x, self.mesh.trail)
-        return _GatheredShares.apply(x[0], self.mesh.trail)[None]
+        return _Gathered.apply(x[0], self.mesh.trail, 0)[None]
 
     def token_losses(self, logits: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
         """Cross-entropies with the classes cut over the tensor axis; see :class:`Place`."""
@@ -146,22 +163,24 @@ class MeshPlace(Place):
         for weight in weights_of(model).values():
             weight.values.model_parallel = self.owns(weight)
 
-    def keep_trunk_equal(self, model: nn.Module) -> None:
-        """Make the trunk's gradients the same to the bit on all ranks of the trail axis, which hold copies of it.
+    def join_gradients(self, model: nn.Module) -> None:
+        """Make the gradients of weights of which several ranks of the model hold copies the same to the bit.
 
-        Where each rank has the gradient of its own sequences, it is their sum. Otherwise backward passes on GPUs may
-        differ by a bit: the first rank's is taken, since a mean would round, in bf16 by more than the copies differ.
+        Where each rank has the gradient of its own sequences or positions, it is their sum. Otherwise backward passes
+        on GPUs may differ by a bit: of the trunk, the first trail rank's is taken, since a mean would round, in bf16 by
+        more than the copies differ.
         """
-        if self.mesh.trail.degree == 1:
-            return
-        join = self.mesh.all_reduce if self.mesh.splits_trunk else self.mesh.broadcast
-
-        def joined(gradient: torch.Tensor) -> torch.Tensor:
-            return join(gradient.clone(memory_format=torch.contiguous_format), ("trail",))
-
+        of_trunk = self.mesh.all_reduce if self.mesh.splits_trunk else self.mesh.broadcast
         for weight in weights_of(model).values():
-            if not weight.spec.in_trail:
-                weight.values.register_hook(joined)
+            axes = self.replica_axes(weight)
+            if "trail" in axes:
+                weight.values.register_hook(_joined(of_trunk, "trail"))
+            if "tensor" in axes and self.mesh.cuts_sequence:
+                weight.values.register_hook(_joined(self.mesh.all_reduce, "tensor"))
+
+
+def _joined(join: Callable[..., torch.Tensor], axis: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda gradient: join(gradient.clone(memory_format=torch.contiguous_format), (axis,))
 
 
 @functools.cache
@@ -196,22 +215,71 @@ def _summed(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     return _mappings().reduce_from_tensor_model_parallel_region(x, axis.group)
 
 
-class _GatheredShares(torch.autograd.Function):
-    """All ranks' shares [b, ...] → [B, ...]; backward, each rank has the sum of the gradients of its own share.
+def _gather(share: torch.Tensor, axis: Axis, dim: int) -> torch.Tensor:
+    """All ranks' shares, one after the other along ``dim``; megatron-core's makes its result on a GPU."""
+    parts = share.new_empty(axis.degree, *share.shape)
+    dist.all_gather_into_tensor(parts.flatten(0, 1), share.contiguous(), group=axis.group)
+    return parts.movedim(0, dim).flatten(dim, dim + 1)
 
-    megatron-core's makes its result on a GPU.
-    """
+
+def _scatter(whole: torch.Tensor, axis: Axis, dim: int) -> torch.Tensor:
+    """This rank's share along ``dim`` of the sum over ``axis``."""
+    parts = whole.unflatten(dim, (axis.degree, -1)).movedim(dim, 0).contiguous()
+    share = torch.empty_like(parts[0])
+    dist.reduce_scatter_tensor(share, parts.flatten(0, 1), group=axis.group)
+    return share
+
+
+class _Gathered(torch.autograd.Function):
+    """:func:`_gather`; backward, each rank has the sum of the gradients of its own share."""
 
     @staticmethod
-    def forward(ctx, x, axis):
-        ctx.axis = axis
-        whole = x.new_empty(axis.degree * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(whole, x.contiguous(), group=axis.group)
-        return whole
+    def forward(ctx, x, axis, dim):
+        ctx.how = axis, dim
+        return _gather(x, *ctx.how)
 
     @staticmethod
     def backward(ctx, gradient):
-        axis = ctx.axis
-        share = gradient.new_empty(len(gradient) // axis.degree, *gradient.shape[1:])
-        dist.reduce_scatter_tensor(share, gradient.contiguous(), group=axis.group)
-        return share, None
+        return _scatter(gradient, *ctx.how), None, None
+
+
+class _Scattered(torch.autograd.Function):
+    """:func:`_scatter`; backward, each rank has the gradients of all shares."""
+
+    @staticmethod
+    def forward(ctx, x, axis, dim):
+        ctx.how = axis, dim
+        return _scatter(x, *ctx.how)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _gather(gradient, *ctx.how), None, None
+
+
+class _GatheredAgain:
+    """Keeps of a gathered state that several products save this rank's share alone, for the first that wants it back.
+
+    So Megatron's column-parallel layers do (Korthikanti et al., arXiv 2205.05198, section 4.2.2).
+    """
+
+    def __init__(self, whole: torch.Tensor, share: torch.Tensor, axis: Axis, matrix: Linear):
+        self._address, self._share, self._axis, self._matrix = whole.data_ptr(), share.detach(), axis, matrix
+        self._wanted, self._whole = 0, None
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor | tuple[torch.Size, tuple[int, ...]]:
+        """Instead of a view of all of the state keep how it is one."""
+        if tensor.data_ptr() != self._address:
+            return tensor
+        self._wanted += 1
+        return tensor.shape, tensor.stride()
+
+    def unpack(self, packed: torch.Tensor | tuple[torch.Size, tuple[int, ...]]) -> torch.Tensor:
+        """Return what was packed."""
+        if isinstance(packed, torch.Tensor):
+            return packed
+        if self._whole is None:
+            self._whole = self._matrix.lay_out(_gather(self._share, self._axis, _POSITIONS))
+        whole, self._wanted = self._whole, self._wanted - 1
+        if not self._wanted:
+            self._whole = None
+        return whole.as_strided(*packed)

@@ -16,9 +16,11 @@ data    stage 0        all-reduce 4 n
         scalars        4 for the real targets, 4 a trail (and the joint loss) for the losses, 8 for the guard's
                        verdict, DeepSpeed's norm and overflow
 
-tensor  hidden states are all-reduced as the family says. The loss: 12 bytes a trail and position (highest logit; sum
-        and the target's), a mean of logits that has a loss of its own (trails.joint) counting as a trail; with such a
-        loss twice, as the joint loss below, where logits are many enough to be computed in chunks (model/chunks.py).
+tensor  hidden states are all-reduced as the family says, or gathered and scattered with parallel.sequence_parallel;
+        then gradients of weights that are not cut, c n, are all-reduced. The loss: 12 bytes a trail and position
+        (highest logit; sum and the target's), a mean of logits that has a loss of its own (trails.joint) counting as a
+        trail; with such a loss twice, as the joint loss below, where logits are many enough to be computed in chunks
+        (model/chunks.py).
 trail   in each micro-batch:
         joint loss         4 bytes a logit of one trail are all-reduced for a mean of logits, 8 a position for a mean of
                            probabilities (the least loss of a trail; the mean)
@@ -129,6 +131,11 @@ def _model_axes(config: Config, layers: list[LayerPart]) -> Payload:
     payload: Counter = Counter()
     if config.parallel.tensor > 1:
         payload["tensor", "all_reduce"] = sum(layer.all_reduced_bytes for layer in layers)
+        payload["tensor", "all_gather"] = sum(layer.all_gathered_bytes for layer in layers)
+        payload["tensor", "reduce_scatter"] = sum(layer.reduce_scattered_bytes for layer in layers)
+    if config.cuts_sequence:
+        whole = [part for part in local_parts(layers) if part.spec.shards == 1]
+        payload["tensor", "all_reduce"] += config.element_bytes * sum(part.stored for part in whole)
     if config.parallel.trail > 1:
         trunk = [part for part in local_parts(layers) if not part.spec.in_trail]
         gradients = config.element_bytes * sum(part.stored for part in trunk)

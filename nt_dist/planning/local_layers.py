@@ -147,6 +147,21 @@ class LayerPart:
         return self._bytes(self.activations.all_reduced) + losses * self.positions
 
     @property
+    def gathered_bytes(self) -> int:
+        """Bytes of a whole hidden state, where it is gathered from the tensor ranks' shares."""
+        return self._bytes(self.activations.gathered)
+
+    @property
+    def all_gathered_bytes(self) -> int:
+        """Bytes of whole hidden states that the tensor ranks gather for a micro-batch."""
+        return self._bytes(self.activations.all_gathered)
+
+    @property
+    def reduce_scattered_bytes(self) -> int:
+        """Bytes of whole hidden states that they add up to shares of."""
+        return self._bytes(self.activations.reduce_scattered)
+
+    @property
     def joined_bytes(self) -> int:
         """Bytes that the trail ranks reduce of a micro-batch for their mean's loss: fp32 logits, or two figures."""
         logits = 4 * self.activations.output // self.config.element_bytes

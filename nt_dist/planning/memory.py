@@ -19,6 +19,7 @@ rest as found in DeepSpeed 0.19.8 by tools/benchmark.py memory):
 What is alive at once in a step:
 
     forward, backward   state + A · activations + max(logits, a product's matrices, block computed again) + exchange
+                        (with parallel.sequence_parallel the latter two and a state that was gathered)
                         + dense copies of compact weights, with train.keep_dense
                         + two gradients of a hidden state (of the residual stream and of the branch that joins it)
     an update step      state + dense gradients + the same, if they add up over several micro-batches; and
@@ -227,7 +228,7 @@ def rank_memory(config: Config, pipe_stage: int = 0) -> RankMemory:
         built=config.element_bytes * config.train.keep_dense * sum(part.built for part in parts),
         activations=in_flight * sum(layer.kept_bytes for layer in layers),
         logits=_loss(layers[-1]),
-        work=max(max(each.recomputed_bytes, _products(each)) for each in layers),
+        work=max(max(each.recomputed_bytes, _products(each)) + each.gathered_bytes for each in layers),
         exchange=(in_flight + 1) * sum(travelling) + gathered,
         hidden_gradients=2 * max(layer.state_bytes for layer in layers),
         dense_gradients=4 * sum(part.entries for part in parts if part.spec.is_sparse) * settings.uses_gradients,

@@ -47,6 +47,7 @@ class Layout:
     trunk: str = "auto"
     joint: str = ""  # the mean that has a loss of its own
     structure: str = "entries"
+    sequence: bool = False
 
     @property
     def ranks(self) -> int:
@@ -59,6 +60,7 @@ class Layout:
         words += [f"ZeRO {self.stage}"] if self.stage else []
         words += [self.precision, *["rows"] * self.ragged]
         words += [f"joint {self.joint}"] if self.joint else []
+        words += ["sequence"] * self.sequence
         return ", ".join([*words, self.structure] if self.structure != "entries" else words)
 
 
@@ -101,6 +103,7 @@ def config_of(layout: Layout) -> Config:
             "pipe": layout.pipe,
             "trail": layout.trail,
             "trunk": layout.trunk,
+            "sequence_parallel": layout.sequence,
         },
     }
     return make_config(sections, {"zero_optimization": {"stage": layout.stage}}, layout.ranks)

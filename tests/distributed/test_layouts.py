@@ -33,6 +33,9 @@ LAYOUTS = [
     Layout(trail=3, trunk="replicated", joint="probabilities"),
     Layout(data=2, stage=2, joint="probabilities"),
     Layout(tensor=2, structure="groups"),
+    Layout(tensor=2, sequence=True),
+    Layout(tensor=2, data=2, stage=3, sequence=True, structure="groups"),
+    Layout(tensor=2, trail=2, trunk="split", stage=1, ragged=True, sequence=True, joint="logits"),
     Layout(trail=2, data=2, trunk="split", stage=3, structure="groups"),
 ]
 REFERENCES: dict[tuple, Record] = {}

@@ -1,9 +1,13 @@
 """The planner's memory of whole steps, against what the allocator counts on every rank of a pipeline and of trails."""
 
+import contextlib
 import gc
+import math
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from benchmarks.allocations import Allocations
 from benchmarks.setup import random_batches
@@ -19,7 +23,7 @@ from nt_dist.training.topology_updates import TopologyUpdater
 UPDATE_STEP = 10
 
 
-def _config(world_size=2, stage=0, precision="fp32", checkpointing=False, **parallel):
+def _config(world_size=2, stage=0, precision="fp32", checkpointing=False, vocabulary=128, **parallel):
     """Two trunk blocks and two of two trails; four micro-batches a step, whose activations outweigh the weights."""
     sections = {
         "model": {
@@ -27,7 +31,7 @@ def _config(world_size=2, stage=0, precision="fp32", checkpointing=False, **para
             "ffn_size": 96,
             "num_layers": 4,
             "num_attention_heads": 4,
-            "vocab_size": 128,
+            "vocab_size": vocabulary,
             "max_seq_len": 64,
         },
         "trails": {"count": 2, "layers": 2},
@@ -42,14 +46,27 @@ def _config(world_size=2, stage=0, precision="fp32", checkpointing=False, **para
         },
         "parallel": parallel,
     }
-    data = world_size // (parallel.get("pipe", 1) * parallel.get("trail", 1))
+    data = world_size // math.prod(parallel.get(axis, 1) for axis in ("pipe", "trail", "tensor"))
     sections["train"]["batch_size"] = 4 * 4 * data
     return make_config(sections, {"zero_optimization": {"stage": stage, "reduce_bucket_size": 1000}}, world_size)
 
 
+def _as_if_gathered(whole, share, group):
+    """What other ranks have does not matter for sizes."""
+    whole.unflatten(0, (-1, len(share))).copy_(share)
+
+
+def _as_if_scattered(share, whole, group):
+    share.copy_(whole[: len(share)])
+
+
 def _count(rank, world_size, config):
     """Return the stage of this rank and the most bytes alive in an ordinary step and in one with an update."""
-    with Allocations(torch.device("cpu")) as allocations:
+    with contextlib.ExitStack() as stack:
+        allocations = stack.enter_context(Allocations(torch.device("cpu")))
+        if config.cuts_sequence:  # gloo frees copies of its own in threads that the profiler does not see
+            stack.enter_context(mock.patch.object(dist, "all_gather_into_tensor", _as_if_gathered))
+            stack.enter_context(mock.patch.object(dist, "reduce_scatter_tensor", _as_if_scattered))
         mesh = init_mesh(config)
         model = build_mesh_model(config, mesh)
         engine = build_engine(config, model, mesh)
@@ -73,6 +90,8 @@ LAYOUTS = {
     "pipe 2": _config(pipe=2),
     "pipe 2, computed again": _config(pipe=2, checkpointing=True),
     "pipe 2 x data 2, ZeRO 1, bf16": _config(4, 1, "bf16", pipe=2),
+    "tensor 2, sequence": _config(tensor=2, sequence_parallel=True, vocabulary=16),
+    "tensor 2, sequence, computed again": _config(tensor=2, sequence_parallel=True, checkpointing=True),
     "trail 2, split trunk": _config(trail=2, trunk="split"),
     "trail 2, replicated trunk": _config(trail=2, trunk="replicated"),
     "pipe 2 x trail 2, split trunk": _config(4, pipe=2, trail=2, trunk="split"),
@@ -84,6 +103,5 @@ def test_the_peaks_of_a_ranks_steps_are_the_formula(name):
     config = LAYOUTS[name]
     for stage, ordinary, with_update in run_distributed(_count, config.world_size, config):
         memory = rank_memory(config, stage)
-        print(name, stage, memory.ordinary / ordinary, memory.peak / max(ordinary, with_update))
         assert memory.ordinary == pytest.approx(ordinary, rel=0.1), f"stage {stage}"
         assert memory.peak == pytest.approx(max(ordinary, with_update), rel=0.1), f"stage {stage}"

@@ -8,6 +8,8 @@ import torch
 
 from nt_dist.checkpoint.checkpoint import load, save
 from nt_dist.checkpoint.manifest import TrainingState
+from nt_dist.config.keys import keys_of
+from nt_dist.config.settings import Parallel
 from nt_dist.data.loader import Batch
 from nt_dist.engine.engine import build_engine, train_step
 from nt_dist.engine.optimizer_state import State, optimizer_state
@@ -36,6 +38,7 @@ class Layout:
     tensor: int = 1
     trail: int = 1
     trunk: str = "auto"
+    sequence_parallel: bool = False
     trunk_layers: int = 1
     trails: int = 6
     checkpointing: bool = False
@@ -95,7 +98,7 @@ def config_of(world_size, layout):
             "precision": layout.precision,
             "activation_checkpointing": layout.checkpointing,
         },
-        "parallel": {"pipe": layout.pipe, "tensor": layout.tensor, "trail": layout.trail, "trunk": layout.trunk},
+        "parallel": {each: getattr(layout, each) for each in keys_of(Parallel)},
     }
     return make_config(sections, {"zero_optimization": {"stage": layout.stage}}, world_size)
 
@@ -233,14 +236,14 @@ def _assert_trained_alike(answers, one_rank, **limits):
     [
         (2, Layout(pipe=2)),
         (3, Layout(pipe=3, stage=1)),
-        (4, Layout(pipe=2, tensor=2, stage=1)),
+        (4, Layout(pipe=2, tensor=2, sequence_parallel=True, stage=1)),
         (4, Layout(pipe=2, trail=2, trunk="split")),
         (4, Layout(pipe=2, trail=2, trunk="replicated", stage=1)),
     ],
     ids=(
         "pipe 2",
         "pipe 3, ZeRO 1",
-        "pipe 2 x tensor 2, ZeRO 1",
+        "pipe 2 x tensor 2, sequence, ZeRO 1",
         "pipe 2 x trail 2, split trunk",
         "pipe 2 x trail 2, replicated trunk, ZeRO 1",
     ),

@@ -108,7 +108,7 @@ def _count_passes(rank, world_size, config, at_once):
     with counted_traffic() as traffic:
         place = mesh.place
         model = build_model(config, place)
-        place.keep_trunk_equal(model)
+        place.join_gradients(model)
         tokens, targets = torch.randint(61, (2, 2, 8), generator=torch.Generator().manual_seed(0))
         traffic.start(mesh)
         weights = torch.ones(targets.shape)
@@ -117,10 +117,10 @@ def _count_passes(rank, world_size, config, at_once):
         return traffic.stop(), sum(parameter.numel() for parameter in model.parameters())
 
 
-def _cut(axis, checkpointing=False, fork="blocks", trunk="auto", joint="", smoothing=0.0):
+def _cut(axis, checkpointing=False, fork="blocks", trunk="auto", joint="", smoothing=0.0, sequence=False):
     trails = {"fork": fork, **({"joint": 0.5, "joint_mean": joint} if joint else {})}
     config = _config(trails=trails, batch_size=4, activation_checkpointing=checkpointing, label_smoothing=smoothing)
-    degrees = replace(Parallel(trunk=trunk), **{axis: 2})
+    degrees = replace(Parallel(trunk=trunk, sequence_parallel=sequence), **{axis: 2})
     return replace(config, parallel=degrees, train=replace(config.train, batch_size=2))
 
 
@@ -128,6 +128,8 @@ MODEL_AXES = {
     "tensor": _cut("tensor"),
     "tensor, computed again": _cut("tensor", checkpointing=True),
     "tensor, fork before the embedding": _cut("tensor", fork="embedding"),
+    "tensor, sequence": _cut("tensor", sequence=True),
+    "tensor, sequence, computed again": _cut("tensor", checkpointing=True, sequence=True),
     "trail, split trunk": _cut("trail", trunk="split"),
     "trail, split trunk, computed again": _cut("trail", checkpointing=True, trunk="split"),
     "trail, replicated trunk": _cut("trail", trunk="replicated"),

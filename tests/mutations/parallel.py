@@ -57,8 +57,8 @@ PARALLEL = [
     # The split trunk.
     Mutation(
         "split trunk: its gradients are not summed over the trail axis",
-        "join = self.mesh.all_reduce if self.mesh.splits_trunk else self.mesh.broadcast",
-        "join = self.mesh.broadcast",
+        "of_trunk = self.mesh.all_reduce if self.mesh.splits_trunk else self.mesh.broadcast",
+        "of_trunk = self.mesh.broadcast",
         SPLIT,
     ),
     Mutation(
@@ -69,14 +69,14 @@ PARALLEL = [
     ),
     Mutation(
         "fork of a split trunk: gradients of the trails not summed (no reduce-scatter)",
-        "dist.reduce_scatter_tensor(share, gradient.contiguous(), group=axis.group)",
-        "share.copy_(gradient[axis.rank * len(share) : (axis.rank + 1) * len(share)])",
+        "dist.reduce_scatter_tensor(share, parts.flatten(0, 1), group=axis.group)",
+        "share.copy_(parts[axis.rank])",
         SPLIT,
     ),
     Mutation(
         "fork of a split trunk: shares not gathered",
-        "dist.all_gather_into_tensor(whole, x.contiguous(), group=axis.group)",
-        "whole.copy_(x.repeat(axis.degree, 1, 1))",
+        "dist.all_gather_into_tensor(parts.flatten(0, 1), share.contiguous(), group=axis.group)",
+        "parts.copy_(share)",
         SPLIT,
     ),
     Mutation(
@@ -91,6 +91,19 @@ PARALLEL = [
         "(1, tokens) if",
         CUT,
     ),
+    # Positions in shares.
+    Mutation(
+        "sequence parallelism: gradients of norms are not summed",
+        'weight.values.register_hook(_joined(self.mesh.all_reduce, "tensor"))',
+        "pass",
+        _LAYOUT.format("tensor 2").replace("]", ", sequence]"),
+    ),
+    Mutation(
+        "sequence parallelism: what was gathered is kept for backward",
+        "if tensor.data_ptr() != self._address:",
+        "if True:",
+        "tests/distributed/test_memory.py::test_the_peaks_of_a_ranks_steps_are_the_formula[tensor 2, sequence]",
+    ),
     # The replicated trunk.
     Mutation(
         "fork of a replicated trunk: gradients of the trails not summed",
@@ -100,7 +113,7 @@ PARALLEL = [
     ),
     Mutation(
         "trunk: replicas that computed other gradients keep them",
-        "weight.values.register_hook(joined)",
+        'weight.values.register_hook(_joined(of_trunk, "trail"))',
         "pass",
         EQUAL_REPLICAS.format("replicated"),
     ),

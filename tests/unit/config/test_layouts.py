@@ -44,6 +44,13 @@ def test_key_and_value_heads_limit_the_tensor_degree():
     assert "parallel.tensor = 2" in found[1]
 
 
+def test_positions_are_dealt_out_in_equal_shares():
+    sequence = {"tensor": 2, "sequence_parallel": True}
+    (found, nearest) = problems_of(2, sequence, model={"max_seq_len": 7})
+    assert found.endswith("deals positions out to the tensor ranks: parallel.tensor = 2 must divide the 7 of a text")
+    assert "parallel.tensor = 1, " in nearest
+
+
 def _trunk(trunk, micro=3, trail=2, **trails):
     sections = {"trails": {"count": 6, **trails}, "train": {"batch_size": 48, "micro_batch_size": micro}}
     return {**sections, "parallel": {"trail": trail, "trunk": trunk}}

@@ -20,7 +20,7 @@ from tests.unit.resnet.small import small
 class OneRank:
     """A mesh of one rank."""
 
-    splits_trunk = False
+    splits_trunk = cuts_sequence = gathers_again = False
     data = trail = type("Axis", (), {"degree": 1})
 
     def sample_axes(self, in_trail):
