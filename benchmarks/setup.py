@@ -53,15 +53,13 @@ def check(config: Config) -> None:
 def random_batches(config: Config, device: torch.device) -> list[Batch]:
     """The micro-batches of one step: uniformly random inputs and targets, every one of them real."""
     generator = torch.Generator().manual_seed(config.train.seed)
-    shape = (config.train.micro_batch_size, config.family.positions(config))
+    family, size = config.family, config.train.micro_batch_size
+    shape, values = (size, family.positions(config)), family.input_values(config)
+    dtype = torch.uint8 if values == 256 else torch.long
     batches = []
     for _ in range(config.accumulation_steps):
-        if config.family.task == "image-classification":
-            pictures = (config.train.micro_batch_size, config.model.image_size, config.model.image_size, 3)
-            inputs = torch.randint(256, pictures, generator=generator, dtype=torch.uint8)
-        else:
-            inputs = torch.randint(config.model.vocab_size, shape, generator=generator)
-        targets = torch.randint(config.family.num_outputs(config), shape, generator=generator)
+        inputs = torch.randint(values, (size, *family.input_shape(config)), generator=generator, dtype=dtype)
+        targets = torch.randint(family.num_outputs(config), shape, generator=generator)
         batches.append(Batch(inputs, targets, torch.ones(shape)).to(device))
     return batches
 

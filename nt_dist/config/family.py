@@ -145,6 +145,14 @@ class Family(ABC):
         """Positions of one sample's logits: the tokens of a sequence, 1 of a picture."""
 
     @abstractmethod
+    def input_shape(self, config: Any) -> tuple[int, ...]:
+        """Shape of one sample's input."""
+
+    @abstractmethod
+    def input_values(self, config: Any) -> int:
+        """How many values an entry of it may have: pieces of a vocabulary; 256, which makes it bytes."""
+
+    @abstractmethod
     def num_outputs(self, config: Config) -> int:
         """Logits of a position, without padding: the pieces of a vocabulary, the classes of pictures."""
 

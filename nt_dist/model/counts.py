@@ -5,12 +5,13 @@ none. Its bytes are those of every tensor it reads and writes, each once and an 
 cache kept anything from one kernel to the next. Of what is read or written by places only those count.
 """
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -60,15 +61,15 @@ class Counting(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.counts = Counts()
-        self._fused = _Fused(self.counts)
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self):
-        self._fused.__enter__()
+        self._stack.enter_context(_fused(self.counts))
         return super().__enter__()
 
     def __exit__(self, *raised):
         super().__exit__(*raised)
-        self._fused.__exit__(*raised)
+        self._stack.close()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -78,22 +79,27 @@ class Counting(TorchDispatchMode):
         return result
 
 
-class _Fused(TorchFunctionMode):
-    """Has attention and norms be the one kernel that a GPU has for each; without data torch takes them apart."""
+@contextlib.contextmanager
+def _fused(counts: Counts) -> Iterator[None]:
+    """Have attention and norms be the one kernel that a GPU has for each; without data torch takes them apart.
 
-    def __init__(self, counts: Counts):
-        super().__init__()
-        self.counts = counts
+    By their names in torch, since modes for functions do not reach what is computed again in backward.
+    """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.rms_norm:
-            return _Norm.apply(args[0], kwargs["weight"], self.counts)
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        query, key, value = args[:3]
+    def attention(query, key, value, mask=None, *, is_causal, enable_gqa=False):
         groups = query.shape[1] // key.shape[1]
         key, value = (each.repeat_interleave(groups, 1) if groups > 1 else each for each in (key, value))
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, kwargs["is_causal"])[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal)[0]
+
+    def norm(x, shape, weight, eps):
+        return _Norm.apply(x, weight, counts)
+
+    own = F.scaled_dot_product_attention, F.rms_norm
+    F.scaled_dot_product_attention, F.rms_norm = attention, norm
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention, F.rms_norm = own
 
 
 class _Norm(torch.autograd.Function):
@@ -138,9 +144,11 @@ def count_micro_batch(config: Config) -> Counts:
     """Count forward and backward of one micro-batch of the whole model on one GPU, in the precision of ``config``; not
     of a step's first, where dense copies are kept."""
     model = build_model(config, device="meta").to(torch.bfloat16 if config.train.precision == "bf16" else torch.float32)
-    shape = config.train.micro_batch_size, config.family.positions(config)
-    samples = torch.empty(shape, dtype=torch.long, device="meta")
-    inputs = samples, samples, torch.empty(shape, device="meta")
+    family, size = config.family, config.train.micro_batch_size
+    dtype = torch.uint8 if family.input_values(config) == 256 else torch.long
+    samples = torch.empty(size, *family.input_shape(config), dtype=dtype, device="meta")
+    targets = torch.empty(size, family.positions(config), dtype=torch.long, device="meta")
+    inputs = samples, targets, torch.empty(targets.shape, device="meta")
     for weight in weights_of(model).values():
         weight.keep_built(config.train.keep_dense)
     model(*inputs)  # makes what is kept

@@ -18,6 +18,7 @@ RESERVED = 4 * 2**30  # bytes of a GPU that a plan leaves free: CUDA's context, 
 COMPUTE_SHARE = 0.5
 MEMORY_SHARE = 0.7  # of the memory's bandwidth, which scatters, gathers and element-wise work reach
 LINK_SHARE = 0.8  # of a link's bandwidth, which a collective on large tensors reaches
+LAUNCH = 40e-6  # seconds that the host takes to start one kernel and, in training, to note it for backward; assumed
 LATENCY = 20e-6  # seconds that a collective takes for the first byte, for each doubling of its ranks
 
 

@@ -48,6 +48,13 @@ class ResNet(Family):
         """One: a picture has one class."""
         return 1
 
+    def input_shape(self, config):
+        """Height, width and colours."""
+        return config.model.image_size, config.model.image_size, 3
+
+    def input_values(self, config):
+        return 256
+
     def num_outputs(self, config):
         return config.model.num_classes
 

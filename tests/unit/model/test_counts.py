@@ -40,6 +40,22 @@ def test_a_micro_batch_of_llama_350m_with_all_matrices_sparse_launches_no_more_t
     assert (whole["kernels"], round(whole["bytes"] / 1e9)) == (2005, 113)
 
 
+def test_what_is_computed_again_is_counted_again():
+    def count(*overrides):
+        overrides = ["model.num_layers=2", "trails.layers=1", *overrides]
+        return count_micro_batch(load_config(LLAMA, overrides, None, world_size=1, check_paths=False)).calls
+
+    once, twice = count(), count("train.activation_checkpointing=true")
+    for name in ("rms_norm", "_scaled_dot_product_flash_attention", "silu"):
+        assert twice[name] == 2 * once[name] - (name == "rms_norm") * 3  # the output's three norms are not in a block
+    assert twice["rms_norm_backward"] == once["rms_norm_backward"]
+
+
+def test_a_micro_batch_of_pictures_is_counted():
+    config = load_config(LLAMA.parents[1] / "quickstart_images.toml", [], None, world_size=1, check_paths=False)
+    assert count_micro_batch(config).calls["convolution"] > 10
+
+
 def test_dense_copies_that_are_kept_are_not_built_again():
     def count(*overrides):
         overrides = ["model.num_layers=2", "trails.layers=1", "sparsity.density=0.4", *overrides]

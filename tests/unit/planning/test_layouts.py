@@ -11,11 +11,12 @@ import pytest
 from nt_dist.config.load import parse_command_line
 from nt_dist.config.settings import Parallel
 from nt_dist.families import load_config, make_config
+from nt_dist.model.counts import count_micro_batch
 from nt_dist.model.flops import token_flops
-from nt_dist.planning.gpus import COMPUTE_SHARE, GPUS, LINK_SHARE, RESERVED
+from nt_dist.planning.gpus import COMPUTE_SHARE, GPUS, LAUNCH, LINK_SHARE, RESERVED
 from nt_dist.planning.layouts import layouts, layouts_table, plan_layouts
 from nt_dist.planning.local_layers import layer_parts
-from nt_dist.planning.timing import step_time
+from nt_dist.planning.timing import _launches, step_time
 
 ROOT = Path(__file__).parents[3]
 H100 = GPUS["h100"]
@@ -114,11 +115,21 @@ def test_trail_ranks_share_the_products_of_a_split_trunk():
     assert replicated.products == pytest.approx(alone.products * (1 + share) / 2)
 
 
+def test_kernels_too_small_for_their_launches_make_the_gpu_wait():
+    few, many = (step_time(_config(world_size=1, micro_batch_size=size), H100) for size in (16, 1))
+    kernels = count_micro_batch(_config(world_size=1, micro_batch_size=1)).kernels
+    assert few.idle + few.products + few.matrices == pytest.approx(LAUNCH * kernels)
+    assert many.idle + many.products + many.matrices == pytest.approx(16 * LAUNCH * kernels)
+    assert step_time(_config(world_size=1, micro_batch_size=16, compile=True), H100).idle == 0
+    trails, stages = (replace(_config(), parallel=Parallel(**{axis: 2})) for axis in ("trail", "pipe"))
+    assert LAUNCH < _launches(trails) < LAUNCH * kernels == _launches(stages)
+
+
 def test_a_pipeline_waits_at_its_ends():
     config = replace(_config(world_size=4), parallel=Parallel(pipe=4))
     time = step_time(config, H100)
     assert time.bubble == pytest.approx(3 / (16 + 3))  # 16 micro-batches, 4 stages
-    work = time.products + time.matrices + time.exchange
+    work = time.products + time.matrices + time.idle + time.exchange
     assert time.waiting / (time.waiting + work) == pytest.approx(time.bubble)
     assert step_time(_config(), H100).bubble == step_time(_config(), H100).waiting == 0
     assert time.sent["pipe"] > 0 == time.sent["data"]
