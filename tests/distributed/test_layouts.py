@@ -34,7 +34,7 @@ LAYOUTS = [
     Layout(data=2, stage=2, joint="probabilities"),
     Layout(tensor=2, structure="groups"),
     Layout(tensor=2, sequence=True),
-    Layout(tensor=2, data=2, stage=3, sequence=True, structure="groups"),
+    Layout(tensor=2, data=2, stage=3, sequence=True, structure="blocks"),
     Layout(tensor=2, trail=2, trunk="split", stage=1, ragged=True, sequence=True, joint="logits"),
     Layout(trail=2, data=2, trunk="split", stage=3, structure="groups"),
 ]
@@ -136,11 +136,19 @@ def _go_on(rank, world_size, layout, path):
     ids=str,
 )
 def test_a_checkpoint_goes_on_in_another_layout(saved, layout):
-    path, checksum = saved
-    records = run_distributed(_go_on, layout.ranks, layout, path)
-    assert_alike(records, one_rank(), done=SAVED)
+    _assert_goes_on(*saved, layout)
+
+
+def test_a_checkpoint_of_blocks_goes_on_in_another_layout(tmp_path):
+    saved, *_ = run_distributed(_train_and_save, 2, Layout(tensor=2, structure="blocks"), tmp_path, SAVED)
+    _assert_goes_on(*saved, Layout(trail=2, data=2, trunk="split", stage=2, structure="blocks"))
+
+
+def _assert_goes_on(path, checksum, layout):
+    records, wanted = run_distributed(_go_on, layout.ranks, layout, path), one_rank(structure=layout.structure)
+    assert_alike(records, wanted, done=SAVED)
     for record in records:
-        assert record.checksums == one_rank().checksums[1:] and record.checksums[0] == checksum
+        assert record.checksums == wanted.checksums[1:] and record.checksums[0] == checksum
 
 
 def _corrupt(rank, world_size, layout, name):

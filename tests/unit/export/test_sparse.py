@@ -74,6 +74,20 @@ def test_every_kernel_gives_the_checkpoints_logits(folder, kernel, tmp_path):
     assert sparse == {"dense": 0, "sparse": 7 * (1 + 3 * 2) + 3}.get(kernel, sparse)
 
 
+@pytest.mark.parametrize("structure", ["groups", "blocks"])
+def test_topologies_of_units_are_exported_as_any_other(structure, tmp_path):
+    sparsity = {"density": 0.3, "distribution": "uniform", "structure": structure, "group_size": 4}
+    ensemble = load_ensemble(write_run(tmp_path, sparsity=sparsity))
+    export(ensemble, tmp_path / "out", sparse=True)
+    model = NeuroTrailsForCausalLM.from_sparse(tmp_path / "out", "dense")
+    matrix = model.trails[0].blocks[0].mlp.up_proj.weight
+    assert (matrix != 0).float().mean() == pytest.approx(0.3, abs=0.06)  # of blocks a quarter
+    columns = matrix.unflatten(0, (-1, 4)) != 0
+    assert (columns.any(1) == columns.all(1)).all()  # outputs of a group share their inputs
+    answer = model(TOKENS, output_trail_logits=True)
+    torch.testing.assert_close(answer.trail_logits, ensemble.logits(TOKENS), rtol=1e-4, atol=1e-4)
+
+
 def test_the_fastest_is_what_was_measured(folder, monkeypatch):
     out, _ = folder
     asked = []
