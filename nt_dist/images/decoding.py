@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from nt_dist.errors import DataError
 
 _SHORT_SIDE = 256 / 224  # of the side that is cut out of the middle, as for ImageNet since He et al.
+_MOST_PIXELS = 1 << 26  # what a picture of a few kilobytes may ask for when it is decoded: 256 MiB at 4 bytes each
 _ORIENTATION, _FIRST_ON_ITS_SIDE = 0x0112, 5  # EXIF's tag, and the first of its values that exchange width and height
 
 
@@ -50,6 +51,8 @@ def decode(source: bytes | str | np.ndarray, side: int, crop: Crop | None = None
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
             # of a JPEG only so many coefficients are decoded as the result needs
             size = picture.size
+            if math.prod(size) > _MOST_PIXELS:
+                raise DataError(f"{size[0]} x {size[1]} pixels are more than {_MOST_PIXELS:,}")
             on_its_side = picture.getexif().get(_ORIENTATION, 1) >= _FIRST_ON_ITS_SIDE
             left, top, right, bottom = _area(size[::-1] if on_its_side else size, side, crop)
             scale = min(right - left, bottom - top) / side

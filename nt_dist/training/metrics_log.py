@@ -31,10 +31,7 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, last_step: int):
-        kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= last_step]
-        if path.exists():
-            write_whole(path, "".join(kept))
-        self._kept, self._journal = len(kept), Journal(path)
+        self._kept, self._journal = _cut_off(path, last_step), Journal(path)
 
     def write(self, record: dict[str, Any]) -> None:
         """Adds one line. Numbers that are not finite, which JSON has not but Python writes, become null."""
@@ -48,6 +45,23 @@ class MetricsLog:
     def close(self) -> None:
         """Closes the file, with everything on disk."""
         self._journal.close()
+
+
+def _cut_off(path: Path, last_step: int) -> int:
+    """Leave no line behind ``last_step``, nor a half one; return how many stay.
+
+    Where all that stay come first, as a run leaves them, the file is only shortened: that needs no room on a full disk.
+    """
+    kept = [record["step"] <= last_step for record in read_metrics(path)]
+    if not path.exists():
+        return 0
+    lines, count = [line + b"\n" for line in path.read_bytes().split(b"\n")[:-1]], sum(kept)
+    if all(kept[:count]):
+        with reading(path):
+            os.truncate(path, sum(map(len, lines[:count])))
+    else:
+        write_whole(path, b"".join(line for line, stays in zip(lines, kept, strict=True) if stays))
+    return count
 
 
 def check_continued(path: Path, last_step: int, lines: int) -> None:

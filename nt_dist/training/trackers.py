@@ -95,8 +95,12 @@ class Trackers:
         for name in loggers:
             if name in TRACKERS:
                 self._try(name, lambda name=name: self._begin(name, folder, settings, kept.get(name)))
-        if ids := {name: each.id for name, each in self._open.items()}:
-            write_whole(place, json.dumps(ids) + "\n")
+        ids = {name: each.id for name, each in self._open.items()}
+        if ids and ids != kept:
+            try:
+                write_whole(place, json.dumps(ids) + "\n")
+            except RunError as problem:
+                LOGGER.warning("%s; a run that goes on will be a new one in %s", problem, ", ".join(ids))
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """A point in the curve of each figure, everywhere."""

@@ -50,14 +50,14 @@ class Job:
         """Wait until ``step`` is logged."""
         self.wait_until(lambda: any(record["step"] >= step for record in read_metrics(self.folder / "metrics.jsonl")))
 
-    def wait_until(self, holds) -> None:
-        """Wait until ``holds()``; fail if a rank ends before."""
+    def wait_until(self, holds, every: float = 0.05) -> None:
+        """Wait until ``holds()``, asked every so many seconds; fail if a rank ends before."""
         until = time.monotonic() + WAIT
         while not holds():
             assert time.monotonic() < until, "this takes too long"
             ended = [rank for rank in self.ranks if rank.poll() is not None]
             assert not ended, ended[0].communicate()[1]
-            time.sleep(0.05)
+            time.sleep(every)
 
     def end(self, timeout: float = WAIT) -> tuple[list[int], list[str]]:
         """Wait for the end of all processes, watchers included; the ranks' exit codes and what each said."""

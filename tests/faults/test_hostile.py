@@ -11,8 +11,10 @@ import lzma
 import random
 import resource
 import shutil
+import struct
 import time
 import traceback
+import zlib
 from contextlib import contextmanager
 
 import pyarrow
@@ -27,11 +29,13 @@ from nt_dist.checkpoint.inspect import describe, examine
 from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.errors import NTDistError
 from nt_dist.families import load_config, make_config
+from nt_dist.inference.generate import check_prompt
 from nt_dist.study.plan import read_plan
 from nt_dist.text.prepare import open_data
+from nt_dist.text.sources import HubSource
 from nt_dist.text.tokenizer import load_tokenizer
 from nt_dist.training.metrics_log import check_continued, last_evaluation, read_metrics, training_seconds
-from tests.faults.test_readers import model_in, texts_of, write_readable
+from tests.faults.test_readers import model_in, picture_in, texts_of, write_readable
 from tests.faults.test_saves import load_anyway
 from tests.unit.checkpoint.checkpoint_case import CONFIG, model_part, on_one_rank
 
@@ -193,6 +197,13 @@ def readers(tmp_path_factory, tiny):
     def open_prepared(path):
         open_data(load_config(tiny, [f"data.prepared={folder}/data"]))
 
+    pieces = open_data(load_config(tiny)).tokenizer
+    hub, headed = folder / "hub", folder / "headed"
+    hub.mkdir()
+    shutil.copytree(folder / "model", headed)
+    (headed / "pytorch_model.bin").unlink()
+    header = {"model.norm.weight": {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32]}, "__metadata__": {}}
+
     def as_json(path):
         return json.loads(path.read_bytes()), path, written
 
@@ -203,6 +214,9 @@ def readers(tmp_path_factory, tiny):
         "metrics": (records, folder / "metrics.jsonl", lines_of, read_tables),
         "texts": ([{"text": "a", "n": 1}] * 3, folder / "a.jsonl", lines_of, texts_of),
         "foreign model": (*as_json(folder / "model" / "config.json"), model_in),
+        "header of tensors": (header, headed / "model.safetensors", with_header, model_in),
+        "data set": ([{"text": "a", "n": 1}] * 3, hub / "train.jsonl", lines_of, hub_texts_of),
+        "prompt": ("The old", None, None, lambda content: spoken(content, pieces)),
         "tokenizer": (*as_json(folder / "tokenizer.json"), tokenize),
         "tokenizer's ends": (*as_json(folder / "tokenizer_config.json"), tokenize),
     }
@@ -212,8 +226,30 @@ def readers(tmp_path_factory, tiny):
     return table
 
 
+def as_bytes(data):
+    return data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
+
+
+def with_header(content):
+    """A safetensors file of such a header."""
+    header = as_bytes(written(content))
+    return len(header).to_bytes(8, "little") + header + bytes(32)
+
+
 def lines_of(content):
     return "".join(written(each) + "\n" for each in (content if isinstance(content, list) else [content]))
+
+
+def hub_texts_of(path):
+    source = HubSource(str(path.parent), "", "train", "text")
+    return [document.text for unit in range(len(source.sizes)) for document in source.documents(unit)]
+
+
+def spoken(content, pieces):
+    """A prompt, and what a tokenizer makes of it."""
+    text = content if isinstance(content, str) else written(content)
+    check_prompt(text)
+    pieces.decode(pieces.encode(text))
 
 
 def toml(content):
@@ -247,7 +283,7 @@ def test_what_is_well_formed_and_wrong_is_named_or_harmless(readers, tmp_path, w
                 read(content)
             continue
         before = path.read_bytes() if path.exists() else None
-        path.write_text(write(content), encoding="utf-8", errors="surrogatepass")
+        path.write_bytes(as_bytes(write(content)))
         with answering((name, done), wrong):
             read(path)
         if before is not None:
@@ -270,6 +306,8 @@ def bombs():
             yield f"{what}{suffix}", f"a.jsonl{suffix}", lambda how=how, data=data: how(data) * 700
     yield "one frame", "a.jsonl.zst", lambda: zstandard.compress(line * 700_000)
     yield "many rows", "a.parquet", None
+    yield "a large picture", "a.png", lambda: picture_of(13_000)
+    yield "a very large picture", "a.png", lambda: picture_of(60_000)
     yield "deep", "a.jsonl", lambda: b'{"text": ' + b"[" * 1_000_000 + b"\n"
     yield "a key of many parts", "a.toml", lambda: b".".join([b"a"] * 100_000) + b" = 1\n"
     yield "a table of many parts", "a.toml", lambda: b"[" + b".".join([b'"a b"'] * 100_000) + b"]\n"
@@ -292,11 +330,21 @@ def test_small_files_that_stand_for_much_are_answered_too(what, name, content, t
         pyarrow.parquet.write_table(rows, path)
     else:
         path.write_bytes(content())
-    readers = {".toml": load_config, ".json": lambda path: model_in(path)}
+    readers = {".toml": load_config, ".json": lambda path: model_in(path), ".png": picture_in}
     read = read_metrics if name.startswith("metrics") else readers.get(path.suffix, first_texts_of)
     with answering(what, wrong):
         read(path)
     tally("small files that stand for gigabytes or hours", 1, lost="nothing: named, or read")
+
+
+def picture_of(side):
+    """A picture of one colour, of so many pixels a side, in a few kilobytes."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(bytes(3 * side + 1) * side)), (b"IEND", b"")] if side < 20_000 else []
+    parts = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def first_texts_of(path):

@@ -10,18 +10,21 @@ import shutil
 import time
 import tomllib
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from nt_dist.config.keys import keys_of
 from nt_dist.config.settings import sections_of
 from nt_dist.errors import ConfigError, DataError, NTDistError
 from nt_dist.export.importing import open_foreign
 from nt_dist.families import DEFAULT, load_config, make_config
+from nt_dist.images.sources import Pictures
 from nt_dist.text.prepare import open_data
 from nt_dist.text.sources import open_files
 from nt_dist.training.metrics_log import read_metrics
@@ -121,6 +124,10 @@ def model_in(path):
         foreign.read(name)
 
 
+def picture_in(path):
+    Pictures("data.path", np.zeros(1, np.int64), ["a"], [str(path)]).read(0, 16)
+
+
 def write_readable(folder):
     """One whole file of each kind, by what reads it."""
     lines = "".join(json.dumps({"text": f"line {number} ü", "n": number}) + "\n" for number in range(50)).encode()
@@ -136,15 +143,19 @@ def write_readable(folder):
     (folder / "model" / "config.json").write_text('{"model_type": "llama", "rope_parameters": {"rope_theta": 1e4}}')
     torch.save({"head_model_0.x": torch.zeros(2, 2)}, folder / "model" / "pytorch_model.bin")
     model = {folder / "model" / name: model_in for name in ("config.json", "pytorch_model.bin")}
+    drawn = Image.fromarray(np.random.default_rng(0).integers(256, size=(20, 30, 3), dtype=np.uint8))
+    pictures = {folder / f"a.{kind}": picture_in for kind in ("png", "jpg", "gif", "webp", "tif", "bmp", "ppm")}
+    for file in pictures:
+        drawn.save(file)
     others = {folder / "a.txt": texts_of, folder / "a.parquet": texts_of, folder / "metrics.jsonl": read_metrics}
-    return readers | others | model
+    return readers | others | model | pictures
 
 
 def test_damaged_texts_metrics_and_models_are_named_or_harmless(tmp_path, long_form, tally):
     """A fuzzer over what reads other programs' files: an answer or an error with a name, soon and in little memory."""
     readers = write_readable(tmp_path)
     whole = {path: path.read_bytes() for path in readers}
-    rounds = 3000 if long_form else 110
+    rounds = 4000 if long_form else 160
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for seed in range(rounds):
         chance = random.Random(seed)
@@ -165,4 +176,4 @@ def test_damaged_texts_metrics_and_models_are_named_or_harmless(tmp_path, long_f
         assert time.monotonic() - began < 10, (seed, path.name, kind)
         path.write_bytes(whole[path])
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
-    tally("texts, metrics and models of others damaged", rounds, lost="nothing: named, or read")
+    tally("texts, metrics, pictures and models of others damaged", rounds, lost="nothing: named, or read")

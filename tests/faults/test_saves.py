@@ -20,6 +20,9 @@ from nt_dist.checkpoint.folder import find, verify
 from nt_dist.checkpoint.manifest import TrainingState, read_manifest
 from nt_dist.checkpoint.saving import Saver
 from nt_dist.errors import CheckpointError
+from nt_dist.families import DEFAULT
+from nt_dist.training.metrics_log import METRICS, read_metrics
+from nt_dist.training.reporter import Reporter
 from nt_dist.training.run_folder import claim
 from tests.unit.checkpoint.checkpoint_case import CONFIG, model_part, on_one_rank, with_run
 
@@ -123,6 +126,26 @@ def test_a_full_disk_fails_the_save_and_keeps_the_last_one(small_disk, tally, ca
     (message,) = (each for each in said + caplog.messages if "No space left on device" in each)
     assert str(folder) in message
     tally("disk full during a save", 1, lost="nothing: the save is made up for by the next one")
+
+
+def test_a_run_goes_back_on_a_full_disk(small_disk, tally, caplog):
+    logged = [{"step": step, "loss": 2.0, "loss_per_trail": [1.5, 2.5]} for step in range(1, 5)]
+    reporter = Reporter(small_disk, DEFAULT, 0, 9, {}, [])
+    for record in logged:
+        reporter.logged(record)
+    reporter.close()
+    free, filler = os.statvfs(small_disk), small_disk / "filler"
+    filler.write_bytes(bytes(free.f_bavail * free.f_bsize))
+    reporter = Reporter(small_disk, DEFAULT, 2, 9, {}, [])
+    assert [each["step"] for each in read_metrics(small_disk / METRICS)] == [1, 2]
+    reporter.noted({"step": 2, "bad_step": "spike"} | {"what": "x" * 8192})  # more than the file has room for
+    filler.unlink()
+    reporter.logged(logged[2])
+    assert reporter.lines_on_disk() == 4
+    reporter.close()
+    assert [each["step"] for each in read_metrics(small_disk / METRICS)] == [1, 2, 2, 3]
+    assert f"{METRICS}: cannot be written: No space left on device" in caplog.text
+    tally("the run goes back to a checkpoint on a full disk", 1, lost="nothing: lines and curves follow")
 
 
 def test_a_read_only_folder_is_named(small_disk, tally):

@@ -96,9 +96,9 @@ def test_a_fifo_is_not_opened(tmp_path):
         read_metrics(tmp_path / "metrics.jsonl")
 
 
-def test_truncation_is_one_rename_of_a_finished_file(tmp_path, monkeypatch):
+def test_lines_in_another_order_are_cut_by_one_rename_of_a_finished_file(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
-    _write(path, [10, 20, 30])
+    _write(path, [20, 10, 30])
     before = path.read_bytes()
 
     def fail(source, target):
@@ -109,6 +109,18 @@ def test_truncation_is_one_rename_of_a_finished_file(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="disk is gone"):
         MetricsLog(path, 10)
     assert path.read_bytes() == before
+    monkeypatch.undo()
+    _write(path, [15], last_step=10)
+    assert [record["step"] for record in read_metrics(path)] == [10, 15]
+
+
+def test_lines_in_order_are_cut_where_they_stand(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    _write(path, [10, 20, 30])
+    kept = path.read_bytes().split(b"\n")[0] + b"\n"
+    monkeypatch.setattr(os, "replace", lambda source, target: pytest.fail("another file needs room on the disk"))
+    MetricsLog(path, 10)
+    assert path.read_bytes() == kept
 
 
 @pytest.mark.parametrize(
