@@ -135,11 +135,12 @@ class Journal:
     """A file that only tells, and grows by whole records: nothing that the disk refuses is an error.
 
     Such records wait in memory, with one warning, until the disk takes the next one; of more than ``WAITING_BYTES`` the
-    oldest are dropped. A record stands in the file whole or not at all.
+    oldest are dropped. A record stands in the file whole or not at all. With ``speaks`` False another file beside it
+    gives the warning.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, speaks: bool = True):
+        self.path, self._speaks = path, speaks
         self._waiting: deque[bytes] = deque()
         self._file: BinaryIO | None = None
         self._end = 0  # of the last whole record, in bytes
@@ -161,7 +162,8 @@ class Journal:
                 self._waiting.popleft()
             if self._refused:
                 self._refused = False
-                _LOGGER.warning("%s can be written again", self.path)
+                if self._speaks:
+                    _LOGGER.warning("%s can be written again", self.path)
 
     def _write(self, record: bytes) -> None:
         if self._torn:
@@ -192,7 +194,7 @@ class Journal:
         try:
             yield
         except OSError as problem:
-            if not self._refused:
+            if self._speaks and not self._refused:
                 what = "%s: cannot be written: %s; it is tried again with what comes next, and the run goes on"
                 _LOGGER.warning(what, self.path, problem.strerror or problem)
             self._refused = True

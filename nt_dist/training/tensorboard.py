@@ -6,6 +6,7 @@ import shutil
 import socket
 import textwrap
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from nt_dist.sparsity.weight import Weight
 _EVENTS = "events.out.tfevents."  # how names of its files begin; the time at which each begins comes next
 _PICTURES = "pictures"  # folder of the events that show those of finished runs
 ENSEMBLE = "validation_of_ensemble/mean_of_probabilities"
+_OF_TRAILS = "trails"  # charts with a line for each of them and for the ensemble
+_SECTIONS_OF_TRAILS = {"loss_of_trail": "loss", "validation_of_trail": "validation"}
 _OF_SOURCES = ("epochs_of_source", "share_of_source")  # keys of metrics.jsonl that have a number for each source
 PICTURE_SIDE = 256  # pixels at most, a side; smaller pictures are enlarged by whole pixels
 _LETTERS = 42  # in a line below a picture
@@ -41,22 +44,18 @@ _SECTIONS = {
 class TensorBoard:
     """Writes the events of one run, without torch's SummaryWriter, whose thread dies for good of a disk that is full.
 
+    TensorBoard has a colour for each folder of events, so each trail has one in the run's, and the ensemble: their
+    lines in one chart have different colours.
+
     Curves of a run that was killed and continues from ``last_step`` (0: from the start) would go back in time;
     TensorBoard hides the old part when the new file says from which step on it holds (``purge_step``).
     """
 
     def __init__(self, folder: Path, last_step: int):
-        name = f"{_EVENTS}{_begin(folder):017.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._journal = Journal(folder / name)
-        # a picture is drawn at step 0, so a start hides that one too
-        purged = last_step + 1 if last_step else 0
-        start = Event(step=purged, session_log=SessionLog(status=SessionLog.START))
-        self._write(Event(file_version="brain.Event:2"), start)
-        # the losses of all trails and of the ensemble in one chart, a line each (Custom Scalars)
-        tags = {"training": ["loss_of_trail/.*", "training/joint_loss"]}
-        tags["validation"] = ["validation_of_trail/.*", ENSEMBLE]
-        charts = custom_scalars({"trails": {name: ["Multiline", each] for name, each in tags.items()}})
-        self._write(Event(summary=charts))
+        self._folder, self._last_step = folder, last_step
+        self._journals: dict[str, Journal] = {}
+        charts = {name: ["Multiline", [f"{_OF_TRAILS}/{name}"]] for name in ("loss", "validation")}
+        self._write("", Event(summary=custom_scalars({_OF_TRAILS: charts})))
 
     def training(self, record: Mapping[str, Any]) -> None:
         """Draws one logged step, given as its line of metrics.jsonl."""
@@ -68,22 +67,45 @@ class TensorBoard:
             said = f"{weight.spec.name} at step {step}: where its active entries are. {_colours(len(weight.trails))}"
             shown = labelled(topology_picture(weight), said)
             picture = image(f"topology/{weight.spec.name}", shown, dataformats="HWC")
-            self._write(Event(step=step, summary=picture))
+            self._write("", Event(step=step, summary=picture))
 
     def close(self) -> None:
-        """Closes the file, with everything on disk."""
-        self._journal.close()
+        """Closes the files, with everything on disk."""
+        for journal in self._journals.values():
+            journal.close()
 
     def draw(self, step: int, numbers: Mapping[str, float]) -> None:
         """A point in the curve of each figure."""
-        self._write(*(Event(step=step, summary=scalar(name, value)) for name, value in numbers.items()))
+        points: dict[str, list[Event]] = defaultdict(list)
+        for name, value in numbers.items():
+            line, tag = _line_of(name)
+            points[line].append(Event(step=step, summary=scalar(tag, value)))
+        for line, events in points.items():
+            self._write(line, *events)
 
-    def _write(self, *events: Event) -> None:
+    def _write(self, line: str, *events: Event) -> None:
+        if line not in self._journals:
+            folder = self._folder / line
+            name = f"{_EVENTS}{_begin(folder):017.6f}.{socket.gethostname()}.{os.getpid()}"
+            self._journals[line] = Journal(folder / name, speaks=not line)
+            # a picture is drawn at step 0, so a start hides that one too
+            purged = self._last_step + 1 if self._last_step else 0
+            start = Event(step=purged, session_log=SessionLog(status=SessionLog.START))
+            events = Event(file_version="brain.Event:2"), start, *events
         record = io.BytesIO()
         for event in events:
             event.wall_time = time.time()
             RecordWriter(record).write(event.SerializeToString())
-        self._journal.add(record.getvalue())
+        self._journals[line].add(record.getvalue())
+
+
+def _line_of(name: str) -> tuple[str, str]:
+    """The folder in a run's, empty for the run's own, and the tag of a curve."""
+    section, _, number = name.partition("/")
+    if section in _SECTIONS_OF_TRAILS:
+        return f"trail_{number}", f"{_OF_TRAILS}/{_SECTIONS_OF_TRAILS[section]}"
+    kind = {"training/joint_loss": "loss", ENSEMBLE: "validation"}.get(name)
+    return ("ensemble", f"{_OF_TRAILS}/{kind}") if kind else ("", name)
 
 
 def of_training(record: Mapping[str, Any]) -> dict[str, float]:
@@ -117,8 +139,8 @@ def _numbers(figures: Mapping[str, Any], of_trail: str, trails: Sequence[float])
 def curves_folder(run: Path, top: Path) -> Path:
     """Return the folder of a run's curves in ``top``: one by its name, as TensorBoard calls a run by its folder, and
     ``top`` itself "."; or where the run has curves already."""
-    begun = (file.parent for file in sorted(top.rglob(f"{_EVENTS}*")) if file.parent.name != _PICTURES)
-    return next(begun, top / run.resolve().name)
+    begun = {file.parent for file in top.rglob(f"{_EVENTS}*") if file.parent.name != _PICTURES}
+    return min(begun, key=lambda folder: (len(folder.parts), folder), default=top / run.resolve().name)
 
 
 def _begin(folder: Path) -> float:

@@ -71,9 +71,11 @@ def _evaluated(folder, family, record, capsys, caplog, monkeypatch):
     (line,) = read_metrics(folder / "metrics.jsonl")
     assert handler.bar is None and {key: line[key] for key in record} == record
     assert abs(line["time"] - time.time()) < 600
-    events = EventAccumulator(str(folder / "tensorboard" / folder.name))
-    events.Reload()
-    curves = {name: events.Scalars(name)[0].value for name in events.Tags()["scalars"]}
+    curves = {}
+    for line in ("", "trail_1", "trail_2", "ensemble"):
+        events = EventAccumulator(str(folder / "tensorboard" / folder.name / line))
+        events.Reload()
+        curves |= {f"{line} {name}".strip(): events.Scalars(name)[0].value for name in events.Tags()["scalars"]}
     return capsys.readouterr().err.strip(), {name: pytest.approx(value) for name, value in curves.items()}
 
 
@@ -84,8 +86,9 @@ def test_an_evaluation_is_told_by_the_familys_headline(tmp_path, capsys, caplog,
     record = {"step": 7, "eval": {"right": [0.5, 0.75], "right_prob": 0.8, "disagreement": 0.1, "images": 64}}
     said, curves = _evaluated(tmp_path / "images", Pictures(), record, capsys, caplog, monkeypatch)
     assert said == "step 7: validation accuracy of the trails 50.0%, 75.0%; of the ensemble 80.0%; disagreement 10.0 %"
-    trails = {"validation_of_trail/1": 0.5, "validation_of_trail/2": 0.75}
-    trails["validation_of_ensemble/mean_of_probabilities"] = 0.8
+    trails = {
+        f"{line} trails/validation": each for line, each in (("trail_1", 0.5), ("trail_2", 0.75), ("ensemble", 0.8))
+    }
     overlap = {"topology/overlap": 0.4, "topology/overlap_by_chance": 1 / 3}
     assert curves == {**trails, **overlap, "validation/right_prob": 0.8, "validation/disagreement": 0.1}
 

@@ -32,6 +32,7 @@ def _record(step, loss=4.0):
         "loss": loss,
         "objective": 2 * loss,
         "loss_per_trail": [loss - 0.5, loss + 0.5],
+        "joint_loss": loss - 0.25,
         "lr": 1e-3,
         "grad_norm": 1.25,
         "density": 0.5,
@@ -72,9 +73,11 @@ def test_curves_are_drawn_for_each_trail_and_figure(tmp_path):
     step, figures, headline = _evaluation(20)
     board.draw(step, of_evaluation(figures, headline, Overlap(0.4, 1 / 3), {"code": headline}))
     board.close()
-    events = _read(tmp_path)
-    assert _curve(events, "loss_of_trail/1") == [(10, 3.5), (20, 2.5)]
-    assert _curve(events, "loss_of_trail/2") == [(10, 4.5), (20, 3.5)]
+    events, first, second = (_read(tmp_path / each) for each in ("", "trail_1", "trail_2"))
+    assert _curve(first, "trails/loss") == [(10, 3.5), (20, 2.5)]
+    assert _curve(second, "trails/loss") == [(10, 4.5), (20, 3.5)]
+    ensemble = _read(tmp_path / "ensemble")
+    assert _curve(ensemble, "trails/loss") == [(10, 3.75), (20, 2.75)]
     assert _curve(events, "training/loss") == [(10, 4.0), (20, 3.0)]
     assert _curve(events, "topology/density") == [(10, 0.5), (20, 0.5)]
     assert _curve(events, "topology/regrown") == [(10, 0.25), (20, 0.25)]
@@ -82,10 +85,10 @@ def test_curves_are_drawn_for_each_trail_and_figure(tmp_path):
     assert _curve(events, "topology/overlap") == [(20, 0.4)]
     assert _curve(events, "topology/overlap_by_chance") == [(20, 1 / 3)]
     assert _curve(events, "validation/disagreement") == [(20, 0.3)]
-    assert _curve(events, "validation_of_trail/2") == [(20, 62.0)]
+    assert _curve(second, "trails/validation") == [(20, 62.0)]
     assert _curve(events, "validation_of_source/code") == [(20, 55.0)]
     assert _curve(events, "share_of_source/code") == [(10, 0.25), (20, 0.25)]
-    assert _curve(events, "validation_of_ensemble/mean_of_probabilities") == [(20, 55.0)]
+    assert _curve(ensemble, "trails/validation") == [(20, 55.0)]
     assert "validation/tokens" not in events.Tags()["scalars"]
 
 
@@ -94,11 +97,7 @@ def test_the_trails_of_a_run_share_a_chart_with_a_line_each(tmp_path):
     (event,) = _read(tmp_path).Tensors("custom_scalars__config__")
     (category,) = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
     charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
-    ensemble = "validation_of_ensemble/mean_of_probabilities"
-    assert charts == {
-        "training": ["loss_of_trail/.*", "training/joint_loss"],
-        "validation": ["validation_of_trail/.*", ensemble],
-    }
+    assert charts == {"loss": ["trails/loss"], "validation": ["trails/validation"]}
 
 
 def test_pictures_of_a_finished_run_take_the_place_of_older_ones(tmp_path):
@@ -126,6 +125,8 @@ def test_a_resumed_run_hides_what_the_killed_one_wrote_after_the_checkpoint(tmp_
             board.training(_record(step, loss=loss))
         board.close()
         assert _curve(_read(tmp_path), "training/loss") == [*curve, (20, loss), (30, loss)]
+        of_trail = [(step, each - 0.5) for step, each in [(10, 5.0), (20, loss), (30, loss)]]
+        assert _curve(_read(tmp_path / "trail_1"), "trails/loss") == of_trail
         behind += 3600 if behind else 0
         monkeypatch.setattr(time, "time", lambda behind=behind: clock() - behind)
 
@@ -174,7 +175,9 @@ def test_a_picture_says_below_what_it_shows(monkeypatch):
 def test_a_run_is_called_by_its_name_where_it_has_no_curves_yet(tmp_path):
     run, top = tmp_path / "mine", tmp_path / "mine" / "tensorboard"
     assert tensorboard.curves_folder(run, top) == top / "mine"
-    TensorBoard(tensorboard.curves_folder(run, top), 0).close()
+    board = TensorBoard(tensorboard.curves_folder(run, top), 0)
+    board.training(_record(10))
+    board.close()
     draw_pictures(tensorboard.curves_folder(run, top), {}, 0)
     assert tensorboard.curves_folder(tmp_path / "renamed", top) == top / "mine"
     TensorBoard(tmp_path / "old" / "tensorboard", 0).close()  # as earlier versions did
