@@ -34,6 +34,7 @@ from nt_dist.training.metrics_log import METRICS, read_metrics, training_seconds
 
 RESULTS = "results"
 """The folder beside a comparison in which results are kept."""
+_MEMBERS = "nll_of_members"  # key of figures: those of the means of probabilities of runs that are taken together
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -76,9 +77,9 @@ class Result:
 
     @property
     def gain_over_best(self) -> float:
-        """Nats by which the mean of probabilities is better than the best trail: the best member of an ensemble of runs
-        of one trail each."""
-        return min(self.figures["nll"]["trails"]) - self.figures["nll"]["prob"]
+        """Nats by which the mean of probabilities is better than that of the best trail, or of the best run of several
+        taken together."""
+        return min(self.figures.get(_MEMBERS, self.figures["nll"]["trails"])) - self.figures["nll"]["prob"]
 
     @property
     def num_samples(self) -> int:
@@ -123,6 +124,7 @@ def result_of(name: str, folders: Sequence[Path], mesh: Mesh, kept: Path, overri
         "manifests": [hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest() for path in paths],
         "overrides": list(overrides),
         "samples": "spread over all",  # those kept before were of the first ones
+        **({"members": "alone too"} if len(paths) > 1 else {}),
     }
     file = kept / f"{name}.json"
     found = _read(file)
@@ -217,8 +219,14 @@ def _evaluate_together(
         checkpoint.load(path, own, mesh, model, None)
         models.append(model.bfloat16() if own.train.precision == "bf16" else model)
     config = replace(config, trails=replace(config.trails, count=sum(own.trails.count for own in members.values())))
-    figures = all_figures(models, data.validation, config.run.eval_batches * config.train.batch_size, mesh, config)
-    return {**figures, "topology": None}
+    count = config.run.eval_batches * config.train.batch_size
+    figures = all_figures(models, data.validation, count, mesh, config)
+    alone = figures["nll"]["trails"]
+    if len(alone) > len(models):
+        of_members = zip(models, members.values(), strict=True)
+        each = (all_figures(model, data.validation, count, mesh, own) for model, own in of_members)
+        alone = [found["nll"]["prob"] for found in each]
+    return {**figures, "topology": None, _MEMBERS: alone}
 
 
 def check_alike(configs: Mapping[Path, Config], digests: Sequence[str], digest: str) -> None:

@@ -184,6 +184,9 @@ def test_folders_of_runs_and_what_cannot_be_compared(folder):
     _run("compare", *paths, "--together", f"both={paths[0]},{paths[1]}", "--out", folder / "apart")
     rows = _rows(folder / "apart" / "comparison.csv")
     assert list(rows) == ["dense", "trails", "both"] and rows["both"]["trails"] == "3"
+    dense, trails, both = (float(row["ppl_ensemble_prob"]) for row in rows.values())
+    over_best = math.log(min(dense, trails) / both)  # of the runs, not of one run's trails
+    assert float(rows["both"]["gain_over_best_trail"]) == pytest.approx(over_best, abs=1e-6)
     for arguments, message in (
         ([folder / "plan.toml", folder / "compared" / "dense"], "a plan stands alone"),
         ([folder / "compared" / "dense"], "--out FOLDER"),
