@@ -23,7 +23,7 @@ from nt_dist.families import make_config
 from nt_dist.model.chunks import LOGITS_AT_ONCE
 from nt_dist.model.trails import weights_of
 from nt_dist.parallel.mesh import init_mesh
-from nt_dist.text.indexed import IndexedTokens, write_indexed
+from nt_dist.text.indexed import MASK, IndexedTokens, write_indexed, write_mask
 from nt_dist.text.samples import TextSamples
 from nt_dist.training.topology_updates import TopologyUpdater
 
@@ -122,14 +122,17 @@ def batches_of(number: int, rank: int, degree: int, ragged: bool) -> list[Batch]
 
 def rows_from(step: int, rank: int, degree: int) -> Iterator[list[Batch]]:
     """One data rank's steps after ``step``: prepared documents of 2 to 12 tokens, one a row, cut and padded, of two
-    sources, one of which is gone over again."""
+    sources, one of which is gone over again, and one has conversations: only some of its tokens count."""
     generator, parts = torch.Generator().manual_seed(0), {}
     with tempfile.TemporaryDirectory() as folder:
         for name, count in (("short", BATCH), ("long", 4 * BATCH)):
             lengths = torch.randint(2, 13, (count,), generator=generator)
             tokens = torch.randint(VOCABULARY, (int(lengths.sum()),), generator=generator)
             write_indexed(Path(folder) / name, VOCABULARY, [(tokens.numpy(), lengths.numpy())])
+            if name == "long":
+                write_mask(Path(folder) / f"{name}{MASK}", [torch.rand(len(tokens), generator=generator).numpy() < 0.5])
             parts[name] = TextSamples(IndexedTokens(Path(folder) / name), "rows", SEQUENCE, VOCABULARY)
+        assert parts["long"].indexed.is_masked
         samples = Mixture(parts, {"short": 0.3, "long": 0.7})
         yield from iter(StepLoader(samples, 0, BATCH, MICRO_BATCH, rank, degree, step * BATCH))
 
