@@ -245,9 +245,13 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
         return self.embed_tokens[0]
 
     def prepare_inputs_for_generation(self, *args, inputs_embeds=None, **kwargs):
-        """Return what generate() gives a pass, without what versions up to 5.0 add and later ones warn of."""
+        """Return what generate() gives a pass, without what versions up to 5.0 add and later ones warn of.
+
+        The cache goes by its older name: PEFT finds it under no other, and would put a prompt before every token.
+        """
         inputs = super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
         inputs.pop("cache_position", None)  # the cache's length says it
+        inputs["past_key_values"] = inputs.pop("cache", inputs.get("past_key_values"))
         return inputs
 
     def forward(

@@ -1,6 +1,7 @@
 """What transformers' callers may ask of an exported ensemble is done, or refused: nothing is accepted and ignored."""
 
 import copy
+import functools
 import importlib.metadata
 import importlib.util
 
@@ -124,6 +125,36 @@ def test_a_static_cache_is_told_where_the_new_tokens_are(monkeypatch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_prompt_of_embeddings_is_put_before_the_text_once(use_cache):
+    """As PEFT's prompt tuning does it, which asks whether there is a cache by the name of past_key_values."""
+    model = ensemble()
+    table, prompt = model.get_input_embeddings(), torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(3))
+    prepare, expected = model.prepare_inputs_for_generation, table(TOKENS[:1])
+
+    @functools.wraps(prepare)
+    def prepare_with_prompt(*arguments, **settings):
+        inputs = prepare(*arguments, **settings)
+        cache = inputs.get("past_key_values")
+        inputs.pop("attention_mask", None)
+        inputs["position_ids"] = None
+        if cache is None or not cache.get_seq_length():
+            inputs["inputs_embeds"] = torch.cat([prompt, table(inputs["input_ids"])], 1)
+            inputs["input_ids"] = None
+        return inputs
+
+    written = []
+    with torch.no_grad():
+        for _ in range(6):
+            logits = model(inputs_embeds=torch.cat([prompt, expected], 1)).logits
+            written.append(int(logits[0, -1].argmax()))
+            expected = torch.cat([expected, table(torch.tensor([written[-1:]]))], 1)
+    model.prepare_inputs_for_generation = prepare_with_prompt
+    mask = torch.ones_like(TOKENS[:1])
+    made = model.generate(TOKENS[:1], attention_mask=mask, max_new_tokens=6, do_sample=False, use_cache=use_cache)
+    assert made[0, 12:].tolist() == written
+
+
 def test_torch_exports_an_ensemble_for_any_length():
     model, length = ensemble(num_trails=2, trunk_layers=0), torch.export.Dim("length", min=2, max=64)
 
