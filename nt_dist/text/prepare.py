@@ -29,7 +29,7 @@ from pydantic import BaseModel
 from nt_dist.config import Config
 from nt_dist.data.samples import Exchange, OpenData
 from nt_dist.errors import DataError
-from nt_dist.files import FileEntry, check_plain, lock, sync_folder, write_whole, writing
+from nt_dist.files import FileEntry, check_plain, lock, reading, sync_folder, write_whole, writing
 from nt_dist.messages import ProgressBar
 from nt_dist.text.blocks import BLOCKS, check_blocks
 from nt_dist.text.chunks import Patience, TokenizedChunk, chunk_size, cut_into_chunks, read_chunk, tokenize
@@ -374,7 +374,8 @@ def _open_folder(config: Config, folder: Path, *names: str) -> tuple[Record, Tok
     if record.format != _FORMAT:
         raise DataError(f"{path}: has format {record.format}, this version reads {_FORMAT}; {_REMEDY}")
     for name, entry in record.files.items():
-        actual = (folder / name).stat().st_size if (folder / name).is_file() else None
+        with reading(folder / name, DataError):  # a name may be too long to be asked for
+            actual = (folder / name).stat().st_size if (folder / name).is_file() else None
         if actual != entry.size:
             found = "is missing" if actual is None else f"has {actual} bytes"
             raise DataError(f"{folder / name}: {found}, must have {entry.size} by {RECORD}; {_REMEDY}")

@@ -46,19 +46,19 @@ def main(versions: list[str]) -> None:
                 difference = float((answer(python, folder / kind) - wanted).abs().max())
                 print(f"transformers {version}: {kind}: the largest difference of a logit is {difference:.2g}")
                 assert difference < 1e-3
-        python = environment(folder / "clients", *CLIENTS)
+        python = environment(folder / "clients", "--no-deps", *CLIENTS)
         arguments = [python, HERE / "with_clients.py", folder / "ensemble", folder / "trail"]
         subprocess.run([*map(str, arguments)], env=alone(folder), cwd=folder, check=True)
     print(f"{len(versions)} versions passed, 0 failed")
 
 
 def environment(folder: Path, *packages: str) -> Path:
-    """Make an environment with some packages of its own, and everything else as here; return its Python."""
+    """Make an environment with what pip is told to install, and everything else as here; return its Python."""
     if not packages:
         return Path(sys.executable)
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *packages], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
     (there,) = folder.glob("lib/python*/site-packages")
     (there / "here.pth").write_text(sysconfig.get_path("purelib") + "\n")  # behind its own
     return python
