@@ -77,9 +77,17 @@ class Result:
 
     @property
     def gain_over_best(self) -> float:
-        """Nats by which the mean of probabilities is better than that of the best trail, or of the best run of several
-        taken together."""
-        return min(self.figures.get(_MEMBERS, self.figures["nll"]["trails"])) - self.figures["nll"]["prob"]
+        """Nats by which the mean of probabilities is better than the best trail."""
+        return min(self.figures["nll"]["trails"]) - self.figures["nll"]["prob"]
+
+    @property
+    def best_member(self) -> tuple[str, float] | None:
+        """Of several runs taken together the best one's name, and the nats by which they are better than the mean of
+        its own trails' probabilities."""
+        if not (members := self.figures.get(_MEMBERS)):
+            return None
+        best = min(range(len(members)), key=members.__getitem__)
+        return Path(self.checkpoints[best]).parents[1].name, members[best] - self.figures["nll"]["prob"]
 
     @property
     def num_samples(self) -> int:
@@ -99,6 +107,7 @@ class Result:
             **{f"{self.headline.name} on {name}": own.prob for name, own in self.by_source.items()},
             "gain": sum(trails) / len(trails) - self.figures["nll"]["prob"],
             "gain_over_best_trail": self.gain_over_best,
+            **dict(zip(("best_member", "gain_over_best_member"), self.best_member or ("", None), strict=True)),
             **{key: calibration[key]["prob"] for key in ("ece", "adaptive_ece", "brier")},
             "temperature": calibration["temperature"]["value"]["prob"],
             "ece_after_temperature": calibration["temperature"]["after"]["ece"]["prob"],

@@ -124,8 +124,9 @@ def compare(rows: Sequence[Row], equal: str = "") -> StudyTable:
     notes = [
         f"FLOP of one {headline.sample}, sparse-effective (dense-equivalent); calibration and Brier score of the mean "
         "of probabilities; divergence and mutual information in nats; gain: mean of the trails' negative log-"
-        "likelihoods less that of the mean of probabilities, and that of the best trail (of runs taken together: of "
-        "the best member) less it; time: of training steps alone, by the clock.",
+        "likelihoods less that of the mean of probabilities, and that of the best trail (of runs taken together also "
+        "of the best member, the run that is named, by the mean of its own trails' probabilities) less it; time: of "
+        "training steps alone, by the clock.",
         f"Evaluated on {listed(evaluated)} {headline.samples}.",
         _trained_on(rows, equal),
     ]
@@ -153,7 +154,8 @@ def compare(rows: Sequence[Row], equal: str = "") -> StudyTable:
         values = {label: [getattr(row.results[0], cost) for row in rows] for label, cost in costs.items()}
         figures[f"{headline.name.replace(' ', '_')}_against_{name}"] = headline_against(headlines, values)
     names = dict.fromkeys(name for result in results for name in result.by_source)
-    cells = [_cells(row, names) for row in rows]
+    has_members = any(result.best_member for result in results)
+    cells = [_cells(row, names, has_members) for row in rows]
     if degrees:
         cells = [each | behind for each, behind in zip(cells, _behind(rows, spread, degrees), strict=True)]
     if any(row.tried for row in rows):
@@ -200,7 +202,7 @@ def _behind(rows: Sequence[Row], spread: float, degrees: int) -> list[dict[str, 
     return cells
 
 
-def _cells(row: Row, sources: Iterable[str] = ()) -> dict[str, str]:
+def _cells(row: Row, sources: Iterable[str] = (), has_members: bool = False) -> dict[str, str]:
     first, headline = row.results[0], row.headline
 
     def mean(text: Callable[[float], str], value: Callable[[Result], float]) -> str:
@@ -225,6 +227,7 @@ def _cells(row: Row, sources: Iterable[str] = ()) -> dict[str, str]:
         "ensemble, mean of logits": mean(headline.text, lambda each: each.headline.logit),
         "gain (nats)": mean("{:.4f}".format, lambda each: each.headline.gain),
         "over the best trail (nats)": mean("{:.4f}".format, lambda each: each.gain_over_best),
+        **({"over the best member (nats)": "–"} if has_members else {}),
         "ECE": mean("{:.2%}".format, lambda each: each.figures["calibration"]["ece"]["prob"]),
         "adaptive ECE": mean("{:.2%}".format, lambda each: each.figures["calibration"]["adaptive_ece"]["prob"]),
         "Brier": mean("{:.4f}".format, lambda each: each.figures["calibration"]["brier"]["prob"]),
@@ -232,6 +235,10 @@ def _cells(row: Row, sources: Iterable[str] = ()) -> dict[str, str]:
         "JS divergence": mean("{:.4f}".format, lambda each: each.figures["diversity"]["js_mean"]),
         "mutual information": mean("{:.4f}".format, lambda each: each.figures["diversity"]["mutual_information"]),
     }
+    if all(result.best_member for result in row.results):
+        names = dict.fromkeys(result.best_member[0] for result in row.results)
+        over = mean("{:.4f}".format, lambda each: each.best_member[1])
+        cells["over the best member (nats)"] = f"{over} ({', '.join(names)})"
     for name in sources:  # of mixtures
         has_it = all(name in result.by_source for result in row.results)
         of_source = mean(headline.text, lambda each, name=name: each.by_source[name].prob) if has_it else "–"

@@ -26,8 +26,11 @@ _logger = logging.getLogger(__name__)
 
 
 def prepared_folder(config: Config) -> Path:
-    """Where prepared texts are, a folder each: ``data.prepared``, or the folder data in ``run.dir``."""
+    """Where prepared texts are, a folder each: ``data.prepared``, which may have moved with its run, or the folder data
+    in ``run.dir``."""
     folder = Path(os.path.expanduser(config.data.prepared)) if config.data.prepared else Path(config.run.dir) / "data"
+    if not folder.parent.exists() and (moved := Path(config.run.dir) / folder.name).is_dir():
+        folder = moved
     return folder.parent if (folder / RECORD).is_file() else folder  # it may name one of them
 
 

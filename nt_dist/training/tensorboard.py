@@ -54,6 +54,8 @@ class TensorBoard:
     def __init__(self, folder: Path, last_step: int):
         self._folder, self._last_step = folder, last_step
         self._journals: dict[str, Journal] = {}
+        for path in folder.glob("trail_*"):
+            self._write(path.name)  # or what is left of a trail that is no more would stay
         charts = {name: ["Multiline", [f"{_OF_TRAILS}/{name}"]] for name in ("loss", "validation")}
         self._write("", Event(summary=custom_scalars({_OF_TRAILS: charts})))
 

@@ -1,12 +1,14 @@
 """Every layout trains the same model as one rank: losses, norms, weights, moments, topologies, evaluation."""
 
+from itertools import islice
+
 import pytest
 import torch
 
 from nt_dist.engine.engine import train_step
 from nt_dist.errors import TopologyError
 from nt_dist.testing import run_distributed
-from tests.distributed.layout_case import STATE, STEPS, Layout, Record, Run, batches_of, train_whole
+from tests.distributed.layout_case import STATE, STEPS, Layout, Record, Run, batches_of, rows_from, train_whole
 
 SAVED = 3  # after one topology update, before two more
 LAYOUTS = [
@@ -105,6 +107,14 @@ def test_bf16_stays_near(layout):
         assert record.norms[2:4] == pytest.approx(wanted.norms[2:4], rel=2e-2)  # rewired once
         assert record.norms[4:] == pytest.approx(wanted.norms[4:], rel=0.15)  # three rewired models by then
         assert record.evaluation == pytest.approx(wanted.evaluation, rel=1e-2, abs=5e-2)
+
+
+def test_ragged_rows_are_padded_and_their_answers_alone_count():
+    """What the layouts above are held to: ranks with unequal numbers of targets, rows with gaps, and some with none."""
+    counted = [sum(int(batch.weights.sum()) for batch in next(rows_from(0, rank, 2))) for rank in range(2)]
+    assert counted[0] != counted[1]
+    rows = torch.cat([batch.weights for step in islice(rows_from(0, 0, 1), STEPS) for batch in step])
+    assert bool((rows.diff() > 0).any()) and not bool(rows.any(1).all())
 
 
 def _train_and_save(rank, world_size, layout, folder, last):

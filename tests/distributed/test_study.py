@@ -186,7 +186,14 @@ def test_folders_of_runs_and_what_cannot_be_compared(folder):
     assert list(rows) == ["dense", "trails", "both"] and rows["both"]["trails"] == "3"
     dense, trails, both = (float(row["ppl_ensemble_prob"]) for row in rows.values())
     over_best = math.log(min(dense, trails) / both)  # of the runs, not of one run's trails
-    assert float(rows["both"]["gain_over_best_trail"]) == pytest.approx(over_best, abs=1e-6)
+    assert float(rows["both"]["gain_over_best_member"]) == pytest.approx(over_best, abs=1e-6)
+    of_trails = [float(each) for row in rows.values() for each in row["ppl_trails"].split()]
+    over_trail = float(rows["both"]["gain_over_best_trail"])
+    assert over_trail == pytest.approx(math.log(min(of_trails) / both), abs=1e-6) and over_trail != over_best
+    assert rows["both"]["best_member"] == ("dense" if dense < trails else "trails")
+    assert not rows["trails"]["gain_over_best_member"]
+    cell = f"{over_best:.4f} ({rows['both']['best_member']})"
+    assert f"| {cell} |" in (folder / "apart" / "comparison.md").read_text()
     for arguments, message in (
         ([folder / "plan.toml", folder / "compared" / "dense"], "a plan stands alone"),
         ([folder / "compared" / "dense"], "--out FOLDER"),

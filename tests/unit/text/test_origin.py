@@ -50,10 +50,12 @@ def test_prepared_texts_are_enough_without_their_corpus(config, tmp_path, prepar
         open_data(config_over(tmp_path, path=config.data.path, validation=0.2))
 
 
-def test_a_run_is_moved_and_called_from_anywhere(tmp_path, monkeypatch, prepares_nothing):
+@pytest.mark.parametrize("prepared", ["", "runs/one/texts"])
+def test_a_run_is_moved_and_called_from_anywhere(tmp_path, monkeypatch, prepares_nothing, prepared):
     monkeypatch.chdir(tmp_path)
     write_jsonl(Path("a.jsonl"), TEXTS)
-    sections = {"model": {"vocab_size": 330, "max_seq_len": 16}, "data": {"source": "jsonl", "path": "a.jsonl"}}
+    data = {"source": "jsonl", "path": "a.jsonl", "prepared": prepared}
+    sections = {"model": {"vocab_size": 330, "max_seq_len": 16}, "data": data}
     config = with_absolute_paths(make_config(sections | {"run": {"dir": "runs/one"}}))
     with claim(Path("runs/one")):
         write_config(Path("runs/one"), config)

@@ -132,11 +132,13 @@ def test_a_resumed_run_hides_what_the_killed_one_wrote_after_the_checkpoint(tmp_
 
 
 def test_a_start_from_nothing_hides_everything_older(tmp_path):
-    for loss in (5.0, 4.0):
+    for loss, trails in ((5.0, 3), (4.0, 2)):
         board = TensorBoard(tmp_path, 0)
         board.topology(_sparse(), 0)
-        board.training(_record(10, loss=loss))
+        board.training(_record(10, loss=loss) | {"loss_per_trail": [loss] * trails})
         board.close()
+    assert _curve(_read(tmp_path / "trail_2"), "trails/loss") == [(10, 4.0)]
+    assert _curve(_read(tmp_path / "trail_3"), "trails/loss") == []  # there is none any more
     events = _read(tmp_path)
     assert _curve(events, "training/loss") == [(10, 4.0)]
     assert [image.step for image in events.Images("topology/blocks.2.mlp.gate")] == [0]
