@@ -74,8 +74,9 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and leave the process.
 
     Errors of the family NTDistError are printed as one line a problem, without a traceback, and end with exit code 2;
-    any other exception with its traceback and 1; Ctrl-C with 130; a reader of stdout that went away with 141. What
-    cannot be written to stderr is dropped.
+    so does what the system refuses of a file whose name the error has, wherever that is: a file, a disk or a user did
+    that. Any other exception ends with its traceback and 1; Ctrl-C with 130; a reader of stdout that went away with
+    141. What cannot be written to stderr is dropped.
 
     The process is always left with ``os._exit``, on success as well: after a good run the threads of gloo and
     DeepSpeed can abort an interpreter that is being taken down ("terminate called without an active exception"), and
@@ -114,6 +115,9 @@ def _exit_code(main: Callable[[], int | None]) -> int:
     except BaseException as error:
         if isinstance(error, BrokenPipeError) and _stdout_is_broken():
             return NOBODY_READS  # "… --help | head": no fault to report
+        if isinstance(error, OSError) and error.filename is not None:
+            sys.stderr.write(f"error: {printable(os.fsdecode(error.filename))}: {error.strerror}\n")
+            return BAD_INPUT
         traceback.print_exc()
         return BUG
 

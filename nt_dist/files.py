@@ -5,6 +5,7 @@ import errno
 import fcntl
 import glob
 import hashlib
+import json
 import logging
 import os
 import stat
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Annotated, BinaryIO
+from typing import IO, Annotated, Any, BinaryIO
 
 from pydantic import Field, StrictStr
 
@@ -65,6 +66,17 @@ def check_plain(path: Path) -> None:
     """Raise an OSError unless ``path`` is, or links to, a plain file: opening a FIFO hangs, a device may not end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "it is not a plain file", str(path))
+
+
+def read_json(path: Path, error: type[NTDistError] = RunError) -> Any:
+    """What a file of JSON holds; ``error``, which names it, where it is no plain file, cannot be read or is no JSON."""
+    with reading(path, error):
+        check_plain(path)
+        data = path.read_bytes()
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{path}: cannot be read: {problem}") from None
 
 
 def write_whole(path: Path, content: str | bytes, error: type[NTDistError] = RunError) -> None:

@@ -1,11 +1,11 @@
 """LLaMAs of other programs: transformers' dense one, the NeuroTrails paper's (arXiv 2505.17909), our own exports."""
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from nt_dist.errors import DataError
+from nt_dist.files import read_json, reading
 from nt_dist.llama.names import ENSEMBLE, LLAMA, PAPER, shared_settings
 from nt_dist.model.foreign import EXPORT_ONLY, Foreign, exported_problems, exported_sizes
 from nt_dist.text.tokenizer import JsonTokenizer, pieces_of
@@ -74,11 +74,11 @@ class Dense(Foreign):
         theirs = model if model.is_file() and not isinstance(ours, JsonTokenizer) else written
         if not theirs.is_file():
             return
-        try:
-            kept = theirs.read_bytes()
-            same = kept == ours.data if theirs == model else pieces_of(json.loads(kept)) == ours.pieces
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{theirs}: cannot be read: {error}") from None
+        if theirs == model:
+            with reading(theirs, DataError):
+                same = theirs.read_bytes() == ours.data
+        else:
+            same = pieces_of(read_json(theirs, DataError)) == ours.pieces
         if not same:
             raise DataError(f"data.tokenizer: {ours.name} is not the imported model's; set data.tokenizer={theirs}")
 

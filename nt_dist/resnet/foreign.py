@@ -1,9 +1,9 @@
 """ResNets of other programs: transformers' ResNetForImageClassification, our own exports."""
 
-import json
 from typing import Any
 
 from nt_dist.errors import DataError
+from nt_dist.files import read_json
 from nt_dist.model.foreign import EXPORT_ONLY, Foreign, exported_problems, exported_sizes
 from nt_dist.resnet.names import NORM_EPS, ensemble_key, ensemble_settings, hidden_sizes, shared_settings, trail_key
 
@@ -66,10 +66,10 @@ class Dense(Foreign):
     def _of_processor(self, name: str) -> Any:
         """What the image processor beside the model says, if there is one."""
         file = self.path / "preprocessor_config.json"
-        try:
-            return json.loads(file.read_bytes()).get(name) if file.is_file() else None
-        except (OSError, ValueError, AttributeError, RecursionError) as error:
-            raise DataError(f"{file}: cannot be read: {error}") from None
+        said = read_json(file, DataError) if file.is_file() else {}
+        if not isinstance(said, dict):
+            raise DataError(f"{file}: cannot be read: it must hold an object")
+        return said.get(name)
 
 
 class Exported(Dense):

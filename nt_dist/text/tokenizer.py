@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import sentencepiece
 
 from nt_dist.errors import DataError
-from nt_dist.files import check_plain, reading
+from nt_dist.files import check_plain, read_json, reading
 from nt_dist.text.rows import ANSWERS, plain_text
 from nt_dist.text.sources import Source
 
@@ -197,14 +197,13 @@ def read_tokenizer(path: Path) -> bytes:
 
 def _named_ends(file: Path) -> list[str | None] | None:
     """The pieces that begin and end a document, as a tokenizer_config.json names them; None if it is not there."""
-    try:
-        said = json.loads(file.read_bytes())
-        ends = [said.get(name) for name in ("bos_token", "eos_token")]
-        return [each.get("content") if isinstance(each, dict) else each for each in ends]
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return None
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
+    said = read_json(file, DataError)
+    if not isinstance(said, dict):
+        raise DataError(f"{file}: cannot be read: it must hold an object")
+    ends = [said.get(name) for name in ("bos_token", "eos_token")]
+    return [each.get("content") if isinstance(each, dict) else each for each in ends]
 
 
 def pieces_of(content: Any) -> dict[str, int]:

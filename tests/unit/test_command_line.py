@@ -25,6 +25,7 @@ ENDS = {
     "bad input": ("raise ConfigError(['a = 1 must be 2', 'b is no setting'])", 2, "", None),
     "data": ("raise DataError('x.bin: truncated')", 2, "", "error: x.bin: truncated\n"),
     "said by another rank": ("error = DataError('x.bin: truncated'); error.is_said = True; raise error", 2, "", ""),
+    "a file": ("open('x' * 300)", 2, "", f"error: {'x' * 300}: File name too long\n"),
     "interrupt": ("raise KeyboardInterrupt", 130, "", "interrupted\n"),
     "help": ("sys.exit()", 0, "", ""),
     "usage": ("sys.exit(2)", 2, "", ""),

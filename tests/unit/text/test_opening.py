@@ -98,6 +98,11 @@ def prepared(config):
             lambda data: data.replace(b'"format": 1', b'"format": 9'),
             "has format 9, this version",
         ),
+        (
+            "prepared.json",
+            lambda data: data.replace(b"validation.idx", b"x" * 300),
+            "x: cannot be read: File name too long",
+        ),
         ("prepared.json", None, "prepared.json: cannot be read: No such file"),
     ],
 )

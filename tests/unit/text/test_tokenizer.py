@@ -167,7 +167,7 @@ def test_a_tokenizer_json_that_cannot_be_used_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"which piece ends a document; tokenizer_config.json beside it must name one"):
         load_tokenizer(file, 300)
     (tmp_path / "tokenizer_config.json").write_text("[1]")
-    with pytest.raises(DataError, match=r"tokenizer_config.json: cannot be read: 'list' object"):
+    with pytest.raises(DataError, match=r"tokenizer_config.json: cannot be read: it must hold an object"):
         load_tokenizer(file, 300)
     (tmp_path / "tokenizer_config.json").unlink()
     for text, rule in (
