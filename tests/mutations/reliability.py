@@ -207,6 +207,18 @@ RELIABILITY = [
         "tests/unit/test_command_line.py::test_nobody_who_reads_messages_ends_or_holds_up_nothing",
     ),
     Mutation(
+        "what the system refuses of a file is a bug",
+        "if isinstance(error, OSError) and error.filename is not None:",
+        "if False:",
+        "tests/unit/test_command_line.py::test_ends",
+    ),
+    Mutation(
+        "metrics: a run that goes back needs room on the disk",
+        "    if all(kept[:count]):",
+        "    if False:",
+        "tests/unit/training/test_metrics_log.py::test_lines_in_order_are_cut_where_they_stand",
+    ),
+    Mutation(
         "watch: a dead rank is not announced",
         "if self.view.gone and self.view.code is None and not self.has_announced:",
         "if False:",
