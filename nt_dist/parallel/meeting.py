@@ -21,13 +21,15 @@ _LOOKS = 5000  # of all ranks in a second, at most
 _NAMED = 8  # ranks that a message names
 
 
-def meet(timeout: timedelta) -> dist.Store:
+def meet(timeout: timedelta, said_by: str = "") -> dist.Store:
     """Return a store that all ranks share, once all are there; RunError after ``timeout``, or where rank 0 cannot
-    listen."""
+    listen. ``said_by`` are the variables that say so, if not those that stand there now."""
     rank, world_size, _ = launcher.process()
     address, port = launcher.meeting_point()
     said = f"rank {rank} of {world_size} waits at {address}:{port} for "
-    wait = _Waiting(said, time.monotonic() + timeout.seconds, max(_LOOK_EVERY, world_size / _LOOKS))
+    wait = _Waiting(
+        said, said_by or launcher.said_by(), time.monotonic() + timeout.seconds, max(_LOOK_EVERY, world_size / _LOOKS)
+    )
     if rank == 0:
         store = _listen(address, port, world_size, timeout)
     else:
@@ -48,11 +50,11 @@ def meet(timeout: timedelta) -> dist.Store:
 
 
 class _Waiting:
-    """Waits as a Python loop, and says once for whom; ``deadline`` as ``time.monotonic`` counts, ``every`` is how many
-    seconds lie between two looks."""
+    """Waits as a Python loop, and says once for whom, and which variables say so; ``deadline`` as ``time.monotonic``
+    counts, ``every`` is how many seconds lie between two looks."""
 
-    def __init__(self, what: str, deadline: float, every: float):
-        self._what, self._deadline, self._every = what, deadline, every
+    def __init__(self, what: str, said_by: str, deadline: float, every: float):
+        self._what, self._said_by, self._deadline, self._every = what, said_by, deadline, every
         self._say_at: float = time.monotonic() + SILENT_SECONDS
 
     def until(self, holds: Callable[[], bool], missing: Callable[[], list[int]]) -> None:
@@ -62,7 +64,7 @@ class _Waiting:
                 ranks = missing()
                 more = f" and {len(ranks) - _NAMED} more" if len(ranks) > _NAMED else ""
                 names = f"rank {', '.join(map(str, ranks[:_NAMED]))}{more}"
-                said = f"{self._what}{names}, as {launcher.said_by()} say; --single runs alone"
+                said = f"{self._what}{names}, as {self._said_by} say; --single runs alone"
                 if now > self._deadline:
                     raise RunError(f"{said}; nobody came in time")
                 LOGGER.warning("%s", said)

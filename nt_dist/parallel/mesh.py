@@ -166,7 +166,7 @@ def _join(backend: str, timeout: timedelta, is_alone: bool) -> None:
     if world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
-    address, port = launcher.meeting_point()
+    (address, port), said_by = launcher.meeting_point(), launcher.said_by()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))  # DeepSpeed reads them too
     os.environ.update(LOCAL_RANK=str(local_rank), MASTER_ADDR=address, MASTER_PORT=str(port))
     # Gloo would take the address that this host's own name has, which many systems map to the loopback.
@@ -175,7 +175,9 @@ def _join(backend: str, timeout: timedelta, is_alone: bool) -> None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's
         dist.init_process_group(backend, timeout=timeout)
     else:
-        dist.init_process_group(backend, store=meet(TIMEOUT), timeout=timeout, rank=rank, world_size=world_size)
+        dist.init_process_group(
+            backend, store=meet(TIMEOUT, said_by), timeout=timeout, rank=rank, world_size=world_size
+        )
 
 
 @contextlib.contextmanager

@@ -48,6 +48,19 @@ def test_who_is_awaited_is_said_once_and_at_the_end(environment, monkeypatch, ra
     assert len(requests) == (2 if rank == "0" else 0)  # one for each time that it is said
 
 
+def test_the_variables_that_are_named_are_the_launchers_own(environment, monkeypatch):
+    """In a shell under srun, say: not those that DeepSpeed is given after them."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name)
+    slurm = {"PROCID": 1, "NTASKS": 4, "LOCALID": 1, "JOB_ID": 7, "STEP_ID": 0, "STEP_NUM_NODES": 1}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setattr(mesh, "TIMEOUT", timedelta(seconds=1))
+    with pytest.raises(RunError, match="for rank 0, as SLURM_PROCID, SLURM_NTASKS, MASTER_PORT say; --single"):
+        mesh._join("gloo", timedelta(seconds=5), is_alone=False)
+
+
 def test_ctrl_c_ends_the_waiting_at_once(environment):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have what runs behind them ignore
     begin = time.monotonic()
