@@ -9,7 +9,7 @@ import pytest
 
 from nt_dist import files
 from nt_dist.errors import DataError, RunError
-from nt_dist.files import Journal, expand, replacing, write_whole
+from nt_dist.files import Journal, expand, read_json, replacing, write_whole
 
 
 def test_a_file_is_written_into_a_new_folder_and_replaced(tmp_path):
@@ -140,3 +140,16 @@ def test_what_waits_for_a_disk_is_bounded(tmp_path, monkeypatch):
     journal.add(b"last\n")
     journal.close()
     assert (tmp_path / "a").read_bytes() == b"0099\nlast\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [("{", "Expecting"), ("[" * 100_000, "recursion"), ("1" * 5_000, "Exceeds"), (None, "No such")]
+)
+def test_json_of_others_is_read_or_named(tmp_path, data, reason):
+    file = tmp_path / "a.json"
+    if data:
+        file.write_text(data)
+    with pytest.raises(DataError, match=rf"a\.json: cannot be read: .*{reason}"):
+        read_json(file, DataError)
+    file.write_text("[1]")
+    assert read_json(file) == [1]
