@@ -1,5 +1,6 @@
-"""What launch scripts refuse before they do anything."""
+"""What launch scripts refuse before they do anything, and that containers install as they do."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -17,3 +18,14 @@ def test_nothing_that_a_shell_would_act_on_is_handed_to_other_hosts(text, tmp_pa
     assert done.returncode == 2
     assert f"error: run.dir={text} cannot be handed to the shells of other hosts" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_containers_install_as_the_scripts_do():
+    """By their text: nothing here can build them. torch first, with the pins; extras are those of setup.py."""
+    extras = (ROOT / "setup.py").read_text()
+    for name in ("Dockerfile", "nt_dist.def"):
+        text = (ROOT / "containers" / name).read_text()
+        torch, own = re.findall(r"pip install --no-cache-dir (.*?)(?: \\)?$", text, re.MULTILINE)
+        assert torch == "-c constraints.txt setuptools torch", name
+        extra = re.fullmatch(r'--no-build-isolation -c constraints\.txt -e "\.\[(\w+)\]"', own)[1]
+        assert f'"{extra}":' in extras and "g++" in text and "train.py" in text and "Not tried" in text
