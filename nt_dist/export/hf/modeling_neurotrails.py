@@ -36,6 +36,7 @@ _DEFAULTS = {
     "initializer_range": 0.02,
     "use_cache": True,
 }
+_ONLY = {"tie_word_embeddings": False, "hidden_act": "silu", "sliding_window": None}
 
 
 class NeuroTrailsConfig(PretrainedConfig):
@@ -71,10 +72,7 @@ _CACHE = next(name for name in ("cache", "past_key_values") if name in CausalLMO
 
 
 def rotary_tables(config: NeuroTrailsConfig, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosines and sines, fp32 [B or 1, 1, S, head size], of positions [B or 1, S].
-
-    Nothing of it is kept in the module: what is no parameter is lost, or cast, on a model's way through transformers.
-    """
+    """Return cosines and sines, fp32 [B or 1, 1, S, head size], of positions [B or 1, S]."""
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device) / config.head_dim
     angles = positions[..., None].float() / config.rope_theta**exponent
     angles = torch.cat([angles, angles], -1)[:, None]
@@ -191,6 +189,9 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: NeuroTrailsConfig):
         super().__init__(config)
+        for name, only in _ONLY.items():
+            if (value := getattr(config, name, only)) not in (None, only):
+                raise ValueError(f"{name} = {value!r} must be {only!r}: an ensemble has nothing else")
         num_tables = config.num_trails if config.fork_at_embedding else 1
         tables = (nn.Embedding(config.vocab_size, config.hidden_size) for _ in range(num_tables))
         self.embed_tokens = nn.ModuleList(tables)
@@ -198,6 +199,10 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
         firsts = [config.trunk_layers + trail * config.trail_layers for trail in range(config.num_trails)]
         self.trails = nn.ModuleList(Trail(config, first) for first in firsts)
         self.post_init()
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # each pass reads the config, where transformers looks for words in this file
 
     @classmethod
     def from_sparse(cls, folder: str | Path, kernel: str = "fastest", tokens: int = 1) -> "NeuroTrailsForCausalLM":
@@ -211,7 +216,7 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
         return model.eval()
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
 
@@ -235,13 +240,12 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
             self._get_resized_embeddings(table, new_num_tokens, pad_to_multiple_of, mean_resizing)
             for table in self.embed_tokens
         ]
-        size = tables[0].num_embeddings
+        size = self.config.vocab_size = tables[0].num_embeddings
         heads = [self._get_resized_lm_head(each.lm_head, size, mean_resizing=mean_resizing) for each in self.trails]
         for number, table in enumerate(tables):
             self.embed_tokens[number] = table.requires_grad_(needs_grad)
         for trail, head in zip(self.trails, heads, strict=True):
             trail.lm_head = head.requires_grad_(needs_grad)
-        self.config.vocab_size = size
         return self.embed_tokens[0]
 
     def prepare_inputs_for_generation(self, *args, inputs_embeds=None, **kwargs):
@@ -318,8 +322,7 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
         combined = combine_trails(logits, self.config.combine if combine is None else combine)
         loss = None
         if labels is not None:
-            flat = combined[:, :-1].flatten(0, 1).float()
-            loss = mean_loss(flat, labels[:, 1:].flatten(), num_items_in_batch)
+            loss = mean_loss(combined[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), num_items_in_batch)
         trail_logits = logits if output_trail_logits else None
         output = NeuroTrailsOutput(loss=loss, logits=combined, trail_logits=trail_logits, **{_CACHE: cache})
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
@@ -379,11 +382,9 @@ def whole_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def seen_tokens(
     start: int, count: int, real: torch.Tensor | None, device: torch.device, length: int
 ) -> torch.Tensor | None:
-    """Return which of ``length`` places each of ``count`` new tokens after ``start`` sees: bool [B or 1, 1, S, L], or
-    None.
+    """Return which of ``length`` places each of ``count`` new tokens after ``start`` sees, bool [B or 1, 1, S, L].
 
-    None: all up to itself, and nothing else need be said. ``real`` [B, tokens so far] is 0 for padding. A static cache
-    has places behind the new tokens.
+    None: all up to itself. ``real`` [B, tokens so far] is 0 for padding. A static cache has places behind the new ones.
     """
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # for whatever is given later, padding or not
     padded = real is not None and (traced or not bool(real.all()))

@@ -204,6 +204,10 @@ def test_attention_is_computed_as_it_was_asked_for(monkeypatch):
             found, expected = (each(TOKENS, mask).logits[real] for each in (eager, model))
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert len(asked) == 4 * model.config.num_hidden_layers  # by the eager one alone
+    again = copy.deepcopy(model)
+    again.set_attn_implementation("eager")  # also after it was loaded
+    again(TOKENS)
+    assert len(asked) == 5 * model.config.num_hidden_layers
     settings = {"attention_mask": PADDING, "max_new_tokens": 5, "do_sample": False}
     assert torch.equal(eager.generate(TOKENS, **settings), model.generate(TOKENS, **settings))
     with pytest.raises(ValueError, match="does not support Flash Attention"):
@@ -279,6 +283,10 @@ def test_settings_and_embeddings_that_cannot_be_are_refused():
         model(TOKENS)
     with pytest.raises(ValueError, match="output_hidden_states must be false"):
         image_model()(torch.zeros(1, 3, 8, 8), output_hidden_states=True)
+    for changed in ({"tie_word_embeddings": True}, {"sliding_window": 8}, {"hidden_act": "gelu"}):
+        (name,) = changed
+        with pytest.raises(ValueError, match=f"{name} = .* must be .*: an ensemble has nothing else"):
+            ensemble(**changed)
     with pytest.raises(ValueError, match="does not support (gradient|activation) checkpointing"):
         model.gradient_checkpointing_enable()
     own = ensemble(fork_at_embedding=True, trunk_layers=0)
