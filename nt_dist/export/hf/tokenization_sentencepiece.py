@@ -1,5 +1,6 @@
 """The tokenizer of a model that nt_dist exported, by sentencepiece itself: no tokenizer.json says the same."""
 
+import re
 import shutil
 from itertools import groupby
 from pathlib import Path
@@ -28,6 +29,17 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
     def get_vocab(self):
         """Return the pieces, and those that were added, with their tokens."""
         return {self.pieces.id_to_piece(token): token for token in range(len(self.pieces))} | self.added_tokens_encoder
+
+    def tokenize(self, text, **settings):
+        """Cut a text into pieces and what was added; the model's own special tokens are text, as in training, unless
+        split_special_tokens is False."""
+        if not settings.get("split_special_tokens", self.split_special_tokens):
+            return super().tokenize(text, **settings)
+        added = [token for token, number in self.added_tokens_encoder.items() if number >= self.vocab_size]
+        if not added:
+            return self._tokenize(text)
+        parts = re.split(f"({'|'.join(map(re.escape, sorted(added, key=len, reverse=True)))})", text)
+        return [piece for part in parts for piece in ([part] if part in added else self._tokenize(part))]
 
     def _tokenize(self, text, **settings):
         return self.pieces.encode(text, out_type=str)

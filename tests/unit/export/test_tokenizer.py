@@ -118,6 +118,19 @@ def test_tokenizer_model_stays_where_a_tokenizer_is_saved_again(own, tmp_path, k
         assert theirs("The old").input_ids == [own.bos, *own.encode("The old")]
 
 
+def test_special_tokens_that_a_user_adds_are_found_in_texts(own, tmp_path):
+    (tmp_path / "a").mkdir()
+    write_tokenizer(own, tmp_path / "a", 64)
+    text, load = "The</s> old<|user|> house", {"local_files_only": True, "trust_remote_code": True}
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "a", **load)
+    assert theirs.add_special_tokens({"additional_special_tokens": ["<|user|>"]}) == 1
+    theirs.save_pretrained(tmp_path / "b")
+    for each in (theirs, AutoTokenizer.from_pretrained(tmp_path / "b", **load)):
+        tokens = each(text).input_ids
+        assert tokens.count(own.vocab_size) == 1 and own.eos not in tokens  # the model's own stay text
+        assert each.decode(tokens, skip_special_tokens=True) == text.replace("<|user|>", "")
+
+
 def test_sentencepiece_reads_what_no_tokenizer_json_can_say(tmp_path):
     tokenizer = unigram()
     write_tokenizer(tokenizer, tmp_path, 64)
@@ -132,7 +145,10 @@ def test_sentencepiece_reads_what_no_tokenizer_json_can_say(tmp_path):
     assert theirs.decode(follows) == " house"
     assert len(theirs) == tokenizer.vocab_size and theirs.get_vocab() == tokenizer.pieces
     theirs.add_tokens(["qqq"])
-    assert theirs("a qqq", split_special_tokens=False).input_ids[-1] == tokenizer.vocab_size
+    theirs.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    tokens = theirs("a qqq</s><|user|>").input_ids
+    assert tokens[-1] == tokenizer.vocab_size + 1 and tokenizer.vocab_size in tokens and tokenizer.eos not in tokens
+    assert theirs("</s>", split_special_tokens=False).input_ids == [tokenizer.bos, tokenizer.eos]
 
 
 def test_a_tokenizer_json_is_written_as_it_is(tmp_path):
