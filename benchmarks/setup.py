@@ -54,8 +54,8 @@ def random_batches(config: Config, device: torch.device) -> list[Batch]:
     """The micro-batches of one step: uniformly random inputs and targets, every one of them real."""
     generator = torch.Generator().manual_seed(config.train.seed)
     family, size = config.family, config.train.micro_batch_size
-    shape, values = (size, family.positions(config)), family.input_values(config)
-    dtype = torch.uint8 if values == 256 else torch.long
+    shape = (size, family.positions(config))
+    values, dtype = (256, torch.uint8) if family.reads_bytes else (family.num_outputs(config), torch.long)
     batches = []
     for _ in range(config.accumulation_steps):
         inputs = torch.randint(values, (size, *family.input_shape(config)), generator=generator, dtype=dtype)

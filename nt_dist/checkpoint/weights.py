@@ -14,7 +14,8 @@ from torch import nn
 from nt_dist.checkpoint.fragments import FragmentReader
 from nt_dist.checkpoint.manifest import FragmentEntry, Manifest, WeightEntry
 from nt_dist.config import Config
-from nt_dist.config.settings import AVERAGE, differences
+from nt_dist.config.differences import differences
+from nt_dist.config.settings import AVERAGE
 from nt_dist.config.stages import stage_at
 from nt_dist.errors import CheckpointError
 from nt_dist.model.trails import statistics_of, weights_of

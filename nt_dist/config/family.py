@@ -88,6 +88,7 @@ class Family(ABC):
     task: ClassVar[str]  # what its models do, as Hugging Face names it: "text-generation", "image-classification"
     sample: ClassVar[str] = "token"  # what losses and figures are means over, one of it
     sections: ClassVar[Mapping[str, type]]  # its own of a config: "data", and "model" with num_layers residual blocks
+    reads_bytes: ClassVar[bool] = False  # or numbers of the classes that it gives: the pieces of a vocabulary
     input_layer: ClassVar[str]  # that reads the samples, as weights' specs name it: train.lr_embedding is its rate
     output_layer: ClassVar[str]  # that makes the logits: train.lr_output is its rate
     rules: ClassVar[tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], ...]]
@@ -144,13 +145,9 @@ class Family(ABC):
     def positions(self, config: Any) -> int:
         """Positions of one sample's logits: the tokens of a sequence, 1 of a picture."""
 
-    @abstractmethod
     def input_shape(self, config: Any) -> tuple[int, ...]:
         """Shape of one sample's input."""
-
-    @abstractmethod
-    def input_values(self, config: Any) -> int:
-        """How many values an entry of it may have: pieces of a vocabulary; 256, which makes it bytes."""
+        return (self.positions(config),)
 
     @abstractmethod
     def num_outputs(self, config: Config) -> int:

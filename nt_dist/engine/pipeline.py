@@ -106,8 +106,7 @@ class PipelineModel(PipelineModule):
         if axis.rank > 0:
             # before the fork all trails are one
             trails, like = (1, self.place.into_trunk(tokens)) if self.receives_trunk else (self.num_trails, tokens)
-            length = like.shape[1] // (self.mesh.tensor.degree if self.mesh.cuts_sequence else 1)
-            shape = trails, len(like), length, self.hidden_size
+            shape = trails, len(like), self.place.positions_held(like.shape[1]), self.hidden_size
             x = torch.empty(shape, dtype=self.dtype, device=self.mesh.device)
             dist.recv(x, group=axis.group, group_src=axis.rank - 1)
         x = run_layers(self.forward_funcs, x, recompute=False)

@@ -53,12 +53,6 @@ class Llama(Family):
     def positions(self, config):
         return config.model.max_seq_len
 
-    def input_shape(self, config):
-        return (config.model.max_seq_len,)
-
-    def input_values(self, config):
-        return config.model.vocab_size
-
     def num_outputs(self, config):
         return config.model.vocab_size
 

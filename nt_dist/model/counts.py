@@ -145,7 +145,7 @@ def count_micro_batch(config: Config) -> Counts:
     of a step's first, where dense copies are kept."""
     model = build_model(config, device="meta").to(torch.bfloat16 if config.train.precision == "bf16" else torch.float32)
     family, size = config.family, config.train.micro_batch_size
-    dtype = torch.uint8 if family.input_values(config) == 256 else torch.long
+    dtype = torch.uint8 if family.reads_bytes else torch.long
     samples = torch.empty(size, *family.input_shape(config), dtype=dtype, device="meta")
     targets = torch.empty(size, family.positions(config), dtype=torch.long, device="meta")
     inputs = samples, targets, torch.empty(targets.shape, device="meta")

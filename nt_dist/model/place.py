@@ -34,6 +34,10 @@ class Place:
         x = matrices[0].lay_out(self.into_columns(x))
         return [matrix(x) for matrix in matrices]
 
+    def positions_held(self, count: int) -> int:
+        """Return how many of ``count`` positions hidden states have here between matrices."""
+        return count
+
     def out_of_rows(self, x: torch.Tensor) -> torch.Tensor:
         """Join the partial results of matrices that are cut by columns of W (row-parallel): their sum."""
         return x

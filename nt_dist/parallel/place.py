@@ -76,6 +76,10 @@ class MeshPlace(Place):
         with torch.autograd.graph.saved_tensors_hooks(again.pack, again.unpack):
             return [matrix(whole) for matrix in matrices]
 
+    def positions_held(self, count: int) -> int:
+        """All, or this rank's equal share of them."""
+        return count // self.mesh.tensor.degree if self.mesh.cuts_sequence else count
+
     def out_of_rows(self, x: torch.Tensor) -> torch.Tensor:
         """Sum over the tensor axis, of which each rank has all or its share of the positions; the gradient passes."""
         if self.mesh.cuts_sequence:

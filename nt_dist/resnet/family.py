@@ -16,6 +16,7 @@ class ResNet(Family):
 
     name, task = "resnet", "image-classification"
     sample = "picture"
+    reads_bytes = True
     sections = {"model": settings.Model, "data": images.Data}  # noqa: RUF012
     rules = settings.RULES
     recipes = settings.RECIPES
@@ -51,9 +52,6 @@ class ResNet(Family):
     def input_shape(self, config):
         """Height, width and colours."""
         return config.model.image_size, config.model.image_size, 3
-
-    def input_values(self, config):
-        return 256
 
     def num_outputs(self, config):
         return config.model.num_classes

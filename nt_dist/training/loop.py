@@ -1,7 +1,6 @@
 """A run, from its config to its table: everything is made once, then one loop calls each part by name."""
 
 import gc
-import resource
 import sys
 import time
 from collections.abc import Iterable
@@ -41,7 +40,7 @@ from nt_dist.parallel.handshake import commit
 from nt_dist.parallel.mesh import Mesh, close, init_mesh
 from nt_dist.training.integrity import Integrity
 from nt_dist.training.metrics_log import METRICS, check_continued, put_aside
-from nt_dist.training.profiling import StepProfile
+from nt_dist.training.profiling import StepProfile, peak_memory
 from nt_dist.training.reporter import Reporter, say_what_is_trained
 from nt_dist.training.run_data import on_other_data, open_data, passes, say_sources
 from nt_dist.training.run_folder import claim, console_log, lacks_evaluation, print_table, write_config
@@ -392,10 +391,3 @@ class Trainer:
         self.batches.close()
         if self.reporter:
             self.reporter.close()
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes that this rank has held so far: on its GPU, or, without one, of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # KiB

@@ -1,5 +1,10 @@
-"""A profile of some steps by torch.profiler, as ``run.profile`` asks for one; opens in Perfetto and TensorBoard."""
+"""A profile of some steps by torch.profiler, as ``run.profile`` asks for one, and the most memory that a rank has held.
 
+The profile opens in Perfetto and TensorBoard.
+"""
+
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,3 +46,10 @@ class StepProfile:
                 LOGGER.info("profile of steps %d to %d: %s", self._first, self._last, self._path)
             except (OSError, RuntimeError) as problem:
                 LOGGER.warning("%s: cannot be written: %s", self._path, problem)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this rank has held so far: on its GPU, or, without one, of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # KiB

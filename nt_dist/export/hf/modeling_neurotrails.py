@@ -36,7 +36,7 @@ _DEFAULTS = {
     "initializer_range": 0.02,
     "use_cache": True,
 }
-_ONLY = {"tie_word_embeddings": False, "hidden_act": "silu", "sliding_window": None}
+_ONLY = {"tie_word_embeddings": False, "hidden_act": "silu", "sliding_window": None, "rope_scaling": None}
 
 
 class NeuroTrailsConfig(PretrainedConfig):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nt_dist.config.settings import differences
+from nt_dist.config.differences import differences
 from nt_dist.families import make_config
 
 

@@ -283,7 +283,12 @@ def test_settings_and_embeddings_that_cannot_be_are_refused():
         model(TOKENS)
     with pytest.raises(ValueError, match="output_hidden_states must be false"):
         image_model()(torch.zeros(1, 3, 8, 8), output_hidden_states=True)
-    for changed in ({"tie_word_embeddings": True}, {"sliding_window": 8}, {"hidden_act": "gelu"}):
+    for changed in (
+        {"tie_word_embeddings": True},
+        {"sliding_window": 8},
+        {"hidden_act": "gelu"},
+        {"rope_scaling": {"factor": 2.0}},
+    ):
         (name,) = changed
         with pytest.raises(ValueError, match=f"{name} = .* must be .*: an ensemble has nothing else"):
             ensemble(**changed)

@@ -56,6 +56,11 @@ def test_a_micro_batch_of_pictures_is_counted():
     assert count_micro_batch(config).calls["convolution"] > 10
 
 
+def test_a_vocabulary_of_256_pieces_is_no_bytes():
+    overrides = ["model.num_layers=2", "trails.layers=1", "model.vocab_size=256"]
+    assert count_micro_batch(load_config(LLAMA, overrides, None, world_size=1, check_paths=False)).calls["embedding"]
+
+
 def test_dense_copies_that_are_kept_are_not_built_again():
     def count(*overrides):
         overrides = ["model.num_layers=2", "trails.layers=1", "sparsity.density=0.4", *overrides]

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nt_dist.config.differences import differences
 from nt_dist.config.load import with_absolute_paths
 from nt_dist.config.rules import warnings
-from nt_dist.config.settings import differences
 from nt_dist.errors import ConfigError, DataError
 from nt_dist.families import load_config
 from nt_dist.text import mixture

@@ -21,7 +21,8 @@ from nt_dist.messages import LOGGER
 from nt_dist.model.trails import build_model
 from nt_dist.model.weights import weight_specs
 from nt_dist.training import loop
-from nt_dist.training.loop import Trainer, is_due, peak_memory
+from nt_dist.training.loop import Trainer, is_due
+from nt_dist.training.profiling import peak_memory
 from nt_dist.training.reporter import say_what_is_trained
 from nt_dist.training.run_folder import print_table
 from tests.unit.engine.test_averaging import state_of
