@@ -12,7 +12,6 @@ from nt_dist.command_line import run_main
 from nt_dist.config import parse_command_line
 from nt_dist.config.help import help_text
 from nt_dist.config.load import with_absolute_paths
-from nt_dist.errors import NTDistError
 from nt_dist.families import FAMILIES, load_config
 from nt_dist.parallel import launcher
 
@@ -25,13 +24,9 @@ def main() -> int:
     words = [word for word in sys.argv[1:] if word not in ("--single", "--preview")]
     if len(words) < len(sys.argv) - 1:
         launcher.forget()
-    config_path, ds_config, overrides = parse_command_line(words)
-    process = launcher.process()
-    try:
-        config = load_config(config_path, overrides, ds_config, world_size=process.world_size)
-    except NTDistError as error:
-        error.is_said = process.local_rank > 0  # by the first rank of the same host, which sees the same files
-        raise
+    with launcher.said_once_a_host():
+        config_path, ds_config, overrides = parse_command_line(words)
+        config = load_config(config_path, overrides, ds_config, world_size=launcher.process().world_size)
     if "--preview" in sys.argv[1:]:
         from nt_dist.training.preview import preview
 

@@ -58,10 +58,11 @@ def main() -> int:
     from nt_dist.messages import start_logging
     from nt_dist.parallel.mesh import close  # takes seconds: torch
 
-    if arguments.json:
-        check_json(arguments.json)
-    if arguments.shift is not None:
-        corruption(arguments.shift)
+    with launcher.said_once_a_host():
+        if arguments.json:
+            check_json(arguments.json)
+        if arguments.shift is not None:
+            corruption(arguments.shift)
     start_logging(launcher.process().rank)
     mesh = join(launcher.process().world_size)
     result = evaluate_checkpoint(

@@ -12,7 +12,7 @@ import logging
 import sys
 
 from nt_dist.command_line import run_main
-from nt_dist.config import parse_command_line
+from nt_dist.config import Config, parse_command_line
 from nt_dist.families import load_config
 
 
@@ -26,12 +26,16 @@ def main() -> None:
 
     with open_communicator() as communicator:
         logging.basicConfig(level=logging.INFO if communicator.rank == 0 else logging.WARNING, format="%(message)s")
-        path, ds_config, overrides = parse_command_line(sys.argv[1:])
-        config = load_config(path, overrides, ds_config)
+        config = communicator.agree(_config)
         folders = prepare_data(config, communicator)
         communicator.on_first(lambda: open_data(config))
         if communicator.rank == 0:
             print(*folders.values(), sep="\n")
+
+
+def _config() -> Config:
+    path, ds_config, overrides = parse_command_line(sys.argv[1:])
+    return load_config(path, overrides, ds_config)
 
 
 if __name__ == "__main__":

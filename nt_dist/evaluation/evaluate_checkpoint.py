@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 
 from nt_dist.checkpoint import checkpoint
 from nt_dist.checkpoint.folder import CHECKPOINTS, find_asked
-from nt_dist.checkpoint.manifest import CONFIG, read_manifest
+from nt_dist.checkpoint.manifest import CONFIG, TrainingState, read_manifest
 from nt_dist.config import Config
 from nt_dist.config.keys import toml_value
 from nt_dist.data.loader import Chosen, EvaluationBatches
@@ -114,31 +114,17 @@ def evaluate_checkpoint(
 
     An NTDistError, on all ranks, where checkpoint, settings or data cannot be used.
     """
-    corrupted = None if shift is None else corruption(shift)
     path = find_asked(path, mesh)
     config, num_samples = agree(mesh, lambda: _config(path, overrides, mesh.world_size), CheckpointError)
     state = agree(mesh, lambda: read_manifest(path).training_state)
     model = build_model(config, mesh.place, mesh.device)
 
-    def exchange(work):
-        return agree_patiently(mesh, work, Heartbeat())  # preparing data takes as long as it takes
-
-    family, digest, against = config.family, None, None
-    if data is None:
-        is_own = not any(override.startswith("data.") for override in overrides)
-        used = agree(mesh, lambda: family.continued(config, state, path.parent.parent, False)) if is_own else config
-        opened = family.open_data(used, mesh.is_main, exchange)
-        if is_own:
-            digest = opened.digest  # other data by oversight: its tokenizer, and so the perplexity, would be another
-    else:
-        opened = family.open_other_data(config, data, exchange, state)
-        if opened.foreign:
-            raise DataError(opened.foreign)
-    if corrupted and corrupted[0] in family.corruptions.kinds:
-        name, samples = family.corrupted(opened, *corrupted)
-        against = name, OpenData(None, samples, None, {})
-    elif shift is not None:
-        against = shift, family.open_other_data(config, shift, exchange, state)
+    is_own = data is None and not any(override.startswith("data.") for override in overrides)
+    used = agree(mesh, lambda: config.family.continued(config, state, path.parent.parent, False)) if is_own else config
+    opened, against = agree(mesh, lambda: _open(used, mesh, state, data, shift), DataError)
+    digest = (
+        opened.digest if is_own else None
+    )  # other data by oversight: its tokenizer, so the perplexity, would differ
     progress = checkpoint.load(path, config, mesh, model, None, data_digest=digest, verified=True)
     if config.train.precision == "bf16":
         model.bfloat16()
@@ -153,6 +139,29 @@ def evaluate_checkpoint(
     described = data or f"validation of {name_of(config)}"
     samples = len(batches.chosen), len(opened.validation)
     return CheckpointEvaluation(str(path), progress.step, described, samples, config, figures)
+
+
+def _open(
+    config: Config, mesh: Mesh, state: TrainingState, data: str | None, shift: str | None
+) -> tuple[OpenData, Any]:
+    """What is evaluated on, and what it is told from: its name and an OpenData, or None."""
+
+    def exchange(work):
+        return agree_patiently(mesh, work, Heartbeat())  # preparing data takes as long as it takes
+
+    family, corrupted = config.family, None if shift is None else corruption(shift)
+    if data is None:
+        opened = family.open_data(config, mesh.is_main, exchange)
+    else:
+        opened = family.open_other_data(config, data, exchange, state)
+        if opened.foreign:
+            raise DataError(opened.foreign)
+    if shift is None:
+        return opened, None
+    if corrupted and corrupted[0] in family.corruptions.kinds:
+        name, samples = family.corrupted(opened, *corrupted)
+        return opened, (name, OpenData(None, samples, None, {}))
+    return opened, (shift, family.open_other_data(config, shift, exchange, state))
 
 
 def corruption(shift: str) -> tuple[str, float] | None:
@@ -186,9 +195,7 @@ def all_figures(
     not. A DataError where there are too few samples.
     """
     parts = [EverySecond(samples, num_samples, first) for first in (0, 1)]
-    if not len(parts[1]):
-        samples = config.family.samples_name
-        raise DataError(f"--full and --shift need two {samples}, to fit temperatures on one and measure on the other")
+    agree(mesh, lambda: _check_two(parts[1], config.family.samples_name))
     fit, measure = (_batches(part, 0, mesh, config) for part in parts)
     figures, scores = evaluate_fully(model, fit, mesh, config, measure)
     whole = _batches(samples, num_samples, mesh, config)
@@ -208,6 +215,11 @@ def all_figures(
             "eval": None if other.foreign else other_figures,
         }
     return figures
+
+
+def _check_two(second: Samples, name: str) -> None:
+    if not len(second):
+        raise DataError(f"--full and --shift need two {name}, to fit temperatures on one and measure on the other")
 
 
 def corruption_figures(model: torch.nn.Module, opened: Any, num_samples: int, mesh: Mesh, config: Config) -> dict:

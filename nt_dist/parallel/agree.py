@@ -24,8 +24,8 @@ def agree(
     With ``only_main`` the main rank alone does it, and its (picklable) result is everybody's.
 
     Raises:
-        NTDistError: On every rank, the error of the first rank that failed, which the main rank says; ``OSError``
-            becomes ``error``.
+        NTDistError: On every rank, the error of the first rank that failed, which the main rank says, and which rank
+            that was unless all failed alike; ``OSError`` becomes ``error``.
     """
     result = failure = None
     if mesh.is_main or not only_main:
@@ -42,10 +42,11 @@ def agree(
         failures = mesh.gather_objects(failure)
     else:  # as always but once: nobody has anything to tell thousands of others
         failures = []
+    is_alike = len({str(problem) for problem in failures}) == 1
     for rank, problem in enumerate(failures):
         if problem is None:
             continue
-        if mesh.world_size > 1 and not only_main:
+        if not is_alike:
             if isinstance(problem, ConfigError):
                 problem = ConfigError([f"{each} (rank {rank})" for each in problem.problems])
             else:

@@ -49,7 +49,9 @@ def check_alike(ranks: "World", what: str, parts: dict[str, Any]) -> None:
                 if own.get(name) != expected.get(name)
             )
             lines.append(f"rank {rank} on {host} has another {what}: {differences}")
-    raise RunError("\n".join(lines))
+    error = RunError("\n".join(lines))
+    error.is_said = not ranks.is_main
+    raise error
 
 
 def check_config_and_code(ranks: "World", config: Config) -> None:

@@ -10,10 +10,10 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import NamedTuple
 
-from nt_dist.errors import RunError
+from nt_dist.errors import NTDistError, RunError
 
 # One row a launcher: rank, world size, and where the local rank may stand. The first row whose first two variables are
 # both set counts, so that what a launcher inside an allocation sets (torchrun under SLURM) wins over the allocation.
@@ -59,6 +59,16 @@ def forget(environment: MutableMapping[str, str] = os.environ) -> None:
         environment.pop(name, None)
 
 
+@contextlib.contextmanager
+def said_once_a_host() -> Iterator[None]:
+    """Let the first rank of each host alone say what goes wrong with a command line: all see the same files there."""
+    try:
+        yield
+    except NTDistError as error:
+        error.is_said = process().local_rank > 0
+        raise
+
+
 def process(environment: Mapping[str, str] = os.environ) -> Process:
     """Return what the launcher says about this process; a RunError names a variable that is no such number."""
     if row := _row(environment):
@@ -88,7 +98,7 @@ def meeting_point(environment: Mapping[str, str] = os.environ) -> tuple[str, int
         raise RunError("RANK and WORLD_SIZE are set, but MASTER_ADDR or MASTER_PORT is not; the launcher sets all four")
     if "OMPI_COMM_WORLD_RANK" not in environment and _is_srun_task(environment):
         return address or _slurm_address(environment), port or _slurm_port(environment)
-    mpi_address, mpi_port = _mpi_meeting_point(process(environment).world_size)
+    mpi_address, mpi_port = _mpi_meeting_point(process(environment).world_size, said_by(environment))
     return address or mpi_address, port or mpi_port
 
 
@@ -147,7 +157,7 @@ def _resolves(host: str) -> bool:
     return False
 
 
-def _mpi_meeting_point(size: int) -> tuple[str, int]:
+def _mpi_meeting_point(size: int, said: str) -> tuple[str, int]:
     try:
         from mpi4py import MPI
     except ImportError as error:
@@ -157,7 +167,10 @@ def _mpi_meeting_point(size: int) -> tuple[str, int]:
         ) from error
     world = MPI.COMM_WORLD
     if world.Get_size() != size:
-        raise RunError(f"mpi4py sees {world.Get_size()} ranks and mpirun started {size}; both must be of one MPI")
+        raise RunError(
+            f"mpi4py sees {world.Get_size()} ranks, {said} say {size}: mpirun and mpi4py must be of one MPI; where "
+            "these variables are left over from something else, --single runs alone"
+        )
     hosts = world.allgather(socket.gethostname())
     port = world.bcast(free_port() if world.Get_rank() == 0 else None)
     MPI.Finalize()  # the ranks are left with os._exit, which MPI takes for a crash until it is finalized

@@ -133,7 +133,9 @@ def init_mesh(config: Config) -> Mesh:
     with without_compiled_ops():
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     if dist.get_world_size() != config.world_size:
-        raise RunError(f"{dist.get_world_size()} ranks have met, but the launcher announced {config.world_size}")
+        error = RunError(f"{dist.get_world_size()} ranks have met, but the launcher announced {config.world_size}")
+        error.is_said = dist.get_rank() > 0
+        raise error
     check_config_and_code(World(device), config)
     shape = (config.parallel.pipe, config.data_degree, config.parallel.trail, config.parallel.tensor)
     return Mesh(init_device_mesh(device.type, shape, mesh_dim_names=AXES), device, config)

@@ -296,7 +296,16 @@ def parse_points(densities: str, layers: str, joints: str, points: str) -> list[
 def plan_sweep(
     points: Sequence[SweepPoint], base: str, folder: Path, steps: int | None, overrides: Sequence[str]
 ) -> dict[str, PlannedRun]:
-    """The runs of a study, see plan_runs: one config at each point, with a warm-up in proportion to the steps."""
+    """The runs of a study, see plan_runs: one config at each point, with a warm-up in proportion to the steps.
+
+    A RunError where ``overrides`` has a setting that the study itself gives.
+    """
+    given = {"sparsity.density": "--densities", "trails.layers": "--layers"}
+    given |= {"trails.joint": "--joints"} if any(point.joint is not None for point in points) else {}
+    given |= {} if steps is None else {"train.steps": "--steps"}
+    for key in [each.partition("=")[0].strip() for each in overrides]:
+        if key in given:
+            raise RunError(f"{key} is what {given[key]} says; leave one of the two out")
     train, common = load_config(base, overrides, check_paths=False).train, list(overrides)
     if steps is not None:
         common.append(f"train.steps={steps}")

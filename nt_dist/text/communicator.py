@@ -54,9 +54,11 @@ def open_communicator() -> Iterator[Communicator]:
         from mpi4py import MPI
     except ImportError as error:
         raise RunError("preparing data with several MPI ranks needs the package mpi4py (extra [mpi])") from error
+    communicator = Communicator(MPI.COMM_WORLD)
     try:
-        yield Communicator(MPI.COMM_WORLD)
-    except NTDistError:  # agreed upon: all ranks raise it
+        yield communicator
+    except NTDistError as error:  # agreed upon: all ranks raise it
+        error.is_said = communicator.rank > 0
         MPI.Finalize()
         raise
     except BaseException:

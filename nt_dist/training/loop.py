@@ -3,7 +3,7 @@
 import gc
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -261,7 +261,7 @@ class Trainer:
         bad = BadStep(step, result.verdict.words, result.loss, result.grad_norm, samples, done)
         if self.mesh.is_main:
             LOGGER.warning("%s", bad)
-        self.bad_steps.add(bad, result.verdict)
+        agree(self.mesh, lambda: self.bad_steps.add(bad, result.verdict))
         if found:
             self.go_back(found)
         elif self.reporter:
@@ -350,13 +350,20 @@ class Trainer:
         """Continues from a checkpoint; CheckpointError on every rank if it is not of this config and data."""
         arguments = (found, self.config, self.mesh, self.model, self.optimizer_state)
         digest = None if self.config.run.allow_schedule_change else self.data.digest
-        progress, self.changed = checkpoint.load(*arguments, data_digest=digest, verified=True), []
-        if progress.data_digest != self.data.digest:
-            progress = on_other_data(found, progress, self.data)
+        before, self.changed = checkpoint.load(*arguments, data_digest=digest, verified=True), []
+        progress = before
+        if before.data_digest != self.data.digest:
+            progress = agree(self.mesh, lambda: on_other_data(found, before, self.data))
             self.changed = [{"step": progress.step + 1, "other_data": self.data.digest, "consumed_samples": 0}]
         self.saver.latest = found
         self.step, self.consumed_samples = progress.step, progress.consumed_samples
-        extra = {"metrics_lines": 0, **progress.extra}  # older checkpoints do not count them
+        agree(
+            self.mesh, lambda: self.restore(found, {"metrics_lines": 0, **progress.extra})
+        )  # older ones do not count them
+        LOGGER.info("continuing from %s, step %d of %d", found, self.step, self.config.train.steps)
+
+    def restore(self, found: Path, extra: Mapping[str, Any]) -> None:
+        """Takes back what a checkpoint's manifest kept beside the model; CheckpointError if that is none of it."""
         for name in _KEPT:
             if not isinstance(extra.get(name), int | float):
                 raise CheckpointError(f"{found}: the manifest's progress.extra.{name} must be a number")
@@ -366,7 +373,6 @@ class Trainer:
             self.guard.restore(extra.get("guard", {}))
         except (AttributeError, TypeError, ValueError) as problem:
             raise CheckpointError(f"{found}: the manifest's progress.extra has no account of bad steps") from problem
-        LOGGER.info("continuing from %s, step %d of %d", found, self.step, self.config.train.steps)
 
     def open_readers_and_writers(self) -> None:
         """Makes what stands at a step: this rank's micro-batches from here on, and what the main rank writes."""

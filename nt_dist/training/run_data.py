@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 from nt_dist.checkpoint.manifest import TrainingState
 from nt_dist.config import Config
 from nt_dist.data.mixture import Mixture
-from nt_dist.errors import CheckpointError
+from nt_dist.errors import CheckpointError, DataError
 from nt_dist.messages import LOGGER
+from nt_dist.parallel.agree import agree
 from nt_dist.parallel.handshake import check_alike
 from nt_dist.parallel.mesh import Mesh
 from nt_dist.training.signals import ExitRequest
@@ -29,7 +30,7 @@ def open_data(config: Config, mesh: Mesh, exit_request: ExitRequest) -> Any:
         return agree_patiently(mesh, interruptible, exit_request.heartbeat)
 
     exit_request.heartbeat.enter("preparing data")
-    data = config.family.open_data(config, mesh.is_main, prepare)
+    data = agree(mesh, lambda: config.family.open_data(config, mesh.is_main, prepare), DataError)
     check_alike(mesh, "data", {"its digest": data.digest})
     return data
 

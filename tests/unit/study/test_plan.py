@@ -252,6 +252,9 @@ def test_a_sweep_scales_the_warm_up_with_the_steps(tmp_path):
     assert given.config.train.warmup_steps == 9
     with pytest.raises(ConfigError, match="density_0.5_layers_7: trails.layers = 7"):
         plan_sweep(parse_points("0.5", "7", "", ""), BASE, tmp_path, None, [])
+    for twice, flag in (("trails.layers=1", "--layers"), ("trails.joint=1", "--joints"), ("train.steps=9", "--steps")):
+        with pytest.raises(RunError, match=f"{twice[:-2]} is what {flag} says"):
+            plan_sweep([SweepPoint(0.5, 2, 0.25)], BASE, tmp_path, 60, [twice])
 
 
 def test_runs_are_named_by_their_folders(tmp_path):
