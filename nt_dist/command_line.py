@@ -87,6 +87,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # some other object stands there
             stream.reconfigure(errors="backslashreplace")  # what a terminal's encoding lacks ends no command
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
     code = _exit_code(main)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
@@ -120,6 +121,11 @@ def _exit_code(main: Callable[[], int | None]) -> int:
             return BAD_INPUT
         traceback.print_exc()
         return BUG
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether DeepSpeed says something that commands do not say themselves, as they do which device they compute on."""
+    return not record.getMessage().startswith("Setting accelerator to CPU")
 
 
 def _fill_standard_descriptors() -> None:

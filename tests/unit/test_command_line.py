@@ -29,6 +29,12 @@ ENDS = {
     "interrupt": ("raise KeyboardInterrupt", 130, "", "interrupted\n"),
     "help": ("sys.exit()", 0, "", ""),
     "usage": ("sys.exit(2)", 2, "", ""),
+    "DeepSpeed": (
+        "say = logging.getLogger('DeepSpeed').warning; say('Setting accelerator to CPU.'); say('No')",
+        0,
+        "",
+        "No\n",
+    ),
     "exit text": ("sys.exit('no')", 1, "", "no\n"),
 }
 

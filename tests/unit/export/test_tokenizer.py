@@ -8,6 +8,7 @@ import string
 import pytest
 import sentencepiece
 import sentencepiece.sentencepiece_model_pb2 as proto
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -160,6 +161,23 @@ def test_a_tokenizer_json_is_written_as_it_is(tmp_path):
     for text in SAMPLES:
         assert theirs(text).input_ids == tokenizer.encode(text) and theirs.decode(tokenizer.encode(text)) == text
     assert theirs.eos_token_id == tokenizer.eos
+
+
+def test_pieces_that_say_nothing_of_spaces_are_joined_as_their_library_joins_them(tmp_path):
+    """A WordPiece without a decoder: what it decodes is no text of its own, and unknown pieces are left out of it."""
+    trained = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    special = ["[UNK]", "[CLS]", "[SEP]"]
+    trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=90, special_tokens=special, show_progress=False)
+    trained.train_from_iterator([sentences(60)], trainer)
+    trained.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "[SEP]", "bos_token": "[CLS]"}')
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json", trained.get_vocab_size())
+    (tmp_path / "out").mkdir()
+    write_tokenizer(tokenizer, tmp_path / "out", 64)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
+    assert theirs("the é house").input_ids == [tokenizer.bos, *tokenizer.encode("the é house")]
+    assert tokenizer.encode("é") == [tokenizer.piece("[UNK]")]
 
 
 def test_a_difference_is_found(own, tmp_path, monkeypatch):
