@@ -1,4 +1,4 @@
-"""Every command of the README and of the tools' own help runs as it stands, on small models and texts.
+"""Every command of the README, the pages beside it and the tools' own help runs as it stands, on small models and texts.
 
 What is added to a command are settings that make it small. Those of launch_scripts/ are read as far as their settings
 here: CI runs the quickstarts, and tests/cluster the launchers on hosts of its own.
@@ -50,8 +50,9 @@ STUDIES = {
 
 
 def _commands() -> list[str]:
-    """Each command once, a line each, comments cut off, in the order of the README."""
-    texts = [(ROOT / "README.md").read_text(encoding="utf-8")]
+    """Each command once, a line each, comments cut off, in the order of the documents."""
+    pages = ("README.md", "docs/planning.md", "docs/python.md", "docs/reliability.md")
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in pages]
     texts += [ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for path in ROOT.glob("tools/*.py")]
     lines = "\n".join(texts).replace("\\\n", " ").splitlines()
     lines = [line for line in lines if re.match(r"    (\$ )?(bash|python|deepspeed|mpirun) ", line)]
