@@ -1,7 +1,7 @@
 """Looks after the checkpoints of a run.
 
     python tools/checkpoint.py list FOLDER                      what there is, from old to new
-    python tools/checkpoint.py verify CHECKPOINT …              every hash, every position, every number
+    python tools/checkpoint.py verify CHECKPOINT|FOLDER …       every hash, every position, every number
     python tools/checkpoint.py prune FOLDER --keep 2 [--keep_every 1000] [--dry_run]
     python tools/checkpoint.py diff CHECKPOINT CHECKPOINT       settings, progress, topologies, values, moments
 
@@ -10,10 +10,11 @@ diff of two that differ in more than their settings; bad input ends with 2.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 from nt_dist.checkpoint import inspect as checkpoint_inspect
-from nt_dist.checkpoint.folder import delete, to_prune
+from nt_dist.checkpoint.folder import checkpoints, delete, to_prune
 from nt_dist.command_line import run_main
 from nt_dist.errors import printable
 
@@ -28,7 +29,8 @@ def list_checkpoints(arguments: argparse.Namespace) -> int:
 def verify(arguments: argparse.Namespace) -> int:
     """Check checkpoints wholly; 1 if one is damaged."""
     damaged = 0
-    for path in arguments.checkpoints:
+    asked = [[found.path for found in checkpoints(path)] or [path] for path in arguments.checkpoints]
+    for path in itertools.chain.from_iterable(asked):
         problems = checkpoint_inspect.examine(path)
         damaged += bool(problems)
         print(f"{path}: {'damaged' if problems else 'whole'}")

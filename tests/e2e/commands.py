@@ -59,7 +59,9 @@ def write_tiny_run(folder: Path) -> Path:
     return config
 
 
-def run_command(*command: str | Path, timeout: float = 120.0, **variables: str) -> subprocess.CompletedProcess:
+def run_command(
+    *command: str | Path, timeout: float = 120.0, cwd: Path = ROOT, **variables: str
+) -> subprocess.CompletedProcess:
     """Run a command of this checkout on the CPU with this interpreter's environment; output and errors are kept."""
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -75,7 +77,7 @@ def run_command(*command: str | Path, timeout: float = 120.0, **variables: str) 
     return subprocess.run(
         [str(part) for part in command],
         check=False,
-        cwd=ROOT,
+        cwd=cwd,
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,

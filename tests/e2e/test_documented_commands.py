@@ -1,4 +1,4 @@
-"""Every command of the README, the pages beside it and the tools' own help runs as it stands, on small models and texts.
+"""Every command of the README, of pages beside it and of the tools' own help runs as it stands, on small models.
 
 What is added to a command are settings that make it small. Those of launch_scripts/ are read as far as their settings
 here: CI runs the quickstarts, and tests/cluster the launchers on hosts of its own.
@@ -14,7 +14,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nt_dist.families import load_config
-from tests.e2e.commands import ROOT
+from tests.e2e.commands import ROOT, run_command
 from tests.e2e.preloaded import Commands
 from tests.unit.images.picture_case import encoded, pixels, write_folder, write_parquet
 
@@ -43,6 +43,7 @@ SMALL = {  # by what a command's config is named
     "quickstart_images.toml": RESNET,
     "resnet50_imagenet.toml": IMAGENET,
 }
+AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 STUDIES = {
     "compare.py": LLAMA,
     "diversity.py": f"--steps 4 --densities 0.5 --layers 1 run.eval_batches=2 {SHAPE} model.num_layers=4",
@@ -108,8 +109,13 @@ def test_a_documented_command_does_its_work(command, place, commands, monkeypatc
         load_config(config, [word for word in words if re.match(r"\w+\.\w+=", word)], check_paths=False)
         return
     ranks = 0
-    if program != "python":  # a launcher, with --num_gpus N or -np N
-        ranks, words = min(8, int(words[1])), words[2 + (words[2] == "python") :]
+    if program == "deepspeed":  # --num_gpus N
+        ranks, words = min(4, int(words[1])), words[2:]
+    if program == "mpirun":  # -np N
+        small = ("mpirun", "-np", "2", "--oversubscribe", *words[2:], *SMALL[config.name].split(), "data.num_workers=1")
+        done = run_command(*small, cwd=place, PYTHONPATH=str(ROOT), **AS_ROOT)
+        assert done.returncode == 0, done.stderr
+        return
     tool = Path(words[0]).name
     trains = tool in ("train.py", "prepare_data.py", "import_hf.py")
     small = SMALL[config.name] if trains else STUDIES.get(tool, "")

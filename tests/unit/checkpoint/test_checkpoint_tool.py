@@ -62,6 +62,12 @@ def test_verify_looks_into_the_fragments_as_well(tool, folder, capsys):
     assert tool("verify", whole, damaged) == 1
     output = capsys.readouterr().out
     assert f"{whole}: whole" in output and f"{damaged}: damaged" in output and "blocks.1.mlp.down/1/2/value" in output
+    assert tool("verify", folder) == 1  # a run: all of its checkpoints
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line[0] != " "] == [
+        "whole",
+        "damaged",
+        "whole",
+    ]
 
 
 def test_prune_deletes_what_is_not_to_be_kept(tool, folder, capsys):
