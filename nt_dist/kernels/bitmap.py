@@ -95,8 +95,11 @@ class Bitmap:
     def multiply(self, x: torch.Tensor, path: str | None = None) -> torch.Tensor:
         """Return x [T, N, in] times the transposed matrices, [T, N, out], in the type of x.
 
-        ``path`` is one of PATHS; None: the fastest there is. A gradient of x is of the dense matrices.
+        ``path`` is one of PATHS; None: the fastest there is. A gradient of x is of the dense matrices. ValueError where
+        x is on another device.
         """
+        if x.device != self.values.device:
+            raise ValueError(f"x is on {x.device}, and sparse products are of CPUs: hold dense matrices there")
         if x.requires_grad and torch.is_grad_enabled():
             return x @ self.dense(x.dtype).mT
         trails, out, width = self.shape

@@ -15,7 +15,7 @@ from transformers import Cache, DynamicCache, GenerationMixin, PretrainedConfig,
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.versions import require_version
 
-from .sparse_neurotrails import load_sparse
+from .sparse_neurotrails import check_dense, load_sparse
 
 require_version("transformers>=4.57", "A NeuroTrails ensemble has been tried with no older one.")
 _DEFAULTS = {
@@ -234,7 +234,8 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """Resize every embedding and output matrix; return the (first) embedding. See PreTrainedModel's."""
+        """Resize every embedding and output matrix; return the (first) embedding. See PreTrainedModel's, check_dense."""
+        check_dense(self)
         needs_grad = self.embed_tokens[0].weight.requires_grad
         tables = [
             self._get_resized_embeddings(table, new_num_tokens, pad_to_multiple_of, mean_resizing)

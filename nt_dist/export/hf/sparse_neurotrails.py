@@ -85,6 +85,22 @@ class SparseLinear(nn.Module):
             return F.linear(x, self.weight)
         return self.matrix.multiply(x.reshape(1, -1, x.shape[-1]))[0].unflatten(0, x.shape[:-1])
 
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        """Give the state of the plain layer that this is, so that whatever saves a model saves all of it."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight is None:
+            destination[f"{prefix}weight"] = self.matrix.dense()[0].contiguous()
+
+    def _load_from_state_dict(self, state_dict, prefix, *settings):
+        """Take such a state; the matrix follows it, whether the dense one is kept or not."""
+        is_kept = self.weight is not None
+        if not is_kept:
+            self.weight = nn.Parameter(self.matrix.dense()[0], requires_grad=False)
+        super()._load_from_state_dict(state_dict, prefix, *settings)
+        self.matrix = Bitmap.of(self.weight.detach()[None])
+        if not is_kept:
+            self.weight = None
+
 
 def sparse_linear(parts: dict[str, torch.Tensor], shape: torch.Size) -> SparseLinear:
     """Make one of what :func:`pack` gave for a weight of ``shape``; KeyError or ValueError as :func:`unpack`."""
@@ -132,8 +148,12 @@ def load_sparse(model: nn.Module, folder: Path, kernel: str = "fastest", tokens:
                 model.set_submodule(path, module)
         except (KeyError, ValueError) as error:
             raise ValueError(f"{FILE}: {name}: {error}") from None
-    if any(isinstance(each, SparseLinear) for each in model.modules()):
-        model.save_pretrained = _refuse_to_save
+
+
+def check_dense(model: nn.Module) -> None:
+    """Raise a ValueError where a model holds matrices sparse only, whose size cannot be changed."""
+    if any(isinstance(each, SparseLinear) and each.weight is None for each in model.modules()):
+        raise ValueError("matrices that are held sparse cannot be resized: load with kernel = 'dense'")
 
 
 def hold_sparse(model: nn.Module, tokens: int = 1) -> int:
@@ -158,8 +178,3 @@ def hold_sparse(model: nn.Module, tokens: int = 1) -> int:
 @cache
 def _say_once(text: str) -> None:
     _logger.warning(text)
-
-
-def _refuse_to_save(*arguments: object, **settings: object) -> None:
-    """Stand for save_pretrained in a model whose state lacks its sparse matrices."""
-    raise ValueError("sparse matrices are not saved: load with kernel = 'dense', or copy the folder")

@@ -1,14 +1,16 @@
 """A sparse file holds the same weights in fewer bytes, and sparse products give the same logits."""
 
+import copy
+
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from nt_dist.errors import ConfigError
 from nt_dist.export.hf import sparse_neurotrails
 from nt_dist.export.hf.modeling_neurotrails import NeuroTrailsForCausalLM
-from nt_dist.export.hf.sparse_neurotrails import FILE, SparseLinear, pack, unpack
+from nt_dist.export.hf.sparse_neurotrails import FILE, SparseLinear, hold_sparse, pack, unpack
 from nt_dist.export.huggingface import export
 from nt_dist.inference import load_ensemble
 from nt_dist.kernels import bitmap as module
@@ -52,7 +54,7 @@ def test_the_file_follows_the_density(folder):
 
 
 @pytest.mark.parametrize("kernel", ["dense", "sparse", "fastest"])
-def test_every_kernel_gives_the_checkpoints_logits(folder, kernel, tmp_path):
+def test_every_kernel_gives_the_checkpoints_logits(folder, kernel):
     out, ensemble = folder
     model = NeuroTrailsForCausalLM.from_sparse(out, kernel)
     logits = ensemble.logits(TOKENS)
@@ -62,16 +64,42 @@ def test_every_kernel_gives_the_checkpoints_logits(folder, kernel, tmp_path):
         one = model(TOKENS[:1, :-1])
         step = model(TOKENS[:1, -1:], cache=one.cache, output_trail_logits=True)
         torch.testing.assert_close(step.trail_logits, logits[:, :1, -1:], rtol=1e-4, atol=1e-4)
-    if kernel == "sparse":
-        with pytest.raises(ValueError, match="sparse matrices are not saved: load with kernel = 'dense'"):
-            model.save_pretrained(tmp_path)
-        assert not list(tmp_path.iterdir())
-    elif kernel == "dense":
-        model.save_pretrained(tmp_path)
-        back = NeuroTrailsForCausalLM.from_pretrained(tmp_path, local_files_only=True)
-        assert torch.equal(back(TOKENS).logits, model(TOKENS).logits)
     sparse = sum(isinstance(each, SparseLinear) for each in model.modules())
     assert sparse == {"dense": 0, "sparse": 7 * (1 + 3 * 2) + 3}.get(kernel, sparse)
+
+
+@pytest.mark.parametrize("kernel", ["dense", "sparse"])
+def test_whatever_saves_a_model_saves_all_of_it(folder, kernel, tmp_path):
+    dense, model = (NeuroTrailsForCausalLM.from_sparse(folder[0], each) for each in ("dense", kernel))
+    for number, one in enumerate((model, copy.deepcopy(model))):
+        one.save_pretrained(tmp_path / str(number), max_shard_size="50KB")
+        back = NeuroTrailsForCausalLM.from_pretrained(tmp_path / str(number), local_files_only=True)
+        assert torch.equal(back(TOKENS).logits, dense(TOKENS).logits)
+    save_model(model, str(tmp_path / "model.safetensors"))
+    torch.testing.assert_close(load_file(tmp_path / "model.safetensors"), dict(dense.state_dict()), rtol=0, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_state_that_is_loaded_is_multiplied_with(folder, is_kept, monkeypatch):
+    monkeypatch.setattr(module, "faster", lambda one, other, between: True)
+    model, other = (NeuroTrailsForCausalLM.from_sparse(folder[0], "dense") for _ in range(2))
+    if is_kept:
+        assert hold_sparse(model) == 7 * (1 + 3 * 2) + 3
+    else:
+        model = NeuroTrailsForCausalLM.from_sparse(folder[0], "sparse")
+    for parameter in other.parameters():
+        parameter.mul_(1.5)
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(model(TOKENS[:1, :1]).logits, other(TOKENS[:1, :1]).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_what_sparse_matrices_cannot_do_is_refused(folder):
+    model = NeuroTrailsForCausalLM.from_sparse(folder[0], "sparse")
+    with pytest.raises(ValueError, match="held sparse cannot be resized: load with kernel = 'dense'"):
+        model.resize_token_embeddings(400)
+    with pytest.raises(ValueError, match="x is on meta, and sparse products are of CPUs"):
+        model.to("meta")(TOKENS.to("meta"))
 
 
 @pytest.mark.parametrize("structure", ["groups", "blocks"])
