@@ -24,6 +24,7 @@ from nt_dist.errors import DataError, NTDistError, RunError
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 SYNCED_BYTES = 1 << 26  # of a file that is written, at a time
 WAITING_BYTES = 1 << 24  # of a journal on a disk that takes nothing
+_OF_FILE_SYSTEMS = "lost+found"  # in the first folder of a disk; only its administrator may read it
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -242,14 +243,15 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def plain_suffix(path: Path) -> str:
     """The suffix that tells a file's format, past that of its compression: ".jsonl" of "a.jsonl.gz"."""
-    return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix.lower()
+    return (path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
 
 
 def entries(folder: Path) -> list[os.DirEntry]:
-    """What is in a folder, sorted by name, hidden entries left out; DataError if it cannot be read, or a link in it
-    leads nowhere: what was meant would be missing without a word."""
+    """What is in a folder, sorted by name, without hidden entries and what file systems keep there for themselves;
+    DataError if it cannot be read, or a link in it leads nowhere: what was meant would be missing without a word."""
     with reading(folder, DataError), os.scandir(folder) as scanned:
-        found = sorted((entry for entry in scanned if entry.name[0] != "."), key=lambda entry: entry.name)
+        kept = (entry for entry in scanned if entry.name[0] != "." and entry.name != _OF_FILE_SYSTEMS)
+        found = sorted(kept, key=lambda entry: entry.name)
         for entry in found:
             if entry.is_symlink():
                 check_link(Path(entry.path))

@@ -41,9 +41,10 @@ def read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
     DataError if it cannot be read, is damaged or cut short, or is binary: holds a NUL byte, which no text does.
     """
     with reading(path, DataError), open(path, "rb") as file:
-        size = _FED if path.suffix in _DECOMPRESSORS else _BLOCK
+        is_compressed = path.suffix.lower() in _DECOMPRESSORS
+        size = _FED if is_compressed else _BLOCK
         blocks: Iterable[bytes] = iter(lambda: file.read(size), b"")
-        for block in _decompress(path, blocks) if path.suffix in _DECOMPRESSORS else blocks:
+        for block in _decompress(path, blocks) if is_compressed else blocks:
             if b"\0" in block:
                 raise DataError(f"{path}: holds a NUL byte: it is binary, not text")
             yield block, file.tell()
@@ -54,14 +55,14 @@ def _decompress(path: Path, blocks: Iterable[bytes]) -> Iterator[bytes]:
 
     Readers of whole files take a truncated one for a whole one (zstandard's), or pass over what is no frame (bz2's).
     """
-    frame = None
+    frame, suffix = None, path.suffix.lower()
     for data in blocks:
         while data := data if frame else data.lstrip(b"\0"):
-            frame = frame or _DECOMPRESSORS[path.suffix](path)
+            frame = frame or _DECOMPRESSORS[suffix](path)
             try:
                 block = frame.decompress(data)
             except Exception as error:  # each library has its own, zstandard's with no class in common
-                raise DataError(f"{path}: is no {path.suffix} file, or is damaged: {error}") from error
+                raise DataError(f"{path}: is no {suffix} file, or is damaged: {error}") from error
             yield block
             data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     if frame:

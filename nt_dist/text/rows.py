@@ -94,4 +94,5 @@ def columns_of(types: Any, key: str) -> tuple[Any, ...]:
     if isinstance(key, Messages):
         return types.is_list, types.is_large_list
     numbers = (types.is_integer, types.is_floating) if template(key) else ()
-    return *numbers, types.is_string, types.is_large_string, types.is_binary, types.is_large_binary, types.is_null
+    texts = types.is_string, types.is_large_string, types.is_string_view
+    return *numbers, *texts, types.is_binary, types.is_large_binary, types.is_binary_view, types.is_null

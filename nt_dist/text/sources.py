@@ -240,7 +240,10 @@ class ParquetSource(FileSource):
                     if name not in columns:
                         only = ", ".join(map(repr, columns))
                         raise DataError(f"{file}: has no column {which}, only {only}")
+                    if (count := columns.count(name)) > 1:
+                        raise DataError(f"{file}: has {count} columns {which}")
                     kind = table.schema_arrow.field(name).type
+                    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
                     if not any(is_kind(kind) for is_kind in columns_of(pyarrow.types, key)):
                         raise DataError(f"{file}: the column {which} must be {what}, not {kind}")
                 for batch in table.iter_batches(1024, columns=fields_of(key), use_threads=False):

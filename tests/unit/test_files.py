@@ -89,6 +89,14 @@ def test_links_are_followed_and_everything_is_taken_once(tmp_path):
     assert expand("data.path", [f"{corpus}/b/2.txt", f"{disk}/2.txt"], ()) == expected[:1]
 
 
+def test_what_others_leave_in_folders_is_no_data(tmp_path):
+    for name in ("A.TXT.GZ", "._A.TXT.GZ", "lost+found/b.txt", ".ipynb_checkpoints/c.txt", "__MACOSX/d.txt", "_SUCCESS"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert expand("data.path", str(tmp_path), (".txt",)) == [tmp_path / "A.TXT.GZ"]
+    assert expand("data.path", str(tmp_path), ()) == [tmp_path / "A.TXT.GZ"]
+
+
 @pytest.mark.parametrize("place", ["", "inner", "linked"])
 @pytest.mark.parametrize("pattern", ["", "/**/*"])
 def test_a_link_that_leads_nowhere_is_an_error(tmp_path, place, pattern):

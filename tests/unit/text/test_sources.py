@@ -171,12 +171,33 @@ def test_parquet_gives_its_texts(tmp_path):
     assert [document.read for document in source.documents(0)][-1] == (tmp_path / "a.parquet").stat().st_size
 
 
+KINDS = {
+    "dictionary": lambda rows: pyarrow.array(rows).dictionary_encode(),  # pandas' categories
+    "large": lambda rows: pyarrow.array(rows, pyarrow.large_string()),
+    "view": lambda rows: pyarrow.array(rows, pyarrow.string_view()),
+    "binary view": lambda rows: pyarrow.array([row and row.encode() for row in rows], pyarrow.binary_view()),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parquet_holds_text_in_several_ways(tmp_path, kind):
+    table = pyarrow.table({"text": KINDS[kind](["one", "two", None, "one"])})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert texts(source_of(tmp_path / "a.parquet")) == ["one", "two", "one"]
+    pyarrow.parquet.write_table(table[:2], tmp_path / "a.parquet")
+    assert texts(source_of(tmp_path / "a.parquet", text_key="a {text}.")) == ["a one.", "a two."]
+
+
 def test_bad_parquet_is_named(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", ["one", "two"])
     with pytest.raises(DataError, match="a.parquet: has no column data.text_key = 'body', only 'text', 'n'"):
         texts(source_of(path, text_key="body"))
     with pytest.raises(DataError, match="a.parquet: the column data.text_key = 'n' must be text"):
         texts(source_of(path, text_key="n"))
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["one"]), pyarrow.array(["two"])], names=["text", "text"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match="twice.parquet: has 2 columns data.text_key = 'text'"):
+        texts(source_of(tmp_path / "twice.parquet"))
     damaged = path.read_bytes()[:-20]
     path.write_bytes(damaged)
     with pytest.raises(DataError, match="a.parquet: is no Parquet file, or is damaged"):
