@@ -90,7 +90,8 @@ def test_links_are_followed_and_everything_is_taken_once(tmp_path):
 
 
 def test_what_others_leave_in_folders_is_no_data(tmp_path):
-    for name in ("A.TXT.GZ", "._A.TXT.GZ", "lost+found/b.txt", ".ipynb_checkpoints/c.txt", "__MACOSX/d.txt", "_SUCCESS"):
+    others = ("._A.TXT.GZ", "lost+found/b.txt", ".ipynb_checkpoints/c.txt", "__MACOSX/d.txt", "_SUCCESS")
+    for name in ("A.TXT.GZ", *others):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     assert expand("data.path", str(tmp_path), (".txt",)) == [tmp_path / "A.TXT.GZ"]

@@ -234,7 +234,7 @@ class NeuroTrailsForCausalLM(PreTrainedModel, GenerationMixin):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """Resize every embedding and output matrix; return the (first) embedding. See PreTrainedModel's, check_dense."""
+        """Resize every embedding and output matrix; return the (first) embedding; see PreTrainedModel's."""
         check_dense(self)
         needs_grad = self.embed_tokens[0].weight.requires_grad
         tables = [
