@@ -111,13 +111,13 @@ class Llama(Family):
 
     def corrupted(self, data, kind, level):
         from nt_dist.data.mixture import each_part
-        from nt_dist.text.samples import Corrupted, misspell, shuffle
+        from nt_dist.text.samples import misspelt, shuffled
 
-        corrupt = partial(shuffle, share=level)
+        corrupt = partial(shuffled, share=level)
         if kind == "misspell":
-            corrupt = partial(misspell, share=level, tokenizer=data.tokenizer)
+            corrupt = partial(misspelt, share=level, tokenizer=data.tokenizer)
         name = f"the same text, {self.corruptions.kinds[kind].format(level)}"
-        return name, each_part(data.validation, lambda samples: Corrupted(samples, corrupt))
+        return name, each_part(data.validation, corrupt)
 
 
 def perplexity(nll: float) -> float:

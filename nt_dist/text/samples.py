@@ -1,8 +1,10 @@
 """Prepared documents as samples: S = model.max_seq_len tokens, the S that follow them, and S weights of the loss."""
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -12,6 +14,8 @@ from nt_dist.text.indexed import IndexedTokens
 from nt_dist.text.tokenizer import Tokenizer
 
 _SEED = 0  # of corruptions; not a run's, so that all runs are measured on the same corrupted text
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,16 @@ class Corrupted:
         return self.samples.blank()
 
 
+def shuffled(samples: TextSamples, share: float) -> Corrupted:
+    """The samples, each with some tokens in each other's places (:func:`shuffle`); says so where that moves none."""
+    longest = samples.sequence_length + 1
+    if round(share * longest) < 2:
+        _logger.info(
+            "a share of %g of %d tokens is no two, which could change places: nothing is moved", share, longest
+        )
+    return Corrupted(samples, partial(shuffle, share=share))
+
+
 def shuffle(tokens: np.ndarray, draw: np.random.Generator, share: float) -> np.ndarray:
     """Put some tokens in each other's places: the words are the text's, their order is not.
 
@@ -118,6 +132,11 @@ def shuffle(tokens: np.ndarray, draw: np.random.Generator, share: float) -> np.n
     chosen = draw.choice(len(tokens), round(share * len(tokens)), replace=False)  # in random order: to roll is a cycle
     tokens[chosen] = tokens[np.roll(chosen, 1)]
     return tokens
+
+
+def misspelt(samples: TextSamples, share: float, tokenizer: Tokenizer) -> Corrupted:
+    """The samples, the text of each mistyped (:func:`misspell`)."""
+    return Corrupted(samples, partial(misspell, share=share, tokenizer=tokenizer))
 
 
 def misspell(tokens: np.ndarray, draw: np.random.Generator, share: float, tokenizer: Tokenizer) -> np.ndarray:

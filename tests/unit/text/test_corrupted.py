@@ -1,25 +1,17 @@
 """Corrupted samples."""
 
 import itertools
-from functools import partial
+import logging
 
 import numpy as np
 import pytest
 
-from nt_dist.text.samples import Corrupted, _mistyped, misspell, shuffle
+from nt_dist.text.samples import Corrupted, _mistyped, misspelt, shuffled
 from nt_dist.text.sources import open_files
 from nt_dist.text.tokenizer import Tokenizer, train_tokenizer
 from tests.unit.text.test_samples import samples
 
 DOCUMENTS = [list(range(3, 3 + length)) for length in (9, 2, 1, 7, 20)]
-
-
-def _shuffled(samples, share):
-    return Corrupted(samples, partial(shuffle, share=share))
-
-
-def _misspelled(samples, share, tokenizer):
-    return Corrupted(samples, partial(misspell, share=share, tokenizer=tokenizer))
 
 
 def _tokens(sample):
@@ -29,7 +21,7 @@ def _tokens(sample):
 def test_a_share_of_a_samples_tokens_changes_places(tmp_path):
     packed = samples(tmp_path, "packed", [list(range(3, 285))], 40)  # all tokens differ
     for share, moved in ((0.1, 4), (0.5, round(20.5)), (1.0, 41)):
-        corrupted = _shuffled(packed, share)
+        corrupted = shuffled(packed, share)
         assert len(corrupted) == len(packed)
         for number in range(len(packed)):
             before, after = _tokens(packed[number]), _tokens(corrupted[number])
@@ -39,15 +31,23 @@ def test_a_share_of_a_samples_tokens_changes_places(tmp_path):
             assert corrupted[number].targets[:-1].tolist() == corrupted[number].inputs[1:].tolist()
 
 
+def test_a_share_of_no_two_tokens_is_said(tmp_path, caplog):
+    packed = samples(tmp_path, "packed", [list(range(3, 285))], 40)
+    with caplog.at_level(logging.INFO):
+        assert _tokens(shuffled(packed, 0.05)[0]) != _tokens(packed[0]) and not caplog.text
+        assert _tokens(shuffled(packed, 0.03)[0]) == _tokens(packed[0])
+    assert "a share of 0.03 of 41 tokens is no two" in caplog.text
+
+
 def test_it_follows_from_the_number_alone(tmp_path):
     rows = samples(tmp_path, "rows", [list(range(3, 43))] * 3, 40)
-    first, again = _shuffled(rows, 0.3), _shuffled(rows, 0.3)
+    first, again = shuffled(rows, 0.3), shuffled(rows, 0.3)
     assert _tokens(again[1]) == _tokens(first[1]) != _tokens(first[0])
 
 
 def test_padding_stays_and_short_rows_stay_as_they_are(tmp_path):
     rows = samples(tmp_path, "rows", DOCUMENTS, 8)
-    corrupted = _shuffled(rows, 1.0)
+    corrupted = shuffled(rows, 1.0)
     for number in range(len(rows)):
         before, after = rows[number], corrupted[number]
         assert after.weights.tolist() == before.weights.tolist()
@@ -55,7 +55,7 @@ def test_padding_stays_and_short_rows_stay_as_they_are(tmp_path):
         assert not after.targets[real:].any() and not after.inputs[real:].any()
         assert sorted(_tokens(after)) == sorted(_tokens(before))
     assert _tokens(corrupted[2]) == _tokens(rows[2])  # one token
-    assert _tokens(_shuffled(rows, 0.1)[0]) == _tokens(rows[0])  # round(0.1 * 9) = 1: nothing to change places with
+    assert _tokens(shuffled(rows, 0.1)[0]) == _tokens(rows[0])  # round(0.1 * 9) = 1: nothing to change places with
 
 
 def test_a_sample_of_which_nothing_is_left_is_padding(tmp_path):
@@ -92,22 +92,22 @@ def test_a_misspelt_sample_is_the_tokens_of_the_misspelt_text(tmp_path, tokenize
     texts = ["the quick brown foxes jump over lazy dogs " * 8, "lazy dogs", "quick"]
     documents = [tokenizer.document(text) for text in texts]
     rows = samples(tmp_path, "rows", documents, 60, tokenizer.vocab_size)
-    misspelt = _misspelled(rows, 0.2, tokenizer)
-    assert len(misspelt) == len(rows)
+    mistyped = misspelt(rows, 0.2, tokenizer)
+    assert len(mistyped) == len(rows)
     for number, text in enumerate(texts):
-        before, after = _tokens(rows[number]), _tokens(misspelt[number])
-        assert after == _tokens(_misspelled(rows, 0.2, tokenizer)[number])  # follows from the number alone
+        before, after = _tokens(rows[number]), _tokens(mistyped[number])
+        assert after == _tokens(misspelt(rows, 0.2, tokenizer)[number])  # follows from the number alone
         assert len(after) <= len(before) and after[0] == tokenizer.bos
         assert set(tokenizer.decode(after)) <= set(text)
-    long = _tokens(misspelt[0])
+    long = _tokens(mistyped[0])
     assert len(long) == 61 and long != _tokens(rows[0])  # more tokens than there were: cut
-    assert _tokens(_misspelled(rows, 1e-9, tokenizer)[0]) == _tokens(rows[0])
+    assert _tokens(misspelt(rows, 1e-9, tokenizer)[0]) == _tokens(rows[0])
 
 
 def test_documents_of_a_misspelt_window_stay_apart(tmp_path, tokenizer):
     documents = [tokenizer.document("lazy dogs jump") for _ in range(8)]
     packed = samples(tmp_path, "packed", documents, 40, tokenizer.vocab_size)
-    before, after = _tokens(packed[0]), _tokens(_misspelled(packed, 0.1, tokenizer)[0])
+    before, after = _tokens(packed[0]), _tokens(misspelt(packed, 0.1, tokenizer)[0])
     controls = [each for each in before if each in (tokenizer.bos, tokenizer.eos)]
     kept = [each for each in after if each in (tokenizer.bos, tokenizer.eos)]
     assert 4 < len(kept) <= len(controls) and kept == controls[: len(kept)]
@@ -117,7 +117,7 @@ def test_windows_without_a_mistake_keep_their_tokens(tmp_path, tokenizer):
     """Also where a window cuts a character of several bytes, which decoding cannot give back."""
     documents = [tokenizer.document("lazy 漢字 dogs 🎉 ") for _ in range(8)]
     packed = samples(tmp_path, "packed", documents, 7, tokenizer.vocab_size)
-    misspelt = _misspelled(packed, 1e-9, tokenizer)
+    mistyped = misspelt(packed, 1e-9, tokenizer)
     assert any("\ufffd" in tokenizer.decode(_tokens(packed[number])) for number in range(len(packed)))
     for number in range(len(packed)):
-        assert _tokens(misspelt[number]) == _tokens(packed[number])
+        assert _tokens(mistyped[number]) == _tokens(packed[number])
