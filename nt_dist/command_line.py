@@ -1,6 +1,7 @@
 """How every command of this project starts and, above all, ends."""
 
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -15,6 +16,7 @@ BAD_INPUT = 2
 BUG = 1
 INTERRUPTED = 130
 NOBODY_READS = 141  # as a shell reports SIGPIPE
+_FULL = errno.ENOSPC, errno.EDQUOT
 TAKE_SECONDS = 1.0  # for a stream to take something
 _PIECE = 1024  # characters, so that a pipe which takes anything takes all of it: PIPE_BUF is 4,096 bytes
 
@@ -74,9 +76,9 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and leave the process.
 
     Errors of the family NTDistError are printed as one line a problem, without a traceback, and end with exit code 2;
-    so does what the system refuses of a file whose name the error has, wherever that is: a file, a disk or a user did
-    that. Any other exception ends with its traceback and 1; Ctrl-C with 130; a reader of stdout that went away with
-    141. What cannot be written to stderr is dropped.
+    so does what the system refuses of a file whose name the error has, wherever that is, of standard output, or for
+    want of room: a file, a disk or a user did that. Any other exception ends with its traceback and 1; Ctrl-C with 130;
+    a reader of stdout that went away with 141. What cannot be written to stderr is dropped.
 
     The process is always left with ``os._exit``, on success as well: after a good run the threads of gloo and
     DeepSpeed can abort an interpreter that is being taken down ("terminate called without an active exception"), and
@@ -90,9 +92,9 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     logging.getLogger("DeepSpeed").addFilter(_is_news)
     code = _exit_code(main)
     logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a closed pipe or stream: nobody is reading any more
-            stream.flush()
+    refused = _refused_by_stdout()
+    code = _say(refused) if refused and code == 0 else code
+    sys.stderr.flush()
     os._exit(code)
 
 
@@ -116,9 +118,11 @@ def _exit_code(main: Callable[[], int | None]) -> int:
     except BaseException as error:
         if isinstance(error, BrokenPipeError) and _stdout_is_broken():
             return NOBODY_READS  # "… --help | head": no fault to report
-        if isinstance(error, OSError) and error.filename is not None:
-            sys.stderr.write(f"error: {printable(os.fsdecode(error.filename))}: {error.strerror}\n")
-            return BAD_INPUT
+        if isinstance(error, OSError):
+            if refused := _refused_by_stdout():
+                return _say(refused)
+            if error.filename is not None or error.errno in _FULL:
+                return _say(error)
         traceback.print_exc()
         return BUG
 
@@ -126,6 +130,24 @@ def _exit_code(main: Callable[[], int | None]) -> int:
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether DeepSpeed says something that commands do not say themselves, as they do which device they compute on."""
     return not record.getMessage().startswith("Setting accelerator to CPU")
+
+
+def _say(refused: OSError) -> int:
+    """Say what the system refused, of which file if that is known; returns the exit code."""
+    name = "" if refused.filename is None else f"{printable(os.fsdecode(refused.filename))}: "
+    sys.stderr.write(f"error: {name}{refused.strerror}\n")
+    return BAD_INPUT
+
+
+def _refused_by_stdout() -> OSError | None:
+    """Why stdout, which somebody reads, does not take what was written to it, as on a full disk; else None."""
+    try:
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):  # a closed pipe or stream: nobody is reading any more
+        return None
+    except OSError as problem:
+        return OSError(problem.errno, problem.strerror, "standard output")
+    return None
 
 
 def _fill_standard_descriptors() -> None:

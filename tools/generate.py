@@ -13,10 +13,12 @@ checkpoint may be a run's folder: then it is the newest one.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from nt_dist.command_line import run_main
 from nt_dist.errors import ConfigError
+from nt_dist.files import reading
 
 
 def main() -> int:
@@ -51,7 +53,8 @@ def main() -> int:
     from nt_dist.inference.generate import Sampling, check_prompt, generate, write
     from nt_dist.inference.sparse import hold_sparse
 
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    with reading("the standard input"):
+        prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     check_prompt(prompt, "the standard input" if arguments.prompt == "-" else "--prompt")
     for text in arguments.stop:
         check_prompt(text, "--stop")
@@ -59,20 +62,19 @@ def main() -> int:
     if problems := [f"{key} {count} must be at least 1" for key, count in counts.items() if count < 1]:
         raise ConfigError(problems)
     stop = [text.replace("\\n", "\n") for text in arguments.stop]
-    samplings = [
-        Sampling(arguments.temperature, arguments.top_p, arguments.seed + number, arguments.top_k)
-        for number in range(arguments.samples)
-    ]
+    sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed, arguments.top_k)
+    replace(sampling, seed=arguments.seed + arguments.samples - 1)  # which must be one too
     device = parse_device(arguments.device)
     ensemble = load_ensemble(arguments.checkpoint, device, tokenizer=arguments.tokenizer, prepared=arguments.prepared)
     ensemble.check_task("text-generation")
     hold_sparse(ensemble.model, getattr(torch, arguments.weights))
     how = parse_combination(arguments.combine, ensemble.num_trails, "--combine")
     kind = arguments.uncertainty
-    for number, sampling in enumerate(samplings, start=1):
-        if len(samplings) > 1:
-            print(f"--- sample {number} of {len(samplings)}, --seed {sampling.seed}")
-        pieces = generate(ensemble, prompt, arguments.max_tokens, sampling, how, kind, stop)
+    for number in range(arguments.samples):
+        own = replace(sampling, seed=sampling.seed + number)
+        if arguments.samples > 1:
+            print(f"--- sample {number + 1} of {arguments.samples}, --seed {own.seed}")
+        pieces = generate(ensemble, prompt, arguments.max_tokens, own, how, kind, stop)
         write(pieces, prompt, sys.stdout, kind)
     return 0
 

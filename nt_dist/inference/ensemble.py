@@ -92,7 +92,9 @@ def parse_combination(text: str, num_trails: int, key: str = "combine") -> str |
 def parse_device(text: str) -> torch.device:
     """Read the name of a device; ConfigError if there is none of that name."""
     try:
-        return torch.empty(0, device=text).device
+        place = torch.zeros(1, device=text)
+        place.item()  # of "meta" there is none
+        return place.device
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
         raise ConfigError([f"--device {text!r} cannot be used: {str(error).splitlines()[0]}"]) from None
 

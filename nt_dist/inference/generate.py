@@ -37,7 +37,7 @@ class Sampling:
 
     def __post_init__(self):
         rules = {
-            f"--temperature {self.temperature:g} must be at least 0": 0 <= self.temperature < math.inf,
+            f"--temperature {self.temperature:g} must be a number of at least 0": 0 <= self.temperature < math.inf,
             f"--top_p {self.top_p:g} must be in (0, 1]": 0 < self.top_p <= 1,
             f"--seed {self.seed} must be in [0, 2^63)": 0 <= self.seed < 2**63,
             f"--top_k {self.top_k} must be at least 0": self.top_k >= 0,

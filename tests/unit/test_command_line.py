@@ -26,6 +26,7 @@ ENDS = {
     "data": ("raise DataError('x.bin: truncated')", 2, "", "error: x.bin: truncated\n"),
     "said by another rank": ("error = DataError('x.bin: truncated'); error.is_said = True; raise error", 2, "", ""),
     "a file": ("open('x' * 300)", 2, "", f"error: {'x' * 300}: File name too long\n"),
+    "a disk": ("raise OSError(28, 'No space left on device')", 2, "", "error: No space left on device\n"),
     "interrupt": ("raise KeyboardInterrupt", 130, "", "interrupted\n"),
     "help": ("sys.exit()", 0, "", ""),
     "usage": ("sys.exit(2)", 2, "", ""),
@@ -87,6 +88,16 @@ def test_a_reader_that_went_away_is_no_bug(body, code):
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == code
+
+
+@pytest.mark.parametrize("body", ["print('lost')", "print('lost', flush=True)", "print('x' * 100_000)"])
+def test_output_that_a_full_disk_does_not_take_is_an_error(body):
+    script = HEAD + f"def main():\n    {body}\nrun_main(main)\n"
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=BUFFERED)
+    name = "" if "x" in body else "standard output: "  # what is longer than its buffer may have left that already
+    assert (done.returncode, done.stderr) == (2, f"error: {name}No space left on device\n")
 
 
 @pytest.mark.parametrize("reader", ["gone", "sleeps"])

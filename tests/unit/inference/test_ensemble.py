@@ -90,7 +90,7 @@ def test_a_combination_is_read_with_trails_counted_from_one():
 
 def test_a_device_that_is_not_there_is_refused():
     assert parse_device("cpu") == torch.device("cpu")
-    for name in ("gpu9", "cuda:77"):
+    for name in ("gpu9", "cuda:77", "meta"):
         with pytest.raises(ConfigError, match=f"--device '{name}' cannot be used: "):
             parse_device(name)
 

@@ -6,11 +6,12 @@ import math
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from nt_dist.errors import ConfigError
+from nt_dist.errors import ConfigError, RunError
 from nt_dist.inference import load_ensemble
 from nt_dist.inference.generate import (
     Piece,
@@ -138,7 +139,7 @@ def test_what_is_out_of_range_is_refused_all_at_once():
     with pytest.raises(ConfigError) as caught:
         Sampling(temperature=-1, top_p=0, seed=-3, top_k=-1)
     assert str(caught.value).splitlines() == [
-        "--temperature -1 must be at least 0",
+        "--temperature -1 must be a number of at least 0",
         "--top_p 0 must be in (0, 1]",
         "--seed -3 must be in [0, 2^63)",
         "--top_k -1 must be at least 0",
@@ -218,6 +219,13 @@ def test_the_command_writes_numbers_into_a_pipe(run, monkeypatch, capsys):
         module.main()
     monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, options), "--combine", "4"])
     with pytest.raises(ConfigError, match="--combine = '4' must be"):
+        module.main()
+    monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, options), "--samples", str(10**20)])
+    with pytest.raises(ConfigError, match="--seed 9+ must be in"):  # of the last sample
+        module.main()
+    monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, options), "--prompt", "-"])
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(read=lambda: os.listdir(sys.executable)))
+    with pytest.raises(RunError, match="the standard input: cannot be read: Not a directory"):
         module.main()
 
 
