@@ -219,9 +219,20 @@ def check_free(out: Path) -> None:
         raise RunError(f"--out {out}: must be a folder, or nothing yet")
     if out.is_dir() and any(out.iterdir()):
         raise RunError(f"--out {out}: is not empty; nothing in it is touched")
-    parent = next(each for each in out.absolute().parents if each.exists())
+    _check_place("--out", out)
+
+
+def check_file(key: str, path: Path) -> None:
+    """Refuse by a RunError, before any work, a file, given as ``key``, that could not be written."""
+    if path.is_dir():
+        raise RunError(f"{key} {path}: is a folder")
+    _check_place(key, path)
+
+
+def _check_place(key: str, path: Path) -> None:
+    parent = next(each for each in path.absolute().parents if each.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise RunError(f"--out {out}: {parent} must be a folder that can be written to")
+        raise RunError(f"{key} {path}: {parent} must be a folder that can be written to")
 
 
 @contextlib.contextmanager
@@ -302,6 +313,8 @@ def expand(key: str, patterns: str | Sequence[str], suffixes: Sequence[str]) -> 
     found: dict[str, Path] = {}  # by the place that links lead to
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         path = Path(os.path.expanduser(pattern))
+        if not pattern.strip():
+            raise DataError(f"{key} = {pattern!r}: must not be empty")
         if path.is_dir():
             files = [file for file in files_under(path) if not suffixes or plain_suffix(file) in suffixes]
             files = [file for file in files if not any(map(_is_marker, file.relative_to(path).parts))]

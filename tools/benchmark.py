@@ -35,6 +35,7 @@ from pathlib import Path
 from nt_dist.command_line import run_main
 from nt_dist.config import parse_command_line
 from nt_dist.families import load_config
+from nt_dist.files import check_file, write_whole
 from nt_dist.parallel import launcher
 
 CONFIG = "configs/bench_speed.toml"
@@ -104,6 +105,8 @@ def main() -> int:
     words = [word.removeprefix("--") if word.removeprefix("--") in commands.choices else word for word in sys.argv[1:]]
     arguments, rest = parser.parse_known_args(words)  # --inference is inference
     path, ds_config, overrides = parse_command_line(["--config", CONFIG, *rest])
+    if arguments.json:
+        check_file("--json", arguments.json)
     joins_later = arguments.what in ("communication", "trunk")  # what is counted must be wrapped before
     ranks = launcher.process().world_size if joins_later else 1
     config = load_config(path, overrides, ds_config, world_size=ranks, check_paths=False)
@@ -151,7 +154,7 @@ def main() -> int:
         return 0
     print(table)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_whole(arguments.json, json.dumps(figures, indent=2) + "\n")
     return 0
 
 

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from nt_dist.command_line import run_main
-from nt_dist.files import write_whole
+from nt_dist.files import check_file, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 240  # that a check may take
@@ -48,6 +48,8 @@ def main() -> int:
     asked = arguments.only.split(",")
     if unknown := [each for each in asked if each not in CHECKS]:
         parser.error(f"--only {unknown[0]!r}: must be some of {', '.join(CHECKS)}")
+    if arguments.json:
+        check_file("--json", arguments.json)
     machine = describe_machine()
     print("\n".join(f"{key}: {value}" for key, value in machine.items()), "", sep="\n")
     figures, failed = {"machine": machine, "tiny": arguments.tiny}, []

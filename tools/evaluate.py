@@ -21,6 +21,7 @@ from pathlib import Path
 
 from nt_dist.command_line import run_main
 from nt_dist.errors import RunError
+from nt_dist.files import check_file, write_whole
 from nt_dist.parallel import launcher
 
 
@@ -49,18 +50,19 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     if arguments.single or arguments.tasks:
         launcher.forget()
+    with launcher.said_once_a_host():
+        if arguments.json:
+            check_file("--json", arguments.json)
     if arguments.tasks:
         return evaluate_tasks(arguments)
     if arguments.include_path:
         raise RunError("--include_path goes with --tasks alone")
 
-    from nt_dist.evaluation.evaluate_checkpoint import check_json, corruption, evaluate_checkpoint, join
+    from nt_dist.evaluation.evaluate_checkpoint import corruption, evaluate_checkpoint, join
     from nt_dist.messages import start_logging
     from nt_dist.parallel.mesh import close  # takes seconds: torch
 
     with launcher.said_once_a_host():
-        if arguments.json:
-            check_json(arguments.json)
         if arguments.shift is not None:
             corruption(arguments.shift)
     start_logging(launcher.process().rank)
@@ -91,11 +93,7 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
         from nt_dist import harness  # takes seconds: torch and the harness
     except ModuleNotFoundError as missing:
         raise RunError(f"--tasks needs the extra [eval]: {missing}") from None
-    from nt_dist.evaluation.evaluate_checkpoint import check_json
-    from nt_dist.files import write_whole
 
-    if arguments.json:
-        check_json(arguments.json)
     tasks, folder = arguments.tasks.split(","), arguments.include_path
     table, results = harness.evaluate_tasks(arguments.checkpoint, tasks, arguments.combine, folder)
     print(table)

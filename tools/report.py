@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nt_dist.command_line import run_main
 from nt_dist.errors import RunError
+from nt_dist.files import check_file, write_whole
 
 
 def main() -> int:
@@ -25,9 +26,10 @@ def main() -> int:
     run = arguments.run
     if not run.is_dir():
         raise RunError(f"{run}: no such folder")
+    out = arguments.out or run / "report.html"
+    check_file("--out", out)
 
     from nt_dist.evaluation.evaluate_checkpoint import join
-    from nt_dist.files import write_whole
     from nt_dist.messages import start_logging
     from nt_dist.pictures import save_pictures  # takes seconds: torch and matplotlib
     from nt_dist.study.report import make_report
@@ -40,7 +42,6 @@ def main() -> int:
     comparison = read_comparison(arguments.comparison) if arguments.comparison else None
     result = result_of(run.resolve().name, [run], join(1), run / "report", arguments.overrides)
     page, pictures = make_report(run, result, comparison)
-    out = arguments.out or run / "report.html"
     write_whole(out, page)
     save_pictures(pictures, run / "report")
     draw_pictures(

@@ -20,9 +20,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.model", help="where to write it")
     arguments, others = parser.parse_known_args()
     from nt_dist.errors import DataError
-    from nt_dist.files import write_whole
+    from nt_dist.files import check_file, write_whole
     from nt_dist.text.prepare import find_tokenizer
 
+    if arguments.out:
+        check_file("--out", arguments.out)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     path, ds_config, overrides = parse_command_line(others)
     config = load_config(path, [*overrides, "data.tokenizer=auto"], ds_config)

@@ -5,7 +5,6 @@ Ranks are data ranks, whatever layout trained the model: each holds all of it, a
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -74,15 +73,6 @@ class CheckpointEvaluation:
         content = {"checkpoint": self.checkpoint, "step": self.step, "data": self.data, "samples": used}
         content |= {"samples_there": there, "eval": self.figures}
         write_whole(path, json.dumps(content, indent=2) + "\n")
-
-
-def check_json(path: Path) -> None:
-    """Refuses by a RunError, before any work, a file that could not be written."""
-    folder = path.absolute().parent
-    if path.is_dir():
-        raise RunError(f"--json {path}: is a folder")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise RunError(f"--json {path}: {folder} must be a folder that can be written to")
 
 
 def join(world_size: int) -> Mesh:

@@ -84,11 +84,11 @@ def is_done(run: PlannedRun) -> bool:
 
 
 def _train(run: PlannedRun, launcher: str) -> None:
-    command = [*(shlex.split(launcher) or [sys.executable]), str(TRAIN), "--config", run.base, *run.overrides]
     try:
-        process = subprocess.Popen(command)
-    except OSError as error:
-        raise RunError(f"--launcher {launcher!r}: {error.strerror}") from None
+        words = shlex.split(launcher) or [sys.executable]
+        process = subprocess.Popen([*words, str(TRAIN), "--config", run.base, *run.overrides])
+    except (OSError, ValueError) as error:  # the latter of a quotation that does not end
+        raise RunError(f"--launcher {launcher!r}: {getattr(error, 'strerror', error)}") from None
     before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in _PASSED_ON}
     try:
         code = process.wait()

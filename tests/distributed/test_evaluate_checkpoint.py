@@ -271,12 +271,3 @@ def test_changed_training_texts_are_noticed_where_they_are_prepared_anew(run):
         away.rename(prepared)
     finally:
         new.unlink()
-
-
-def test_a_json_file_that_cannot_be_written_is_refused_before_any_work(tmp_path):
-    from nt_dist.evaluation.evaluate_checkpoint import check_json
-
-    check_json(tmp_path / "eval.json")
-    for path in (tmp_path, tmp_path / "missing" / "eval.json"):
-        with pytest.raises(RunError, match="--json"):
-            check_json(path)

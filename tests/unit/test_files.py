@@ -3,13 +3,16 @@
 import contextlib
 import errno
 import os
+import runpy
 import stat
+import sys
+from pathlib import Path
 
 import pytest
 
 from nt_dist import files
 from nt_dist.errors import DataError, RunError
-from nt_dist.files import Journal, expand, read_json, replacing, write_whole
+from nt_dist.files import Journal, check_file, expand, read_json, replacing, write_whole
 
 
 def test_a_file_is_written_into_a_new_folder_and_replaced(tmp_path):
@@ -66,6 +69,33 @@ def test_a_file_system_that_cannot_sync_folders_is_written_to(tmp_path, monkeypa
     with pytest.raises(RunError, match="Input/output") if error == errno.EIO else contextlib.nullcontext():
         write_whole(tmp_path / "table.md", "text")
     assert (tmp_path / "table.md").read_text() == "text"
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    check_file("--json", tmp_path / "new" / "eval.json")
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="--json .*: is a folder"):
+        check_file("--json", tmp_path)
+    with pytest.raises(RunError, match="--out .*: .*/file must be a folder that can be written to"):
+        check_file("--out", tmp_path / "file" / "report.html")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate.py --checkpoint x --json",
+        "evaluate.py --checkpoint x --tasks y --json",
+        "report.py {folder} --out",
+        "benchmark.py counts --json",
+        "check_gpu.py --json",
+        "train_tokenizer.py --out",
+    ],
+)
+def test_every_command_looks_first_whether_its_file_can_be_written(command, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", [*command.format(folder=tmp_path).split(), str(tmp_path / "file" / "figures")])
+    with pytest.raises(RunError, match="file must be a folder that can be written to"):
+        runpy.run_path(str(Path("tools", sys.argv[0])))["main"]()
 
 
 def test_links_are_followed_and_everything_is_taken_once(tmp_path):

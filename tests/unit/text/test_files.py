@@ -146,6 +146,8 @@ def test_expand_takes_files_folders_and_patterns(tmp_path):
     ],
 )
 def test_expand_names_what_is_missing(tmp_path, pattern, message):
+    with pytest.raises(DataError, match="data = '': must not be empty"):  # which would be the current folder
+        expand("data", "", ())
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match=rf"data.path = '.*{pattern.replace('*', '.')}': {message}"):
         expand("data.path", (str(tmp_path / pattern),), (".jsonl",))
