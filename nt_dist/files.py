@@ -215,11 +215,19 @@ class Journal:
 
 def check_free(out: Path) -> None:
     """Refuse by a RunError, before any work, an --out that holds something or cannot be made."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
+    if out.is_symlink():
         raise RunError(f"--out {out}: must be a folder, or nothing yet")
+    check_folder(out)
     if out.is_dir() and any(out.iterdir()):
         raise RunError(f"--out {out}: is not empty; nothing in it is touched")
-    _check_place("--out", out)
+    _check_place("--out", out)  # a folder is renamed to it
+
+
+def check_folder(out: Path) -> None:
+    """Refuse by a RunError, before any work, an --out that is no folder that can be made or written to."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out}: must be a folder, or nothing yet")
+    _check_place("--out", out / "file")
 
 
 def check_file(key: str, path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from nt_dist.command_line import run_main
 from nt_dist.errors import RunError
+from nt_dist.files import check_folder
 from nt_dist.study.plan import name_runs, parse_together, read_plan
 
 
@@ -43,6 +44,8 @@ def main() -> int:
     plan = read_plan(plans[0], overrides, arguments.only.split(",") if arguments.only else ()) if plans else None
     if (arguments.equal and not plan) or (arguments.reference and not arguments.equal):
         raise RunError("--equal is for a plan, whose runs are trained, and --reference for --equal")
+    out = arguments.out or plan.dir
+    check_folder(out)
     if arguments.equal:
         referred = read_plan(plans[0], overrides, [arguments.reference] if arguments.reference else ())
         reference = next(iter(referred.models.values()))
@@ -62,7 +65,7 @@ def main() -> int:
         plan = equalized(plan, arguments.equal, reference, train)
     if plan and not arguments.no_train:
         train_plan(plan, arguments.launcher)
-    out, mesh = arguments.out or plan.dir, join(1)
+    mesh = join(1)
 
     def evaluate(name: str, folders: list[Path]) -> Result:
         return result_of(name, folders, mesh, out / RESULTS, overrides)

@@ -14,6 +14,7 @@ from pathlib import Path
 from nt_dist.command_line import run_main
 from nt_dist.config import parse_command_line
 from nt_dist.errors import RunError
+from nt_dist.files import check_folder
 from nt_dist.study.plan import parse_points, plan_sweep
 
 
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument("--launcher", default="", help='what trains: "deepspeed --num_gpus 2" (default: one rank)')
     parser.add_argument("--no_train", action="store_true", help="show only what has been trained")
     arguments, rest = parser.parse_known_args()
+    check_folder(arguments.out)
     base, _, overrides = parse_command_line(rest)
     points = parse_points(arguments.densities, arguments.layers, arguments.joints, arguments.points)
     runs = plan_sweep(points, base, arguments.out, arguments.steps, overrides)

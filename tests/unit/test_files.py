@@ -89,9 +89,11 @@ def test_a_file_that_cannot_be_written_is_refused_before_any_work(tmp_path):
         "benchmark.py counts --json",
         "check_gpu.py --json",
         "train_tokenizer.py --out",
+        "compare.py {folder} --out",
+        "diversity.py --out",
     ],
 )
-def test_every_command_looks_first_whether_its_file_can_be_written(command, tmp_path, monkeypatch):
+def test_every_command_looks_first_whether_its_output_can_be_written(command, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(sys, "argv", [*command.format(folder=tmp_path).split(), str(tmp_path / "file" / "figures")])
     with pytest.raises(RunError, match="file must be a folder that can be written to"):

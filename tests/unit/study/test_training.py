@@ -193,6 +193,8 @@ def test_a_run_that_fails_ends_the_plan(runs, tmp_path):
     (tmp_path / "code").write_text("75")
     with pytest.raises(RunError, match="two: training ended with exit code 75; the same command goes on"):
         training.train_missing(runs.values(), _launcher(tmp_path))
+    with pytest.raises(RunError, match="--launcher '\"a': No closing quotation"):
+        training.train_missing(runs.values(), '"a')
     with pytest.raises(RunError, match="--launcher 'nowhere'"):
         training.train_missing(runs.values(), "nowhere")
 
