@@ -16,7 +16,7 @@ BAD_INPUT = 2
 BUG = 1
 INTERRUPTED = 130
 NOBODY_READS = 141  # as a shell reports SIGPIPE
-_FULL = errno.ENOSPC, errno.EDQUOT
+_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 TAKE_SECONDS = 1.0  # for a stream to take something
 _PIECE = 1024  # characters, so that a pipe which takes anything takes all of it: PIPE_BUF is 4,096 bytes
 

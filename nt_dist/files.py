@@ -255,8 +255,9 @@ def new_folder(out: Path) -> Iterator[Path]:
             folder = Path(temporary, "writing")
             folder.mkdir()
             yield folder
-            for file in folder.iterdir():  # safetensors writes files that only their owner may read
-                file.chmod(folder.stat().st_mode & 0o666)  # as the user's umask has it
+            with contextlib.suppress(OSError):  # some file systems have no permissions
+                for file in folder.iterdir():  # safetensors writes files that only their owner may read
+                    file.chmod(folder.stat().st_mode & 0o666)  # as the user's umask has it
             os.rename(folder, out)
 
 

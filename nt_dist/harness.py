@@ -86,13 +86,13 @@ class EnsembleLM(HFLM):
         entries = ensemble.num_trails * ensemble.tokenizer.vocab_size * (max_length or ensemble.max_length)
         batch_size = max(1, LOGIT_ENTRIES // entries) if batch_size == "auto" else int(batch_size)
         exported = to_transformers(ensemble.model, ensemble.config).to(device or "cuda", getattr(torch, dtype))
-        exported.config.combine = how + 1 if isinstance(how, int) else how  # there trails count from 1
+        exported.config.combine = how
         self.tokenizer = _Tokens(ensemble.tokenizer)
         self._source = {"checkpoint": str(ensemble.checkpoint), "combine": str(combine)}
         add_bos_token = has_bos if add_bos_token is None else add_bos_token
         super().__init__(exported, batch_size=batch_size, max_length=max_length, add_bos_token=add_bos_token)
         self._is_held_sparse = False  # which only writing gains from
-        decides = [ensemble.manifest.to_json(), str(how), dtype, self.max_length, add_bos_token]
+        decides = [ensemble.manifest.to_json(), how, dtype, self.max_length, add_bos_token]
         self._identity = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:

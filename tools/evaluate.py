@@ -48,12 +48,12 @@ def main() -> int:
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="over the run's settings")
     arguments = parser.parse_intermixed_args()
-    if arguments.single or arguments.tasks:
+    if arguments.single or arguments.tasks is not None:
         launcher.forget()
     with launcher.said_once_a_host():
         if arguments.json:
             check_file("--json", arguments.json)
-    if arguments.tasks:
+    if arguments.tasks is not None:
         return evaluate_tasks(arguments)
     if arguments.include_path:
         raise RunError("--include_path goes with --tasks alone")

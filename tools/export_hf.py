@@ -40,8 +40,7 @@ def main() -> int:
 
     check_free(arguments.out)
     ensemble = load_ensemble(arguments.checkpoint, tokenizer=arguments.tokenizer, prepared=arguments.prepared)
-    trail = None if arguments.trail is None else arguments.trail - 1
-    done = export(ensemble, arguments.out, trail, arguments.dtype, arguments.sparse)
+    done = export(ensemble, arguments.out, arguments.trail, arguments.dtype, arguments.sparse)
     print(
         f"{done.path}: {done.num_parameters:,} parameters, {done.num_bytes / 1e6:,.1f} MB; "
         f"read back, the largest difference of a logit is {done.difference:.2g}"

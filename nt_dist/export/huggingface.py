@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -82,7 +83,7 @@ def export(
     Args:
         ensemble: In fp32; its values are rounded to ``dtype`` in place.
         out: The folder; must be empty or not there. It is whole, or as it was.
-        trail: One trail's number, from 0, to write as the model of transformers that it is; None: the ensemble.
+        trail: One trail's number, from 1, to write as the model of transformers that it is; None: the ensemble.
         dtype: Of the weights, "float32" or "bfloat16".
         sparse: Whether an ensemble that writes text is also written sparse, for NeuroTrailsForCausalLM.from_sparse.
 
@@ -91,7 +92,7 @@ def export(
     """
     config, task = ensemble.config, TASKS[ensemble.config.family.task]
     _check(config, trail, sparse)
-    with _quiet(), new_folder(out) as folder:
+    with _quiet(), _safetensors_write(out), new_folder(out) as folder:
         rows = weights_of(ensemble.model) | statistics_of(ensemble.model)
         for values in (each.values for each in rows.values()):
             values.copy_(values.to(getattr(torch, dtype)))
@@ -120,8 +121,8 @@ def export(
 def _check(config: Config, trail: int | None, sparse: bool) -> None:
     count, family, broken = config.trails.count, config.family, []
     if trail is not None:
-        if not 0 <= trail < count:
-            broken.append(f"--trail {trail + 1} must be from 1 to trails.count = {count}")
+        if not 1 <= trail <= count:
+            broken.append(f"--trail {trail} must be from 1 to trails.count = {count}")
         broken += family.trail_problems(config)
         if sparse:
             broken.append("--sparse is of the ensemble: one trail alone (--trail) is read from dense weights only")
@@ -169,7 +170,7 @@ def _state(model: TrailsModel, config: Config, twin: Twin, trail: int | None) ->
     rows |= {name: statistic.values for name, statistic in statistics_of(model).items()}
     state = {}
     for spec in config.family.weights(config):
-        for number in range(spec.trails) if trail is None else [min(trail, spec.trails - 1)]:
+        for number in range(spec.trails) if trail is None else [min(trail, spec.trails) - 1]:
             real = rows[spec.name][(number, *map(slice, spec.real_shape))]
             state[twin.key(config, spec.name, number)] = real.contiguous()
     return state
@@ -194,7 +195,7 @@ def _compare(
         pairs += [(model(**theirs, combine=how).logits.log_softmax(-1), combine(logits, how)) for how in (PROB, LOGIT)]
         pairs.append((answer.trail_logits, logits))
     else:
-        pairs.append((answer.logits, logits[trail]))
+        pairs.append((answer.logits, logits[trail - 1]))
     difference = max(float((found - expected.reshape(found.shape)).abs().max()) for found, expected in pairs)
     largest = float(logits.abs().max())
     if not difference <= TOLERANCE * max(largest, 1.0):
@@ -203,6 +204,15 @@ def _compare(
             f"{largest:g}; nothing was exported"
         )
     return difference
+
+
+@contextmanager
+def _safetensors_write(out: Path) -> Iterator[None]:
+    """Raise a RunError where a file of tensors cannot be written to the disk of ``out``, which is no OSError there."""
+    try:
+        yield
+    except SafetensorError as problem:
+        raise RunError(f"--out {out}: cannot be written: {problem}") from problem
 
 
 @contextmanager
@@ -222,15 +232,15 @@ def _quiet() -> Iterator[None]:
 def card(ensemble: Ensemble, task: Task, trail: int | None, dtype: str) -> str:
     """Return a README.md with the model's sizes, its run's figures at the exported step, and a first example.
 
-    ``trail`` is the one that was exported, from 0, or None for all; ``dtype`` that of its weights.
+    ``trail`` is the one that was exported, from 1, or None for all; ``dtype`` that of its weights.
     """
     config, manifest = ensemble.config, ensemble.manifest
     text = _CARD.format(
-        title="NeuroTrails ensemble" if trail is None else f"Trail {trail + 1} of a NeuroTrails ensemble",
+        title="NeuroTrails ensemble" if trail is None else f"Trail {trail} of a NeuroTrails ensemble",
         config=config,
         data=name_of(config),
         behind=config.model.num_layers - config.trunk_layers,
-        which="" if trail is None else f"; this is trail {trail + 1} with the trunk",
+        which="" if trail is None else f"; this is trail {trail} with the trunk",
         parameters=count_parameters(config),
         dtype=dtype,
         manifest=manifest,
@@ -254,7 +264,7 @@ def _figures(ensemble: Ensemble, trail: int | None) -> str:
     if not found:
         return "The run has no evaluation at this step."
     headline = ensemble.config.family.headline(found[-1])
-    rows = list(by_row([vars(headline)]).items())[slice(None) if trail is None else slice(trail, trail + 1)]
+    rows = list(by_row([vars(headline)]).items())[slice(None) if trail is None else slice(trail - 1, trail)]
     lines = [f"| {name} | {headline.text(value)} |" for name, (value,) in rows if value is not None]
     count = f"{found[-1][headline.samples]:,} validation {headline.samples}"
     head = f"{headline.name.capitalize()} on {count} of the run, by `tools/evaluate.py`'s protocol:"

@@ -72,20 +72,20 @@ def combine(logits: torch.Tensor, how: str | int = PROB) -> torch.Tensor:
     """Return log-probabilities, fp32 [..., V], of logits [T, ..., V].
 
     ``how`` is "prob" for the mean of the trails' probabilities (Lakshminarayanan et al., arXiv 1612.01474, §2.4),
-    "logit" for the softmax of the mean of their logits (arXiv 2505.17909), or one trail's number, from 0.
+    "logit" for the softmax of the mean of their logits (arXiv 2505.17909), or one trail's number, from 1.
     """
     if how == PROB:
         return mean_of_probs(logits.float().log_softmax(-1))
-    assert how == LOGIT or how in range(len(logits)), how
-    return (logits.float().mean(0) if how == LOGIT else logits[how].float()).log_softmax(-1)
+    assert how == LOGIT or how in range(1, len(logits) + 1), how
+    return (logits.float().mean(0) if how == LOGIT else logits[how - 1].float()).log_softmax(-1)
 
 
 def parse_combination(text: str, num_trails: int, key: str = "combine") -> str | int:
-    """Read what :func:`combine` takes from a command line, where it is called ``key`` and trails are counted from 1."""
+    """Read what :func:`combine` takes from a command line, where it is called ``key``."""
     if text in (PROB, LOGIT):
         return text
     if text.isdecimal() and 1 <= int(text) <= num_trails:
-        return int(text) - 1
+        return int(text)
     raise ConfigError([f"{key} = {text!r} must be 'prob', 'logit' or a trail's number from 1 to {num_trails}"])
 
 

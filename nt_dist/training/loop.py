@@ -341,7 +341,7 @@ class Trainer:
         self.heartbeat.enter("saving")
         self.metrics_lines = self.reporter.lines_on_disk() if self.reporter else 0
         extra = {name: getattr(self, name) for name in _KEPT} | self.data.identity
-        extra |= {"bad_steps": self.bad_steps.state(), "guard": self.guard.state()}
+        extra |= {"bad_steps": self.bad_steps.state(), "guard": self.guard.state(), "num_samples": len(self.data.train)}
         extra |= {"commit": commit()} if self.reporter else {}
         progress = TrainingState(self.step, self.consumed_samples, self.optimizer_state.step, self.data.digest, extra)
         self.saver.save(progress, is_last)
@@ -351,8 +351,8 @@ class Trainer:
         arguments = (found, self.config, self.mesh, self.model, self.optimizer_state)
         digest = None if self.config.run.allow_schedule_change else self.data.digest
         before, self.changed = checkpoint.load(*arguments, data_digest=digest, verified=True), []
-        progress = before
-        if before.data_digest != self.data.digest:
+        progress, count = before, len(self.data.train)  # the same texts in another layout are other samples
+        if before.data_digest != self.data.digest or before.extra.get("num_samples", count) != count:
             progress = agree(self.mesh, lambda: on_other_data(found, before, self.data))
             self.changed = [{"step": progress.step + 1, "other_data": self.data.digest, "consumed_samples": 0}]
         self.saver.latest = found

@@ -137,5 +137,5 @@ class TopologyUpdater:
         others = f", and {len(differs) - 1} more of trail and shard" if len(differs) > 1 else ""
         raise TopologyError(
             f"{weight.spec.name}: the topologies of its replicas differ after {when}: checksums {low:016x} and "
-            f"{high:016x} (trail {trail}, shard {shard}{others})"
+            f"{high:016x} (trail {trail + 1}, shard {shard}{others})"
         )

@@ -7,7 +7,6 @@ which needs neither this process's interpreter lock nor its cooperation. This mo
 import mmap
 import os
 import struct
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,10 +41,10 @@ def read_sign(memory: mmap.mmap) -> Sign:
 
 
 def shared_file() -> int:
-    """Make the memory of one rank and return its descriptor, which a child process can inherit."""
-    with tempfile.TemporaryFile() as file:
-        file.truncate(_PAGE)
-        return os.dup(file.fileno())
+    """Make the memory of one rank and return its descriptor, which a child process can inherit; no disk has a part."""
+    descriptor = os.memfd_create("heartbeat")
+    os.truncate(descriptor, _PAGE)
+    return descriptor
 
 
 def map_shared(descriptor: int) -> mmap.mmap:

@@ -117,7 +117,7 @@ def _start(
     """Start the watcher; everything that is opened here is closed with the context."""
     shared = shared_file()
     stack.callback(os.close, shared)
-    dump = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (it is one)
+    dump = stack.enter_context(os.fdopen(os.memfd_create("stacks"), "w+b"))
     faulthandler.register(signal.SIGUSR2, file=dump, all_threads=True)
     stack.callback(faulthandler.unregister, signal.SIGUSR2)
     run = config.run

@@ -190,6 +190,7 @@ def _corrupt(rank, world_size, layout, name):
 def test_topologies_are_compared_where_there_are_copies(layout, name, found):
     for message in run_distributed(_corrupt, 2, layout, name):
         assert message.startswith(f"{name}: the topologies of its replicas differ") == found, message
+        assert ("(trail 1, shard 0" in message) == found, message
 
 
 def _disagree(rank, world_size, trunk):

@@ -254,14 +254,16 @@ def test_a_finished_run_goes_on_with_other_texts_where_that_is_allowed(tmp_path,
     _run(1, changed | {"train": {**changed["train"], "steps": 5}}, 0)
     saved = [first / "checkpoints/step-00000002", *(tuned / f"checkpoints/step-0000000{step}" for step in (4, 5))]
     states = [read_manifest(path).training_state for path in saved]
-    assert [state.consumed_samples for state in states] == [16, 16, 24]
+    _run(1, changed | {"train": {**changed["train"], "steps": 6}, "data": {**changed["data"], "layout": "rows"}}, 0)
+    states.append(read_manifest(tuned / "checkpoints/step-00000006").training_state)
+    assert [state.consumed_samples for state in states] == [16, 16, 24, 8]  # rows are counted anew
     assert len({state.extra["tokenizer_sha256"] for state in states}) == 1
     assert states[0].data_digest != states[1].data_digest == states[2].data_digest
     lines = [line for line in read_metrics(tuned / "metrics.jsonl") if "other_data" in line]
     assert all(line.pop("time") > 0 for line in lines)
-    assert lines == [{"step": 3, "other_data": states[1].data_digest, "consumed_samples": 0}]
+    assert lines == [{"step": step, "other_data": states[1].data_digest, "consumed_samples": 0} for step in (3, 6)]
     logged = [line for each in (first, tuned) for line in read_metrics(each / "metrics.jsonl") if "loss" in line]
-    assert len(logged) == 5 and len({line["topology_checksum"] for line in logged}) == 1
+    assert len(logged) == 6 and len({line["topology_checksum"] for line in logged}) == 1
 
 
 def test_a_save_that_fails_stops_the_run_only_at_its_end(tmp_path, corpus):

@@ -12,7 +12,7 @@ import pytest
 
 from nt_dist import files
 from nt_dist.errors import DataError, RunError
-from nt_dist.files import Journal, check_file, expand, read_json, replacing, write_whole
+from nt_dist.files import Journal, check_file, expand, new_folder, read_json, replacing, write_whole
 
 
 def test_a_file_is_written_into_a_new_folder_and_replaced(tmp_path):
@@ -69,6 +69,16 @@ def test_a_file_system_that_cannot_sync_folders_is_written_to(tmp_path, monkeypa
     with pytest.raises(RunError, match="Input/output") if error == errno.EIO else contextlib.nullcontext():
         write_whole(tmp_path / "table.md", "text")
     assert (tmp_path / "table.md").read_text() == "text"
+
+
+def test_a_file_system_without_permissions_takes_a_folder(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refused)
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("text")
+    assert (tmp_path / "out" / "file").read_text() == "text"
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_any_work(tmp_path):

@@ -350,7 +350,7 @@ def exported(ensemble, tmp_path_factory):
     """The ensemble and its second trail as models of transformers."""
     folder = tmp_path_factory.mktemp("exported")
     export(ensemble, folder / "ensemble")
-    export(ensemble, folder / "trail", trail=1)
+    export(ensemble, folder / "trail", trail=2)
     return folder
 
 

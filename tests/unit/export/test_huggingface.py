@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def test_every_kind_of_ensemble_is_exported(tmp_path, trails):
 
 def test_a_trail_is_a_plain_llama(tmp_path):
     ensemble = load_ensemble(write_run(tmp_path, model={"rope_theta": 500000.0}))
-    export(ensemble, tmp_path / "trail", trail=1)
+    export(ensemble, tmp_path / "trail", trail=2)
     model = LlamaForCausalLM.from_pretrained(tmp_path / "trail", local_files_only=True)
     with torch.no_grad():
         torch.testing.assert_close(model(TOKENS).logits, ensemble.logits(TOKENS)[1], rtol=1e-4, atol=1e-4)
@@ -142,7 +143,7 @@ def test_bf16_halves_the_file_and_is_compared_with_rounded_weights(run, folder, 
 def test_what_cannot_be_a_llama_is_refused_by_name(tmp_path):
     ensemble = load_ensemble(write_run(tmp_path, trails={"final_norm_twice": True}))
     with pytest.raises(ConfigError) as caught:
-        export(ensemble, tmp_path / "out", trail=3)
+        export(ensemble, tmp_path / "out", trail=4)
     assert "trails.final_norm_twice = true" in str(caught.value)
     assert "--trail 4 must be from 1 to trails.count = 3" in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -179,4 +180,11 @@ def test_a_disk_that_fills_up_leaves_nothing(run, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(RunError, match="--out .*cannot be written: No space left on device"):
         export(load_ensemble(run), tmp_path / "out")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # which safetensors' own code meets
+    try:
+        with pytest.raises(RunError, match="--out .*cannot be written: .*File too large"):
+            export(load_ensemble(run), tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []

@@ -95,7 +95,7 @@ def test_combinations_are_chosen(plain):
 @pytest.mark.parametrize("block", ["bottleneck", "basic"])
 def test_a_trail_is_a_plain_resnet_that_the_pipeline_runs(tmp_path, block):
     ensemble = load_ensemble(write_pictures_run(tmp_path, model=PLAIN | {"block": block}))
-    export(ensemble, tmp_path / "trail", trail=1)
+    export(ensemble, tmp_path / "trail", trail=2)
     assert not list((tmp_path / "trail").glob("*.py"))
     assert "trust_remote_code" not in (tmp_path / "trail" / "README.md").read_text()
     model, x = ResNetForImageClassification.from_pretrained(tmp_path / "trail", local_files_only=True), pictures(36)
@@ -117,7 +117,7 @@ def test_bf16_is_compared_with_rounded_weights_and_statistics(plain, tmp_path):
 def test_what_transformers_has_not_is_refused_by_name(plain, tmp_path):
     ensemble = load_ensemble(write_pictures_run(tmp_path, model={"norm_eps": 0.01}))
     with pytest.raises(ConfigError) as caught:
-        export(ensemble, tmp_path / "out", trail=3)
+        export(ensemble, tmp_path / "out", trail=4)
     but = "so --trail cannot be exported; without it, the ensemble can"
     assert str(caught.value).splitlines() == [
         "--trail 4 must be from 1 to trails.count = 3",

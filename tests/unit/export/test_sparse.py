@@ -163,4 +163,4 @@ def test_a_file_of_another_model_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="kernel = 'csr' must be one of fastest, dense, sparse"):
         NeuroTrailsForCausalLM.from_sparse(out, "csr")
     with pytest.raises(ConfigError, match="--sparse is of the ensemble"):
-        export(ensemble, tmp_path / "trail", trail=0, sparse=True)
+        export(ensemble, tmp_path / "trail", trail=1, sparse=True)

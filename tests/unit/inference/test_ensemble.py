@@ -78,11 +78,11 @@ def test_combinations_are_log_probabilities():
     probability = combine(logits, "prob")
     torch.testing.assert_close(probability.exp(), logits.softmax(-1).mean(0))
     torch.testing.assert_close(combine(logits, "logit"), logits.mean(0).log_softmax(-1))
-    torch.testing.assert_close(combine(logits.bfloat16(), 1), logits.bfloat16()[1].float().log_softmax(-1))
+    torch.testing.assert_close(combine(logits.bfloat16(), 2), logits.bfloat16()[1].float().log_softmax(-1))
 
 
 def test_a_combination_is_read_with_trails_counted_from_one():
-    assert [parse_combination(text, 3) for text in ("prob", "logit", "1", "3")] == ["prob", "logit", 0, 2]
+    assert [parse_combination(text, 3) for text in ("prob", "logit", "1", "3")] == ["prob", "logit", 1, 3]
     for text in ("0", "4", "mean", "-1"):
         with pytest.raises(ConfigError, match=f"combine = '{text}' must be .* from 1 to 3"):
             parse_combination(text, 3)

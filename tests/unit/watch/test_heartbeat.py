@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import tempfile
 import time
 
 import pytest
@@ -19,7 +20,8 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def memory():
+def memory(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")  # a disk that is full, or maps no files, does not matter
     descriptor = shared_file()
     yield map_shared(descriptor)
     os.close(descriptor)
