@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import logging
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -274,7 +275,7 @@ def main() -> None:
             arguments.model_args = {"model": "-".join(names)} | given
     try:
         cli.execute(arguments)
-    except OSError as problem:  # a data set that cannot be reached, a folder that cannot be written
+    except (OSError, sqlite3.Error) as problem:  # a data set out of reach, a folder or --use_cache that is not writable
         raise RunError(f"the harness says: {type(problem).__name__}: {' '.join(str(problem).split())}") from problem
     except ValueError as problem:
         if str(problem).startswith(("Tasks not found", "Need to specify")):

@@ -32,17 +32,17 @@ def claim(folder: Path) -> TextIO:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / RUN_LOCK).open("a+")
+        if lock(file):
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {os.uname().nodename}\n")
+            file.flush()
+            return file
     except OSError as problem:
         raise RunError(f"run.dir = {str(folder)!r}: cannot be made or written: {problem.strerror}") from problem
-    if not lock(file):
-        file.seek(0)
-        owner = file.read().strip() or "unknown"
-        file.close()
-        raise RunError(f"run.dir = {str(folder)!r}: another run is working in it (process {owner})")
-    file.truncate(0)
-    file.write(f"{os.getpid()} on {os.uname().nodename}\n")
-    file.flush()
-    return file
+    file.seek(0)
+    owner = file.read().strip() or "unknown"
+    file.close()
+    raise RunError(f"run.dir = {str(folder)!r}: another run is working in it (process {owner})")
 
 
 def lacks_evaluation(config: Config, done: int) -> bool:

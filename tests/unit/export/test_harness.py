@@ -235,6 +235,10 @@ def test_what_the_harness_cannot_reach_or_apply_is_said_without_a_traceback(run,
     monkeypatch.setattr(sys, "argv", [*arguments, "--apply_chat_template"])
     with pytest.raises(ConfigError, match="--apply_chat_template: the run's tokenizer has no chat template"):
         harness.main()
+    (tmp_path / "kept_rank0.db").mkdir()
+    monkeypatch.setattr(sys, "argv", [*arguments, "--use_cache", str(tmp_path / "kept")])
+    with pytest.raises(RunError, match="the harness says: OperationalError: unable to open database file"):
+        harness.main()
     monkeypatch.setattr(sys, "argv", arguments)
     unreachable = ConnectionError("Couldn't reach\nthe hub")
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: (_ for _ in ()).throw(unreachable))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,16 @@ def test_a_second_run_is_refused_and_told_of_the_first(tmp_path):
         claim(tmp_path / "run")
     folder.close()
     claim(tmp_path / "run").close()
+
+
+def test_a_disk_without_room_is_named(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(RunError, match=r"run\.dir = .*run': cannot be made or written: File too large"):
+            claim(tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_the_lock_goes_with_the_process_however_that_ends(tmp_path):
