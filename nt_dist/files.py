@@ -231,9 +231,9 @@ def check_folder(out: Path) -> None:
 
 
 def check_file(key: str, path: Path) -> None:
-    """Refuse by a RunError, before any work, a file, given as ``key``, that could not be written."""
-    if path.is_dir():
-        raise RunError(f"{key} {path}: is a folder")
+    """Refuse by a RunError, before any work, a file, given as ``key``, that could not be written, or is a device."""
+    if path.exists() and not path.is_file():
+        raise RunError(f"{key} {path}: must be a plain file, or nothing yet")
     _check_place(key, path)
 
 

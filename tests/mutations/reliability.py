@@ -208,7 +208,7 @@ RELIABILITY = [
     ),
     Mutation(
         "what the system refuses of a file is a bug",
-        "if isinstance(error, OSError) and error.filename is not None:",
+        "if error.filename is not None or error.errno in _FULL:",
         "if False:",
         "tests/unit/test_command_line.py::test_ends",
     ),

@@ -84,8 +84,9 @@ def test_a_file_system_without_permissions_takes_a_folder(tmp_path, monkeypatch)
 def test_a_file_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     check_file("--json", tmp_path / "new" / "eval.json")
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="--json .*: is a folder"):
-        check_file("--json", tmp_path)
+    for path in (tmp_path, Path("/dev/null")):  # which root would replace by a file
+        with pytest.raises(RunError, match="--json .*: must be a plain file, or nothing yet"):
+            check_file("--json", path)
     with pytest.raises(RunError, match="--out .*: .*/file must be a folder that can be written to"):
         check_file("--out", tmp_path / "file" / "report.html")
 
