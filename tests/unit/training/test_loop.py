@@ -30,6 +30,7 @@ from tests.unit.model.tiny import tiny
 from tests.unit.resnet.small import small
 
 ROOT = Path(__file__).resolve().parents[3]
+ALONE = SimpleNamespace(is_main=True, any=lambda *flags: flags, gather_objects=lambda value: [value])
 
 
 @pytest.mark.parametrize(("stop_after", "steps", "last"), [(0, 300, 300), (120, 300, 120), (500, 300, 300)])
@@ -129,7 +130,7 @@ def test_a_run_goes_back_to_the_save_that_was_under_way():
     trainer = Trainer.__new__(Trainer)
     trainer.saver, trainer.bad_steps, trainer.reporter = Saving(), BadSteps(5), None
     trainer.config = make_config({"train": {"on_spike": "rollback"}}, None, 1)
-    trainer.mesh, trainer.go_back = SimpleNamespace(is_main=True), done.append
+    trainer.mesh, trainer.go_back = ALONE, done.append
     result = StepResult(torch.ones(1), torch.tensor(1.0), 9.0, False, StepVerdict.LOSS_SPIKE, 1e-3)
     assert trainer.note_bad_step(11, result, (80, 88))
     assert done == [Path("step-10")]
@@ -158,11 +159,11 @@ def test_a_checkpoint_keeps_what_tells_the_data():
     trainer.heartbeat, trainer.optimizer_state = SimpleNamespace(enter=lambda _: None), SimpleNamespace(step=3)
     trainer.reporter = SimpleNamespace(lines_on_disk=lambda: 7)
     trainer.bad_steps, trainer.guard = BadSteps(5), SimpleNamespace(state=dict)
-    trainer.data = SimpleNamespace(digest="abc", identity={"tokenizer_sha256": "def"})
+    trainer.data = SimpleNamespace(digest="abc", identity={"tokenizer_sha256": "def"}, train=range(80))
     trainer.saver = SimpleNamespace(save=lambda progress, is_last: saved.append(progress))
     trainer.save(is_last=True)
     assert (saved[0].data_digest, saved[0].extra["tokenizer_sha256"]) == ("abc", "def")
-    assert saved[0].extra["metrics_lines"] == 7
+    assert (saved[0].extra["metrics_lines"], saved[0].extra["num_samples"]) == (7, 80)
 
 
 GOOD = {"tokens": 1, "regrown": 0.1, "drop_fraction": 0.3, "bad_steps": {}, "guard": {}}
@@ -171,8 +172,9 @@ GOOD = {"tokens": 1, "regrown": 0.1, "drop_fraction": 0.3, "bad_steps": {}, "gua
 def _load(extra, monkeypatch):
     trainer = Trainer.__new__(Trainer)
     trainer.config = make_config({})
-    trainer.mesh = trainer.model = trainer.optimizer_state = None
-    trainer.data, trainer.saver, trainer.bad_steps = SimpleNamespace(digest=""), SimpleNamespace(), BadSteps(5)
+    trainer.mesh, trainer.model, trainer.optimizer_state = ALONE, None, None
+    trainer.data, trainer.saver = SimpleNamespace(digest="", train=range(80)), SimpleNamespace()
+    trainer.bad_steps = BadSteps(5)
     trainer.guard = SimpleNamespace(restore=lambda state: state.get("losses"))
     monkeypatch.setattr(checkpoint, "load", lambda *_, **__: TrainingState(3, 24, 3, "", extra))
     trainer.load(Path("step-3"))
