@@ -6,7 +6,7 @@ does meets all of them. Figures are ratios within a round: their median, and the
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.plain_trainer import PlainTrainer
 from benchmarks.setup import at_density, build_bench, check, synchronizer, unit
@@ -15,7 +15,7 @@ from nt_dist.config import Config
 from nt_dist.parallel.mesh import Mesh
 
 WARM_UP_STEPS = 2
-PLAIN = "plain"
+PLAIN, SINGLE = "plain", "single"
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class SpeedReport:
         plain: So many per second of the plain loop.
         trainer: So many per second of this trainer, by density.
         ratio: trainer over plain of the same round, by density.
+        of_single: Time of the trainer's step over that of one dense model of this width and depth in a plain loop, of
+            the same round, by density.
         update_share: Extra time of a step with a topology update (its dense gradients, update and check) over an
             ordinary step of the same round, divided by update_every, by density: the update's share of training.
         update_steps: The same, not divided: the update's cost in ordinary steps.
@@ -38,6 +40,7 @@ class SpeedReport:
     plain: Spread
     trainer: dict[float, Spread]
     ratio: dict[float, Spread]
+    of_single: dict[float, Spread]
     update_share: dict[float, Spread]
     update_steps: dict[float, Spread]
 
@@ -45,9 +48,9 @@ class SpeedReport:
         """The report for a terminal, and as Markdown."""
         lines = [
             f"| | {self.unit} per second | of plain: median (range) | updates included | topology update, share of "
-            "training | in steps |",
-            "|---|---|---|---|---|---|",
-            f"| plain dense layers, plain loop | {self.plain.median:.0f} | 1 | 1 | - | - |",
+            "training | in steps | time of one dense model's |",
+            "|---|---|---|---|---|---|---|",
+            f"| plain dense layers, plain loop | {self.plain.median:.0f} | 1 | 1 | - | - | - |",
         ]
         for density, ratio in self.ratio.items():
             share, steps = self.update_share.get(density), self.update_steps.get(density)
@@ -56,7 +59,7 @@ class SpeedReport:
             )
             whole = f"{ratio.median / (1 + (share.median if share else 0)):.3f}"
             rate = f"{self.trainer[density].median:.0f}"
-            lines.append(f"| density {density:g} | {rate} | {ratio} | {whole} | {update} |")
+            lines.append(f"| density {density:g} | {rate} | {ratio} | {whole} | {update} | {self.of_single[density]} |")
         return "\n".join(lines)
 
     def to_dict(self) -> dict:
@@ -102,7 +105,9 @@ def measure_speed(
     plain = PlainTrainer(config, mesh.device)
     benches = {density: build_bench(each, mesh) for density, each in configs.items()}
     batches = next(iter(benches.values())).batches
-    steps = {PLAIN: lambda: plain.step(batches)} | {density: bench.step for density, bench in benches.items()}
+    single = PlainTrainer(replace(config, trails=replace(config.trails, count=1)), mesh.device)
+    steps = {PLAIN: lambda: plain.step(batches), SINGLE: lambda: single.step(batches)}
+    steps |= {density: bench.step for density, bench in benches.items()}
     updates = {density: bench for density, bench in benches.items() if bench.topology.sparse}
     clock = Clock(synchronizer(mesh.device), time.process_time if cpu_time else time.perf_counter)
     for step in steps.values():
@@ -126,17 +131,19 @@ def measure_speed(
             )
         progress(f"round {number + 1} of {num_rounds}: " + ", ".join(f"{n} {s[-1]:.3f} s" for n, s in seconds.items()))
     per_step = sum(batch.targets.numel() for batch in batches)
-    rates = {name: Spread([per_step / each for each in times]) for name, times in seconds.items()}
-    ratios = {
-        density: Spread([p / t for p, t in zip(seconds[PLAIN], seconds[density], strict=True)]) for density in densities
-    }
+    rates = {name: Spread([per_step / each for each in seconds[name]]) for name in (PLAIN, *densities)}
+
+    def over(upper: str | float, lower: str | float) -> Spread:
+        return Spread([each / other for each, other in zip(seconds[upper], seconds[lower], strict=True)])
+
     every = config.sparsity.update_every
     return SpeedReport(
         unit=unit(config),
         per_step=per_step,
         plain=rates.pop(PLAIN),
         trainer=rates,
-        ratio=ratios,
+        ratio={density: over(PLAIN, density) for density in densities},
+        of_single={density: over(density, SINGLE) for density in densities},
         update_share={density: Spread([each / every for each in figures]) for density, figures in extra.items()},
         update_steps={density: Spread(figures) for density, figures in extra.items()},
     )

@@ -134,11 +134,13 @@ def test_contenders_take_turns_and_ratios_are_of_one_round():
     assert report.ratio[0.5].rounds == [0.5] * 3
     assert report.update_steps == {0.5: Spread([1.0] * 3)}  # (5 + 3) / 4 - 1; a dense model has no updates
     assert report.update_share[0.5].rounds == [0.1] * 3  # every 10 steps
-    rounds = [turns[start : start + 6] for start in range(0, 18, 6)]
-    assert [each[:3].index("plain") for each in rounds] == [0, 2, 1]  # another contender is first in each round
-    assert all(each[3:] == ["step", "step_before_update", "update"] for each in rounds)
+    assert report.of_single[1.0].rounds == [2.0] * 3
+    rounds = [turns[start : start + 7] for start in range(0, 21, 7)]
+    plain = [[number for number, name in enumerate(each) if name == "plain"] for each in rounds]
+    assert plain == [[0, 1], [0, 3], [2, 3]]  # another contender is first in each round
+    assert all(each[4:] == ["step", "step_before_update", "update"] for each in rounds)
     table = report.table().splitlines()
-    assert "0.500 (0.500-0.500)" in table[3] and "10.00%" in table[3] and "| - | - |" in table[4]
+    assert "0.500 (0.500-0.500)" in table[3] and "10.00%" in table[3] and "| - | - | 2.000 (" in table[4]
 
 
 def _run_both(rank, world_size):
