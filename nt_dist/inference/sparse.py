@@ -17,6 +17,10 @@ class BitmapLinear(Linear):
         if hasattr(self.weight, "mask"):
             self.weight.mask = torch.empty(0, dtype=torch.bool)
 
+    def builds(self, device: torch.device) -> bool:
+        """Say no: it multiplies by bits."""
+        return False
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform x [T or 1, B, S, in] → [T, B, S, out]."""
         rows = x.expand(self.matrices.shape[0], *x.shape[1:]).flatten(1, 2)

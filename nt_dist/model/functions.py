@@ -47,8 +47,10 @@ class _RMSNorm(torch.autograd.Function):
 
 def norm_by_torch(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
     """Return :func:`rms_norm` by torch's, which on GPUs is one kernel a trail and keeps its input."""
+    if len(scale) == 1:
+        return F.rms_norm(x, x.shape[-1:], scale.flatten(), eps)
     of_trails = [F.rms_norm(each, each.shape[-1:], own.flatten(), eps) for each, own in zip(x, scale, strict=True)]
-    return torch.stack(of_trails) if len(of_trails) > 1 else of_trails[0][None]
+    return torch.stack(of_trails)
 
 
 def norm_in_lots(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:

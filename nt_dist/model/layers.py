@@ -3,6 +3,9 @@
 T trails, B samples of a batch, S positions.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -21,7 +24,11 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform x [T or 1, B, S, in] → [T, B, S, out]."""
-        return self.weight(_linear, x)
+        return products(x, self)[0] if self.builds(x.device) else self.weight(_own_product, x)
+
+    def builds(self, device: torch.device) -> bool:
+        """Say whether it multiplies there by the weight's dense tensor."""
+        return self.weight.linear(device) is None
 
     def lay_out(self, x: torch.Tensor) -> torch.Tensor:
         """Return x [T or 1, B, S, in] as products read it: once for several matrices of the same kind."""
@@ -30,33 +37,61 @@ class Linear(nn.Module):
         return features_first(x.flatten(1, 2)).unflatten(1, x.shape[1:-1])
 
 
-def _linear(weight: Weight, x: torch.Tensor) -> torch.Tensor:
-    rows = x.expand(len(weight.trails), *x.shape[1:]).flatten(1, 2)
-    product = weight.linear(x.device) or _Linear
-    return product.apply(rows, weight.values, weight).unflatten(1, x.shape[1:-1])
+def products(x: torch.Tensor, *matrices: Linear) -> list[torch.Tensor]:
+    """Return what each of ``matrices``, all with as many trails, makes of x [T or 1, B, S, in].
+
+    Where all build dense tensors, the products of backward themselves add up what they say of x.
+    """
+    if not all(matrix.builds(x.device) for matrix in matrices):
+        return [matrix(x) for matrix in matrices]
+    weights = [matrix.weight for matrix in matrices]
+    product = partial(_multiplied, weights)
+    for weight in weights:
+        product = partial(_within, weight, product)
+    return [each.unflatten(1, x.shape[1:-1]) for each in product(_rows(x, weights[0]))]
 
 
-class _Linear(torch.autograd.Function):
-    """x · Wᵀ for x [T, N, in], with W [T, out, in] built anew in backward instead of being kept.
+def _within(weight: Weight, product: Callable[..., tuple], rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """ZeRO 3 has a weight's values here only within a call of it, and in that call's backward pass."""
+    return weight(lambda _, rows: product(rows), rows)
 
-    The Parameter itself is kept, not a saved tensor: under ZeRO 3 its data is gathered again before backward.
+
+def _multiplied(weights: list[Weight], rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return _Products.apply(rows, weights, *(weight.values for weight in weights))
+
+
+def _own_product(weight: Weight, x: torch.Tensor) -> torch.Tensor:
+    result = weight.linear(x.device).apply(_rows(x, weight), weight.values, weight)
+    return result.unflatten(1, x.shape[1:-1])
+
+
+def _rows(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+    return x.expand(len(weight.trails), *x.shape[1:]).flatten(1, 2)
+
+
+class _Products(torch.autograd.Function):
+    """x · Wᵀ for x [T, N, in] and each W [T, out, in], which is built anew in backward instead of being kept.
+
+    The Parameters themselves are kept, not saved tensors: under ZeRO 3 their data is gathered again before backward.
     """
 
     @staticmethod
-    def forward(ctx, x, values, weight):
+    def forward(ctx, x, weights, *values):
         ctx.save_for_backward(x)
-        ctx.values, ctx.weight = values, weight
-        return multiply(x, weight.build(values).mT)
+        ctx.weights, ctx.values = weights, values
+        return tuple(multiply(x, weight.build(own).mT) for weight, own in zip(weights, values, strict=True))
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx, *gradients):
         (x,) = ctx.saved_tensors
-        grad_x = grad_values = None
-        if ctx.needs_input_grad[0]:
-            grad_x = multiply(gradient, ctx.weight.build(ctx.values))
-        if ctx.needs_input_grad[1]:
-            grad_values = ctx.weight.take_gradient(multiply(gradient.mT, x), may_overwrite=True)
-        return grad_x, grad_values, None
+        needs_x, _, *needs_values = ctx.needs_input_grad
+        grad_x, grad_values = None, [None] * len(gradients)
+        for number, (weight, gradient) in enumerate(zip(ctx.weights, gradients, strict=True)):
+            if needs_x:
+                grad_x = add_product(grad_x, gradient, weight.build(ctx.values[number]))
+            if needs_values[number]:
+                grad_values[number] = weight.take_gradient(multiply(gradient.mT, x), may_overwrite=True)
+        return grad_x, None, *grad_values
 
 
 def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -72,13 +107,15 @@ def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return product
 
 
-def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add to ``total`` what :func:`multiply` returns."""
+def add_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return what :func:`multiply` does, added to ``total`` in its place where there is one."""
+    if total is None:
+        return multiply(left, right)
     if not is_eager_cpu(left.device):
-        total.baddbmm_(left, right)
-        return
+        return total.baddbmm_(left, right)
     for each in zip(total, left, right, strict=True):
         each[0].addmm_(*each[1:])
+    return total
 
 
 class Lookup(nn.Module):

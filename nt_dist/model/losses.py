@@ -20,7 +20,8 @@ def token_losses(
     Szegedy et al., arXiv 1512.00567, §7). Padded classes have logits of -inf.
 
     For backward the logits are kept as they are and nothing of their size beside them: their softmax is computed again,
-    some rows at a time, where it becomes their gradient.
+    some rows at a time, where it becomes their gradient. Where all rows were worked on at once, outside of a graph, their
+    exponentials are kept as well.
     """
     return _TokenLosses.apply(logits, targets, maximum, total, smoothing)
 
@@ -38,36 +39,39 @@ class _TokenLosses(torch.autograd.Function):
     def forward(ctx, logits, targets, maximum, total, smoothing):
         rows, targets = logits.flatten(0, -2), targets.expand(logits.shape[:-1]).flatten()
         highest = maximum(rows.amax(-1).float())
-        here = (targets >= 0) & (targets < rows.shape[-1])
-        index = targets.masked_fill(~here, 0)[:, None]
-        sums = torch.stack([highest, (rows.gather(-1, index)[:, 0] - highest).masked_fill_(~here, 0.0)])
+        elsewhere = (targets < 0) | (targets >= rows.shape[-1])
+        index = targets.masked_fill(elsewhere, 0)[:, None]
+        sums = torch.stack([highest, (rows.gather(-1, index)[:, 0] - highest).masked_fill_(elsewhere, 0.0)])
         if smoothing:
             sums = torch.cat([sums, torch.empty_like(sums)])  # sum and number of the real classes' logits
-        for some in lots(*rows.shape, rows.device):
+        parts = list(lots(*rows.shape, rows.device))
+        for some in parts:
             below = rows[some] - highest[some, None]
             if smoothing:
                 real = below.isfinite()
                 sums[2, some], sums[3, some] = below.where(real, 0.0).sum(-1), real.sum(-1).float()
             sums[0, some] = below.exp_().sum(-1)
-        normalizer, target, *rest = total(sums)
-        normalizer.log_()
-        share = torch.zeros_like(normalizer)
+        total_exp, target, *rest = total(sums)
+        normalizer, share = total_exp.log(), None
         if smoothing:
             total_logit, count = rest
             target, share = (1 - smoothing) * target + smoothing * total_logit / count, smoothing / count
+        keeps = len(parts) == 1 and not torch.compiler.is_compiling()
+        times = total_exp if keeps else torch.ones_like(total_exp)  # what backward begins with, over the softmax
         ctx.smoothing = smoothing
-        ctx.save_for_backward(logits, highest + normalizer, index, here, share)
+        kept = logits, highest + normalizer, index, elsewhere, share, times, below if keeps else None
+        ctx.save_for_backward(*kept)
         return (normalizer - target).view(logits.shape[:-1])
 
     @staticmethod
     def backward(ctx, gradient):
-        logits, normalizer, index, here, share = ctx.saved_tensors
-        rows, gradient = logits.flatten(0, -2), gradient.reshape(-1, 1)
-        grad_rows = torch.empty_like(rows)
-        less = -(1 - ctx.smoothing) * here[:, None].float()
+        logits, normalizer, index, elsewhere, share, times, exponentials = ctx.saved_tensors
+        rows, times = logits.flatten(0, -2), times[:, None]
+        gradient, grad_rows = gradient.reshape(-1, 1) / times, torch.empty_like(rows)
+        less = times.masked_fill(elsewhere[:, None], 0.0) * (ctx.smoothing - 1)
         for some in lots(*rows.shape, rows.device):
-            softmax = (rows[some] - normalizer[some, None]).exp_()
+            found = (rows[some] - normalizer[some, None]).exp_() if exponentials is None else exponentials
             if ctx.smoothing:
-                softmax -= share[some, None] * rows[some].isfinite()
-            torch.mul(softmax.scatter_add_(1, index[some], less[some]), gradient[some], out=grad_rows[some])
+                found -= (share[some, None] * times[some]) * rows[some].isfinite()
+            torch.mul(found.scatter_add_(1, index[some], less[some]), gradient[some], out=grad_rows[some])
         return grad_rows.view(logits.shape), None, None, None, None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nt_dist.model.layers import Linear
+from nt_dist.model.layers import Linear, products
 from nt_dist.model.losses import token_losses
 from nt_dist.sparsity.spec import WeightSpec
 
@@ -31,8 +31,7 @@ class Place:
 
     def columns(self, x: torch.Tensor, *matrices: Linear) -> list[torch.Tensor]:
         """Return the products of a whole hidden state with such matrices, all of one kind."""
-        x = matrices[0].lay_out(self.into_columns(x))
-        return [matrix(x) for matrix in matrices]
+        return products(matrices[0].lay_out(self.into_columns(x)), *matrices)
 
     def positions_held(self, count: int) -> int:
         """Return how many of ``count`` positions hidden states have here between matrices."""

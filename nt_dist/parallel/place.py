@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from nt_dist.model.layers import Linear
+from nt_dist.model.layers import Linear, products
 from nt_dist.model.place import Place
 from nt_dist.model.trails import weights_of
 from nt_dist.sparsity.spec import WeightSpec
@@ -74,7 +74,7 @@ class MeshPlace(Place):
         whole = matrices[0].lay_out(self.into_columns(x))
         again = _GatheredAgain(whole, x, self.mesh.tensor, matrices[0])
         with torch.autograd.graph.saved_tensors_hooks(again.pack, again.unpack):
-            return [matrix(whole) for matrix in matrices]
+            return products(whole, *matrices)
 
     def positions_held(self, count: int) -> int:
         """All, or this rank's equal share of them."""

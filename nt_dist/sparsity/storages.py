@@ -26,6 +26,8 @@ from nt_dist.sparsity.weight import ALL, Fragments, Weight, block_positions, fla
 if TYPE_CHECKING:
     from nt_dist.kernels.groups import Tiles
 
+# Slots whose places are made int64 at once to build dense tensors: on CPUs a trail's, on GPUs those of many trails.
+_SLOTS_AT_ONCE = {"cpu": 0, "cuda": 1 << 24}
 _PAYS = 0.6  # up to this density a product by groups of 64 takes less time than a dense one
 
 
@@ -131,8 +133,11 @@ class CompactWeight(Weight):
 
     def _build(self, values, rows):
         dense = values.new_zeros(len(values), math.prod(self.local_shape))
-        for row, index, entries in zip(dense, self.index[rows], values.detach(), strict=True):
-            row.scatter_(0, index.long(), entries)  # by int32 it is several times slower on CPUs
+        slots = _SLOTS_AT_ONCE.get(dense.device.type, _SLOTS_AT_ONCE["cuda"])
+        num_trails = max(1, slots // self.index.shape[1])
+        parts = (each.split(num_trails) for each in (dense, self.index[rows], values.detach()))
+        for some, index, entries in zip(*parts, strict=True):
+            some.scatter_(1, index.long(), entries)  # by int32 it is several times slower on CPUs
         return dense.view(len(values), *self.local_shape)
 
     def gradient_of(self, dense, may_overwrite, rows=ALL):

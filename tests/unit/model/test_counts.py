@@ -37,7 +37,7 @@ def test_a_micro_batch_of_llama_350m_with_all_matrices_sparse_launches_no_more_t
         + 15 * (getattr(trail, what) - getattr(base, what))
         for what in ("kernels", "bytes")
     }
-    assert (whole["kernels"], round(whole["bytes"] / 1e9)) == (2005, 113)
+    assert (whole["kernels"], round(whole["bytes"] / 1e9)) == (1877, 104)
 
 
 def test_what_is_computed_again_is_counted_again():
@@ -67,5 +67,5 @@ def test_dense_copies_that_are_kept_are_not_built_again():
         return count_micro_batch(load_config(LLAMA, overrides, None, world_size=1, check_paths=False)).calls
 
     often, once = count(), count("train.keep_dense=true")
-    assert often["scatter_"] > 50 and once["scatter_"] < 10 and often["bmm"] == once["bmm"]
+    assert often["scatter_"] > 30 and once["scatter_"] < 10 and often["bmm"] == once["bmm"]
     assert once.total() < 0.75 * often.total()

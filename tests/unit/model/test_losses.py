@@ -9,9 +9,10 @@ from nt_dist.model.losses import objective
 from nt_dist.model.place import Place
 
 
-@pytest.fixture(autouse=True)
-def a_few_rows_at_once(monkeypatch):
-    monkeypatch.setitem(functions.AT_ONCE, "cpu", 4 * 7)  # of 30 rows: the last lot is smaller
+@pytest.fixture(autouse=True, params=[4, 30])
+def rows_at_once(request, monkeypatch):
+    monkeypatch.setitem(functions.AT_ONCE, "cpu", request.param * 7)  # of 30 rows: the last lot is smaller, or all
+    return request.param
 
 
 def example(dtype=torch.float32):
@@ -84,13 +85,14 @@ def test_a_logit_that_is_no_number_makes_the_loss_none(bad):
     assert not finite[1, 0, 2] and finite.sum() == finite.numel() - 1
 
 
-def test_nothing_of_the_logits_size_is_kept_beside_them():
+def test_nothing_of_the_logits_size_is_kept_beside_them_but_what_was_worked_on_at_once(rows_at_once):
     logits, targets, _ = example(torch.bfloat16)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
         Place().token_losses(logits, targets)
     large = [each for each in kept if each.numel() >= logits.numel()]
-    assert [each.data_ptr() for each in large] == [logits.data_ptr()]
+    assert large[0].data_ptr() == logits.data_ptr()
+    assert [each.dtype for each in large[1:]] == [torch.float32] * (rows_at_once == 30)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

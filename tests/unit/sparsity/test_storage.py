@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nt_dist.model.layers import Linear, Lookup
-from nt_dist.sparsity import grouped
+from nt_dist.model import layers
+from nt_dist.model.layers import Linear, Lookup, products
+from nt_dist.sparsity import grouped, storages
 from nt_dist.sparsity.grouped_convolution import GroupedConvolution
 from nt_dist.sparsity.spec import WeightSpec
 from nt_dist.sparsity.storages import STORAGES
@@ -139,6 +140,52 @@ def test_linear_is_the_dense_product_and_its_gradients(spec, storage, one_input)
     torch.testing.assert_close(weight.dense_gradient, grad_dense)
     if storage == "masked":
         assert not got_values[~weight.mask].any()
+
+
+@pytest.mark.parametrize("one_input", [False, True])
+@pytest.mark.parametrize("batched", [False, True])
+def test_products_of_one_input_are_those_of_each_matrix(batched, one_input, monkeypatch):
+    monkeypatch.setattr(layers, "is_eager_cpu", lambda device: not batched)
+    dense = WeightSpec("dense", (8, 12), 0, trails=3, shards=4)
+    weights = [made(SPARSE[0], "compact"), made(SPARSE[3], "masked"), made(dense, "dense")]
+    x = torch.randn(1 if one_input else 3, 2, 5, 12, requires_grad=True)
+    seeds = [torch.randn(3, 2, 5, out) for out in (16, 16, 8)]
+
+    def passed(multiply, collecting):
+        for weight in weights:
+            weight.collecting, weight.dense_gradient = collecting, None
+        results = multiply(x, *map(Linear, weights))
+        gradients = torch.autograd.grad(results, (x, *(weight.values for weight in weights)), seeds)
+        return [*results, *gradients, *(weight.dense_gradient for weight in weights if collecting)]
+
+    for collecting in (False, True):
+        one_by_one = passed(lambda x, *matrices: [matrix(x) for matrix in matrices], collecting)
+        for each, other in zip(passed(products, collecting), one_by_one, strict=True):
+            torch.testing.assert_close(each, other)
+
+
+def test_products_with_a_matrix_of_groups_are_those_of_each():
+    weights = made(SPARSE[0], "compact"), made(SPARSE[5], "grouped")
+    x = torch.randn(3, 2, 5, 12)
+    for each, weight in zip(products(x, *map(Linear, weights)), weights, strict=True):
+        assert torch.equal(each, Linear(weight)(x))
+
+
+def test_where_nothing_is_asked_of_the_input_only_values_have_gradients():
+    weights = made(SPARSE[0], "compact"), made(SPARSE[3], "masked")
+    weights[1].values.requires_grad_(False)
+    results = products(torch.randn(3, 2, 5, 12), *map(Linear, weights))
+    sum(each.sum() for each in results).backward()
+    assert weights[0].values.grad.all() and weights[1].values.grad is None
+
+
+@pytest.mark.parametrize("num_trails", [1, 2, 3])
+def test_trails_that_are_built_at_once_are_those_built_one_by_one(num_trails, monkeypatch):
+    weight = made(SPARSE[0], "compact")
+    one_by_one, slots = weight.build(weight.values), weight.index.shape[1]
+    monkeypatch.setitem(storages._SLOTS_AT_ONCE, "cpu", num_trails * slots)
+    assert torch.equal(weight.build(weight.values), one_by_one)
+    assert torch.equal(weight.build(weight.values[1:], slice(1, 3)), one_by_one[1:])
 
 
 def test_without_triton_a_gpu_builds_the_dense_tensor_and_it_is_said_once(monkeypatch):
