@@ -20,8 +20,8 @@ def token_losses(
     Szegedy et al., arXiv 1512.00567, §7). Padded classes have logits of -inf.
 
     For backward the logits are kept as they are and nothing of their size beside them: their softmax is computed again,
-    some rows at a time, where it becomes their gradient. Where all rows were worked on at once, outside of a graph, their
-    exponentials are kept as well.
+    some rows at a time, where it becomes their gradient. Where all rows were worked on at once, outside of a graph,
+    their exponentials are kept as well.
     """
     return _TokenLosses.apply(logits, targets, maximum, total, smoothing)
 

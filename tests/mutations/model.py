@@ -7,9 +7,27 @@ LOSSES = "tests/unit/model/test_losses.py::test_losses_and_gradients_are_those_o
 MODEL = [
     Mutation(
         "losses: the gradient lacks the target",
-        "softmax.scatter_add_(1, index[some], less[some])",
-        "softmax",
+        "found.scatter_add_(1, index[some], less[some])",
+        "found",
         LOSSES,
+    ),
+    Mutation(
+        "losses: exponentials that were kept are taken for the softmax",
+        "times = total_exp if keeps else",
+        "times =",
+        LOSSES,
+    ),
+    Mutation(
+        "products of one input: its gradient is that of the last",
+        "grad_x = add_product(grad_x, gradient, weight.build(ctx.values[number]))",
+        "grad_x = multiply(gradient, weight.build(ctx.values[number]))",
+        "tests/unit/sparsity/test_storage.py::test_products_of_one_input_are_those_of_each_matrix",
+    ),
+    Mutation(
+        "trails that are built at once: the first stands for all",
+        "some.scatter_(1, index.long(), entries)",
+        "some.scatter_(1, index[:1].expand_as(index).long(), entries)",
+        "tests/unit/sparsity/test_storage.py::test_trails_that_are_built_at_once_are_those_built_one_by_one",
     ),
     Mutation(
         "norm: the gradient of x lacks the projection",
