@@ -144,8 +144,8 @@ PARALLEL = [
     ),
     Mutation(
         "cut cross-entropy: exponentials and target's logit not summed",
-        "normalizer, target, *rest = total(sums)",
-        "normalizer, target, *rest = sums",
+        "total_exp, target, *rest = total(sums)",
+        "total_exp, target, *rest = sums",
         TENSOR,
     ),
     Mutation(
