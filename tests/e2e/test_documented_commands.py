@@ -138,7 +138,7 @@ def test_there_are_commands_of_every_tool():
         (f"train.py --config configs/resnet50_imagenet.toml data.path=imagenet run.dir=runs/bad {IMAGENET} "
          "model.num_classes=9", "4 of model.num_classes = 9 classes have no picture"),
         ("tools/evaluate.py --checkpoint runs/quickstart_images --data imagenet/val", "which training does not have"),
-        ("tools/evaluate.py --checkpoint runs/quickstart --json runs", "--json runs: is a folder"),
+        ("tools/evaluate.py --checkpoint runs/quickstart --json runs", "--json runs: must be a plain file"),
         ("tools/evaluate.py --checkpoint runs/quickstart --full run.eval_batches=0 --data short.txt", "need two"),
     ],
 )  # fmt: skip

@@ -25,7 +25,8 @@ def on_ranks(works):
             barrier.wait(10)
             return everything
 
-        world = SimpleNamespace(gather_objects=gather, is_same=lambda digest: len(set(gather(digest))) == 1)
+        world = SimpleNamespace(gather_objects=gather, is_main=rank == 0)
+        world.is_same = lambda digest: len(set(gather(digest))) == 1
         try:
             works[rank](world)
         except RunError as error:
