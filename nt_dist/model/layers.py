@@ -22,9 +22,9 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = weight
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Transform x [T or 1, B, S, in] → [T, B, S, out]."""
-        return products(x, self)[0] if self.builds(x.device) else self.weight(_own_product, x)
+    def forward(self, x: torch.Tensor, is_turned: bool = False) -> torch.Tensor:
+        """Transform x [T or 1, B, S, in] → [T, B, S, out], features first in memory if ``is_turned`` and that helps."""
+        return products(x, self)[0] if self.builds(x.device) else self.weight(_own_product, x, is_turned)
 
     def builds(self, device: torch.device) -> bool:
         """Say whether it multiplies there by the weight's dense tensor."""
@@ -43,7 +43,7 @@ def products(x: torch.Tensor, *matrices: Linear) -> list[torch.Tensor]:
     Where all build dense tensors, the products of backward themselves add up what they say of x.
     """
     if not all(matrix.builds(x.device) for matrix in matrices):
-        return [matrix(x) for matrix in matrices]
+        return [matrix(x, is_turned=True) for matrix in matrices]
     weights = [matrix.weight for matrix in matrices]
     product = partial(_multiplied, weights)
     for weight in weights:
@@ -60,8 +60,8 @@ def _multiplied(weights: list[Weight], rows: torch.Tensor) -> tuple[torch.Tensor
     return _Products.apply(rows, weights, *(weight.values for weight in weights))
 
 
-def _own_product(weight: Weight, x: torch.Tensor) -> torch.Tensor:
-    result = weight.linear(x.device).apply(_rows(x, weight), weight.values, weight)
+def _own_product(weight: Weight, x: torch.Tensor, is_turned: bool) -> torch.Tensor:
+    result = weight.linear(x.device).apply(_rows(x, weight), weight.values, weight, is_turned)
     return result.unflatten(1, x.shape[1:-1])
 
 

@@ -34,25 +34,29 @@ class Piece(NamedTuple):
 class GroupedLinear(torch.autograd.Function):
     """x · Wᵀ for x [T, N, in], in the time of W's active entries.
 
-    Of x and its gradient features come first in memory, so that what is gathered or added up are runs of N values.
+    Of x and its gradient features come first in memory, so that what is gathered or added up are runs of N values; of
+    the result where ``is_turned``, as what it becomes feature by feature is then laid out for the next product.
     """
 
     @staticmethod
-    def forward(ctx, x, values, weight):
+    def forward(ctx, x, values, weight, is_turned=False):
         x = features_first(x)
         ctx.save_for_backward(x)
         ctx.values, ctx.weight = values, weight
-        result = _empty_result(x, weight)
+        result = _empty_result(x, weight, is_turned)
         for row, (inputs, outputs) in enumerate(zip(x.mT, result, strict=True)):
             for piece in weight.pieces(row):
                 gathered = inputs.index_select(0, piece.columns)
-                torch.mm(gathered.mT, piece.gather(values[row]).mT, out=outputs[:, piece.rows])
+                if is_turned:
+                    torch.mm(piece.gather(values[row]), gathered, out=outputs.mT[piece.rows])
+                else:
+                    torch.mm(gathered.mT, piece.gather(values[row]).mT, out=outputs[:, piece.rows])
         return result
 
     @staticmethod
     def backward(ctx, gradient):
         (x,), weight, values = ctx.saved_tensors, ctx.weight, ctx.values
-        needs_x, needs_values, _ = ctx.needs_input_grad
+        needs_x, needs_values, *_ = ctx.needs_input_grad
         of_x = x.new_zeros(len(x), x.shape[2], x.shape[1]) if needs_x else None
         of_values = torch.empty_like(values) if needs_values else None
         for row, (inputs, of_outputs) in enumerate(zip(x.mT, gradient.mT, strict=True)):
@@ -64,20 +68,20 @@ class GroupedLinear(torch.autograd.Function):
                     of_x[row].index_add_(0, piece.columns, piece.gather(values[row]).mT @ of_rows)
                 if of_values is not None:
                     piece.put(of_rows @ inputs.index_select(0, piece.columns).mT, of_values[row])
-        return None if of_x is None else of_x.mT, of_values, None
+        return None if of_x is None else of_x.mT, of_values, None, None
 
 
 class TritonLinear(torch.autograd.Function):
-    """:class:`GroupedLinear` by kernels for GPUs."""
+    """:class:`GroupedLinear` by kernels for GPUs, whose results have tokens first always."""
 
     @staticmethod
-    def forward(ctx, x, values, weight):
+    def forward(ctx, x, values, weight, is_turned=False):
         from nt_dist.kernels import groups
 
         x = features_first(x)
         ctx.save_for_backward(x)
         ctx.values, ctx.weight = values, weight
-        result = _empty_result(x, weight)
+        result = _empty_result(x, weight, False)
         groups.forward(x, values, weight.index, weight.tiles, result)
         return result
 
@@ -86,7 +90,7 @@ class TritonLinear(torch.autograd.Function):
         from nt_dist.kernels import groups
 
         (x,), weight, values = ctx.saved_tensors, ctx.weight, ctx.values
-        needs_x, needs_values, _ = ctx.needs_input_grad
+        needs_x, needs_values, *_ = ctx.needs_input_grad
         of_x = of_values = None
         if needs_x:
             of_x = groups.gradient_of_x(gradient, values, weight.index, weight.tiles, x.shape[2])
@@ -95,7 +99,7 @@ class TritonLinear(torch.autograd.Function):
                 weight.collect(gradient.mT @ x)
             of_values = torch.empty_like(values)
             groups.gradient_of_values(gradient, x, weight.index, weight.tiles, of_values)
-        return of_x, of_values, None
+        return of_x, of_values, None, None
 
 
 def product_on(device: torch.device) -> type[torch.autograd.Function] | None:
@@ -118,8 +122,9 @@ def _has_triton() -> bool:
     return True
 
 
-def _empty_result(x: torch.Tensor, weight) -> torch.Tensor:
-    result = x.new_empty(*x.shape[:2], weight.local_shape[0])
+def _empty_result(x: torch.Tensor, weight, is_turned: bool) -> torch.Tensor:
+    trails, rows, outputs = *x.shape[:2], weight.local_shape[0]
+    result = x.new_empty(trails, outputs, rows).mT if is_turned else x.new_empty(trails, rows, outputs)
     if weight.spec.cut_axis == 0:  # padding's outputs
         result[:, :, sum(map(weight.spec.real_rows, weight.shards)) :] = 0
     return result
