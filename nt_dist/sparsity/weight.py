@@ -148,8 +148,8 @@ class Weight(LocalState, ABC):
         return product(self, *inputs)
 
     def linear(self, device: torch.device) -> type[torch.autograd.Function] | None:
-        """Return what computes x · Wᵀ there, of (x [T, N, in], values, weight, is_turned) -> [T, N, out], where the storage
-        has a faster way than to build W."""
+        """Return what computes x · Wᵀ there, of (x [T, N, in], values, weight, is_turned) -> [T, N, out], where the
+        storage has a faster way than to build W."""
         return None
 
     def convolution(self, device: torch.device) -> type[torch.autograd.Function] | None:

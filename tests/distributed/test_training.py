@@ -328,7 +328,7 @@ def test_a_corrupted_index_stops_all_ranks_with_the_name_of_the_weight():
     assert words[0] == "blocks.1.mlp.up:" and "after the update at step 50" in messages[0]
     low, high = words[words.index("checksums") + 1], words[words.index("checksums") + 3]
     assert len(low) == len(high) == 16 and low != high
-    assert "(trail 1, shard 0)" in messages[0]
+    assert "(trail 2, shard 0)" in messages[0]
 
 
 def _build_and_listen(rank, world_size):
