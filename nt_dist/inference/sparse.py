@@ -21,8 +21,8 @@ class BitmapLinear(Linear):
         """Say no: it multiplies by bits."""
         return False
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Transform x [T or 1, B, S, in] → [T, B, S, out]."""
+    def forward(self, x: torch.Tensor, is_turned: bool = False) -> torch.Tensor:
+        """Transform x [T or 1, B, S, in] → [T, B, S, out], tokens first in memory always: there are few of them."""
         rows = x.expand(self.matrices.shape[0], *x.shape[1:]).flatten(1, 2)
         return self.matrices.multiply(rows).unflatten(1, x.shape[1:-1])
 
